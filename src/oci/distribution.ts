@@ -1,0 +1,179 @@
+import { DigestInvalidError, isDigest, type Digest } from './digest.ts'
+import {
+  canonicalRegistry,
+  isRegistry,
+  isRepository,
+  isTag,
+  looksLikeRegistry,
+  ReferenceInvalidError,
+  registryOfHost,
+  type HomeNaming,
+} from './reference.ts'
+
+/** Part of some content in bytes, both ends inclusive, as in `Content-Range`. */
+export interface ByteRange {
+  readonly start: number
+  readonly end: number
+}
+
+/** A `Range` header as it was sent: before the size is known, an open end or a suffix stays open. */
+export type RangeRequest =
+  | { readonly kind: 'from'; readonly start: number; readonly end?: number }
+  | { readonly kind: 'suffix'; readonly length: number }
+
+/** A pull, taken apart. */
+export interface PullRequest {
+  readonly method: 'GET' | 'HEAD'
+  readonly kind: 'manifest' | 'blob'
+  readonly registry: string
+  readonly repository: string
+  /** A digest, or for manifests a tag */
+  readonly target: { readonly digest: Digest } | { readonly tag: string }
+  readonly range?: RangeRequest
+}
+
+/** The parts of an HTTP request that say what is asked for. */
+export interface RequestParts {
+  readonly method: string
+  /** Path and query */
+  readonly url: string
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+}
+
+/** A path under `/v2/` that this registry does not serve. */
+export class RouteUnknownError extends Error {
+  override readonly name = 'RouteUnknownError'
+  readonly code = 'ERR_ROUTE_UNKNOWN'
+}
+
+/** A range that begins behind the end of the content. */
+export class RangeNotSatisfiableError extends Error {
+  override readonly name = 'RangeNotSatisfiableError'
+  readonly code = 'ERR_RANGE_NOT_SATISFIABLE'
+  /** Bytes of the whole content */
+  readonly size: number
+  constructor(size: number) {
+    super(`range is outside of the ${size} bytes`)
+    this.size = size
+  }
+}
+
+const PATH = /^\/v2\/(?<name>.+)\/(?<kind>manifests|blobs)\/(?<target>[^/]+)$/
+
+/**
+ * Takes a pull apart: `/v2/<name>/manifests/<tag or digest>` or `/v2/<name>/blobs/<digest>`.
+ *
+ * The registry it means is named by `ns` (containerd), else the header `OCI-Namespace`, else a first path segment that
+ * is a host name, else the `Host` header.
+ *
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pull
+ * @throws {RouteUnknownError | ReferenceInvalidError | DigestInvalidError}
+ */
+export function parsePullRequest(request: RequestParts, naming: HomeNaming): PullRequest {
+  const { method } = request
+  if (method !== 'GET' && method !== 'HEAD') throw new RouteUnknownError('only GET and HEAD pull')
+  const question = request.url.indexOf('?')
+  const path = question < 0 ? request.url : request.url.slice(0, question)
+  const query = new URLSearchParams(question < 0 ? '' : request.url.slice(question + 1))
+  const match = PATH.exec(decodePath(path))?.groups
+  if (match === undefined) throw new RouteUnknownError('no such endpoint')
+  const { name = '', kind = '', target = '' } = match
+
+  const { registry, repository } = nameRegistry(name, query.get('ns'), request.headers, naming)
+  if (!isRepository(repository)) {
+    throw new ReferenceInvalidError(
+      'repository must be lower-case path components of at most 255 characters',
+    )
+  }
+  const range = parseRange(header(request.headers, 'range'))
+  const parsed = { method, registry, repository, ...(range !== undefined && { range }) } as const
+  if (isDigest(target)) {
+    return { ...parsed, kind: kind === 'blobs' ? 'blob' : 'manifest', target: { digest: target } }
+  }
+  if (kind === 'blobs' || target.includes(':')) throw new DigestInvalidError()
+  if (!isTag(target)) throw new ReferenceInvalidError('tag must be up to 128 of [a-zA-Z0-9_.-]')
+  return { ...parsed, kind: 'manifest', target: { tag: target } }
+}
+
+function nameRegistry(
+  name: string,
+  ns: string | null,
+  headers: RequestParts['headers'],
+  naming: HomeNaming,
+): { registry: string; repository: string } {
+  const said = ns ?? header(headers, 'oci-namespace')
+  if (said !== undefined) {
+    if (!isRegistry(said))
+      throw new ReferenceInvalidError('ns must be the host of a registry, with an optional port')
+    return { registry: canonicalRegistry(said, naming), repository: name }
+  }
+  const slash = name.indexOf('/')
+  const first = name.slice(0, Math.max(slash, 0))
+  if (looksLikeRegistry(first)) {
+    return { registry: canonicalRegistry(first, naming), repository: name.slice(slash + 1) }
+  }
+  const host = header(headers, 'host')
+  if (host === undefined || !isRegistry(host))
+    throw new ReferenceInvalidError('request needs a Host header')
+  return { registry: registryOfHost(host, naming), repository: name }
+}
+
+/** Escapes are undone before the grammar is checked, so that nothing hides behind them. */
+function decodePath(path: string): string {
+  if (!path.includes('%')) return path
+  try {
+    return decodeURIComponent(path)
+  } catch (cause) {
+    throw new ReferenceInvalidError('path has a broken escape', { cause })
+  }
+}
+
+function header(headers: RequestParts['headers'], name: string): string | undefined {
+  const value = headers[name]
+  return Array.isArray(value) ? value[0] : value
+}
+
+/**
+ * Reads a `Range` header of one range. What is not understood (other units, several ranges, reversed ends) is ignored,
+ * as the RFC allows: the answer is then the whole content with 200.
+ * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-14.2
+ */
+export function parseRange(text: string | undefined): RangeRequest | undefined {
+  const match =
+    text === undefined ? null : /^bytes=(?:(\d{1,15})-(\d{1,15})?|-(\d{1,15}))$/.exec(text.trim())
+  if (match === null) return undefined
+  const [, start, end, suffix] = match
+  if (suffix !== undefined) return { kind: 'suffix', length: Number(suffix) }
+  if (end === undefined) return { kind: 'from', start: Number(start) }
+  if (Number(end) < Number(start)) return undefined
+  return { kind: 'from', start: Number(start), end: Number(end) }
+}
+
+/**
+ * The bytes a range means in content of `size` bytes; ends beyond it are cut.
+ * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-14.1.2
+ * @throws {RangeNotSatisfiableError}
+ */
+export function resolveRange(range: RangeRequest, size: number): ByteRange {
+  if (range.kind === 'suffix') {
+    if (range.length === 0 || size === 0) throw new RangeNotSatisfiableError(size)
+    return { start: Math.max(0, size - range.length), end: size - 1 }
+  }
+  if (range.start >= size) throw new RangeNotSatisfiableError(size)
+  return { start: range.start, end: Math.min(range.end ?? size - 1, size - 1) }
+}
+
+/** Bytes in a range. */
+export function rangeLength(range: ByteRange): number {
+  return range.end - range.start + 1
+}
+
+/** Reads `Content-Range: bytes start-end/total` of an answer; undefined when it is anything else. */
+export function parseContentRange(
+  text: string | undefined,
+): (ByteRange & { total: number }) | undefined {
+  const match = /^bytes (\d{1,15})-(\d{1,15})\/(\d{1,15})$/.exec(text ?? '')
+  if (match === null) return undefined
+  const [start, end, total] = [Number(match[1]), Number(match[2]), Number(match[3])]
+  return start <= end && end < total ? { start, end, total } : undefined
+}

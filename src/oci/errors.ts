@@ -1,0 +1,91 @@
+/**
+ * The registry's error codes that Shoal answers with, and their HTTP status. `UNAVAILABLE` and `UNKNOWN` are
+ * distribution's extensions of the spec's table.
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#error-codes
+ */
+const STATUS = {
+  NAME_INVALID: 400,
+  DIGEST_INVALID: 400,
+  MANIFEST_UNKNOWN: 404,
+  BLOB_UNKNOWN: 404,
+  UNAUTHORIZED: 401,
+  DENIED: 403,
+  UNSUPPORTED: 405,
+  TOOMANYREQUESTS: 429,
+  UNAVAILABLE: 503,
+  UNKNOWN: 500,
+} as const
+
+export type ErrorCode = keyof typeof STATUS
+
+/** An error as a client of the registry sees it. */
+export class DistributionError extends Error {
+  override readonly name = 'DistributionError'
+  readonly code: ErrorCode
+  readonly status: number
+  /** Headers that belong to this answer, e.g. `Retry-After` */
+  readonly headers: Readonly<Record<string, string>>
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    options: ErrorOptions & { status?: number; headers?: Record<string, string> } = {},
+  ) {
+    super(message, options)
+    this.code = code
+    this.status = options.status ?? STATUS[code]
+    this.headers = options.headers ?? {}
+  }
+
+  /** @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#error-codes */
+  body(): string {
+    return JSON.stringify({ errors: [{ code: this.code, message: this.message }] })
+  }
+}
+
+/** Seconds a client should wait after 503; containerd moves on to its next host at once, others come back. */
+const RETRY_AFTER = { 'retry-after': '1' }
+
+/**
+ * What a client is told about a failure. Only messages written for clients get out; of anything unknown it learns no
+ * more than that.
+ */
+export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'): DistributionError {
+  if (error instanceof DistributionError) return error
+  if (!(error instanceof Error))
+    return new DistributionError('UNKNOWN', 'internal error', { cause: error })
+  const options = { cause: error }
+  switch ('code' in error ? error.code : undefined) {
+    case 'ERR_REFERENCE_INVALID':
+      return new DistributionError('NAME_INVALID', error.message, options)
+    case 'ERR_DIGEST_INVALID':
+      return new DistributionError('DIGEST_INVALID', error.message, options)
+    case 'ERR_ROUTE_UNKNOWN':
+      return new DistributionError('UNSUPPORTED', error.message, { ...options, status: 404 })
+    case 'ERR_NOT_HELD':
+    case 'ERR_CONTENT_NOT_FOUND':
+      return kind === 'blob'
+        ? new DistributionError('BLOB_UNKNOWN', 'blob is held by no node that answers', options)
+        : new DistributionError(
+            'MANIFEST_UNKNOWN',
+            'manifest is held by no node that answers',
+            options,
+          )
+    case 'ERR_STORE_UNAVAILABLE':
+      return new DistributionError(
+        'UNAVAILABLE',
+        'the content store of this node cannot be reached',
+        {
+          ...options,
+          headers: RETRY_AFTER,
+        },
+      )
+    case 'ERR_OVERLOADED':
+      return new DistributionError('UNAVAILABLE', error.message, {
+        ...options,
+        headers: RETRY_AFTER,
+      })
+    default:
+      return new DistributionError('UNKNOWN', 'internal error', options)
+  }
+}

@@ -1,0 +1,100 @@
+import { isDigest, type Digest } from './digest.ts'
+
+/** Media types that Shoal itself has to tell apart; all others pass through as they are. */
+export const MEDIA_TYPE = {
+  ociIndex: 'application/vnd.oci.image.index.v1+json',
+  ociManifest: 'application/vnd.oci.image.manifest.v1+json',
+  ociConfig: 'application/vnd.oci.image.config.v1+json',
+  ociLayerGzip: 'application/vnd.oci.image.layer.v1.tar+gzip',
+  dockerList: 'application/vnd.docker.distribution.manifest.list.v2+json',
+  dockerManifest: 'application/vnd.docker.distribution.manifest.v2+json',
+  octets: 'application/octet-stream',
+} as const
+
+/** What clients should offer to accept when they ask for a manifest. */
+export const MANIFEST_MEDIA_TYPES: readonly string[] = [
+  MEDIA_TYPE.ociIndex,
+  MEDIA_TYPE.ociManifest,
+  MEDIA_TYPE.dockerList,
+  MEDIA_TYPE.dockerManifest,
+]
+
+/**
+ * Registries must take manifests of 4 MiB and may refuse larger ones.
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pushing-manifests
+ */
+export const MAX_MANIFEST_BYTES = 4 * 1024 * 1024
+
+/** @see https://github.com/opencontainers/image-spec/blob/v1.1.1/descriptor.md */
+export interface Descriptor {
+  readonly digest: Digest
+  readonly mediaType: string
+  /** Bytes */
+  readonly size: number
+}
+
+/** What a manifest or an index points to. */
+export interface ManifestInfo {
+  readonly mediaType: string
+  /** Config, layers, manifests of an index: descriptors as written, in order. */
+  readonly children: readonly Descriptor[]
+}
+
+/** Bytes that are not an image manifest or index of a known shape. */
+export class ManifestInvalidError extends Error {
+  override readonly name = 'ManifestInvalidError'
+  readonly code = 'ERR_MANIFEST_INVALID'
+}
+
+/**
+ * Reads a manifest or an index, of OCI's or of docker's media types. The media type is the one written inside, else it
+ * follows from the shape, as clients conclude it too.
+ * @throws {ManifestInvalidError}
+ */
+export function parseManifest(bytes: Uint8Array): ManifestInfo {
+  if (bytes.length > MAX_MANIFEST_BYTES)
+    throw new ManifestInvalidError('manifest is larger than 4 MiB')
+  let json: unknown
+  try {
+    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+  } catch (cause) {
+    throw new ManifestInvalidError('manifest is not JSON', { cause })
+  }
+  if (!isRecord(json) || json['schemaVersion'] !== 2)
+    throw new ManifestInvalidError('manifest has no schemaVersion 2')
+  const { mediaType, config, layers, manifests } = json
+  if (mediaType !== undefined && typeof mediaType !== 'string') {
+    throw new ManifestInvalidError('mediaType of a manifest must be a string')
+  }
+  if (Array.isArray(manifests)) {
+    return { mediaType: mediaType ?? MEDIA_TYPE.ociIndex, children: manifests.map(toDescriptor) }
+  }
+  if (config === undefined)
+    throw new ManifestInvalidError('manifest has neither config nor manifests')
+  const parts = Array.isArray(layers) ? [config, ...layers] : [config]
+  return { mediaType: mediaType ?? MEDIA_TYPE.ociManifest, children: parts.map(toDescriptor) }
+}
+
+/** True for the media types of manifests and indexes. */
+export function isManifestMediaType(mediaType: string): boolean {
+  return MANIFEST_MEDIA_TYPES.includes(mediaType)
+}
+
+function toDescriptor(value: unknown): Descriptor {
+  if (
+    !isRecord(value) ||
+    typeof value['digest'] !== 'string' ||
+    !isDigest(value['digest']) ||
+    typeof value['size'] !== 'number' ||
+    !Number.isSafeInteger(value['size']) ||
+    value['size'] < 0
+  ) {
+    throw new ManifestInvalidError('manifest has a descriptor without a valid digest and size')
+  }
+  const mediaType = typeof value['mediaType'] === 'string' ? value['mediaType'] : MEDIA_TYPE.octets
+  return { digest: value['digest'], mediaType, size: value['size'] }
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}

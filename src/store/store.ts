@@ -1,0 +1,91 @@
+import type { ContentBody } from '../oci/body.ts'
+import type { Digest } from '../oci/digest.ts'
+import type { ByteRange } from '../oci/distribution.ts'
+import type { Descriptor } from '../oci/manifest.ts'
+import type { ContentKey, TagName } from '../oci/reference.ts'
+
+export interface AbortOptions {
+  signal?: AbortSignal
+}
+
+/** What this node holds, complete and readable now. */
+export interface ContentStore {
+  readonly name: 'containerd' | 'layout'
+  /**
+   * The manifest or index a tag points to, present in this store.
+   * @throws {NotHeldError}
+   * @throws {StoreUnavailableError}
+   */
+  resolve(tag: TagName, options?: AbortOptions): Promise<Descriptor>
+  /**
+   * Size and media type; `application/octet-stream` for what is neither a manifest nor an index.
+   * @throws {NotHeldError} also for content that is still arriving
+   * @throws {StoreUnavailableError}
+   */
+  stat(digest: Digest, options?: AbortOptions): Promise<Descriptor>
+  /**
+   * Opens content; `range` must lie inside of it. The store's bytes are as they were committed: nobody verifies again.
+   * @throws {NotHeldError}
+   * @throws {StoreUnavailableError}
+   */
+  open(digest: Digest, options?: AbortOptions & { range?: ByteRange }): Promise<ContentBody>
+  /**
+   * What is held: a full snapshot first, changes after it, and a new snapshot after every reconnect. It ends only by
+   * `signal`, whatever happens to the store.
+   */
+  watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent>
+}
+
+/** Events are hints made true: every key was checked to be held (or gone) when its event was made. */
+export type ContentEvent =
+  | { readonly type: 'snapshot'; readonly keys: ReadonlySet<ContentKey> }
+  | { readonly type: 'added'; readonly keys: readonly ContentKey[] }
+  | { readonly type: 'removed'; readonly keys: readonly ContentKey[] }
+  /** The store cannot be reached; what it held is unknown until the next snapshot. */
+  | { readonly type: 'lost' }
+
+/** A store that Shoal itself may write to. */
+export interface WritableStore extends ContentStore {
+  /**
+   * Begins to receive content. Nothing of it is held until `commit`.
+   * @throws {StoreFullError}
+   */
+  ingest(descriptor: Descriptor): Promise<ContentIngest>
+  /**
+   * Points a tag to a manifest or index that is already held.
+   * @throws {NotHeldError}
+   */
+  tag(tag: TagName, descriptor: Descriptor): Promise<void>
+}
+
+/** One piece of content on its way into a store. Ends by `commit` or `abort`, whichever comes first. */
+export interface ContentIngest {
+  write(chunk: Uint8Array): Promise<void>
+  /**
+   * Makes the content held: synced to disk first, then visible as a whole.
+   * @throws {DigestMismatchError} and forgets the bytes
+   */
+  commit(): Promise<void>
+  abort(): Promise<void>
+}
+
+/** The store does not hold this content or tag. An ordinary answer, not a fault. */
+export class NotHeldError extends Error {
+  override readonly name = 'NotHeldError'
+  readonly code = 'ERR_NOT_HELD'
+  constructor(key: ContentKey, options?: ErrorOptions) {
+    super(`${key} is not held here`, options)
+  }
+}
+
+/** The store itself cannot be reached or read: containerd is down, the disk answers with an error. */
+export class StoreUnavailableError extends Error {
+  override readonly name = 'StoreUnavailableError'
+  readonly code = 'ERR_STORE_UNAVAILABLE'
+}
+
+/** No room for what is to be written. */
+export class StoreFullError extends Error {
+  override readonly name = 'StoreFullError'
+  readonly code = 'ERR_STORE_FULL'
+}
