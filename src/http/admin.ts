@@ -1,0 +1,30 @@
+import { fastify, type FastifyInstance } from 'fastify'
+import type { Metrics } from '../observe/metrics.ts'
+
+/** What the admin pages tell. */
+export interface AdminComponents {
+  readonly metrics: Metrics
+  /** Why this node is not ready; undefined when it is. */
+  readonly notReady: () => string | undefined
+}
+
+/** Probes and metrics, for this host only. */
+export function createAdminServer({ metrics, notReady }: AdminComponents): FastifyInstance {
+  const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
+  server.addHook('onRequest', async (_request, reply) => {
+    void reply.header('x-content-type-options', 'nosniff')
+  })
+  server.get('/livez', (_request, reply) => reply.type('text/plain').send('ok\n'))
+  server.get('/readyz', (_request, reply) => {
+    const reason = notReady()
+    return reply
+      .code(reason === undefined ? 200 : 503)
+      .type('text/plain')
+      .send(`${reason ?? 'ok'}\n`)
+  })
+  server.get('/metrics', async (_request, reply) => {
+    const { contentType, text } = await metrics.render()
+    return reply.type(contentType).send(text)
+  })
+  return server
+}

@@ -1,0 +1,255 @@
+import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
+import type { ServerResponse } from 'node:http'
+import type { Logger } from '../observe/log.ts'
+import type { Metrics } from '../observe/metrics.ts'
+import type { ByteSink } from '../oci/body.ts'
+import {
+  parsePullRequest,
+  rangeLength,
+  RangeNotSatisfiableError,
+  type PullRequest,
+} from '../oci/distribution.ts'
+import { DistributionError, toDistributionError } from '../oci/errors.ts'
+import type { HomeNaming } from '../oci/reference.ts'
+import type { Content, ContentSource } from '../pull/source.ts'
+
+export interface RegistryComponents {
+  /** The sources of this listener, already in their order */
+  readonly open: ContentSource['open']
+  readonly metrics: Metrics
+  readonly log: Logger
+  /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
+  readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
+}
+
+export interface RegistryInit {
+  /** Which rights this listener has; for logs and metrics */
+  readonly listener: 'local' | 'peer'
+  readonly naming: HomeNaming
+  /** Requests in work at once; more are answered 503. */
+  readonly maxRequests: number
+}
+
+/** A client that takes no byte for this long, in ms, is gone. */
+const CLIENT_STALL = 120_000
+/** Request line and headers together, in bytes; more is answered 431. */
+const MAX_HEADER_BYTES = 16 * 1024
+/** A request must have sent its headers within this time, in ms. */
+const HEADERS_TIMEOUT = 10_000
+const EVERY_ANSWER = {
+  'x-content-type-options': 'nosniff',
+  // docker before 1.11 and some tools since look for it.
+  'docker-distribution-api-version': 'registry/2.0',
+}
+
+/**
+ * The pull side of the distribution API. Answers come from `open`; what the two listeners may ask differs by the
+ * sources they were given, not here.
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pull
+ */
+export function createRegistryServer(
+  components: RegistryComponents,
+  init: RegistryInit,
+): FastifyInstance {
+  const { open, metrics, log, identity } = components
+  let inWork = 0
+
+  const server = fastify({
+    // HEAD has its own answer: the automatic one reads a whole blob to throw it away.
+    exposeHeadRoutes: false,
+    forceCloseConnections: 'idle',
+    http: { maxHeaderSize: MAX_HEADER_BYTES, headersTimeout: HEADERS_TIMEOUT },
+    requestTimeout: 0,
+    bodyLimit: 1024,
+    frameworkErrors: (error, _request, reply) => {
+      sendError(reply, new DistributionError('NAME_INVALID', 'path is not valid', { cause: error }))
+    },
+    clientErrorHandler(error, socket) {
+      if (socket.destroyed || !socket.writable) return
+      const status =
+        error.code === 'HPE_HEADER_OVERFLOW'
+          ? '431 Request Header Fields Too Large'
+          : '400 Bad Request'
+      const body = new DistributionError('UNSUPPORTED', 'request is not valid HTTP').body()
+      socket.end(
+        `HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Type: application/json\r\n` +
+          `X-Content-Type-Options: nosniff\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
+      )
+    },
+  })
+  // A body is never wanted; whatever its type, it is the method that gets refused.
+  server.removeAllContentTypeParsers()
+  server.addContentTypeParser('*', (_request, _payload, done) => done(null))
+
+  server.addHook('onRequest', async (_request, reply) => {
+    void reply.headers(EVERY_ANSWER)
+  })
+  server.setErrorHandler((error, _request, reply) => {
+    const answer = toDistributionError(error)
+    if (answer.code === 'UNKNOWN') log.error({ err: error }, 'request failed')
+    sendError(reply, answer)
+  })
+  server.setNotFoundHandler((request, reply) => {
+    const other = request.method !== 'GET' && request.method !== 'HEAD'
+    sendError(
+      reply,
+      new DistributionError('UNSUPPORTED', other ? 'method is not supported' : 'no such endpoint', {
+        status: other ? 405 : 404,
+      }),
+    )
+  })
+
+  /** @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#determining-support */
+  for (const url of ['/v2', '/v2/']) {
+    server.route({
+      method: ['GET', 'HEAD'],
+      url,
+      handler: (_request, reply) => reply.type('application/json').send('{}'),
+    })
+  }
+  if (identity !== undefined) {
+    server.get('/id', (_request, reply) => {
+      const { id, addresses } = identity()
+      return reply.send({ ID: id, Addrs: addresses })
+    })
+  }
+  server.route({
+    method: ['GET', 'HEAD'],
+    url: '/v2/*',
+    async handler(request, reply) {
+      if (inWork >= init.maxRequests) {
+        throw new DistributionError('UNAVAILABLE', 'too many requests at once', {
+          headers: { 'retry-after': '1' },
+        })
+      }
+      inWork += 1
+      try {
+        await pull(request, reply)
+      } finally {
+        inWork -= 1
+      }
+    },
+  })
+  return server
+
+  async function pull(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+    const { raw } = reply
+    const started = performance.now()
+    const parsed = parsePullRequest(
+      { method: request.method, url: request.raw.url ?? '', headers: request.headers },
+      init.naming,
+    )
+    const gone = new AbortController()
+    raw.once('close', () => gone.abort(new ClientGoneError()))
+
+    let content: Content | undefined
+    let outcome: 'ok' | 'not found' | 'aborted' | 'failed' = 'ok'
+    let failure: unknown
+    try {
+      content = await open(parsed, { signal: gone.signal })
+      await answer(reply, parsed, content, gone.signal)
+    } catch (error) {
+      failure = error
+      if (gone.signal.aborted && !raw.writableFinished) outcome = 'aborted'
+      else outcome = toDistributionError(error).status === 404 ? 'not found' : 'failed'
+      if (reply.sent) {
+        // Headers are out: only a visibly broken connection tells the client that this is not the whole.
+        raw.destroy()
+      } else if (error instanceof RangeNotSatisfiableError) {
+        void reply.code(416).header('content-range', `bytes */${error.size}`).send()
+      } else {
+        const failed = toDistributionError(error, parsed.kind)
+        sendError(reply, failed)
+      }
+    }
+    const source = content?.source ?? 'none'
+    const durationMs = performance.now() - started
+    metrics.pulls.inc({ kind: parsed.kind, source, outcome })
+    metrics.pullSeconds.observe({ kind: parsed.kind, source }, durationMs / 1000)
+    const fields = {
+      listener: init.listener,
+      method: parsed.method,
+      registry: parsed.registry,
+      repository: parsed.repository,
+      ...parsed.target,
+      kind: parsed.kind,
+      source,
+      outcome,
+      bytes: content?.body?.length ?? 0,
+      durationMs: Math.round(durationMs),
+      ...(outcome === 'failed' && { err: failure }),
+    }
+    if (outcome === 'failed') log.warn(fields, 'pull')
+    else if (outcome === 'ok' && parsed.method === 'GET') log.info(fields, 'pull')
+    else log.debug(fields, 'pull')
+  }
+
+  async function answer(
+    reply: FastifyReply,
+    request: PullRequest,
+    content: Content,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { descriptor, range, body } = content
+    const { raw } = reply
+    // From here on the answer is written by hand: the byte path has no stream in it.
+    reply.hijack()
+    raw.writeHead(range === undefined ? 200 : 206, {
+      ...EVERY_ANSWER,
+      'content-type': descriptor.mediaType,
+      'content-length': range === undefined ? descriptor.size : rangeLength(range),
+      'docker-content-digest': descriptor.digest,
+      'shoal-source': content.source,
+      ...(request.kind === 'blob' && { 'accept-ranges': 'bytes' }),
+      ...(range !== undefined && {
+        'content-range': `bytes ${range.start}-${range.end}/${descriptor.size}`,
+      }),
+    })
+    if (body !== undefined) {
+      const sink = new ResponseSink(raw, signal)
+      await body.writeTo(sink, { signal })
+      metrics.bytes.inc({ listener: init.listener, source: content.source }, body.length)
+    }
+    await new Promise<void>((resolve) => raw.end(resolve))
+  }
+}
+
+/** The client closed its connection before the answer was complete. Nobody's fault. */
+class ClientGoneError extends Error {
+  override readonly name = 'ClientGoneError'
+  readonly code = 'ERR_CLIENT_GONE'
+  constructor() {
+    super('client closed the connection')
+  }
+}
+
+/** Writes into an HTTP answer; each write waits until the bytes are with the kernel. */
+class ResponseSink implements ByteSink {
+  readonly #response: ServerResponse
+  readonly #signal: AbortSignal
+
+  constructor(response: ServerResponse, signal: AbortSignal) {
+    this.#response = response
+    this.#signal = signal
+    response.setTimeout(CLIENT_STALL, () => response.destroy())
+  }
+
+  async write(chunk: Uint8Array): Promise<void> {
+    this.#signal.throwIfAborted()
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const gone = (): void => reject(this.#signal.reason)
+    this.#signal.addEventListener('abort', gone, { once: true })
+    this.#response.write(chunk, (error) => {
+      if (error) reject(error)
+      else resolve()
+    })
+    await promise.finally(() => this.#signal.removeEventListener('abort', gone))
+  }
+}
+
+function sendError(reply: FastifyReply, error: DistributionError): void {
+  void reply
+    .code(error.status)
+    .headers({ ...EVERY_ANSWER, ...error.headers, 'content-type': 'application/json' })
+    .send(error.body())
+}

@@ -1,0 +1,55 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+
+/**
+ * Every metric of one daemon, on a registry of its own so that several daemons fit in one process. Labels take their
+ * values from closed sets; never a digest, a repository or a peer.
+ */
+export function createMetrics() {
+  const registry = new Registry()
+  collectDefaultMetrics({ register: registry })
+  const registers = [registry]
+  return {
+    pulls: new Counter({
+      name: 'shoal_pulls_total',
+      help: 'Requests for manifests and blobs, by kind, by the source that answered, and by how they ended',
+      labelNames: ['kind', 'source', 'outcome'] as const,
+      registers,
+    }),
+    bytes: new Counter({
+      name: 'shoal_bytes_total',
+      help: 'Bytes of content sent to clients and peers, by the source they came from',
+      labelNames: ['listener', 'source'] as const,
+      registers,
+    }),
+    pullSeconds: new Histogram({
+      name: 'shoal_pull_duration_seconds',
+      help: 'Seconds from a request to the last byte of its answer',
+      labelNames: ['kind', 'source'] as const,
+      buckets: [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60],
+      registers,
+    }),
+    peerAttempts: new Counter({
+      name: 'shoal_peer_attempts_total',
+      help: 'Requests to single peers, by how they ended',
+      labelNames: ['outcome'] as const,
+      registers,
+    }),
+    /** A gauge that is read when it is asked for. */
+    observe(name: string, help: string, read: () => number): void {
+      new Gauge({
+        name,
+        help,
+        registers,
+        collect() {
+          this.set(read())
+        },
+      })
+    },
+    /** The exposition text and its content type. */
+    async render(): Promise<{ contentType: string; text: string }> {
+      return { contentType: registry.contentType, text: await registry.metrics() }
+    },
+  }
+}
+
+export type Metrics = ReturnType<typeof createMetrics>

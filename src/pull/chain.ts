@@ -1,0 +1,29 @@
+import type { PullRequest } from '../oci/distribution.ts'
+import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
+
+/** Opens what a request asks for; the one thing the HTTP room knows of all sources. */
+export type OpenContent = ContentSource['open']
+
+/**
+ * Asks sources in order; the first that has the content answers. Only "not found" moves on, and a store that cannot be
+ * reached: it must not keep a pull from the peers, but when nobody has the content it is what the client has to hear.
+ */
+export function chain(sources: readonly ContentSource[]): OpenContent {
+  return async (request: PullRequest, options: { signal: AbortSignal }): Promise<Content> => {
+    let unavailable: Error | undefined
+    for (const source of sources) {
+      options.signal.throwIfAborted()
+      try {
+        return await source.open(request, options)
+      } catch (error) {
+        if (isCode(error, 'ERR_STORE_UNAVAILABLE')) unavailable ??= error
+        else if (!isCode(error, 'ERR_CONTENT_NOT_FOUND')) throw error
+      }
+    }
+    throw unavailable ?? new ContentNotFoundError('no source has it')
+  }
+}
+
+function isCode(error: unknown, code: string): error is Error {
+  return error instanceof Error && 'code' in error && error.code === code
+}

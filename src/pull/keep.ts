@@ -1,0 +1,76 @@
+import type { Logger } from '../observe/log.ts'
+import type { ContentBody } from '../oci/body.ts'
+import type { Descriptor } from '../oci/manifest.ts'
+import { tagName } from '../oci/reference.ts'
+import type { ContentIngest, WritableStore } from '../store/store.ts'
+import type { OpenContent } from './chain.ts'
+
+/**
+ * Keeps what passes by: content that came from elsewhere is written into `store` on its way to the client, and a
+ * manifest that was asked for by tag gets that tag. For the embedded store; containerd keeps what it pulls by itself.
+ *
+ * A store that cannot take it (full, broken) costs the copy, never the pull.
+ */
+export function keep(
+  open: OpenContent,
+  components: { store: WritableStore; log: Logger },
+): OpenContent {
+  return async (request, options) => {
+    const content = await open(request, options)
+    if (content.source === 'local' || content.body === undefined || content.range !== undefined) {
+      return content
+    }
+    const { target } = request
+    const tag =
+      'tag' in target ? tagName(request.registry, request.repository, target.tag) : undefined
+    const kept = async (): Promise<void> => {
+      if (tag !== undefined) await components.store.tag(tag, content.descriptor)
+    }
+    return { ...content, body: keepBody(content.body, content.descriptor, kept, components) }
+  }
+}
+
+function keepBody(
+  body: ContentBody,
+  descriptor: Descriptor,
+  kept: () => Promise<void>,
+  { store, log }: { store: WritableStore; log: Logger },
+): ContentBody {
+  const giveUp = async (ingest: ContentIngest | undefined, error: unknown): Promise<undefined> => {
+    log.warn({ digest: descriptor.digest, err: error }, 'content was not kept')
+    await ingest?.abort()
+    return undefined
+  }
+  return {
+    length: body.length,
+    async writeTo(sink, options) {
+      let ingest: ContentIngest | undefined = await store
+        .ingest(descriptor)
+        .catch((error: unknown) => giveUp(undefined, error))
+      try {
+        await body.writeTo(
+          {
+            async write(chunk) {
+              const current = ingest
+              const stored = current?.write(chunk).catch(async (error: unknown) => {
+                ingest = await giveUp(current, error)
+              })
+              // Both hold the chunk until they are done with it: the slower of the two sets the pace.
+              await Promise.all([sink.write(chunk), stored])
+            },
+          },
+          options,
+        )
+      } catch (error) {
+        await ingest?.abort()
+        throw error
+      }
+      const complete = ingest
+      await complete
+        ?.commit()
+        .then(kept)
+        .catch((error: unknown) => giveUp(complete, error))
+    },
+    discard: () => body.discard(),
+  }
+}
