@@ -1,0 +1,81 @@
+import { open, type FileHandle } from 'node:fs/promises'
+import { ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
+import { rangeLength, type ByteRange } from '../oci/distribution.ts'
+
+/** Two of these per open body: large enough that system calls do not count, small enough for many bodies at once. */
+const CHUNK_BYTES = 512 * 1024
+
+/**
+ * Opens a file, or a range of it, as content. Errors of the file system pass as they are (`ENOENT` among them): what
+ * they mean is the store's to say.
+ * @throws {ContentTruncatedError} when the file ends before the range does
+ */
+export async function openFileBody(path: string, range?: ByteRange): Promise<ContentBody> {
+  const file = await open(path)
+  try {
+    const { size } = await file.stat()
+    if (range !== undefined && range.end >= size) {
+      throw new ContentTruncatedError(`${path} has ${size} bytes, too few for the range asked for`)
+    }
+    return new FileBody(file, range ?? { start: 0, end: size - 1 })
+  } catch (error) {
+    await file.close()
+    throw error
+  }
+}
+
+class FileBody implements ContentBody {
+  readonly length: number
+  readonly #file: FileHandle
+  readonly #range: ByteRange
+
+  constructor(file: FileHandle, range: ByteRange) {
+    this.length = rangeLength(range)
+    this.#file = file
+    this.#range = range
+  }
+
+  async writeTo(sink: ByteSink, { signal }: { signal: AbortSignal }): Promise<void> {
+    const aborted = Promise.withResolvers<never>()
+    const onAbort = (): void => {
+      aborted.reject(signal.reason)
+    }
+    signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      signal.throwIfAborted()
+      // A sink that does not take its bytes must not keep the file open after the abort.
+      await Promise.race([this.#copy(sink, signal), aborted.promise])
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+      await this.#file.close()
+    }
+  }
+
+  async discard(): Promise<void> {
+    await this.#file.close()
+  }
+
+  /** Reads the next chunk into one buffer while the sink still has the other. */
+  async #copy(sink: ByteSink, signal: AbortSignal): Promise<void> {
+    const chunkBytes = Math.min(CHUNK_BYTES, this.length)
+    let free = Buffer.allocUnsafeSlow(chunkBytes)
+    let taken = Buffer.allocUnsafeSlow(this.length > chunkBytes ? chunkBytes : 0)
+    let writing = Promise.resolve()
+    let position = this.#range.start
+    while (position <= this.#range.end) {
+      const [chunk] = await Promise.all([this.#read(free, position), writing])
+      signal.throwIfAborted()
+      writing = sink.write(chunk)
+      position += chunk.length
+      ;[free, taken] = [taken, free]
+    }
+    await writing
+  }
+
+  async #read(buffer: Buffer, position: number): Promise<Buffer> {
+    const length = Math.min(buffer.length, this.#range.end - position + 1)
+    const { bytesRead } = await this.#file.read(buffer, 0, length, position)
+    if (bytesRead === 0) throw new ContentTruncatedError('file became shorter while it was read')
+    return buffer.subarray(0, bytesRead)
+  }
+}
