@@ -1,0 +1,76 @@
+import { globSync } from 'node:fs'
+import { Readable } from 'node:stream'
+import { run } from 'node:test'
+import { spec } from 'node:test/reporters'
+
+/** Groups in the order they run: cheap first. Those that start daemons and containerds have the machine for themselves. */
+const GROUPS: Readonly<Record<string, { globs: readonly string[]; alone: boolean }>> = {
+  unit: {
+    globs: ['test/*.test.ts', 'test/{unit,compliance,fakes,conformance}/**/*.test.ts'],
+    alone: false,
+  },
+  containerd: { globs: ['test/containerd/**/*.test.ts'], alone: true },
+  cluster: { globs: ['test/cluster/**/*.test.ts'], alone: true },
+}
+
+/** A hang ends as a failure here, not as a job that is cancelled from outside. */
+const TEST_TIMEOUT_MS = 120_000
+const FILE_TIMEOUT_MS = 480_000
+
+const COUNTS = ['tests', 'suites', 'passed', 'failed', 'cancelled', 'skipped', 'todo'] as const
+
+type Event = { type: string; data: unknown }
+
+/** Runs batch after batch as if it were one run: one report, one summary, which is the end of the output. */
+async function* runAll(
+  batches: readonly { files: string[]; alone: boolean }[],
+): AsyncGenerator<Event> {
+  const totals = new Map<string, number>()
+  const started = performance.now()
+  for (const { files, alone } of batches) {
+    const stream: AsyncIterable<Event> = run({
+      files,
+      concurrency: alone ? 1 : true,
+      timeout: FILE_TIMEOUT_MS,
+      execArgv: ['--enable-source-maps', `--test-timeout=${TEST_TIMEOUT_MS}`],
+    })
+    for await (const event of stream) {
+      const data = event.data as {
+        file?: string
+        nesting?: number
+        counts?: Record<string, number>
+      }
+      if (event.type === 'test:diagnostic' && data.nesting === 0 && data.file === undefined)
+        continue
+      if (event.type === 'test:summary' && data.file === undefined) {
+        for (const name of COUNTS) {
+          totals.set(name, (totals.get(name) ?? 0) + (data.counts?.[name] ?? 0))
+        }
+        continue
+      }
+      if (event.type === 'test:fail') process.exitCode = 1
+      yield event
+    }
+  }
+  const summary = [...totals, ['duration_ms', Math.round(performance.now() - started)] as const]
+  for (const [name, value] of summary) {
+    const message = `${name.replace('passed', 'pass').replace('failed', 'fail')} ${value}`
+    yield { type: 'test:diagnostic', data: { nesting: 0, message, level: 'info' } }
+  }
+}
+
+const wanted = process.argv.slice(2)
+const names = wanted.length === 0 || wanted[0] === 'all' ? Object.keys(GROUPS) : wanted
+const batches = names.map((name) => {
+  const group = GROUPS[name]
+  return {
+    files: group === undefined ? [name] : globSync(group.globs),
+    alone: group?.alone ?? true,
+  }
+})
+if (batches.every(({ files }) => files.length === 0))
+  throw new Error(`no tests in ${names.join(', ')}`)
+
+Readable.from(runAll(batches.filter(({ files }) => files.length > 0)))
+  .compose(new spec())
+  .pipe(process.stdout)

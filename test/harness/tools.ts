@@ -1,0 +1,104 @@
+import { execFileSync } from 'node:child_process'
+import { accessSync, constants, readFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+import { parseEnv } from 'node:util'
+
+const versions = parseEnv(readFileSync(new URL('versions.env', import.meta.url), 'utf8'))
+
+/** Where `scripts/install-test-tools` puts what it builds and unpacks; the same rule stands there. */
+const directory =
+  process.env['SHOAL_TEST_TOOLS'] ??
+  join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'shoal-test-tools')
+
+/** One containerd with the client of the same version. */
+export interface ContainerdBinaries {
+  /** Without a leading `v`, e.g. `1.6.20~ds1` or `2.3.4` */
+  readonly version: string
+  readonly containerd: string
+  readonly ctr: string
+}
+
+/** Programs that tests run. One that is missing is undefined; say so with {@link skipWithout}. */
+export const tools = {
+  skopeo: find('skopeo'),
+  crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
+  registry: find('docker-registry'),
+}
+
+/** The distribution's containerd (1.6 on Debian 12) and the 2.x built from its Go module; those that are there. */
+export function containerdBinaries(): ContainerdBinaries[] {
+  const built = join(directory, `containerd-${versions['CONTAINERD_VERSION']}`)
+  return [
+    { containerd: find('containerd'), ctr: find('ctr') },
+    { containerd: executable(join(built, 'containerd')), ctr: executable(join(built, 'ctr')) },
+  ].flatMap(({ containerd, ctr }) =>
+    containerd === undefined || ctr === undefined
+      ? []
+      : [{ version: versionOf(containerd), containerd, ctr }],
+  )
+}
+
+/** What a test can need beyond Node. */
+export type Need = 'containerd 1.x' | 'containerd 2.x' | 'namespaces' | keyof typeof tools
+
+/**
+ * For the `skip` option of a test: false when all is there, else one line saying what is missing and why.
+ * @throws with CI=true, where nothing may be skipped
+ */
+export function skipWithout(...needs: readonly Need[]): string | false {
+  const reasons = needs.flatMap((need) => missing(need) ?? [])
+  if (reasons.length === 0) return false
+  const reason = `needs ${reasons.join(', ')}`
+  if (process.env['CI'] === 'true')
+    throw new Error(`${reason}; nothing may be skipped with CI=true`)
+  return reason
+}
+
+function missing(need: Need): string | undefined {
+  switch (need) {
+    case 'containerd 1.x':
+    case 'containerd 2.x': {
+      const major = need.slice('containerd '.length, -1)
+      if (containerdBinaries().some(({ version }) => version.startsWith(major))) return undefined
+      return major === '1.'
+        ? 'containerd 1.x (Debian package containerd)'
+        : 'containerd 2.x (built where Go is installed)'
+    }
+    case 'namespaces':
+      if (process.platform !== 'linux') return 'Linux (network namespaces)'
+      if (process.getuid?.() !== 0) return 'root (network and mount namespaces)'
+      return ['ip', 'tc', 'unshare', 'nsenter', 'setpriv'].every((name) => find(name) !== undefined)
+        ? undefined
+        : 'ip and tc (Debian package iproute2)'
+    case 'skopeo':
+      return tools.skopeo === undefined ? 'skopeo (Debian package skopeo)' : undefined
+    case 'crane':
+      return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
+    case 'registry':
+      return tools.registry === undefined
+        ? 'docker-registry (Debian package docker-registry)'
+        : undefined
+  }
+}
+
+function find(name: string): string | undefined {
+  const path = (process.env['PATH'] ?? '').split(':')
+  return [...path, '/usr/sbin', '/sbin', join(directory, 'debian/usr/bin')]
+    .map((where) => executable(join(where, name)))
+    .find((file) => file !== undefined)
+}
+
+function executable(file: string): string | undefined {
+  try {
+    accessSync(file, constants.X_OK)
+    return file
+  } catch {
+    return undefined
+  }
+}
+
+function versionOf(containerd: string): string {
+  const line = execFileSync(containerd, ['--version'], { encoding: 'utf8' })
+  return line.split(' ')[2]?.replace(/^v/, '') ?? line
+}
