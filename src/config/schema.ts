@@ -1,0 +1,466 @@
+import { isIP } from 'node:net'
+import { z } from 'zod'
+import { isRegistry } from '../oci/reference.ts'
+
+/** Where something listens or is reached. Port 0 lets the kernel choose. */
+export interface SocketAddress {
+  readonly host: string
+  readonly port: number
+}
+
+/** A way into the mesh, as `bootstrap` lists it. */
+export type BootstrapEntry =
+  | ({ readonly type: 'host' } & SocketAddress)
+  | { readonly type: 'multiaddr'; readonly multiaddr: string }
+  | { readonly type: 'http'; readonly url: string }
+
+/** What help texts and documentation say of a key beside its type. */
+export interface KeyDoc {
+  readonly description: string
+  /** What stands for the value in help texts, e.g. `HOST:PORT` */
+  readonly placeholder: string
+  /** An environment variable that sets the key too */
+  readonly env?: string
+}
+
+/** libp2p listens here when nothing else is said; a bootstrap host without a port means it too. */
+export const P2P_PORT = 5002
+/** Other nodes read from here when nothing else is said. */
+export const PEER_PORT = 5001
+
+/** Timers count in 32 bits; a day is more than anybody waits here. */
+const MAX_DURATION_MS = 24 * 3600 * 1000
+
+const DURATION_UNITS = [
+  ['h', 3_600_000],
+  ['m', 60_000],
+  ['s', 1000],
+  ['ms', 1],
+] as const
+
+const SIZE_UNITS = [
+  ['TiB', 1024 ** 4],
+  ['GiB', 1024 ** 3],
+  ['MiB', 1024 ** 2],
+  ['KiB', 1024],
+  ['B', 1],
+] as const
+
+type Units = readonly (readonly [name: string, factor: number])[]
+
+function parseQuantity(text: string, units: Units): number | undefined {
+  const [, amount = '', name] = /^([0-9]{1,15}(?:\.[0-9]{1,3})?)([a-zA-Z]+)$/.exec(text) ?? []
+  const factor = units.find(([unit]) => unit === name)?.[1]
+  return factor === undefined ? undefined : Math.round(Number(amount) * factor)
+}
+
+/** In the largest unit that leaves no fraction. */
+function formatQuantity(value: number, units: Units): string {
+  const [name, factor] = units.find(([, unit]) => value >= unit && value % unit === 0) ?? ['', 1]
+  return `${value / factor}${name}`
+}
+
+const HOST_NAME =
+  /^[a-zA-Z0-9_](?:[a-zA-Z0-9_-]*[a-zA-Z0-9_])?(?:\.[a-zA-Z0-9_](?:[a-zA-Z0-9_-]*[a-zA-Z0-9_])?)*\.?$/
+
+function isHost(text: string): boolean {
+  // What looks like an IPv4 address must be one: 10.0.0.256 is no host name anybody means.
+  return /^[0-9.]+$/.test(text) ? isIP(text) === 4 : text.length <= 253 && HOST_NAME.test(text)
+}
+
+function parseAddress(text: string, defaultPort?: number): SocketAddress | undefined {
+  const [, bracketed, plain, digits] =
+    /^(?:\[([0-9a-fA-F:.]+)\]|([^[\]:/\s]+))(?::([0-9]{1,5}))?$/.exec(text) ?? []
+  const host = bracketed ?? plain
+  const port = digits === undefined ? defaultPort : Number(digits)
+  if (host === undefined || port === undefined || port > 65535) return undefined
+  if (bracketed === undefined ? !isHost(host) : isIP(host) !== 6) return undefined
+  return { host, port }
+}
+
+/** `HOST:PORT`, the host in brackets if it is an IPv6 address. */
+export function formatAddress({ host, port }: SocketAddress): string {
+  return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+}
+
+const MULTIADDR =
+  /^\/(?:ip4|ip6|dns|dns4|dns6)\/([^/]+)\/tcp\/([0-9]{1,5})(?:\/p2p\/[a-zA-Z0-9]+)?$|^\/dnsaddr\/([^/]+)(?:\/p2p\/[a-zA-Z0-9]+)?$/
+
+function isMultiaddr(text: string): boolean {
+  const [, host, port, name] = MULTIADDR.exec(text) ?? []
+  if (name !== undefined) return isHost(name)
+  if (host === undefined || Number(port) > 65535) return false
+  if (text.startsWith('/ip4/')) return isIP(host) === 4
+  if (text.startsWith('/ip6/')) return isIP(host) === 6
+  return isHost(host)
+}
+
+function parseBootstrap(text: string): BootstrapEntry | undefined {
+  if (text.startsWith('/'))
+    return isMultiaddr(text) ? { type: 'multiaddr', multiaddr: text } : undefined
+  if (/^https?:\/\//.test(text)) {
+    const url = URL.parse(text)
+    // Neither login nor path nor query
+    return url !== null && url.href === `${url.origin}/`
+      ? { type: 'http', url: url.origin }
+      : undefined
+  }
+  const address = parseAddress(text, P2P_PORT)
+  return address !== undefined && address.port > 0 ? { type: 'host', ...address } : undefined
+}
+
+function formatBootstrap(entry: BootstrapEntry): string {
+  switch (entry.type) {
+    case 'host':
+      return formatAddress(entry)
+    case 'multiaddr':
+      return entry.multiaddr
+    case 'http':
+      return entry.url
+  }
+}
+
+const docs = z.registry<KeyDoc>()
+
+/** A value that is written as text. What `parse` cannot read is answered with `expected`, everywhere in the same words. */
+function textual<T>(
+  expected: string,
+  parse: (text: string) => T | undefined,
+  format: (value: T) => string,
+) {
+  const message = `expected ${expected}`
+  return z.codec(z.string({ error: message }), z.custom<T>(), {
+    decode: (text, context) => {
+      const value = parse(text)
+      if (value !== undefined) return value
+      context.issues.push({ code: 'custom', message, input: text })
+      return z.NEVER
+    },
+    encode: format,
+  })
+}
+
+function plain(expected: string, accepts: (text: string) => boolean) {
+  return textual(
+    expected,
+    (text) => (accepts(text) ? text : undefined),
+    (text) => text,
+  )
+}
+
+function choice<const T extends readonly string[]>(values: T) {
+  return z.enum(values, { error: `expected one of ${values.join(', ')}` })
+}
+
+function duration() {
+  return textual(
+    'a duration from 1ms to 24h, such as 250ms, 10s or 5m',
+    (text) => {
+      const ms = parseQuantity(text, DURATION_UNITS)
+      return ms !== undefined && ms >= 1 && ms <= MAX_DURATION_MS ? ms : undefined
+    },
+    (ms) => formatQuantity(ms, DURATION_UNITS),
+  )
+}
+
+function address() {
+  return textual('HOST:PORT, an IPv6 address in brackets', parseAddress, formatAddress)
+}
+
+function autoAddress() {
+  return textual<SocketAddress | 'auto'>(
+    'auto or HOST:PORT, an IPv6 address in brackets',
+    (text) => (text === 'auto' ? text : parseAddress(text)),
+    (value) => (value === 'auto' ? value : formatAddress(value)),
+  )
+}
+
+function absolutePath() {
+  return plain('an absolute path', (text) => text.startsWith('/') && !text.includes('\0'))
+}
+
+function autoPath() {
+  return plain(
+    'auto or an absolute path',
+    (text) => text === 'auto' || (text.startsWith('/') && !text.includes('\0')),
+  )
+}
+
+function label() {
+  return plain('a word of up to 253 letters, digits and . _ -', (text) =>
+    /^[a-zA-Z0-9](?:[a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$/.test(text),
+  )
+}
+
+const SECTION = { error: 'expected a mapping' }
+
+/**
+ * Every key of the configuration: type, default, description. The type {@link Config}, the flags, the error messages and
+ * the table in docs/configuration.md come from here. Decoding reads what a file says; encoding gives it back.
+ */
+export const configSchema = z.strictObject(
+  {
+    store: choice(['auto', 'containerd', 'layout']).prefault('auto').register(docs, {
+      placeholder: 'STORE',
+      description:
+        'Where images are kept: `containerd`, or `layout` (an OCI image layout directory of Shoal’s own). `auto` is containerd if its socket exists, else layout.',
+    }),
+    containerd: z
+      .strictObject(
+        {
+          address: autoPath().prefault('auto').register(docs, {
+            placeholder: 'SOCKET',
+            description:
+              'containerd’s socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`.',
+          }),
+          namespace: label().prefault('k8s.io').register(docs, {
+            placeholder: 'NAME',
+            description: 'The containerd namespace whose images are shared.',
+          }),
+          contentPath: autoPath().prefault('auto').register(docs, {
+            placeholder: 'DIRECTORY',
+            description:
+              'containerd’s content directory, from which blobs are read. `auto` asks containerd; where it cannot be read, blobs come over gRPC.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    layout: z
+      .strictObject(
+        {
+          path: autoPath().prefault('auto').register(docs, {
+            placeholder: 'DIRECTORY',
+            description: 'Directory of the layout store. `auto` is `<dataDir>/store`.',
+          }),
+          maxBytes: textual<number | 'auto'>(
+            'auto or a size such as 512MiB or 50GiB',
+            // Nothing of zero size can hold an image
+            (text) => (text === 'auto' ? text : parseQuantity(text, SIZE_UNITS) || undefined),
+            (value) => (value === 'auto' ? value : formatQuantity(value, SIZE_UNITS)),
+          )
+            .prefault('auto')
+            .register(docs, {
+              placeholder: 'SIZE',
+              description:
+                'How large the layout store may grow. `auto` is 50GiB, or 80 % of the disk if that is less.',
+            }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    dataDir: autoPath().prefault('auto').register(docs, {
+      placeholder: 'DIRECTORY',
+      description:
+        'Identity and other state of this node. `auto` is `/var/lib/shoal` for root, else `shoal` in the XDG data directory.',
+    }),
+    registry: z
+      .strictObject(
+        {
+          name: plain('the name of a registry, HOST or HOST:PORT', isRegistry)
+            .prefault('registry.localhost')
+            .register(docs, {
+              placeholder: 'HOST',
+              description:
+                'Name of the home registry: images of this cluster itself are called `<name>/repository:tag`.',
+            }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    listen: z
+      .strictObject(
+        {
+          local: address().prefault('127.0.0.1:5001').register(docs, {
+            placeholder: 'HOST:PORT',
+            description:
+              'The registry for this node’s containerd and local clients. Whoever reaches it may do everything: keep it on loopback.',
+          }),
+          peer: autoAddress()
+            .prefault('auto')
+            .register(docs, {
+              placeholder: 'HOST:PORT',
+              description: `The read-only registry for other nodes. \`auto\` is \`<nodeAddress>:${PEER_PORT}\`, or port 5003 if that one is taken.`,
+            }),
+          p2p: autoAddress()
+            .prefault('auto')
+            .register(docs, {
+              placeholder: 'HOST:PORT',
+              description: `libp2p, over TCP. \`auto\` is \`<nodeAddress>:${P2P_PORT}\`.`,
+            }),
+          admin: address().prefault('127.0.0.1:9090').register(docs, {
+            placeholder: 'HOST:PORT',
+            description: 'Metrics and health: `/metrics`, `/livez`, `/readyz`.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    nodeAddress: plain(
+      'auto or an IP address',
+      (text) => text === 'auto' || (isIP(text) > 0 && !text.includes('%')),
+    )
+      .prefault('auto')
+      .register(docs, {
+        placeholder: 'ADDRESS',
+        env: 'NODE_IP',
+        description:
+          'The address other nodes reach this one at. `auto` is the address of the default route’s interface, 127.0.0.1 without one.',
+      }),
+    nodeName: label().prefault('auto').register(docs, {
+      placeholder: 'NAME',
+      env: 'NODE_NAME',
+      description: 'What this node is called. `auto` is its host name.',
+    }),
+    bootstrap: z
+      .array(
+        z
+          .string({ error: 'expected HOST[:PORT], a multiaddr or http(s)://HOST:PORT' })
+          .refine((text) => text !== 'kubernetes', {
+            error: 'kubernetes is not supported by this version',
+            abort: true,
+          })
+          .pipe(
+            textual(
+              'HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, or http(s)://HOST:PORT',
+              parseBootstrap,
+              formatBootstrap,
+            ),
+          ),
+        { error: 'expected a list of HOST[:PORT], multiaddrs and http(s)://HOST:PORT' },
+      )
+      .prefault([])
+      .register(docs, {
+        placeholder: 'PEER',
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works), multiaddrs, \`http(s)://HOST:PORT\` (a peer’s registry, asked for its \`/id\`).`,
+      }),
+    topology: z
+      .strictObject(
+        {
+          zone: label().optional().register(docs, {
+            placeholder: 'NAME',
+            description: 'Zone of this node; peers of the same zone are asked first.',
+          }),
+          region: label().optional().register(docs, {
+            placeholder: 'NAME',
+            description: 'Region of this node; after the zone, its peers are asked next.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    registries: absolutePath().prefault('/etc/rancher/k3s/registries.yaml').register(docs, {
+      placeholder: 'FILE',
+      description:
+        'K3s’ registries.yaml, which `shoal mirror` reads for registries and their endpoints. It may be missing.',
+    }),
+    certsDir: autoPath().prefault('auto').register(docs, {
+      placeholder: 'DIRECTORY',
+      description:
+        'containerd’s directory of hosts.toml files, where `shoal mirror` writes. `auto` is K3s’ `/var/lib/rancher/k3s/agent/etc/containerd/certs.d` if K3s is installed, else `/etc/containerd/certs.d`.',
+    }),
+    log: z
+      .strictObject(
+        {
+          level: choice(['error', 'warn', 'info', 'debug', 'trace', 'silent'])
+            .prefault('info')
+            .register(docs, {
+              placeholder: 'LEVEL',
+              description:
+                'How much is logged: `error`, `warn`, `info`, `debug`, `trace`, `silent`.',
+            }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    limits: z
+      .strictObject(
+        {
+          requests: z
+            .int({ error: 'expected a whole number from 1 to 65536' })
+            .min(1)
+            .max(65536)
+            .prefault(512)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Requests in work at a time on each listener; what comes beyond is answered 503.',
+            }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    peers: z
+      .strictObject(
+        {
+          lookup: duration().prefault('1s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long a pull looks for holders before it answers that there are none.',
+          }),
+          dial: duration().prefault('500ms').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long connecting to a peer may take.',
+          }),
+          firstByte: duration().prefault('1s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long a connected peer may take to begin its answer.',
+          }),
+          progress: duration().prefault('1s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long a transfer may stand still before it goes on with another peer.',
+          }),
+          hedge: duration().prefault('250ms').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long the first peer is waited for before a second one is asked as well.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    shutdownTimeout: duration().prefault('10s').register(docs, {
+      placeholder: 'DURATION',
+      description: 'How long transfers may go on after the signal to end.',
+    }),
+  },
+  SECTION,
+)
+
+/** The configuration as it was asked for: `auto` is still `auto`, durations are milliseconds, sizes bytes. */
+export type Config = z.output<typeof configSchema>
+
+/** One key of the configuration, flat. */
+export interface ConfigKey extends KeyDoc {
+  /** e.g. `['listen', 'local']` */
+  readonly path: readonly string[]
+  /** e.g. `listen.local` */
+  readonly name: string
+  /** e.g. `--listen-local` */
+  readonly flag: string
+  readonly type: 'text' | 'number' | 'list'
+  /** As it would be written in a file; undefined if there is none */
+  readonly default?: unknown
+}
+
+function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
+  return Object.entries(schema.shape).flatMap(([segment, field]) => {
+    const path = [...prefix, segment]
+    const inner =
+      field instanceof z.ZodPrefault || field instanceof z.ZodOptional ? field.unwrap() : field
+    if (inner instanceof z.ZodObject) return listKeys(inner, path)
+    const doc = field instanceof z.ZodType ? docs.get(field) : undefined
+    if (doc === undefined) throw new TypeError(`${path.join('.')} has no description`)
+    const name = path.join('.')
+    return {
+      ...doc,
+      path,
+      name,
+      flag: `--${name.replaceAll('.', '-').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
+      type: inner instanceof z.ZodArray ? 'list' : inner instanceof z.ZodNumber ? 'number' : 'text',
+      ...(field instanceof z.ZodPrefault && { default: field.def.defaultValue }),
+    } satisfies ConfigKey
+  })
+}
+
+/** Every key, in the order of the schema. */
+export const configKeys: readonly ConfigKey[] = listKeys(configSchema, [])
