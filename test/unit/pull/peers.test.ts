@@ -1,0 +1,244 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { suite, test } from 'node:test'
+import { createLogger } from '../../../src/observe/log.ts'
+import type { ByteSink } from '../../../src/oci/body.ts'
+import { digestOf } from '../../../src/oci/digest.ts'
+import type { PullRequest, RangeRequest } from '../../../src/oci/distribution.ts'
+import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import { PeersSource, type PeerOutcome } from '../../../src/pull/peers.ts'
+import { RegistryClient } from '../../../src/pull/registry-client.ts'
+import type { Content } from '../../../src/pull/source.ts'
+import * as zoo from '../../fakes/peer-zoo.ts'
+
+const bytes = randomBytes(3_000_000)
+const blob = { digest: digestOf(bytes), mediaType: MEDIA_TYPE.octets, bytes }
+const json = Buffer.from(
+  JSON.stringify({ schemaVersion: 2, config: { digest: blob.digest, size: 3 } }),
+)
+const manifest = { digest: digestOf(json), mediaType: MEDIA_TYPE.ociManifest, bytes: json }
+
+/** Budgets short enough for a test, long enough for a busy machine. */
+const timeouts = { dial: 400, firstByte: 400, progress: 400 }
+
+function source(peers: readonly zoo.ZooPeer[], hedge = 100) {
+  const client = new RegistryClient({ timeouts })
+  const outcomes: PeerOutcome[] = []
+  const peersSource = new PeersSource(
+    {
+      router: new zoo.FixedRouter(peers),
+      client,
+      log: createLogger({ level: 'silent' }),
+      onAttempt: (outcome) => outcomes.push(outcome),
+    },
+    { lookup: 2_000, hedge },
+  )
+  return { source: peersSource, outcomes, [Symbol.asyncDispose]: () => client.close() }
+}
+
+function request(of: zoo.ZooContent, options: Partial<PullRequest> = {}): PullRequest {
+  return {
+    method: 'GET',
+    kind: of === manifest ? 'manifest' : 'blob',
+    registry: 'docker.io',
+    repository: 'library/alpine',
+    target: { digest: digestOf(of.bytes) },
+    ...options,
+  }
+}
+
+const signal = (): AbortSignal => AbortSignal.timeout(20_000)
+
+/** Everything that was written, copied at once: buffers may be reused. */
+class Collecting implements ByteSink {
+  readonly #chunks: Buffer[] = []
+  async write(chunk: Uint8Array): Promise<void> {
+    this.#chunks.push(Buffer.from(chunk))
+  }
+  bytes(): Buffer {
+    return Buffer.concat(this.#chunks)
+  }
+}
+
+async function read(content: Content): Promise<Buffer> {
+  const sink = new Collecting()
+  assert.ok(content.body)
+  await content.body.writeTo(sink, { signal: signal() })
+  return sink.bytes()
+}
+
+suite('peers source', () => {
+  // The first peer is a bad one each time; the second must save the pull without the client noticing.
+  const rescues: [string, () => Promise<zoo.ZooPeer>][] = [
+    ['is not there any more', zoo.unreachable],
+    ['never answers', zoo.silent],
+    ['has it no longer', () => zoo.answers(404)],
+    ['is busy', () => zoo.answers(503)],
+    ['fails', () => zoo.answers(500)],
+    ['answers garbage', zoo.garbage],
+    ['breaks in the middle', () => zoo.flaky(blob)],
+    ['breaks at the first byte', () => zoo.flaky(blob, 0)],
+    ['stops in the middle', () => zoo.stalling(blob)],
+  ]
+  for (const [what, bad] of rescues) {
+    test(`a blob comes right from the second peer when the first ${what}`, async () => {
+      await using first = await bad()
+      await using second = await zoo.good(blob)
+      await using peers = source([first, second])
+      const content = await peers.source.open(request(blob), { signal: signal() })
+      assert.deepEqual(content.descriptor, {
+        digest: blob.digest,
+        mediaType: blob.mediaType,
+        size: bytes.length,
+      })
+      assert.ok((await read(content)).equals(bytes))
+      assert.ok(peers.outcomes.includes('ok'))
+    })
+  }
+
+  test('a broken transfer goes on at the byte it had reached', async () => {
+    await using first = await zoo.flaky(blob)
+    await using second = await zoo.good(blob)
+    await using peers = source([first, second], 5_000)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(content)).equals(bytes))
+    const resumed = second.requests.at(-1) ?? ''
+    const [, start, end] = /bytes=(\d+)-(\d+)$/.exec(resumed) ?? []
+    assert.ok(Number(start) > 0 && Number(start) <= Math.floor(bytes.length * 0.4), resumed)
+    assert.equal(Number(end), bytes.length - 1)
+  })
+
+  test('a peer that ignores the range of a resumption is not used for it', async () => {
+    await using first = await zoo.flaky(blob)
+    await using second = await zoo.ignoringRange(blob)
+    await using third = await zoo.good(blob)
+    await using peers = source([first, second, third], 5_000)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(content)).equals(bytes))
+    assert.ok(peers.outcomes.includes('bad answer'))
+  })
+
+  test('wrong bytes never look complete: the last of them are kept back and the peer is left alone', async () => {
+    await using liar = await zoo.lying(blob)
+    await using honest = await zoo.good(blob)
+    await using peers = source([liar, honest], 5_000)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    const sink = new Collecting()
+    await assert.rejects(content.body!.writeTo(sink, { signal: signal() }), {
+      code: 'ERR_DIGEST_MISMATCH',
+    })
+    assert.ok(sink.bytes().length < bytes.length)
+    assert.ok(peers.outcomes.includes('bad content'))
+
+    const again = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(again)).equals(bytes))
+    assert.equal(liar.requests.length, 1)
+  })
+
+  test('when all holders break the body rejects with what was not there, and nothing is made up', async () => {
+    await using one = await zoo.flaky(blob, 0.3)
+    await using two = await zoo.flaky(blob, 0.3)
+    await using peers = source([one, two], 5_000)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    const sink = new Collecting()
+    await assert.rejects(content.body!.writeTo(sink, { signal: signal() }), {
+      code: 'ERR_CONTENT_TRUNCATED',
+    })
+    assert.ok(bytes.subarray(0, sink.bytes().length).equals(sink.bytes()))
+  })
+
+  test('a peer whose content has another size does not go on with a transfer', async () => {
+    await using first = await zoo.flaky(blob)
+    await using other = await zoo.wrongSize(blob, bytes.length + 7)
+    await using peers = source([first, other], 5_000)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    await assert.rejects(read(content), { code: 'ERR_CONTENT_TRUNCATED' })
+  })
+
+  const ranges: [string, RangeRequest, number, number][] = [
+    ['from a byte to the end', { kind: 'from', start: 1_000_000 }, 1_000_000, bytes.length - 1],
+    ['between two bytes', { kind: 'from', start: 10, end: 20 }, 10, 20],
+    ['the last bytes', { kind: 'suffix', length: 5 }, bytes.length - 5, bytes.length - 1],
+  ]
+  for (const [what, range, start, end] of ranges) {
+    test(`a range ${what}, over a peer that breaks`, async () => {
+      await using first = await zoo.flaky(blob, 0.5)
+      await using second = await zoo.good(blob)
+      await using peers = source([first, second], 5_000)
+      const content = await peers.source.open(request(blob, { range }), { signal: signal() })
+      assert.deepEqual(content.range, { start, end })
+      assert.ok((await read(content)).equals(bytes.subarray(start, end + 1)))
+    })
+  }
+
+  test('a range behind the end is refused with the size', async () => {
+    await using only = await zoo.good(blob)
+    await using peers = source([only])
+    const range: RangeRequest = { kind: 'from', start: bytes.length }
+    await assert.rejects(peers.source.open(request(blob, { range }), { signal: signal() }), {
+      code: 'ERR_RANGE_NOT_SATISFIABLE',
+      size: bytes.length,
+    })
+  })
+
+  test('HEAD asks for no body', async () => {
+    await using only = await zoo.good(blob)
+    await using peers = source([only])
+    const content = await peers.source.open(request(blob, { method: 'HEAD' }), { signal: signal() })
+    assert.equal(content.body, undefined)
+    assert.equal(content.descriptor.size, bytes.length)
+    assert.deepEqual(
+      only.requests.map((line) => line.split(' ')[0]),
+      ['HEAD'],
+    )
+  })
+
+  test('a manifest is verified before it is answered, so a liar costs no failed attempt', async () => {
+    await using liar = await zoo.lying(manifest)
+    await using honest = await zoo.good(manifest)
+    await using peers = source([liar, honest], 5_000)
+    for (const target of [{ digest: digestOf(json) }, { tag: '3.20' }]) {
+      const content = await peers.source.open(request(manifest, { target }), { signal: signal() })
+      assert.equal(content.descriptor.mediaType, MEDIA_TYPE.ociManifest)
+      assert.ok((await read(content)).equals(json))
+    }
+    assert.equal(liar.requests.length, 1)
+  })
+
+  test('nobody has it: not found, each peer asked once', async () => {
+    await using one = await zoo.answers(404)
+    await using two = await zoo.answers(404)
+    await using peers = source([one, two])
+    await assert.rejects(peers.source.open(request(blob), { signal: signal() }), {
+      code: 'ERR_CONTENT_NOT_FOUND',
+    })
+    assert.deepEqual([one.requests.length, two.requests.length], [1, 1])
+  })
+
+  test('a slow first peer is overtaken by the second', async () => {
+    await using slow = await zoo.silent()
+    await using fast = await zoo.good(blob)
+    await using peers = source([slow, fast], 20)
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(content)).equals(bytes))
+    assert.equal(slow.requests.length, 1)
+    assert.deepEqual(peers.outcomes, ['ok'])
+  })
+
+  test('a client that goes away ends the transfer and blames no peer', async () => {
+    await using only = await zoo.stalling(blob)
+    await using peers = source([only])
+    const gone = new AbortController()
+    const content = await peers.source.open(request(blob), { signal: gone.signal })
+    const writing = content.body!.writeTo(
+      {
+        async write() {
+          gone.abort(new Error('client left'))
+        },
+      },
+      { signal: gone.signal },
+    )
+    await assert.rejects(writing, { message: 'client left' })
+    assert.deepEqual(peers.outcomes, ['ok'])
+  })
+})
