@@ -1,4 +1,3 @@
-import { isIP } from 'node:net'
 import type { NetworkInterfaceInfo } from 'node:os'
 import { P2P_PORT, PEER_PORT, type Config, type SocketAddress } from './schema.ts'
 
@@ -92,7 +91,7 @@ function defaultRouteAddress({ interfaces, routes, routes6 }: HostFacts): string
   }
   for (const name of defaultInterfaces6(routes6)) {
     const found = usable(name, 'IPv6')
-    if (found !== undefined && isIP(found) === 6) return found
+    if (found !== undefined) return found
   }
   return undefined
 }

@@ -203,7 +203,7 @@ export const configSchema = z.strictObject(
     store: choice(['auto', 'containerd', 'layout']).prefault('auto').register(docs, {
       placeholder: 'STORE',
       description:
-        'Where images are kept: `containerd`, or `layout` (an OCI image layout directory of Shoal’s own). `auto` is containerd if its socket exists, else layout.',
+        "Where images are kept: `containerd`, or `layout` (an OCI image layout directory of Shoal's own). `auto` is containerd if its socket exists, else layout.",
     }),
     containerd: z
       .strictObject(
@@ -211,7 +211,7 @@ export const configSchema = z.strictObject(
           address: autoPath().prefault('auto').register(docs, {
             placeholder: 'SOCKET',
             description:
-              'containerd’s socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`.',
+              "containerd's socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`.",
           }),
           namespace: label().prefault('k8s.io').register(docs, {
             placeholder: 'NAME',
@@ -220,7 +220,7 @@ export const configSchema = z.strictObject(
           contentPath: autoPath().prefault('auto').register(docs, {
             placeholder: 'DIRECTORY',
             description:
-              'containerd’s content directory, from which blobs are read. `auto` asks containerd; where it cannot be read, blobs come over gRPC.',
+              "containerd's content directory, from which blobs are read. `auto` asks containerd; where it cannot be read, blobs come over gRPC.",
           }),
         },
         SECTION,
@@ -274,7 +274,7 @@ export const configSchema = z.strictObject(
           local: address().prefault('127.0.0.1:5001').register(docs, {
             placeholder: 'HOST:PORT',
             description:
-              'The registry for this node’s containerd and local clients. Whoever reaches it may do everything: keep it on loopback.',
+              "The registry for this node's containerd and local clients. Whoever reaches it may do everything: keep it on loopback.",
           }),
           peer: autoAddress()
             .prefault('auto')
@@ -305,7 +305,7 @@ export const configSchema = z.strictObject(
         placeholder: 'ADDRESS',
         env: 'NODE_IP',
         description:
-          'The address other nodes reach this one at. `auto` is the address of the default route’s interface, 127.0.0.1 without one.',
+          "The address other nodes reach this one at. `auto` is the address of the default route's interface, 127.0.0.1 without one.",
       }),
     nodeName: label().prefault('auto').register(docs, {
       placeholder: 'NAME',
@@ -332,7 +332,7 @@ export const configSchema = z.strictObject(
       .prefault([])
       .register(docs, {
         placeholder: 'PEER',
-        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works), multiaddrs, \`http(s)://HOST:PORT\` (a peer’s registry, asked for its \`/id\`).`,
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`).`,
       }),
     topology: z
       .strictObject(
@@ -352,12 +352,12 @@ export const configSchema = z.strictObject(
     registries: absolutePath().prefault('/etc/rancher/k3s/registries.yaml').register(docs, {
       placeholder: 'FILE',
       description:
-        'K3s’ registries.yaml, which `shoal mirror` reads for registries and their endpoints. It may be missing.',
+        "K3s' registries.yaml, which `shoal mirror` reads for registries and their endpoints. It may be missing.",
     }),
     certsDir: autoPath().prefault('auto').register(docs, {
       placeholder: 'DIRECTORY',
       description:
-        'containerd’s directory of hosts.toml files, where `shoal mirror` writes. `auto` is K3s’ `/var/lib/rancher/k3s/agent/etc/containerd/certs.d` if K3s is installed, else `/etc/containerd/certs.d`.',
+        "containerd's directory of hosts.toml files, where `shoal mirror` writes. `auto` is K3s' `/var/lib/rancher/k3s/agent/etc/containerd/certs.d` if K3s is installed, else `/etc/containerd/certs.d`.",
     }),
     log: z
       .strictObject(
@@ -438,8 +438,8 @@ export interface ConfigKey extends KeyDoc {
   /** e.g. `--listen-local` */
   readonly flag: string
   readonly type: 'text' | 'number' | 'list'
-  /** As it would be written in a file; undefined if there is none */
-  readonly default?: unknown
+  /** As it would be written in a file; empty if there is none */
+  readonly default: string
 }
 
 function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
@@ -457,8 +457,8 @@ function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
       name,
       flag: `--${name.replaceAll('.', '-').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
       type: inner instanceof z.ZodArray ? 'list' : inner instanceof z.ZodNumber ? 'number' : 'text',
-      ...(field instanceof z.ZodPrefault && { default: field.def.defaultValue }),
-    } satisfies ConfigKey
+      default: field instanceof z.ZodPrefault ? [field.def.defaultValue].flat().join(', ') : '',
+    }
   })
 }
 

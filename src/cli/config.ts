@@ -1,0 +1,96 @@
+import { existsSync, readFileSync, statfsSync } from 'node:fs'
+import { homedir, hostname, networkInterfaces } from 'node:os'
+import { dirname } from 'node:path'
+import { Command, Option } from 'commander'
+import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
+import { DEFAULT_CONFIG_FILE, loadConfig, printConfig, type LoadedConfig } from '../config/load.ts'
+import { configKeys, type ConfigKey } from '../config/schema.ts'
+
+/** Adds `--config` and the flags of the keys, all of them if none are named. */
+export function addConfigOptions(command: Command, names?: readonly string[]): Command {
+  command.option('--config <FILE>', `configuration file (default: ${DEFAULT_CONFIG_FILE})`)
+  for (const key of configKeys) {
+    if (names === undefined || names.includes(key.name)) command.addOption(configOption(key))
+  }
+  return command
+}
+
+function configOption(key: ConfigKey): Option {
+  // No default of commander's: a flag that was not given must not hide what the file says.
+  const ending =
+    key.type === 'list' ? '; may be repeated' : key.default && ` (default: ${key.default})`
+  const description = key.description.replaceAll('`', '').replace(/\.$/, '')
+  const option = new Option(`${key.flag} <${key.placeholder}>`, description + ending)
+  return key.type === 'list'
+    ? option.argParser((text: string, list: readonly string[] | undefined) => [
+        ...(list ?? []),
+        text,
+      ])
+    : option
+}
+
+/** The configuration a command was given, by file, environment and flags, with everything `auto` decided. */
+export async function loadFromCommand(
+  command: Command,
+): Promise<{ config: EffectiveConfig; source: LoadedConfig['source'] }> {
+  const options: Record<string, unknown> = command.opts()
+  const flags = new Map<string, string | readonly string[]>()
+  for (const key of configKeys) {
+    const value = options[configOption(key).attributeName()]
+    if (typeof value === 'string') flags.set(key.name, value)
+    else if (Array.isArray(value)) flags.set(key.name, value.map(String))
+  }
+  const { config: file } = options
+  const loaded = await loadConfig({
+    file: typeof file === 'string' ? file : undefined,
+    flags,
+    env: process.env,
+  })
+  return { config: effectiveConfig(loaded.config, hostFacts()), source: loaded.source }
+}
+
+/** `shoal config`. */
+export function configCommand(): Command {
+  const command = new Command('config').description('show and check the configuration')
+  const print = new Command('print')
+    .description('print the effective configuration, with where each value comes from')
+    .action(async () => {
+      const { config, source } = await loadFromCommand(print)
+      process.stdout.write(printConfig(config, source))
+    })
+  const check = new Command('check')
+    .description('check the configuration: exit status 0, or 1 with everything that is wrong')
+    .action(async () => {
+      await loadFromCommand(check)
+    })
+  return command.addCommand(addConfigOptions(print)).addCommand(addConfigOptions(check))
+}
+
+function hostFacts(): HostFacts {
+  return {
+    // Node has it on every system Shoal runs on
+    uid: process.getuid?.() ?? 0,
+    homeDirectory: homedir(),
+    xdgDataHome: process.env['XDG_DATA_HOME'],
+    hostName: hostname(),
+    interfaces: networkInterfaces(),
+    routes: readOptional('/proc/net/route'),
+    routes6: readOptional('/proc/net/ipv6_route'),
+    exists: existsSync,
+    diskBytes: (path) => {
+      let existing = path
+      while (!existsSync(existing)) existing = dirname(existing)
+      const { blocks, bsize } = statfsSync(existing)
+      return blocks * bsize
+    },
+  }
+}
+
+function readOptional(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    // No such file where there is no such protocol
+    return ''
+  }
+}

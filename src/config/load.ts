@@ -1,0 +1,195 @@
+import { Document, isScalar, isSeq } from 'yaml'
+import { z } from 'zod'
+import { configKeys, configSchema, type Config, type ConfigKey } from './schema.ts'
+import {
+  ConfigInvalidError,
+  describe,
+  isMapping,
+  readYamlFile,
+  type ConfigProblem,
+  type KeyPath,
+  type YamlFile,
+} from './yaml-file.ts'
+
+/** Where the configuration is looked for when no file is given. */
+export const DEFAULT_CONFIG_FILE = '/etc/shoal/config.yaml'
+
+export interface LoadConfigOptions {
+  /** Must exist. Without it {@link DEFAULT_CONFIG_FILE} is read, which may be missing. */
+  file?: string | undefined
+  /** Values of flags by key name, e.g. `listen.local`; lists are arrays */
+  flags?: ReadonlyMap<string, string | readonly string[]>
+  env?: Readonly<Record<string, string | undefined>>
+}
+
+/** A configuration, and who said what. */
+export interface LoadedConfig {
+  readonly config: Config
+  /** Where the value of a key comes from: `default`, `FILE:LINE`, a flag or a variable */
+  readonly source: (name: string) => string
+}
+
+/** A value that did not come from the file. */
+interface Override {
+  readonly value: string | readonly string[]
+  /** The flag or variable */
+  readonly origin: string
+}
+
+/**
+ * Reads file, environment and flags; a later one wins.
+ * @throws {ConfigInvalidError} with everything that is wrong
+ */
+export async function loadConfig(options: LoadConfigOptions = {}): Promise<LoadedConfig> {
+  const path = options.file ?? DEFAULT_CONFIG_FILE
+  const yaml = await readYamlFile(path)
+  if (yaml === undefined && options.file !== undefined) {
+    throw new ConfigInvalidError([{ file: path, message: 'does not exist' }])
+  }
+  const root = yaml?.root ?? {}
+  if (!isMapping(root)) {
+    const message = `expected a mapping, found ${describe(root)}`
+    throw new ConfigInvalidError([{ file: path, line: yaml?.lineOf([]) ?? 1, message }])
+  }
+
+  const overrides = new Map<string, Override>()
+  for (const { name, flag, env } of configKeys) {
+    const fromEnv = env === undefined ? undefined : options.env?.[env]
+    const fromFlag = options.flags?.get(name)
+    if (fromFlag !== undefined) overrides.set(name, { value: fromFlag, origin: flag })
+    else if (fromEnv) overrides.set(name, { value: fromEnv, origin: env ?? '' })
+  }
+
+  const input = withOverrides(root, overrides)
+  const result = configSchema.safeParse(input)
+  if (!result.success) {
+    const problems = result.error.issues.flatMap((issue) =>
+      issue.code === 'unrecognized_keys'
+        ? issue.keys.map((key) => unknownKey([...issue.path, key], yaml))
+        : wrongValue(issue.path, issue.message, input, overrides, yaml),
+    )
+    throw new ConfigInvalidError(problems.toSorted((a, b) => (a.line ?? 0) - (b.line ?? 0)))
+  }
+  return {
+    config: result.data,
+    source: (name) => {
+      const override = overrides.get(name)
+      if (override !== undefined) return override.origin
+      const path = name.split('.')
+      return yaml !== undefined && valueAt(root, path) !== undefined
+        ? `${yaml.file}:${yaml.lineOf(path)}`
+        : 'default'
+    },
+  }
+}
+
+/** The configuration as a file, each value with its source as a comment. */
+export function printConfig(config: Config, source: (name: string) => string): string {
+  // A section without a value says nothing
+  const sections = Object.entries(z.encode(configSchema, config)).filter(
+    ([, value]) => !isMapping(value) || Object.keys(value).length > 0,
+  )
+  const document = new Document(Object.fromEntries(sections))
+  for (const { name, path } of configKeys) {
+    const node = document.getIn(path, true)
+    if (isSeq(node)) node.flow = true
+    if (isSeq(node) || isScalar(node)) node.comment = ` ${source(name)}`
+  }
+  return document.toString({ lineWidth: 0 })
+}
+
+function valueAt(root: unknown, path: KeyPath): unknown {
+  let value = root
+  for (const segment of path) {
+    if (typeof value !== 'object' || value === null) return undefined
+    value = Object.entries(value).find(([key]) => key === String(segment))?.[1]
+  }
+  return value
+}
+
+/** The file's tree with the overrides laid over it. A section that was left empty is a section without keys. */
+function withOverrides(
+  root: Record<string, unknown>,
+  overrides: ReadonlyMap<string, Override>,
+): Record<string, unknown> {
+  const tree: Record<string, unknown> = { ...root }
+  for (const { name, path, type } of configKeys) {
+    const [section = '', key] = path
+    if (key !== undefined && section in tree && tree[section] === null) tree[section] = {}
+    const override = overrides.get(name)
+    if (override === undefined) continue
+    const value =
+      type === 'number' && /^[0-9]{1,15}$/.test(String(override.value))
+        ? Number(override.value)
+        : override.value
+    if (key === undefined) {
+      tree[section] = value
+      continue
+    }
+    const inSection = tree[section] ?? {}
+    // What is no mapping stays, to be complained of
+    if (isMapping(inSection)) tree[section] = { ...inSection, [key]: value }
+  }
+  return tree
+}
+
+function wrongValue(
+  path: KeyPath,
+  message: string,
+  input: unknown,
+  overrides: ReadonlyMap<string, Override>,
+  yaml: YamlFile | undefined,
+): ConfigProblem {
+  const key = path.reduce<string>(
+    (text, part) =>
+      typeof part === 'number' ? `${text}[${part}]` : `${text}${text && '.'}${String(part)}`,
+    '',
+  )
+  const found = message.startsWith('expected')
+    ? `${message}, found ${describe(valueAt(input, path))}`
+    : message
+  const origin = overrides.get(path.filter((part) => typeof part === 'string').join('.'))?.origin
+  if (origin !== undefined || yaml === undefined) return { key: origin ?? key, message: found }
+  return { file: yaml.file, line: yaml.lineOf(path), key, message: found }
+}
+
+/** Only a file can have keys that do not exist: flags are checked by the command line, variables are not searched. */
+function unknownKey(path: KeyPath, yaml: YamlFile | undefined): ConfigProblem {
+  const key = path.map(String).join('.')
+  const hint = suggest(key, configKeys)
+  return {
+    ...(yaml && { file: yaml.file, line: yaml.lineOf(path) }),
+    key,
+    message: hint === undefined ? 'unknown key' : `unknown key, did you mean ${hint}?`,
+  }
+}
+
+/** The key that was probably meant: one a few letters away, or of the same name in another section. */
+function suggest(key: string, keys: readonly ConfigKey[]): string | undefined {
+  const sections = keys.flatMap(({ path: [section = '', ...rest] }) =>
+    rest.length > 0 ? section : [],
+  )
+  const names = [...new Set([...keys.map(({ name }) => name), ...sections])]
+  if (names.includes(key)) return `${key.split('.').join(': { ')}: … }`
+  const last = (name: string) => name.slice(name.lastIndexOf('.') + 1).toLowerCase()
+  const near = names
+    .map((name) => ({ name, distance: distance(name.toLowerCase(), key.toLowerCase()) }))
+    .toSorted((a, b) => a.distance - b.distance)[0]
+  if (near !== undefined && near.distance <= Math.max(1, Math.floor(last(key).length / 3)))
+    return near.name
+  return names.find((name) => last(name) === last(key))
+}
+
+/** Levenshtein's: how many letters must be changed, put in or taken out. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index)
+  for (const [i, letter] of Array.from(a).entries()) {
+    const next = [i + 1]
+    for (const [j, other] of Array.from(b).entries()) {
+      const kept = (row[j] ?? 0) + (letter === other ? 0 : 1)
+      next.push(Math.min(kept, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1))
+    }
+    row = next
+  }
+  return row[b.length] ?? 0
+}

@@ -1,0 +1,172 @@
+import { open } from 'node:fs/promises'
+import {
+  isAlias,
+  isMap,
+  isNode,
+  isScalar,
+  isSeq,
+  LineCounter,
+  parseDocument,
+  type DocumentOptions,
+  type ParseOptions,
+  type SchemaOptions,
+} from 'yaml'
+
+/** One thing wrong with the configuration, and where. */
+export interface ConfigProblem {
+  readonly file?: string
+  /** From 1 */
+  readonly line?: number
+  /** From 1 */
+  readonly column?: number
+  /** A key path such as `listen.local`, or the flag or variable that set it */
+  readonly key?: string
+  readonly message: string
+}
+
+/** The configuration cannot be used; the message has one problem a line. */
+export class ConfigInvalidError extends Error {
+  override readonly name = 'ConfigInvalidError'
+  readonly code = 'ERR_CONFIG_INVALID'
+  readonly problems: readonly ConfigProblem[]
+
+  constructor(problems: readonly ConfigProblem[], options?: ErrorOptions) {
+    super(problems.map(formatProblem).join('\n'), options)
+    this.problems = problems
+  }
+}
+
+function formatProblem({ file, line, column, key, message }: ConfigProblem): string {
+  const place = [file, line, column].filter((part) => part !== undefined).join(':')
+  return [place, key, message].filter((part) => part !== undefined && part !== '').join(': ')
+}
+
+/** No configuration of ours or of K3s comes near; a bigger file is a wrong file. */
+const MAX_FILE_BYTES = 1024 * 1024
+/** Enough for any file written by hand; more is an attempt to fill the memory. */
+const MAX_ALIASES = 100
+
+export type KeyPath = readonly PropertyKey[]
+
+/** A YAML file that was read: what it says, and on which line. */
+export interface YamlFile {
+  readonly file: string
+  readonly root: unknown
+  /** Line of the key or list item, or of the nearest thing above it that is in the file */
+  lineOf(path: KeyPath): number
+}
+
+/**
+ * Reads a YAML file; undefined if there is none.
+ * @throws {ConfigInvalidError} if it cannot be read or is no YAML
+ */
+export async function readYamlFile(
+  file: string,
+  options: ParseOptions & DocumentOptions & SchemaOptions = {},
+): Promise<YamlFile | undefined> {
+  const text = await readText(file)
+  if (text === undefined) return undefined
+  const lines = new LineCounter()
+  const document = parseDocument(text, {
+    ...options,
+    lineCounter: lines,
+    prettyErrors: false,
+    // Problems are thrown; the library itself is not to print any
+    logLevel: 'error',
+  })
+  const problems = [...document.errors, ...document.warnings].map(({ pos, code, message }) => {
+    const { line, col } = lines.linePos(pos[0])
+    return {
+      file,
+      line,
+      column: col,
+      message: code === 'MULTIPLE_DOCS' ? 'a second document begins here' : message,
+    }
+  })
+  if (problems.length > 0) throw new ConfigInvalidError(problems)
+  let root: unknown
+  try {
+    root = document.toJS({ maxAliasCount: MAX_ALIASES })
+  } catch (error) {
+    const message = error instanceof Error ? error.message : 'cannot be read'
+    throw new ConfigInvalidError([{ file, message }], { cause: error })
+  }
+
+  const lineOf = (path: KeyPath): number => {
+    let node: unknown = document.contents
+    let offset = isNode(node) ? (node.range?.[0] ?? 0) : 0
+    for (const segment of path) {
+      if (isAlias(node)) node = node.resolve(document)
+      let key: unknown
+      if (isMap(node)) {
+        // The last of several pairs is the one that counts
+        const pair = node.items.findLast(
+          (item) => isScalar(item.key) && String(item.key.value) === String(segment),
+        )
+        key = pair?.key
+        node = pair?.value
+      } else if (isSeq(node) && typeof segment === 'number') {
+        key = node.items[segment]
+        node = key
+      }
+      if (!isNode(key)) break
+      offset = key.range?.[0] ?? offset
+    }
+    return lines.linePos(offset).line
+  }
+  return { file, root, lineOf }
+}
+
+async function readText(file: string): Promise<string | undefined> {
+  const fail = (message: string, cause?: unknown) =>
+    new ConfigInvalidError([{ file, message }], { cause })
+  try {
+    await using handle = await open(file, 'r')
+    // Not readFile: a pipe or a device has no size to ask for beforehand.
+    const buffer = Buffer.alloc(MAX_FILE_BYTES + 1)
+    let length = 0
+    for (;;) {
+      const { bytesRead } = await handle.read(buffer, length, buffer.length - length)
+      length += bytesRead
+      if (bytesRead === 0 || length > MAX_FILE_BYTES) break
+    }
+    if (length > MAX_FILE_BYTES) throw fail('is larger than 1 MiB')
+    try {
+      return new TextDecoder('utf-8', { fatal: true }).decode(buffer.subarray(0, length))
+    } catch (error) {
+      throw fail('is not UTF-8 text', error)
+    }
+  } catch (error) {
+    if (!(error instanceof Error) || !('code' in error)) throw error
+    switch (error.code) {
+      case 'ENOENT':
+        return undefined
+      case 'EISDIR':
+        throw fail('is a directory', error)
+      case 'EACCES':
+      case 'EPERM':
+        throw fail('cannot be read: permission denied', error)
+      case 'ERR_CONFIG_INVALID':
+        throw error
+      default:
+        throw fail(`cannot be read: ${error.message}`, error)
+    }
+  }
+}
+
+export function isMapping(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value)
+}
+
+/** A value as an error message names it. */
+export function describe(value: unknown): string {
+  if (value === null || value === undefined) return 'nothing'
+  if (Array.isArray(value)) return 'a list'
+  if (typeof value === 'object') return 'a mapping'
+  if (typeof value === 'string') return JSON.stringify(shorten(value))
+  return `the ${typeof value} ${JSON.stringify(value)}`
+}
+
+function shorten(text: string): string {
+  return text.length > 60 ? `${text.slice(0, 60)}…` : text
+}
