@@ -1,5 +1,11 @@
 import type { NetworkInterfaceInfo } from 'node:os'
-import { P2P_PORT, PEER_PORT, type Config, type SocketAddress } from './schema.ts'
+import {
+  P2P_PORT,
+  PEER_FALLBACK_PORT,
+  PEER_PORT,
+  type Config,
+  type SocketAddress,
+} from './schema.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */
 export interface HostFacts {
@@ -23,7 +29,12 @@ export interface HostFacts {
 export interface EffectiveConfig extends Config {
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
-  listen: Config['listen'] & { peer: SocketAddress; p2p: SocketAddress }
+  listen: Config['listen'] & {
+    peer: SocketAddress
+    /** Where to listen if the port of `peer` is taken; only if nobody asked for that very port */
+    peerFallback?: number
+    p2p: SocketAddress
+  }
 }
 
 const CONTAINERD_SOCKET = '/run/containerd/containerd.sock'
@@ -61,7 +72,9 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
     dataDir,
     listen: {
       ...config.listen,
-      peer: peer === 'auto' ? { host: nodeAddress, port: PEER_PORT } : peer,
+      ...(peer === 'auto'
+        ? { peer: { host: nodeAddress, port: PEER_PORT }, peerFallback: PEER_FALLBACK_PORT }
+        : { peer }),
       p2p: p2p === 'auto' ? { host: nodeAddress, port: P2P_PORT } : p2p,
     },
     nodeAddress,

@@ -1,5 +1,4 @@
-import { Document, isScalar, isSeq } from 'yaml'
-import { z } from 'zod'
+import { Document } from 'yaml'
 import { configKeys, configSchema, type Config, type ConfigKey } from './schema.ts'
 import {
   ConfigInvalidError,
@@ -85,15 +84,13 @@ export async function loadConfig(options: LoadConfigOptions = {}): Promise<Loade
 
 /** The configuration as a file, each value with its source as a comment. */
 export function printConfig(config: Config, source: (name: string) => string): string {
-  // A section without a value says nothing
-  const sections = Object.entries(z.encode(configSchema, config)).filter(
-    ([, value]) => !isMapping(value) || Object.keys(value).length > 0,
-  )
-  const document = new Document(Object.fromEntries(sections))
-  for (const { name, path } of configKeys) {
-    const node = document.getIn(path, true)
-    if (isSeq(node)) node.flow = true
-    if (isSeq(node) || isScalar(node)) node.comment = ` ${source(name)}`
+  const document = new Document({})
+  for (const { name, path, encode } of configKeys) {
+    const value = valueAt(config, path)
+    if (value === undefined) continue
+    const node = document.createNode(encode(value), { flow: true })
+    node.comment = ` ${source(name)}`
+    document.setIn(path, node)
   }
   return document.toString({ lineWidth: 0 })
 }

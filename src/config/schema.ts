@@ -27,6 +27,8 @@ export interface KeyDoc {
 export const P2P_PORT = 5002
 /** Other nodes read from here when nothing else is said. */
 export const PEER_PORT = 5001
+/** And here if that one is taken: with `embedded-registry`, K3s has it for its own mesh. */
+export const PEER_FALLBACK_PORT = 5003
 
 /** Timers count in 32 bits; a day is more than anybody waits here. */
 const MAX_DURATION_MS = 24 * 3600 * 1000
@@ -280,7 +282,7 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is \`<nodeAddress>:${PEER_PORT}\`, or port 5003 if that one is taken.`,
+              description: `The read-only registry for other nodes. \`auto\` is \`<nodeAddress>:${PEER_PORT}\`, or port ${PEER_FALLBACK_PORT} if that one is taken.`,
             }),
           p2p: autoAddress()
             .prefault('auto')
@@ -440,6 +442,8 @@ export interface ConfigKey extends KeyDoc {
   readonly type: 'text' | 'number' | 'list'
   /** As it would be written in a file; empty if there is none */
   readonly default: string
+  /** A value of the configuration as it would be written in a file */
+  readonly encode: (value: unknown) => unknown
 }
 
 function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
@@ -449,7 +453,8 @@ function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
       field instanceof z.ZodPrefault || field instanceof z.ZodOptional ? field.unwrap() : field
     if (inner instanceof z.ZodObject) return listKeys(inner, path)
     const doc = field instanceof z.ZodType ? docs.get(field) : undefined
-    if (doc === undefined) throw new TypeError(`${path.join('.')} has no description`)
+    if (doc === undefined || !(field instanceof z.ZodType))
+      throw new TypeError(`${path.join('.')} has no description`)
     const name = path.join('.')
     return {
       ...doc,
@@ -458,6 +463,7 @@ function listKeys(schema: z.ZodObject, prefix: readonly string[]): ConfigKey[] {
       flag: `--${name.replaceAll('.', '-').replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
       type: inner instanceof z.ZodArray ? 'list' : inner instanceof z.ZodNumber ? 'number' : 'text',
       default: field instanceof z.ZodPrefault ? [field.def.defaultValue].flat().join(', ') : '',
+      encode: (value) => z.encode(field, value),
     }
   })
 }
