@@ -1,0 +1,198 @@
+import { bytesBody, ContentTruncatedError, type ContentBody } from '../../src/oci/body.ts'
+import { digestOf, DigestMismatchError, type Digest } from '../../src/oci/digest.ts'
+import type { ByteRange } from '../../src/oci/distribution.ts'
+import {
+  isManifestMediaType,
+  MEDIA_TYPE,
+  parseManifest,
+  type Descriptor,
+} from '../../src/oci/manifest.ts'
+import type { ContentKey, TagName } from '../../src/oci/reference.ts'
+import { Inventory } from '../../src/store/inventory.ts'
+import {
+  NotHeldError,
+  StoreFullError,
+  StoreUnavailableError,
+  type AbortOptions,
+  type ContentEvent,
+  type ContentIngest,
+  type WritableStore,
+} from '../../src/store/store.ts'
+
+/** A store in memory, which can be lost and found again. */
+export class MemoryStore implements WritableStore {
+  readonly name = 'layout'
+  readonly #blobs = new Map<Digest, Uint8Array>()
+  readonly #tags = new Map<TagName, Descriptor>()
+  readonly #inventory = new Inventory()
+  readonly #maxBytes: number
+  #available = true
+
+  constructor(init: { maxBytes?: number } = {}) {
+    this.#maxBytes = init.maxBytes ?? Infinity
+    this.#changed()
+  }
+
+  async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
+    this.#check(options)
+    const descriptor = this.#tags.get(tag)
+    if (descriptor === undefined || !this.#blobs.has(descriptor.digest)) throw new NotHeldError(tag)
+    return descriptor
+  }
+
+  async stat(digest: Digest, options: AbortOptions = {}): Promise<Descriptor> {
+    this.#check(options)
+    const bytes = this.#bytes(digest)
+    return { digest, mediaType: mediaTypeOf(bytes), size: bytes.length }
+  }
+
+  async open(
+    digest: Digest,
+    options: AbortOptions & { range?: ByteRange } = {},
+  ): Promise<ContentBody> {
+    this.#check(options)
+    const bytes = this.#bytes(digest)
+    const { start, end } = options.range ?? { start: 0, end: bytes.length - 1 }
+    return chunkedBody(bytes.subarray(start, end + 1))
+  }
+
+  watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
+    return this.#inventory.watch(options)
+  }
+
+  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
+    this.#check({})
+    const held = [...this.#blobs.values()].reduce((sum, bytes) => sum + bytes.length, 0)
+    if (held + descriptor.size > this.#maxBytes) throw new StoreFullError('memory store is full')
+    return new MemoryIngest(descriptor, (bytes) => {
+      this.#check({})
+      this.#blobs.set(descriptor.digest, bytes)
+      this.#changed()
+    })
+  }
+
+  async tag(tag: TagName, descriptor: Descriptor): Promise<void> {
+    this.#check({})
+    this.#bytes(descriptor.digest)
+    this.#tags.set(tag, descriptor)
+    this.#changed()
+  }
+
+  /** Puts content in at once. */
+  put(bytes: Uint8Array): Digest {
+    const digest = digestOf(bytes)
+    this.#blobs.set(digest, bytes)
+    this.#changed()
+    return digest
+  }
+
+  /** Takes content or a tag away. */
+  delete(...keys: ContentKey[]): void {
+    for (const key of keys) {
+      // The two maps have no key in common.
+      this.#blobs.delete(key as Digest)
+      this.#tags.delete(key as TagName)
+    }
+    this.#changed()
+  }
+
+  /** From now on nothing can be reached, until {@link recover}. */
+  lose(): void {
+    this.#available = false
+    this.#changed()
+  }
+
+  recover(): void {
+    this.#available = true
+    this.#changed()
+  }
+
+  #check({ signal }: AbortOptions): void {
+    signal?.throwIfAborted()
+    if (!this.#available) throw new StoreUnavailableError('memory store is lost')
+  }
+
+  #bytes(digest: Digest): Uint8Array {
+    const bytes = this.#blobs.get(digest)
+    if (bytes === undefined) throw new NotHeldError(digest)
+    return bytes
+  }
+
+  #changed(): void {
+    const tags = [...this.#tags].filter(([, { digest }]) => this.#blobs.has(digest))
+    this.#inventory.keys = this.#available
+      ? new Set<ContentKey>([...this.#blobs.keys(), ...tags.map(([tag]) => tag)])
+      : undefined
+  }
+}
+
+class MemoryIngest implements ContentIngest {
+  readonly #descriptor: Descriptor
+  readonly #keep: (bytes: Uint8Array) => void
+  #chunks: Uint8Array[] | undefined = []
+  #size = 0
+
+  constructor(descriptor: Descriptor, keep: (bytes: Uint8Array) => void) {
+    this.#descriptor = descriptor
+    this.#keep = keep
+  }
+
+  async write(chunk: Uint8Array): Promise<void> {
+    if (this.#chunks === undefined) throw new Error('ingest has ended')
+    this.#size += chunk.length
+    if (this.#size > this.#descriptor.size) throw new ContentTruncatedError('too many bytes')
+    this.#chunks.push(Uint8Array.from(chunk))
+  }
+
+  async commit(): Promise<void> {
+    if (this.#chunks === undefined) throw new Error('ingest has ended')
+    const bytes = Buffer.concat(this.#chunks)
+    this.#chunks = undefined
+    const { digest, size } = this.#descriptor
+    if (bytes.length !== size) throw new ContentTruncatedError('too few bytes')
+    const actual = digestOf(bytes)
+    if (actual !== digest) throw new DigestMismatchError(digest, actual)
+    this.#keep(bytes)
+  }
+
+  async abort(): Promise<void> {
+    this.#chunks = undefined
+  }
+}
+
+const CHUNK_BYTES = 64 * 1024
+
+/** As a real store does it: in pieces, and in a buffer that is used again. */
+function chunkedBody(bytes: Uint8Array): ContentBody {
+  if (bytes.length === 0) return { ...bytesBody(bytes), async writeTo() {} }
+  return {
+    length: bytes.length,
+    async writeTo(sink, { signal }) {
+      const aborted = Promise.withResolvers<never>()
+      aborted.promise.catch(() => {})
+      const onAbort = (): void => aborted.reject(signal.reason)
+      signal.addEventListener('abort', onAbort)
+      try {
+        const buffer = new Uint8Array(CHUNK_BYTES)
+        for (let offset = 0; offset < bytes.length; offset += CHUNK_BYTES) {
+          signal.throwIfAborted()
+          const chunk = bytes.subarray(offset, offset + CHUNK_BYTES)
+          buffer.set(chunk)
+          await Promise.race([sink.write(buffer.subarray(0, chunk.length)), aborted.promise])
+        }
+      } finally {
+        signal.removeEventListener('abort', onAbort)
+      }
+    },
+    async discard() {},
+  }
+}
+
+function mediaTypeOf(bytes: Uint8Array): string {
+  try {
+    const { mediaType } = parseManifest(bytes)
+    return isManifestMediaType(mediaType) ? mediaType : MEDIA_TYPE.octets
+  } catch {
+    return MEDIA_TYPE.octets
+  }
+}
