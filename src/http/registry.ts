@@ -251,5 +251,5 @@ function sendError(reply: FastifyReply, error: DistributionError): void {
   void reply
     .code(error.status)
     .headers({ ...EVERY_ANSWER, ...error.headers, 'content-type': 'application/json' })
-    .send(error.body())
+    .send(Buffer.from(error.body())) // as bytes: to a string fastify adds a charset, which JSON has not
 }
