@@ -81,6 +81,13 @@ export function isManifestMediaType(mediaType: string): boolean {
 }
 
 function toDescriptor(value: unknown): Descriptor {
+  const descriptor = parseDescriptor(value)
+  if (descriptor !== undefined) return descriptor
+  throw new ManifestInvalidError('manifest has a descriptor without a valid digest and size')
+}
+
+/** Reads a descriptor; undefined when it has no valid digest and size. */
+export function parseDescriptor(value: unknown): Descriptor | undefined {
   if (
     !isRecord(value) ||
     typeof value['digest'] !== 'string' ||
@@ -89,7 +96,7 @@ function toDescriptor(value: unknown): Descriptor {
     !Number.isSafeInteger(value['size']) ||
     value['size'] < 0
   ) {
-    throw new ManifestInvalidError('manifest has a descriptor without a valid digest and size')
+    return undefined
   }
   const mediaType = typeof value['mediaType'] === 'string' ? value['mediaType'] : MEDIA_TYPE.octets
   return { digest: value['digest'], mediaType, size: value['size'] }

@@ -52,10 +52,11 @@ export interface WritableStore extends ContentStore {
    */
   ingest(descriptor: Descriptor): Promise<ContentIngest>
   /**
-   * Points a tag to a manifest or index that is already held.
+   * Points a tag to a manifest or index that is already held. What was only `pulled` may go again when room is needed;
+   * the same tag set without it stays.
    * @throws {NotHeldError}
    */
-  tag(tag: TagName, descriptor: Descriptor): Promise<void>
+  tag(tag: TagName, descriptor: Descriptor, options?: { pulled?: boolean }): Promise<void>
 }
 
 /** One piece of content on its way into a store. Ends by `commit` or `abort`, whichever comes first. */

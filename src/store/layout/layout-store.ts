@@ -1,0 +1,541 @@
+import { randomUUID } from 'node:crypto'
+import { watch } from 'node:fs'
+import {
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  unlink,
+  writeFile,
+} from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Startable } from '../../lifecycle.ts'
+import type { Logger } from '../../observe/log.ts'
+import { ContentTruncatedError, type ContentBody } from '../../oci/body.ts'
+import {
+  DigestMismatchError,
+  DigestVerifier,
+  isDigest,
+  splitDigest,
+  type Digest,
+} from '../../oci/digest.ts'
+import type { ByteRange } from '../../oci/distribution.ts'
+import {
+  isManifestMediaType,
+  ManifestInvalidError,
+  MAX_MANIFEST_BYTES,
+  MEDIA_TYPE,
+  parseManifest,
+  type Descriptor,
+  type ManifestInfo,
+} from '../../oci/manifest.ts'
+import type { ContentKey, TagName } from '../../oci/reference.ts'
+import { openFileBody } from '../file-body.ts'
+import { Inventory } from '../inventory.ts'
+import {
+  NotHeldError,
+  StoreFullError,
+  StoreUnavailableError,
+  type AbortOptions,
+  type ContentEvent,
+  type ContentIngest,
+  type WritableStore,
+} from '../store.ts'
+import { asStoreError, FileIngest } from './file-ingest.ts'
+import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
+
+/** How a layout store is set up. */
+export interface LayoutStoreInit {
+  /** The directory; made when it is not there. */
+  readonly path: string
+  /** All content together stays below this. */
+  readonly maxBytes: number
+  /** How often the directory is read without a hint of a change; default 3 s */
+  readonly rescanMs?: number
+}
+
+const RESCAN_MS = 3_000
+
+/** Changes come in groups: many files of one image, in our own writes and in those of others. */
+const SETTLE_MS = 50
+
+/** A tool may be writing `index.json` in place: half a file is read again before it counts as broken. */
+const INDEX_ATTEMPTS = 4
+
+/** Parsed manifests that are remembered; one is about 1 KiB. */
+const MAX_MANIFESTS = 10_000
+
+const ALGORITHMS = ['sha256', 'sha512']
+
+/** @see https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md#oci-layout-file */
+const OCI_LAYOUT = JSON.stringify({ imageLayoutVersion: '1.0.0' })
+
+interface HeldBlob {
+  readonly size: number
+  /** When it was last asked for, in ms since the epoch; after a start: when it came. */
+  usedMs: number
+}
+
+/**
+ * Content in a directory that is an OCI image layout, so that any tool can read it and add to it.
+ *
+ * The directory is the truth and is read again whenever it changed; what is kept in memory only says what to tell
+ * watchers, and what may be evicted. A crash at any moment leaves a valid layout: content is written and synced under
+ * another name first.
+ *
+ * @see https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
+ */
+export class LayoutStore implements WritableStore, Startable {
+  readonly name = 'layout'
+  readonly #log: Logger
+  readonly #path: string
+  readonly #maxBytes: number
+  readonly #rescanMs: number
+  readonly #inventory = new Inventory()
+  /** By digest, so never out of date; null for what is no manifest. */
+  readonly #manifests = new Map<Digest, ManifestInfo | null>()
+  #index = LayoutIndex.EMPTY
+  #blobs = new Map<Digest, HeldBlob>()
+  /** Sizes that index and manifests claim for content. None of them is right for a file that was cut off. */
+  #claims = new Map<Digest, Set<number>>()
+  /** Why the directory could not be read the last time it was tried */
+  #failure: Error | undefined
+  /** Bytes announced by ingests that have not ended */
+  #reserved = 0
+  #turn: Promise<unknown> = Promise.resolve()
+  #running: { readonly aborter: AbortController; readonly done: Promise<void> } | undefined
+
+  constructor(components: { log: Logger }, init: LayoutStoreInit) {
+    this.#log = components.log
+    this.#path = init.path
+    this.#maxBytes = init.maxBytes
+    this.#rescanMs = init.rescanMs ?? RESCAN_MS
+  }
+
+  /** @throws {StoreUnavailableError} when the directory cannot be made or is something else */
+  async start(): Promise<void> {
+    if (this.#running !== undefined) return
+    await this.#prepare()
+    await this.#rescan()
+    const aborter = new AbortController()
+    this.#running = { aborter, done: this.#follow(aborter.signal) }
+  }
+
+  async stop(): Promise<void> {
+    this.#running?.aborter.abort()
+    await this.#running?.done
+    this.#running = undefined
+  }
+
+  async resolve(tag: TagName, { signal }: AbortOptions = {}): Promise<Descriptor> {
+    signal?.throwIfAborted()
+    if (this.#failure !== undefined) {
+      throw new StoreUnavailableError(this.#failure.message, { cause: this.#failure })
+    }
+    const descriptor = this.#index.tags.get(tag)?.descriptor
+    if (descriptor === undefined) throw new NotHeldError(tag)
+    await this.#size(descriptor.digest, tag)
+    this.#touch(descriptor.digest)
+    return descriptor
+  }
+
+  async stat(digest: Digest, { signal }: AbortOptions = {}): Promise<Descriptor> {
+    signal?.throwIfAborted()
+    const size = await this.#size(digest, digest)
+    const manifest = await this.#manifest(digest, size)
+    return { digest, mediaType: manifest?.mediaType ?? MEDIA_TYPE.octets, size }
+  }
+
+  async open(
+    digest: Digest,
+    { signal, range }: AbortOptions & { range?: ByteRange } = {},
+  ): Promise<ContentBody> {
+    signal?.throwIfAborted()
+    await this.#size(digest, digest)
+    const path = this.#blobPath(digest)
+    try {
+      const body = await openFileBody(path, range)
+      this.#touch(digest)
+      return body
+    } catch (error) {
+      throw error instanceof ContentTruncatedError || isMissing(error)
+        ? new NotHeldError(digest, { cause: error })
+        : asStoreError(error, path)
+    }
+  }
+
+  watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
+    return this.#inventory.watch(options)
+  }
+
+  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
+    const { digest, size } = descriptor
+    await this.#exclusive(() => this.#reserve(size))
+    const settle = (): void => {
+      this.#reserved -= size
+    }
+    const path = this.#temporaryPath()
+    try {
+      await mkdir(dirname(path), { recursive: true })
+      const file = await open(path, 'wx', 0o644)
+      const keep = (): Promise<void> =>
+        this.#exclusive(async () => {
+          await this.#moveIntoPlace(path, this.#blobPath(digest))
+          this.#blobs.set(digest, { size, usedMs: Date.now() })
+          this.#publish()
+        })
+      return new FileIngest({ descriptor, path, file, keep, settle })
+    } catch (error) {
+      settle()
+      throw asStoreError(error, path)
+    }
+  }
+
+  async tag(
+    tag: TagName,
+    { digest, mediaType }: Descriptor,
+    options: { pulled?: boolean } = {},
+  ): Promise<void> {
+    await this.#exclusive(async () => {
+      const size = await this.#size(digest, digest)
+      const index = await this.#readIndex()
+      const pulled = options.pulled ?? false
+      const next = index.withTag(tag, { digest, mediaType, size }, { pulled })
+      if (next !== index) await this.#writeIndex(next)
+      await this.#use(next)
+    })
+  }
+
+  // Reading the directory
+
+  async #prepare(): Promise<void> {
+    const incoming = dirname(this.#temporaryPath())
+    try {
+      // What private registries gave is nobody else's on this machine.
+      await mkdir(this.#path, { recursive: true, mode: 0o700 })
+      await mkdir(join(this.#path, 'blobs', 'sha256'), { recursive: true })
+      await mkdir(incoming, { recursive: true })
+      for (const leftover of await readdir(incoming)) await unlink(join(incoming, leftover))
+      await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
+      await this.#writeIfMissing('index.json', LayoutIndex.EMPTY.toString())
+    } catch (error) {
+      throw asStoreError(error, this.#path)
+    }
+  }
+
+  /** Looks again whenever the file system hints at a change, and from time to time without a hint. */
+  async #follow(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const hint = this.#nextHint(signal)
+      // Hints are listened for first, so that nothing is missed.
+      await this.#rescan()
+      await hint
+      await delay(SETTLE_MS, undefined, { signal }).catch(() => {})
+    }
+  }
+
+  async #nextHint(signal: AbortSignal): Promise<void> {
+    const hint = Promise.withResolvers<void>()
+    const directories = ['', 'blobs', ...ALGORITHMS.map((algorithm) => join('blobs', algorithm))]
+    const watchers = directories.flatMap((directory) => {
+      try {
+        const watcher = watch(join(this.#path, directory), () => hint.resolve())
+        return [watcher.on('error', () => {})]
+      } catch {
+        // Not there, or no more watches to be had: the timer remains.
+        return []
+      }
+    })
+    const timer = setTimeout(hint.resolve, this.#rescanMs)
+    const onAbort = (): void => hint.resolve()
+    signal.addEventListener('abort', onAbort)
+    try {
+      await hint.promise
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+      clearTimeout(timer)
+      for (const watcher of watchers) watcher.close()
+    }
+  }
+
+  async #rescan(): Promise<void> {
+    await this.#exclusive(async () => {
+      try {
+        const index = await this.#readIndex()
+        this.#blobs = await this.#listBlobs()
+        await this.#use(index)
+        if (this.#failure !== undefined) this.#log.info('layout store can be read again')
+        this.#failure = undefined
+      } catch (error) {
+        const failure = asStoreError(error, this.#path)
+        if (this.#failure === undefined)
+          this.#log.error({ err: failure }, 'layout store is unreadable')
+        this.#failure = failure
+        this.#inventory.keys = undefined
+      }
+    })
+  }
+
+  /** @throws {StoreUnavailableError} */
+  async #readIndex(): Promise<LayoutIndex> {
+    const path = this.#indexPath()
+    for (let attempt = 1; ; attempt++) {
+      try {
+        const text = await readFile(path, 'utf8').catch(missingAsUndefined)
+        return text === undefined ? LayoutIndex.EMPTY : LayoutIndex.parse(text)
+      } catch (error) {
+        if (!(error instanceof LayoutIndexInvalidError)) throw asStoreError(error, path)
+        if (attempt === INDEX_ATTEMPTS) {
+          throw new StoreUnavailableError(`${path} is broken: ${error.message}`, { cause: error })
+        }
+        await delay(SETTLE_MS)
+      }
+    }
+  }
+
+  async #listBlobs(): Promise<Map<Digest, HeldBlob>> {
+    const blobs = new Map<Digest, HeldBlob>()
+    for (const algorithm of ALGORITHMS) {
+      const directory = join(this.#path, 'blobs', algorithm)
+      for (const name of (await readdir(directory).catch(missingAsUndefined)) ?? []) {
+        const digest = `${algorithm}:${name}`
+        if (!isDigest(digest)) continue
+        const blob = this.#blobs.get(digest) ?? (await this.#measure(digest))
+        if (blob !== undefined) blobs.set(digest, blob)
+      }
+    }
+    return blobs
+  }
+
+  async #measure(digest: Digest): Promise<HeldBlob | undefined> {
+    const found = await stat(this.#blobPath(digest)).catch(missingAsUndefined)
+    return found?.isFile() === true ? { size: found.size, usedMs: found.mtimeMs } : undefined
+  }
+
+  /** Makes an index that was read or written the one that counts. */
+  async #use(index: LayoutIndex): Promise<void> {
+    this.#index = index
+    this.#claims = new Map()
+    for (const { descriptor } of index.entries) {
+      for (const { digest, size } of await this.#reachable(descriptor)) {
+        this.#claims.set(digest, (this.#claims.get(digest) ?? new Set()).add(size))
+      }
+    }
+    for (const [digest, { size }] of this.#blobs) {
+      if (this.#intact(digest, size)) continue
+      // It may have been seen while another program was still writing it.
+      const blob = await this.#measure(digest)
+      if (blob !== undefined) this.#blobs.set(digest, blob)
+    }
+    this.#publish()
+  }
+
+  /** Everything an image consists of, as far as its manifests are held. */
+  async #reachable(root: Descriptor): Promise<Descriptor[]> {
+    const reached = [root]
+    const seen = new Set<Digest>()
+    for (const { digest } of reached) {
+      const blob = this.#blobs.get(digest)
+      if (seen.has(digest) || blob === undefined) continue
+      seen.add(digest)
+      reached.push(...((await this.#manifest(digest, blob.size))?.children ?? []))
+    }
+    return reached
+  }
+
+  /** Some manifest must be right about the size: a false one must not make good content disappear. */
+  #intact(digest: Digest, size: number): boolean {
+    return this.#claims.get(digest)?.has(size) ?? true
+  }
+
+  /** @throws {NotHeldError} for `key`, which stands for the content with this digest */
+  async #size(digest: Digest, key: ContentKey): Promise<number> {
+    const path = this.#blobPath(digest)
+    try {
+      const found = await stat(path)
+      if (found.isFile() && this.#intact(digest, found.size)) return found.size
+    } catch (error) {
+      if (!isMissing(error)) throw asStoreError(error, path)
+    }
+    throw new NotHeldError(key)
+  }
+
+  async #manifest(digest: Digest, size: number): Promise<ManifestInfo | null> {
+    const known = this.#manifests.get(digest)
+    if (known !== undefined) return known
+    if (size > MAX_MANIFEST_BYTES) return null
+    const path = this.#blobPath(digest)
+    let manifest: ManifestInfo | null = null
+    try {
+      const bytes = await readFile(path)
+      const verifier = new DigestVerifier(digest)
+      verifier.update(bytes)
+      verifier.finish()
+      const parsed = parseManifest(bytes)
+      if (isManifestMediaType(parsed.mediaType)) manifest = parsed
+    } catch (error) {
+      // A file that is damaged, or not yet complete, is not remembered.
+      if (isMissing(error) || error instanceof DigestMismatchError) return null
+      if (!(error instanceof ManifestInvalidError)) throw asStoreError(error, path)
+    }
+    const [oldest] = this.#manifests.keys()
+    if (this.#manifests.size >= MAX_MANIFESTS && oldest !== undefined) {
+      this.#manifests.delete(oldest)
+    }
+    this.#manifests.set(digest, manifest)
+    return manifest
+  }
+
+  #publish(): void {
+    const keys = new Set<ContentKey>()
+    for (const [digest, { size }] of this.#blobs) {
+      if (this.#intact(digest, size)) keys.add(digest)
+    }
+    for (const [tag, { descriptor }] of this.#index.tags) {
+      if (keys.has(descriptor.digest)) keys.add(tag)
+    }
+    this.#inventory.keys = keys
+  }
+
+  #touch(digest: Digest): void {
+    const blob = this.#blobs.get(digest)
+    if (blob !== undefined) blob.usedMs = Date.now()
+  }
+
+  // Changing it: one change at a time, and never between two steps of a scan
+
+  #exclusive<T>(change: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(change)
+    this.#turn = result.catch(() => {})
+    return result
+  }
+
+  /** @throws {StoreFullError} */
+  async #reserve(size: number): Promise<void> {
+    const held = [...this.#blobs.values()].reduce((sum, blob) => sum + blob.size, 0)
+    const missing = held + this.#reserved + size - this.#maxBytes
+    if (missing > 0) await this.#evict(missing)
+    this.#reserved += size
+  }
+
+  /**
+   * Lets go of at least `bytes`, least recently used first: pulled images, and content that belongs to no image. What
+   * was tagged without being pulled stays, and so does all that it consists of.
+   */
+  async #evict(bytes: number): Promise<void> {
+    const index = await this.#readIndex()
+    const images = await Promise.all(
+      index.entries.map(async (entry) => {
+        const reached = await this.#reachable(entry.descriptor)
+        return { entry, digests: new Set(reached.map(({ digest }) => digest)) }
+      }),
+    )
+    const uses = new Map<Digest, number>([...this.#blobs.keys()].map((digest) => [digest, 0]))
+    for (const digest of images.flatMap(({ digests }) => [...digests])) {
+      uses.set(digest, (uses.get(digest) ?? 0) + 1)
+    }
+    const loose = [...uses].filter(([, count]) => count === 0)
+    const candidates: { entry?: LayoutEntry; digests: ReadonlySet<Digest>; usedMs: number }[] = [
+      ...images.filter(({ entry }) => entry.pulled),
+      ...loose.map(([digest]) => ({ digests: new Set([digest]) })),
+    ].map((unit) => ({ ...unit, usedMs: this.#lastUse(unit.digests) }))
+
+    const entries = new Set<LayoutEntry>()
+    const digests: Digest[] = []
+    let freed = 0
+    for (const candidate of candidates.toSorted((a, b) => a.usedMs - b.usedMs)) {
+      if (freed >= bytes) break
+      if (candidate.entry !== undefined) entries.add(candidate.entry)
+      for (const digest of candidate.digests) {
+        const left = (uses.get(digest) ?? 0) - 1
+        uses.set(digest, left)
+        const blob = this.#blobs.get(digest)
+        if (left > 0 || blob === undefined) continue
+        freed += blob.size
+        digests.push(digest)
+      }
+    }
+    if (freed < bytes) {
+      throw new StoreFullError(`${this.#path} may hold ${this.#maxBytes} bytes, and they are used`)
+    }
+    // In this order a crash leaves content without an image, never an image without content.
+    if (entries.size > 0) await this.#writeIndex(index.withoutEntries(entries))
+    for (const digest of digests) {
+      this.#blobs.delete(digest)
+      await rm(this.#blobPath(digest), { force: true })
+    }
+    await this.#use(index.withoutEntries(entries))
+    this.#log.info({ images: entries.size, blobs: digests.length, bytes: freed }, 'evicted')
+  }
+
+  #lastUse(digests: ReadonlySet<Digest>): number {
+    return Math.max(0, ...[...digests].map((digest) => this.#blobs.get(digest)?.usedMs ?? 0))
+  }
+
+  async #writeIndex(index: LayoutIndex): Promise<void> {
+    // Somebody may have emptied the directory.
+    await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
+    await this.#writeFile(this.#indexPath(), index.toString())
+  }
+
+  async #writeIfMissing(name: string, text: string): Promise<void> {
+    const path = join(this.#path, name)
+    const found = await stat(path).catch(missingAsUndefined)
+    if (found === undefined) await this.#writeFile(path, text)
+  }
+
+  async #writeFile(path: string, text: string): Promise<void> {
+    const temporary = this.#temporaryPath()
+    try {
+      await mkdir(dirname(temporary), { recursive: true })
+      await writeFile(temporary, text, { flag: 'wx', flush: true })
+      await this.#moveIntoPlace(temporary, path)
+    } catch (error) {
+      await rm(temporary, { force: true }).catch(() => {})
+      throw asStoreError(error, path)
+    }
+  }
+
+  /** Renames a synced file so that its new name survives a crash as well. */
+  async #moveIntoPlace(from: string, to: string): Promise<void> {
+    const directory = dirname(to)
+    const created = await mkdir(directory, { recursive: true })
+    await rename(from, to)
+    await syncDirectory(directory)
+    if (created !== undefined) await syncDirectory(dirname(directory))
+  }
+
+  #indexPath(): string {
+    return join(this.#path, 'index.json')
+  }
+
+  #blobPath(digest: Digest): string {
+    const { algorithm, hex } = splitDigest(digest)
+    return join(this.#path, 'blobs', algorithm, hex)
+  }
+
+  #temporaryPath(): string {
+    return join(this.#path, 'ingest', randomUUID())
+  }
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path)
+  try {
+    await directory.sync()
+  } finally {
+    await directory.close()
+  }
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
+}
+
+function missingAsUndefined(error: unknown): undefined {
+  if (!isMissing(error)) throw error
+}
