@@ -1,0 +1,302 @@
+import { mkdir, symlink, writeFile } from 'node:fs/promises'
+import { fileURLToPath } from 'node:url'
+import { until } from '../wait.ts'
+import { CriImages } from './cri.ts'
+import { Machine, type ExecOptions, type Program } from './machine.ts'
+import { tools, type ContainerdBinaries } from './tools.ts'
+import { readUnitStart } from './unit-file.ts'
+
+const ROOT = new URL('../../', import.meta.url)
+const UNIT = readUnitStart(new URL('deploy/systemd/shoal.service', ROOT))
+
+const SWITCH = '10.77.0.1'
+const UPSTREAM = '10.77.0.2'
+/** Reached over the default route, as the machine that answers names usually is. */
+const NAME_SERVER = '192.0.2.53'
+
+/** Options of {@link Cluster.create}. */
+export interface ClusterInit {
+  /** One node for each, named node1, node2, ... */
+  readonly nodes: readonly ContainerdBinaries[]
+}
+
+/**
+ * Nodes on a network of their own: each a {@link Machine} with its own containerd and daemon under their default paths,
+ * one switch between them, an upstream registry {@link Cluster.upstream} that everybody knows by name, and a name server
+ * that never answers. After `create` the network and the upstream are up; what runs on a node is started by the test.
+ */
+export class Cluster implements AsyncDisposable {
+  readonly nodes: readonly ClusterNode[]
+  readonly upstream: Upstream
+  readonly #switch: Machine
+  readonly #nameServer: Program
+
+  private constructor(
+    network: Machine,
+    nameServer: Program,
+    upstream: Upstream,
+    nodes: readonly ClusterNode[],
+  ) {
+    this.#switch = network
+    this.#nameServer = nameServer
+    this.upstream = upstream
+    this.nodes = nodes
+  }
+
+  static async create(init: ClusterInit): Promise<Cluster> {
+    await using stack = new AsyncDisposableStack()
+    const network = stack.use(await Machine.create('switch'))
+    await network.exec(['ip', 'link', 'add', 'br0', 'type', 'bridge'])
+    await network.exec(['ip', 'address', 'add', `${SWITCH}/16`, 'dev', 'br0'])
+    await network.exec(['ip', 'address', 'add', `${NAME_SERVER}/32`, 'dev', 'br0'])
+    await network.exec(['ip', 'link', 'set', 'br0', 'up'])
+    const script = fileURLToPath(new URL('name-server.ts', import.meta.url))
+    const nameServer = network.run([process.execPath, script, NAME_SERVER])
+    await until(() => nameServer.log().includes('ready'), { what: 'the name server listens' })
+
+    const hosts = { 'upstream.test': UPSTREAM }
+    const machine = async (hostname: string, address: string) => {
+      const made = stack.use(await Machine.create(hostname, { hosts, nameServer: NAME_SERVER }))
+      const link = new Link(made, network, hostname)
+      await link.connect(address)
+      return { machine: made, link }
+    }
+    const upstream = new Upstream((await machine('upstream', UPSTREAM)).machine)
+    await upstream.start()
+    const nodes: ClusterNode[] = []
+    const addresses = init.nodes.map((_, index) => `10.77.1.${index + 1}`)
+    for (const [index, binaries] of init.nodes.entries()) {
+      const name = `node${index + 1}`
+      const address = addresses[index] ?? ''
+      const node = new ClusterNode(name, address, await machine(name, address), binaries)
+      await node.prepare(addresses)
+      nodes.push(node)
+    }
+    stack.move()
+    return new Cluster(network, nameServer, upstream, nodes)
+  }
+
+  /** Names that anybody has asked the name server for, each as often as it was asked. */
+  namesAsked(): string[] {
+    return this.#nameServer.log().split('\n').slice(1, -1)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Promise.all(this.nodes.map((node) => node[Symbol.asyncDispose]()))
+    await this.upstream.machine[Symbol.asyncDispose]()
+    await this.#switch[Symbol.asyncDispose]()
+  }
+}
+
+/** The cable between a machine and the switch. */
+class Link {
+  readonly #machine: Machine
+  readonly #switch: Machine
+  readonly #port: string
+
+  constructor(machine: Machine, network: Machine, port: string) {
+    this.#machine = machine
+    this.#switch = network
+    this.#port = port
+  }
+
+  async connect(address: string): Promise<void> {
+    const ends = [`${this.#machine.pid}`, 'type', 'veth', 'peer', 'name', this.#port]
+    await this.#switch.exec(['ip', 'link', 'add', 'eth0', 'netns', ...ends])
+    await this.#switch.exec(['ip', 'link', 'set', this.#port, 'master', 'br0', 'up'])
+    await this.#machine.exec(['ip', 'address', 'add', `${address}/16`, 'dev', 'eth0'])
+    await this.#machine.exec(['ip', 'link', 'set', 'eth0', 'up'])
+    await this.#machine.exec(['ip', 'route', 'add', 'default', 'via', SWITCH])
+  }
+
+  /** Pulls the plug: nothing passes, and nobody is told. */
+  async cut(): Promise<void> {
+    await this.#switch.exec(['ip', 'link', 'set', this.#port, 'down'])
+  }
+
+  async restore(): Promise<void> {
+    await this.#switch.exec(['ip', 'link', 'set', this.#port, 'up'])
+  }
+
+  /** Lets only so much pass, in each direction. */
+  async shape(megabitsPerSecond: number): Promise<void> {
+    for (const [machine, device] of [
+      [this.#machine, 'eth0'],
+      [this.#switch, this.#port],
+    ] as const) {
+      const rate = ['rate', `${megabitsPerSecond}mbit`, 'burst', '64kb', 'latency', '100ms']
+      await machine.exec(['tc', 'qdisc', 'replace', 'dev', device, 'root', 'tbf', ...rate])
+    }
+  }
+}
+
+/** A registry server outside of the cluster, over plain HTTP. */
+export class Upstream {
+  static readonly host = 'upstream.test:5000'
+  readonly machine: Machine
+  #registry: Program | undefined
+
+  constructor(machine: Machine) {
+    this.machine = machine
+  }
+
+  async start(): Promise<void> {
+    if (tools.registry === undefined) throw new Error('docker-registry is missing')
+    const config = {
+      version: 0.1,
+      log: { level: 'info', accesslog: { disabled: false } },
+      storage: { filesystem: { rootdirectory: '/var/lib/registry' } },
+      http: { addr: ':5000' },
+    }
+    await writeFile(this.machine.path('/run/registry.json'), JSON.stringify(config))
+    this.#registry = this.machine.run([tools.registry, 'serve', '/run/registry.json'])
+    await until(async () => (await this.machine.get('http://127.0.0.1:5000/v2/')).status === 200, {
+      what: `the upstream registry answers: ${this.#registry.log()}`,
+    })
+  }
+
+  /** What it holds is still there when it starts again. */
+  async stop(): Promise<void> {
+    await this.#registry?.kill()
+    this.#registry = undefined
+  }
+
+  /** Requests for content it has got, oldest first, as `GET /v2/...`. */
+  requests(): string[] {
+    const log = this.#registry?.log() ?? ''
+    return [...log.matchAll(/"((?:GET|HEAD) \/v2\/\S+\/(?:manifests|blobs)\/\S+) HTTP/g)].map(
+      ([, request = '']) => request,
+    )
+  }
+}
+
+/** A node: a machine with a containerd and a daemon, each started by the test. */
+export class ClusterNode implements AsyncDisposable {
+  readonly name: string
+  readonly address: string
+  readonly machine: Machine
+  readonly link: Link
+  readonly cri: CriImages
+  readonly #binaries: ContainerdBinaries
+  #containerd: Program | undefined
+  #daemon: Program | undefined
+
+  constructor(
+    name: string,
+    address: string,
+    { machine, link }: { machine: Machine; link: Link },
+    binaries: ContainerdBinaries,
+  ) {
+    this.name = name
+    this.address = address
+    this.machine = machine
+    this.link = link
+    this.#binaries = binaries
+    this.cri = new CriImages(machine.path('/run/containerd/containerd.sock'))
+  }
+
+  /** Makes it what a node is before anything was started: programs in place, configuration written. */
+  async prepare(bootstrap: readonly string[]): Promise<void> {
+    const programs = {
+      shoal: fileURLToPath(new URL('bin/shoal', ROOT)),
+      containerd: this.#binaries.containerd,
+      ctr: this.#binaries.ctr,
+      skopeo: tools.skopeo,
+      crane: tools.crane,
+    }
+    for (const [name, target] of Object.entries(programs)) {
+      const link = this.machine.path(`/usr/local/bin/${name}`)
+      if (target !== undefined && target !== `/usr/local/bin/${name}`) await symlink(target, link)
+    }
+    await this.writeFile('/etc/containerd/config.toml', containerdConfig(this.#binaries.version))
+    await this.writeFile(
+      '/etc/shoal/config.yaml',
+      ['store: containerd', `nodeAddress: ${this.address}`, 'bootstrap:']
+        .concat(bootstrap.map((address) => `  - ${address}`))
+        .join('\n'),
+    )
+  }
+
+  /** Runs a program on this node to its end, as an operator would type it; its standard output. */
+  exec(argv: readonly string[], options?: ExecOptions): Promise<string> {
+    return this.machine.exec(argv, options)
+  }
+
+  async writeFile(path: string, content: string | Uint8Array): Promise<void> {
+    const file = this.machine.path(path)
+    await mkdir(file.slice(0, file.lastIndexOf('/')), { recursive: true })
+    await writeFile(file, content)
+  }
+
+  /** Resolves when it answers. */
+  async startContainerd(): Promise<void> {
+    const containerd = this.machine.run(['containerd', '--log-level', 'info'])
+    this.#containerd = containerd
+    await until(() => this.ctr('version'), {
+      timeoutMs: 20_000,
+      what: `containerd of ${this.name} answers`,
+    }).catch((error: unknown) => {
+      throw new Error(`${String(error)}; its log:\n${containerd.log()}`, { cause: error })
+    })
+  }
+
+  get containerd(): Program {
+    if (this.#containerd === undefined) throw new Error(`${this.name} has no containerd yet`)
+    return this.#containerd
+  }
+
+  get daemon(): Program {
+    if (this.#daemon === undefined) throw new Error(`${this.name} has no daemon yet`)
+    return this.#daemon
+  }
+
+  /** `ctr` in the namespace of Kubernetes; its standard output. */
+  ctr(...args: readonly string[]): Promise<string> {
+    return this.exec(['ctr', '--namespace', 'k8s.io', ...args])
+  }
+
+  /** Starts the daemon as the systemd unit does. With `ready` (the default) it resolves when the daemon says it is. */
+  async startDaemon(options: { ready?: boolean } = {}): Promise<void> {
+    for (const directory of UNIT.directories) {
+      await mkdir(this.machine.path(directory), { recursive: true, mode: 0o700 })
+    }
+    this.#daemon = this.machine.run(UNIT.argv, { env: UNIT.env })
+    if (options.ready !== false) await this.ready()
+  }
+
+  /** Resolves when the daemon says that it is ready. */
+  async ready(): Promise<void> {
+    const { daemon } = this
+    await until(
+      async () => {
+        if (!daemon.running()) return 'ended'
+        const { status } = await this.machine.get('http://127.0.0.1:9090/readyz')
+        return status === 200 && 'ready'
+      },
+      { timeoutMs: 20_000, what: `the daemon of ${this.name} is ready` },
+    ).then(
+      (state) => {
+        if (state === 'ended') throw new Error(`the daemon of ${this.name} ended:\n${daemon.log()}`)
+      },
+      (error: unknown) => {
+        throw new Error(`${String(error)}; its log:\n${daemon.log()}`, { cause: error })
+      },
+    )
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.cri[Symbol.dispose]()
+    await this.machine[Symbol.asyncDispose]()
+  }
+}
+
+/** As an administrator of a Kubernetes node has it: the CRI plugin on, registries configured by hosts.toml files. */
+function containerdConfig(version: string): string {
+  const [format, plugin] = version.startsWith('1.')
+    ? [2, 'io.containerd.grpc.v1.cri']
+    : [3, 'io.containerd.cri.v1.images']
+  return `version = ${format}
+[plugins."${plugin}".registry]
+  config_path = "/etc/containerd/certs.d"
+`
+}
