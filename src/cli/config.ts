@@ -66,7 +66,8 @@ export function configCommand(): Command {
   return command.addCommand(addConfigOptions(print)).addCommand(addConfigOptions(check))
 }
 
-function hostFacts(): HostFacts {
+/** What this machine says of itself. */
+export function hostFacts(): HostFacts {
   return {
     // Node has it on every system Shoal runs on
     uid: process.getuid?.() ?? 0,
@@ -86,7 +87,8 @@ function hostFacts(): HostFacts {
   }
 }
 
-function readOptional(path: string): string {
+/** Text of a file, empty if it cannot be read. */
+export function readOptional(path: string): string {
   try {
     return readFileSync(path, 'utf8')
   } catch {

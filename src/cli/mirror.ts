@@ -1,0 +1,117 @@
+import { Command } from 'commander'
+import { readRegistries } from '../config/k3s.ts'
+import {
+  mirrorEndpoint,
+  perform,
+  planApply,
+  planRestore,
+  selectMirrors,
+  type Change,
+} from '../mirror/certs-dir.ts'
+import { unifiedDiff } from '../mirror/diff.ts'
+import { readsCertsDir } from '../mirror/hosts-toml.ts'
+import { addConfigOptions, loadFromCommand, readOptional } from './config.ts'
+
+/** Some files stayed as they were although they should not; which and why was printed. */
+class MirrorIncompleteError extends Error {
+  override readonly name = 'MirrorIncompleteError'
+  readonly code = 'ERR_MIRROR_INCOMPLETE'
+}
+
+const CONTAINERD_CONFIG = '/etc/containerd/config.toml'
+const CERTS_DIR = '/etc/containerd/certs.d'
+
+/** `shoal mirror`: puts this node's daemon in front of registries, in containerd's configuration. */
+export function mirrorCommand(): Command {
+  return new Command('mirror')
+    .description("put this node's registry in front of others, in containerd's hosts.toml files")
+    .addCommand(
+      planning('apply', 'change the files; what was there is kept').action(
+        async (registries: readonly string[], _options: unknown, command: Command) => {
+          const { changes, certsDir } = await plan(registries, command)
+          await report(changes)
+          hintAtConfigPath(certsDir)
+          complain(changes)
+        },
+      ),
+    )
+    .addCommand(
+      planning('diff', 'print what apply would change').action(
+        async (registries: readonly string[], _options: unknown, command: Command) => {
+          const { changes } = await plan(registries, command)
+          for (const { path, before, after, refused, notes } of changes) {
+            process.stdout.write(unifiedDiff(path, before, after))
+            if (refused !== undefined) process.stderr.write(`${path}: left alone, it ${refused}\n`)
+            for (const note of notes) process.stderr.write(`${path}: note: ${note}\n`)
+          }
+        },
+      ),
+    )
+    .addCommand(
+      addConfigOptions(new Command('restore'), ['certsDir'])
+        .description('take back everything apply did, byte for byte')
+        .action(async (_options: unknown, command: Command) => {
+          const { config } = await loadFromCommand(command)
+          const changes = await planRestore(config.certsDir)
+          await report(changes)
+          complain(changes)
+        }),
+    )
+}
+
+function planning(name: string, description: string): Command {
+  const command = new Command(name)
+    .description(description)
+    .argument(
+      '[registry...]',
+      'registries, as in docker.io; without any those of registries.yaml, else all',
+    )
+  return addConfigOptions(command, ['certsDir', 'registries', 'registry.name', 'listen.local'])
+}
+
+async function plan(
+  named: readonly string[],
+  command: Command,
+): Promise<{ changes: Change[]; certsDir: string }> {
+  const { config } = await loadFromCommand(command)
+  const { mirrors } = await readRegistries(config.registries)
+  const changes = await planApply(config.certsDir, {
+    endpoint: mirrorEndpoint(config.listen.local),
+    homeRegistry: config.registry.name,
+    mirrors: selectMirrors(named, mirrors),
+  })
+  return { changes, certsDir: config.certsDir }
+}
+
+async function report(changes: readonly Change[]): Promise<void> {
+  await perform(changes)
+  for (const change of changes) {
+    process.stdout.write(`${change.path}: ${outcome(change)}\n`)
+    for (const note of change.notes) process.stdout.write(`  note: ${note}\n`)
+  }
+}
+
+function outcome({ before, after, refused }: Change): string {
+  if (refused !== undefined) return `left alone, it ${refused}`
+  if (before === after) return 'unchanged'
+  if (before === undefined) return 'created'
+  return after === undefined ? 'removed' : 'changed'
+}
+
+function complain(changes: readonly Change[]): void {
+  const refused = changes.filter((change) => change.refused !== undefined).length
+  if (refused > 0) {
+    throw new MirrorIncompleteError(`${refused} of ${changes.length} files could not be changed`)
+  }
+}
+
+/** Without `config_path` containerd never looks at what was written; no error says so. */
+function hintAtConfigPath(certsDir: string): void {
+  // K3s sets it itself, and what another directory is for is not known here
+  if (certsDir !== CERTS_DIR || readsCertsDir(readOptional(CONTAINERD_CONFIG), certsDir)) return
+  process.stdout.write(
+    `note: ${CONTAINERD_CONFIG} does not set config_path; containerd's CRI plugin reads these files only with\n` +
+      `  config_path = "${certsDir}"\n` +
+      `  in [plugins."io.containerd.grpc.v1.cri".registry], from containerd 2.0 on [plugins."io.containerd.cri.v1.images".registry]\n`,
+  )
+}

@@ -1,0 +1,371 @@
+import { randomUUID } from 'node:crypto'
+import type { Stats } from 'node:fs'
+import {
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  rmdir,
+  stat,
+} from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { isLoopback, isRegistry } from '../oci/reference.ts'
+import {
+  directoriesMadeFor,
+  hasInsertedHost,
+  HostsTomlError,
+  insertHost,
+  normalizeEndpoint,
+  PULL,
+  removeHost,
+  renderHosts,
+  type Capability,
+  type CertificateFiles,
+  type Host,
+  type Hosts,
+} from './hosts-toml.ts'
+
+/** containerd's directory of hosts.toml files cannot be used as asked. */
+export class CertsDirError extends Error {
+  override readonly name = 'CertsDirError'
+  readonly code = 'ERR_CERTS_DIR'
+}
+
+/** What is to become of one hosts.toml. */
+export interface Change {
+  readonly path: string
+  /** Undefined if there is no such file */
+  readonly before: string | undefined
+  /** Undefined if there is to be none; the same as `before` if nothing is to be done */
+  readonly after: string | undefined
+  /** Why the file stays as it is although it should not */
+  readonly refused?: string
+  /** What the user should know beside */
+  readonly notes: readonly string[]
+}
+
+export interface MirrorInit {
+  /** Where containerd reaches us, e.g. `http://127.0.0.1:5001` */
+  readonly endpoint: string
+  /** Name of the home registry */
+  readonly homeRegistry: string
+  /** The registries to stand before, each with the endpoints registries.yaml lists for it */
+  readonly mirrors: ReadonlyMap<string, readonly string[]>
+}
+
+/** The directory whose hosts.toml counts for registries that have none of their own. */
+const DEFAULT = '_default'
+const FILE = 'hosts.toml'
+/** What the home registry is for; to others we only stand before. */
+const HOME: readonly Capability[] = [...PULL, 'push']
+/** More than any hosts.toml has; a bigger file is something else. */
+const MAX_FILE_BYTES = 1024 * 1024
+
+/** The URL at which clients on this node reach what listens on `host` and `port`. */
+export function mirrorEndpoint({ host, port }: { host: string; port: number }): string {
+  if (port === 0) throw new CertsDirError('listen.local needs a fixed port to be a mirror')
+  const reached = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host
+  return `http://${reached.includes(':') ? `[${reached}]` : reached}:${port}`
+}
+
+/**
+ * The registries to stand before: those named, else those of registries.yaml except loopback names, else all by
+ * `_default`.
+ */
+export function selectMirrors(
+  named: readonly string[],
+  configured: ReadonlyMap<string, readonly string[]>,
+): ReadonlyMap<string, readonly string[]> {
+  const known = new Map(
+    [...configured].map(([name, endpoints]) => [name === '*' ? DEFAULT : name, endpoints]),
+  )
+  const chosen = named.length > 0 ? named : [...known.keys()].filter((name) => !isLoopback(name))
+  const names = chosen.length > 0 ? chosen : [DEFAULT]
+  return new Map(
+    names.map((written) => {
+      const name = written === '*' ? DEFAULT : written
+      if (name !== DEFAULT && !isRegistry(name)) {
+        throw new CertsDirError(
+          `${JSON.stringify(name)} is not the name of a registry (HOST or HOST:PORT)`,
+        )
+      }
+      return [name, known.get(name) ?? []]
+    }),
+  )
+}
+
+/** What `apply` would do. Nothing is written. */
+export async function planApply(certsDir: string, init: MirrorInit): Promise<Change[]> {
+  const { endpoint, homeRegistry, mirrors } = init
+  const present = await listDirectories(certsDir)
+  const directoryOf = (registry: string) =>
+    // What containerd looks for first wins, should both be there.
+    present.find((name) => name === registry.replace(/:([0-9]+)$/, '_$1_')) ?? registry
+  const targets = new Map(
+    [homeRegistry, ...mirrors.keys()].map((registry) => [registry, directoryOf(registry)]),
+  )
+  const { owner: defaultOwner } = await inspect(join(certsDir, DEFAULT, FILE))
+  const changes: Change[] = []
+  for (const [registry, directory] of targets) {
+    const isHome = registry === homeRegistry
+    const { hosts, notes } = isHome
+      ? { hosts: homeHosts(endpoint), notes: [] }
+      : registryHosts(registry, endpoint, mirrors.get(registry) ?? [])
+    const change = await planFile(join(certsDir, directory, FILE), hosts, {
+      url: endpoint,
+      capabilities: isHome ? HOME : PULL,
+    })
+    const isNew = change.before === undefined && change.after !== undefined
+    if (registry === DEFAULT) {
+      const passed = await listPassedOver(certsDir, present, new Set(targets.values()))
+      if (passed.length > 0)
+        notes.push(
+          `${DEFAULT} does not count for what has a directory of its own: ${passed.join(', ')}`,
+        )
+    } else if (!isHome && isNew && (defaultOwner === 'others' || defaultOwner === 'shared')) {
+      notes.push(`${DEFAULT}, which names other hosts, no longer counts for ${registry}`)
+    }
+    changes.push({ ...change, notes })
+  }
+  return changes
+}
+
+/** What `restore` would do: everything of ours goes, whatever it was applied for. Nothing is written. */
+export async function planRestore(certsDir: string): Promise<Change[]> {
+  const changes: Change[] = []
+  for (const directory of await listDirectories(certsDir)) {
+    const path = join(certsDir, directory, FILE)
+    const { owner, text } = await inspect(path)
+    if (text === undefined) continue
+    if (owner === 'us') changes.push({ path, before: text, after: undefined, notes: [] })
+    if (owner === 'shared') changes.push(await planned(path, text, () => removeHost(text)))
+  }
+  return changes
+}
+
+/**
+ * Does what was planned. Files that are replaced keep their mode and owner, and are never seen half written.
+ * @throws {CertsDirError}
+ */
+export async function perform(changes: readonly Change[]): Promise<void> {
+  const emptied: string[] = []
+  for (const { path, before, after } of changes) {
+    if (before === after) continue
+    try {
+      if (after === undefined) {
+        await rm(path, { force: true })
+        let directory = dirname(path)
+        for (let made = directoriesMadeFor(before ?? '') ?? 0; made > 0; made--) {
+          emptied.push(directory)
+          directory = dirname(directory)
+        }
+      } else {
+        await mkdir(dirname(path), { recursive: true, mode: 0o755 })
+        await replaceFile(path, after)
+      }
+    } catch (error) {
+      throw explain(error, path)
+    }
+  }
+  // Deepest first, and after all files: a directory may have been made for several of them.
+  for (const directory of [...new Set(emptied)].toSorted((a, b) => b.length - a.length)) {
+    await rmdir(directory).catch((error: unknown) => {
+      // Somebody else keeps something in it, or has removed it
+      if (!hasCode(error, 'ENOTEMPTY', 'EEXIST', 'ENOENT')) throw explain(error, directory)
+    })
+  }
+}
+
+/** The home registry is nowhere but here: nothing else is asked, and we are asked once. */
+function homeHosts(endpoint: string): Hosts {
+  return { hosts: [], server: endpoint, serverCapabilities: HOME }
+}
+
+/** Us, then the endpoints of registries.yaml, then the registry itself. */
+function registryHosts(
+  registry: string,
+  endpoint: string,
+  endpoints: readonly string[],
+): { hosts: Hosts; notes: string[] } {
+  const notes: string[] = []
+  const server = registry === DEFAULT ? undefined : normalizeEndpoint(registry)?.url
+  const hosts = new Map([[endpoint, { url: endpoint, capabilities: PULL }]])
+  for (const [index, text] of endpoints.entries()) {
+    const host = normalizeEndpoint(text)
+    if (host === undefined)
+      notes.push(`endpoint ${JSON.stringify(text)} is no URL of a registry, left out`)
+    // The registry itself comes last anyway; listed earlier, it is asked there and again at the end.
+    else if (!hosts.has(host.url) && !(host.url === server && index === endpoints.length - 1))
+      hosts.set(host.url, { ...host, capabilities: PULL })
+  }
+  return { hosts: { hosts: [...hosts.values()], ...(server !== undefined && { server }) }, notes }
+}
+
+async function planFile(path: string, hosts: Hosts, ours: Host): Promise<Change> {
+  const directory = dirname(path)
+  const { owner, text, problem } = await inspect(path)
+  return planned(path, text, async () => {
+    if (problem !== undefined) throw new HostsTomlError(problem)
+    if (text !== undefined && owner !== 'us') return insertHost(text, ours)
+    const made = text === undefined ? await countMissing(directory) : directoriesMadeFor(text)
+    return renderHosts(hosts, made ?? 0, await listCertificates(directory))
+  })
+}
+
+/** The change that `edit` asks for, or none if the file cannot take it. */
+async function planned(
+  path: string,
+  before: string | undefined,
+  edit: () => string | Promise<string>,
+): Promise<Change> {
+  try {
+    return { path, before, after: await edit(), notes: [] }
+  } catch (error) {
+    if (!(error instanceof HostsTomlError)) throw error
+    return { path, before, after: before, refused: error.message, notes: [] }
+  }
+}
+
+/** Names of the directories that are there; none if `certsDir` is not. */
+async function listDirectories(certsDir: string): Promise<string[]> {
+  try {
+    const names: string[] = []
+    for (const name of await readdir(certsDir)) {
+      // Not what the entry itself says: a directory may be a symbolic link.
+      const stats = await statOptional(join(certsDir, name))
+      if (stats?.isDirectory() === true) names.push(name)
+    }
+    return names.toSorted()
+  } catch (error) {
+    if (hasCode(error, 'ENOENT')) return []
+    throw explain(error, certsDir)
+  }
+}
+
+/** Directories for which containerd does not look into `_default`, and that do not name us themselves. */
+async function listPassedOver(
+  certsDir: string,
+  present: readonly string[],
+  applied: ReadonlySet<string>,
+): Promise<string[]> {
+  const passed: string[] = []
+  for (const name of present) {
+    // Others' work files, and what K3s writes for its own registry
+    if (applied.has(name) || /^[._]/.test(name) || isLoopback(name)) continue
+    const { owner } = await inspect(join(certsDir, name, FILE))
+    if (owner === 'nobody' || owner === 'others') passed.push(name)
+  }
+  return passed
+}
+
+/** @see https://github.com/containerd/containerd/blob/main/docs/hosts.md#ca-field (loadCertFiles does the same) */
+async function listCertificates(directory: string): Promise<CertificateFiles> {
+  const names = (await statOptional(directory)) === undefined ? [] : await readdir(directory)
+  return {
+    ca: names.filter((name) => name.endsWith('.crt')).toSorted(),
+    client: names
+      .filter((name) => name.endsWith('.cert'))
+      .toSorted()
+      .map((name) => {
+        const key = `${name.slice(0, -'.cert'.length)}.key`
+        // Without a file of its own the key is in that of the certificate.
+        return [name, names.includes(key) ? key : name]
+      }),
+  }
+}
+
+/** How many directories would have to be made, this one and above it. */
+async function countMissing(directory: string): Promise<number> {
+  let missing = 0
+  for (let path = directory; (await statOptional(path)) === undefined; path = dirname(path))
+    missing++
+  return missing
+}
+
+/** A hosts.toml as it was found. */
+interface HostsFile {
+  /** Who wrote it: `shared` is somebody else's with our host in it */
+  readonly owner: 'nobody' | 'us' | 'shared' | 'others'
+  readonly text?: string
+  /** Why there is no text although there is a file */
+  readonly problem?: string
+}
+
+async function inspect(path: string): Promise<HostsFile> {
+  const stats = await statOptional(path)
+  if (stats === undefined) {
+    return (await statOptional(path, lstat)) === undefined
+      ? { owner: 'nobody' }
+      : { owner: 'others', problem: 'is a symbolic link to nothing' }
+  }
+  if (!stats.isFile()) return { owner: 'others', problem: 'is not a file' }
+  if (stats.size > MAX_FILE_BYTES) return { owner: 'others', problem: 'is larger than 1 MiB' }
+  let text: string
+  try {
+    // A byte order mark is kept: what is written back has to be the same bytes.
+    const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
+    text = decoder.decode(await readFile(path))
+  } catch (error) {
+    if (error instanceof TypeError) return { owner: 'others', problem: 'is not UTF-8 text' }
+    throw explain(error, path)
+  }
+  if (directoriesMadeFor(text) !== undefined) return { owner: 'us', text }
+  return { owner: hasInsertedHost(text) ? 'shared' : 'others', text }
+}
+
+async function statOptional(
+  path: string,
+  how: typeof stat | typeof lstat = stat,
+): Promise<Stats | undefined> {
+  try {
+    return await how(path)
+  } catch (error) {
+    if (hasCode(error, 'ENOENT')) return undefined
+    throw explain(error, path)
+  }
+}
+
+async function replaceFile(path: string, text: string): Promise<void> {
+  const old = await statOptional(path)
+  // Of a symbolic link the file behind it is replaced, not the link.
+  const target = old === undefined ? path : await realpath(path)
+  const temporary = join(dirname(target), `.${FILE}.${randomUUID()}`)
+  try {
+    // What is replaced may hold credentials: nobody may read them before owner and mode are right.
+    await using file = await open(temporary, 'wx', old === undefined ? 0o644 : 0o600)
+    await file.writeFile(text)
+    if (old !== undefined) {
+      const { uid, gid } = await file.stat()
+      if (old.uid !== uid || old.gid !== gid) await file.chown(old.uid, old.gid)
+      await file.chmod(old.mode & 0o7777)
+    }
+    await file.sync()
+    await rename(temporary, target)
+  } catch (error) {
+    await rm(temporary, { force: true })
+    throw error
+  }
+  await using directory = await open(dirname(target), 'r')
+  await directory.sync()
+}
+
+function hasCode(error: unknown, ...codes: string[]): error is Error {
+  return error instanceof Error && 'code' in error && codes.includes(String(error.code))
+}
+
+function explain(error: unknown, path: string): unknown {
+  if (hasCode(error, 'EACCES', 'EPERM', 'EROFS')) {
+    const reason = hasCode(error, 'EROFS') ? 'read-only file system' : 'permission denied'
+    return new CertsDirError(
+      `${path}: ${reason}; run as root, or name a directory you may write with --certs-dir`,
+      { cause: error },
+    )
+  }
+  if (hasCode(error, 'ENOTDIR', 'ENOSPC', 'EBUSY', 'ELOOP', 'EIO', 'EISDIR', 'ENAMETOOLONG'))
+    return new CertsDirError(`${path}: ${error.message}`, { cause: error })
+  return error
+}
