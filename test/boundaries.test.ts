@@ -1,0 +1,150 @@
+import assert from 'node:assert/strict'
+import { globSync, readFileSync } from 'node:fs'
+import { isBuiltin } from 'node:module'
+import { basename, join, normalize } from 'node:path'
+import { test } from 'node:test'
+
+/**
+ * Who may import whom, by room: the directory under `src`, or the file that lies there itself. A room may always import
+ * itself. What ends in `.ts` is a single file: the interface of another room, or data.
+ */
+const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
+  oci: [],
+  'lifecycle.ts': [],
+  observe: [],
+  config: ['oci'],
+  mirror: ['oci'],
+  store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
+  routing: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
+  pull: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'routing/router.ts'],
+  http: ['oci', 'lifecycle.ts', 'observe', 'pull/source.ts'],
+  'daemon.ts': ['oci', 'lifecycle.ts', 'observe', 'config', 'store', 'routing', 'pull', 'http'],
+  cli: ['oci', 'lifecycle.ts', 'observe', 'config', 'mirror', 'daemon.ts'],
+}
+
+/** The one room of each third-party library; a scope stands for all of its packages. */
+const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
+  '@bufbuild/protobuf': ['store', 'routing'], // containerd speaks it, and so do the nodes among each other
+  '@chainsafe': ['routing'],
+  '@grpc/grpc-js': ['store'],
+  '@libp2p': ['routing'],
+  '@multiformats/multiaddr': ['routing'],
+  commander: ['cli'],
+  fastify: ['http'],
+  libp2p: ['routing'],
+  multiformats: ['routing'],
+  pino: ['observe'],
+  'prom-client': ['observe'],
+  'smol-toml': ['mirror'],
+  undici: ['pull'],
+  yaml: ['config'],
+  zod: ['config'],
+}
+
+/** What is allowed beyond that, each with its reason. */
+const EXCEPTIONS: readonly (readonly [from: string, to: string, reason: string])[] = [
+  ['cli/demo.ts', 'store/layout/layout-store.ts', 'puts its image into the store of a node'],
+  ['cli/main.ts', 'package.json', 'says its version'],
+]
+
+/** `from` and `to` are files relative to `src`; `to` may also be the specifier of a package. */
+interface Import {
+  readonly from: string
+  readonly to: string
+}
+
+const source = new URL('../src/', import.meta.url).pathname
+
+function importsOf(from: string, text: string): Import[] {
+  const code = text.replaceAll(/^\s*(\/\/|\/?\*).*$/gm, '')
+  return [...code.matchAll(/(?:\bfrom\s+|\bimport\s*\(?\s*)'([^']+)'/g)].map(([, to = '']) => ({
+    from,
+    to: to.startsWith('.') ? normalize(join(from, '..', to)).replace(/^(\.\.\/)+/, '') : to,
+  }))
+}
+
+function roomOf(file: string): string {
+  return file.split('/', 1)[0] ?? file
+}
+
+/** What is wrong with an import, undefined if nothing is. */
+function violation({ from, to }: Import): string | undefined {
+  const room = roomOf(from)
+  const wrong = `${from} must not import ${to}`
+  if (isBuiltin(to) || EXCEPTIONS.some((known) => known[0] === from && known[1] === to))
+    return undefined
+  if (!/\.(ts|json)$/.test(to)) {
+    const [scope = '', name = ''] = to.split('/')
+    const rooms = LIBRARY_ROOM[scope] ?? LIBRARY_ROOM[`${scope}/${name}`]
+    if (rooms === undefined) return `${wrong}: no room is named here for that library`
+    return rooms.includes(room) ? undefined : `${wrong}: it lives in ${rooms.join(', ')}`
+  }
+  const allowed = MAY_IMPORT[room]
+  if (allowed === undefined) return `${from}: nothing here says what ${room} may import`
+  return [room, ...allowed].some((other) => to === other || roomOf(to) === other)
+    ? undefined
+    : wrong
+}
+
+/** What is wrong with a file's name, undefined if nothing is. */
+function misnamed(file: string): string | undefined {
+  return /^(index|utils?|helpers?|types|common|misc)(\.ts)?$/.test(basename(file)) ||
+    /(^|\/)(utils?|helpers?|common)\//.test(file)
+    ? `${file}: a file has a noun of its own`
+    : undefined
+}
+
+const files = globSync('**/*.ts', { cwd: source })
+
+test('rooms import only what they may', () => {
+  const imports = files.flatMap((file) => importsOf(file, readFileSync(join(source, file), 'utf8')))
+  assert.ok(imports.length > 50, `found only ${imports.length} imports in ${source}`)
+  assert.deepEqual(
+    imports.flatMap((each) => violation(each) ?? []),
+    [],
+  )
+})
+
+test('every file has a noun of its own', () => {
+  assert.deepEqual(
+    files.flatMap((file) => misnamed(file) ?? []),
+    [],
+  )
+})
+
+test('every exception is still needed', () => {
+  for (const [from, to] of EXCEPTIONS) {
+    const imports = importsOf(from, readFileSync(join(source, from), 'utf8'))
+    assert.ok(
+      imports.some((each) => each.to === to),
+      `${from} no longer imports ${to}`,
+    )
+  }
+})
+
+test('the rules catch what breaks them', () => {
+  const code = `
+import { open } from 'node:fs/promises'
+import { createServer } from 'fastify'
+import {
+  type A,
+} from '../store/containerd/content.ts'
+import '../http/admin.ts'
+export { b } from './peers.ts'
+export type { C } from '../store/store.ts'
+// import { d } from '../cli/main.ts'
+const e = await import('../daemon.ts')
+const f = await import('left-pad')`
+  const broken = importsOf('pull/example.ts', code).flatMap((each) => violation(each) ?? [])
+  assert.deepEqual(
+    broken.map((text) => text.replace(/:.*/, '')),
+    ['fastify', 'store/containerd/content.ts', 'http/admin.ts', 'daemon.ts', 'left-pad'].map(
+      (to) => `pull/example.ts must not import ${to}`,
+    ),
+  )
+  assert.match(violation({ from: 'oci/digest.ts', to: 'lifecycle.ts' }) ?? '', /must not/)
+  assert.match(violation({ from: 'elsewhere/new.ts', to: 'oci/digest.ts' }) ?? '', /nothing here/)
+  for (const file of ['pull/index.ts', 'utils/bytes.ts', 'http/types.ts', 'oci/helpers/x.ts']) {
+    assert.notEqual(misnamed(file), undefined, file)
+  }
+})
