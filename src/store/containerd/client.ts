@@ -1,0 +1,228 @@
+import { createRegistry, isMessage } from '@bufbuild/protobuf'
+import { anyUnpack } from '@bufbuild/protobuf/wkt'
+import { access, constants } from 'node:fs/promises'
+import { isDigest, type Digest } from '../../oci/digest.ts'
+import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
+import { parseReference, tagName, type ContentKey, type TagName } from '../../oci/reference.ts'
+import { NotHeldError, StoreUnavailableError, type AbortOptions } from '../store.ts'
+import { Content } from './gen/content_pb.ts'
+import {
+  ContentCreateSchema,
+  ContentDeleteSchema,
+  file_event_types,
+  ImageCreateSchema,
+  ImageDeleteSchema,
+  ImageUpdateSchema,
+} from './gen/event_types_pb.ts'
+import { Events } from './gen/events_pb.ts'
+import { Images } from './gen/images_pb.ts'
+import { Introspection } from './gen/introspection_pb.ts'
+import { Version } from './gen/version_pb.ts'
+import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
+
+/** A list of many thousand entries takes a slow machine a while; longer means that something hangs. */
+const LIST_DEADLINE_MS = 30_000
+
+const EVENT_TYPES = createRegistry(file_event_types)
+
+/** What containerd is asked, in one of its namespaces and in this project's words. */
+export class ContainerdClient {
+  readonly #address: string
+  readonly #containerdNamespace: string
+  readonly #grpc: GrpcClient
+
+  constructor(init: { address: string; containerdNamespace: string }) {
+    this.#address = init.address
+    this.#containerdNamespace = init.containerdNamespace
+    this.#grpc = new GrpcClient({
+      socket: init.address,
+      metadata: { 'containerd-namespace': init.containerdNamespace },
+    })
+  }
+
+  /** @throws {StoreUnavailableError} */
+  async version(options: AbortOptions = {}): Promise<string> {
+    const { version } = await this.#ask(this.#grpc.call(Version.method.version, {}, options))
+    return version
+  }
+
+  /**
+   * The directory of the content store, as containerd itself sees it.
+   * @throws {StoreUnavailableError}
+   */
+  async contentPath(options: AbortOptions = {}): Promise<string | undefined> {
+    const filters = ['type==io.containerd.content.v1,id==content']
+    const { plugins } = await this.#ask(
+      this.#grpc.call(Introspection.method.plugins, { filters }, options),
+    )
+    return plugins[0]?.exports['root']
+  }
+
+  /**
+   * Size of committed content. Content that only another namespace refers to is not held, although its file is there.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async size(digest: Digest, options: AbortOptions = {}): Promise<number> {
+    const { info } = await this.#ask(
+      this.#grpc.call(Content.method.info, { digest }, options),
+      digest,
+    )
+    return Number(info?.size ?? 0)
+  }
+
+  /**
+   * What an image record points to; whether that is held is another question.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async target(
+    tag: TagName,
+    options: AbortOptions = {},
+  ): Promise<{ digest: Digest; mediaType: string }> {
+    const { image } = await this.#ask(
+      this.#grpc.call(Images.method.get, { name: tag }, options),
+      tag,
+    )
+    const { digest = '', mediaType = '' } = image?.target ?? {}
+    if (!isDigest(digest)) throw new NotHeldError(tag)
+    return { digest, mediaType }
+  }
+
+  /**
+   * The bytes of a range, in pieces of containerd's choice.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async *read(
+    digest: Digest,
+    range: ByteRange,
+    options: { signal: AbortSignal },
+  ): AsyncGenerator<Uint8Array, void, undefined> {
+    const request = { digest, offset: BigInt(range.start), size: BigInt(rangeLength(range)) }
+    try {
+      for await (const { data } of this.#grpc.stream(Content.method.read, request, options)) {
+        yield data
+      }
+    } catch (error) {
+      throw await this.#translate(error, digest)
+    }
+  }
+
+  /** @throws {StoreUnavailableError} */
+  async listContent(options: { signal: AbortSignal }): Promise<Set<Digest>> {
+    const digests = new Set<Digest>()
+    const all = { ...options, deadlineMs: LIST_DEADLINE_MS }
+    try {
+      for await (const { info } of this.#grpc.stream(Content.method.list, {}, all)) {
+        for (const { digest } of info) if (isDigest(digest)) digests.add(digest)
+      }
+    } catch (error) {
+      throw await this.#translate(error)
+    }
+    return digests
+  }
+
+  /**
+   * The tags among the image records, and what they point to.
+   * @throws {StoreUnavailableError}
+   */
+  async listTags(options: { signal: AbortSignal }): Promise<Map<TagName, Digest>> {
+    const { images } = await this.#ask(
+      this.#grpc.call(Images.method.list, {}, { ...options, deadlineMs: LIST_DEADLINE_MS }),
+    )
+    const tags = new Map<TagName, Digest>()
+    for (const { name, target } of images) {
+      const tag = tagOf(name)
+      if (tag !== undefined && target !== undefined && isDigest(target.digest)) {
+        tags.set(tag, target.digest)
+      }
+    }
+    return tags
+  }
+
+  /**
+   * Names what may have changed, as it happens, until `signal` aborts. Nothing tells when it has begun, and containerd
+   * before 2.1 has no events for content.
+   * @throws {StoreUnavailableError}
+   */
+  async *changes(options: {
+    signal: AbortSignal
+  }): AsyncGenerator<ContentKey | 'images', void, undefined> {
+    const ours = `namespace==${JSON.stringify(this.#containerdNamespace)}`
+    const filters = [`${ours},topic~="^/(images|content)/"`]
+    try {
+      for await (const { event } of this.#grpc.stream(
+        Events.method.subscribe,
+        { filters },
+        options,
+      )) {
+        const change = event === undefined ? undefined : anyUnpack(event, EVENT_TYPES)
+        if (isMessage(change, ContentCreateSchema) || isMessage(change, ContentDeleteSchema)) {
+          if (isDigest(change.digest)) yield change.digest
+        } else if (
+          isMessage(change, ImageCreateSchema) ||
+          isMessage(change, ImageUpdateSchema) ||
+          isMessage(change, ImageDeleteSchema)
+        ) {
+          yield tagOf(change.name) ?? 'images'
+        }
+      }
+    } catch (error) {
+      throw await this.#translate(error)
+    }
+  }
+
+  /** Ends the connection. */
+  close(): void {
+    this.#grpc.close()
+  }
+
+  async #ask<T>(call: Promise<T>, key?: ContentKey): Promise<T> {
+    try {
+      return await call
+    } catch (error) {
+      throw await this.#translate(error, key)
+    }
+  }
+
+  async #translate(error: unknown, key?: ContentKey): Promise<unknown> {
+    if (!(error instanceof GrpcError)) return error
+    if (error.status === GrpcStatus.NOT_FOUND && key !== undefined) {
+      return new NotHeldError(key, { cause: error })
+    }
+    return new StoreUnavailableError(await this.#diagnosis(error), { cause: error })
+  }
+
+  async #diagnosis(error: GrpcError): Promise<string> {
+    const socket = `containerd's socket ${this.#address}`
+    switch (error.status) {
+      case GrpcStatus.UNAVAILABLE:
+        try {
+          await access(this.#address, constants.R_OK | constants.W_OK)
+          return `nothing answers at ${socket}: containerd is down, or another socket is the right one`
+        } catch (failure) {
+          const code = failure instanceof Error && 'code' in failure ? failure.code : undefined
+          return code === 'EACCES' || code === 'EPERM'
+            ? `no permission to open ${socket}: run as root, or as a user that may read and write it`
+            : `${socket} does not exist: containerd is down, its address is another, or its directory is not mounted here`
+        }
+      case GrpcStatus.DEADLINE_EXCEEDED:
+        return `containerd at ${this.#address} does not answer in time`
+      default:
+        return `containerd at ${this.#address} answers with an error: ${error.message}`
+    }
+  }
+}
+
+/**
+ * The tag that an image record stands for. Records by digest (`sha256:...`, `repository@sha256:...`), which the CRI
+ * plugin makes beside each tag, and names that are no references stand for none.
+ */
+function tagOf(name: string): TagName | undefined {
+  try {
+    const { registry, repository, tag, digest } = parseReference(name)
+    return tag === undefined || digest !== undefined
+      ? undefined
+      : tagName(registry, repository, tag)
+  } catch {
+    return undefined
+  }
+}

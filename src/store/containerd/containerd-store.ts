@@ -1,0 +1,209 @@
+import { access, constants } from 'node:fs/promises'
+import { join } from 'node:path'
+import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
+import { splitDigest, type Digest } from '../../oci/digest.ts'
+import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
+import {
+  ManifestInvalidError,
+  MAX_MANIFEST_BYTES,
+  MEDIA_TYPE,
+  parseManifest,
+  type Descriptor,
+} from '../../oci/manifest.ts'
+import type { TagName } from '../../oci/reference.ts'
+import type { Logger } from '../../observe/log.ts'
+import { openFileBody } from '../file-body.ts'
+import type { AbortOptions, ContentEvent, ContentStore } from '../store.ts'
+import { ContainerdClient } from './client.ts'
+import { watchContent } from './watcher.ts'
+
+/** Media types that are remembered; more content than this is read again to tell what it is. */
+const MEDIA_TYPES = 4096
+
+/** To tell the media type of something of at most 4 MiB. */
+const SNIFF_DEADLINE_MS = 10_000
+
+export interface ContainerdStoreComponents {
+  readonly log: Logger
+}
+
+export interface ContainerdStoreInit {
+  /** Path of containerd's unix socket */
+  readonly address: string
+  readonly containerdNamespace: string
+  /** containerd's content directory; `auto` asks containerd for it */
+  readonly contentPath: string
+  /** Time between two full comparisons with what containerd lists; default {@link RECONCILE_MS} */
+  readonly reconcileMs?: number
+  /** The same where no change of the content directory can be seen; default {@link POLL_MS} */
+  readonly pollMs?: number
+}
+
+/** Seldom: changes are seen as they happen. This finds what no event tells of. */
+export const RECONCILE_MS = 60_000
+
+/** containerd before 2.1 then tells of images only, and no version tells of garbage collected. */
+export const POLL_MS = 4_000
+
+/** What containerd holds in one of its namespaces. Blobs are read from its directory, or through it where that cannot be read. */
+export class ContainerdStore implements ContentStore {
+  readonly name = 'containerd'
+  readonly #log: Logger
+  readonly #init: ContainerdStoreInit
+  readonly #client: ContainerdClient
+  /** By digest, the one used last at the end */
+  readonly #mediaTypes = new Map<Digest, string>()
+  #contentPath: Promise<string | undefined> | undefined
+
+  constructor(components: ContainerdStoreComponents, init: ContainerdStoreInit) {
+    this.#log = components.log
+    this.#init = init
+    this.#client = new ContainerdClient(init)
+  }
+
+  async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
+    const target = await this.#client.target(tag, options)
+    const held = await this.stat(target.digest, options)
+    // Of kinds of manifests that we cannot read, containerd may know the media type.
+    return held.mediaType === MEDIA_TYPE.octets && target.mediaType !== ''
+      ? { ...held, mediaType: target.mediaType }
+      : held
+  }
+
+  async stat(digest: Digest, options: AbortOptions = {}): Promise<Descriptor> {
+    const size = await this.#client.size(digest, options)
+    const mediaType =
+      size > MAX_MANIFEST_BYTES
+        ? MEDIA_TYPE.octets
+        : (this.#mediaTypes.get(digest) ?? (await this.#sniff(digest, size, options)))
+    this.#mediaTypes.delete(digest)
+    this.#mediaTypes.set(digest, mediaType)
+    for (const oldest of this.#mediaTypes.keys()) {
+      if (this.#mediaTypes.size <= MEDIA_TYPES) break
+      this.#mediaTypes.delete(oldest)
+    }
+    return { digest, mediaType, size }
+  }
+
+  async open(
+    digest: Digest,
+    options: AbortOptions & { range?: ByteRange } = {},
+  ): Promise<ContentBody> {
+    const size = await this.#client.size(digest, options)
+    return this.#open(digest, options.range ?? { start: 0, end: size - 1 }, options)
+  }
+
+  watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
+    const { reconcileMs = RECONCILE_MS, pollMs = POLL_MS } = this.#init
+    const contentPath = (): Promise<string | undefined> => {
+      // After a restart containerd may have another one.
+      this.#contentPath = undefined
+      return this.#findContentPath()
+    }
+    const components = { client: this.#client, log: this.#log, contentPath }
+    return watchContent(components, { reconcileMs, pollMs }, options)
+  }
+
+  /** Ends the connection to containerd. */
+  close(): void {
+    this.#client.close()
+  }
+
+  async #open(digest: Digest, range: ByteRange, options: AbortOptions): Promise<ContentBody> {
+    const directory = await this.#findContentPath()
+    if (directory === undefined) return new RemoteBody(this.#client, digest, range)
+    const { algorithm, hex } = splitDigest(digest)
+    try {
+      return await openFileBody(join(directory, 'blobs', algorithm, hex), range)
+    } catch (error) {
+      // It may have been removed since; then this says so.
+      await this.#client.size(digest, options)
+      this.#log.warn({ digest, err: error }, 'blob cannot be read from the content directory')
+      return new RemoteBody(this.#client, digest, range)
+    }
+  }
+
+  /** containerd's content store does not keep media types, so the content itself must tell. */
+  async #sniff(digest: Digest, size: number, options: AbortOptions): Promise<string> {
+    const body = await this.#open(digest, { start: 0, end: size - 1 }, options)
+    const bytes = await readBody(body, {
+      maxBytes: MAX_MANIFEST_BYTES,
+      signal: options.signal ?? AbortSignal.timeout(SNIFF_DEADLINE_MS),
+    })
+    try {
+      return parseManifest(bytes).mediaType
+    } catch (error) {
+      if (error instanceof ManifestInvalidError) return MEDIA_TYPE.octets
+      throw error
+    }
+  }
+
+  /** Found once for all that wait, so it hangs on no caller's signal; the question to containerd has its deadline. */
+  #findContentPath(): Promise<string | undefined> {
+    this.#contentPath ??= this.#readableContentPath().catch((error: unknown) => {
+      this.#contentPath = undefined
+      throw error
+    })
+    return this.#contentPath
+  }
+
+  async #readableContentPath(): Promise<string | undefined> {
+    const { contentPath } = this.#init
+    const path = contentPath === 'auto' ? await this.#client.contentPath() : contentPath
+    if (path === undefined) return undefined
+    try {
+      await access(path, constants.R_OK | constants.X_OK)
+      return path
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error)
+      this.#log.warn(
+        { err: reason },
+        'content directory cannot be read, so blobs are read through containerd',
+      )
+      return undefined
+    }
+  }
+}
+
+/** Content that containerd sends over its socket. */
+class RemoteBody implements ContentBody {
+  readonly length: number
+  readonly #client: ContainerdClient
+  readonly #digest: Digest
+  readonly #range: ByteRange
+
+  constructor(client: ContainerdClient, digest: Digest, range: ByteRange) {
+    this.length = rangeLength(range)
+    this.#client = client
+    this.#digest = digest
+    this.#range = range
+  }
+
+  async writeTo(sink: ByteSink, { signal }: { signal: AbortSignal }): Promise<void> {
+    signal.throwIfAborted()
+    const { promise: aborted, reject } = Promise.withResolvers<never>()
+    const onAbort = (): void => reject(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      // The call ends with the signal too, but a sink may never answer.
+      await Promise.race([this.#copy(sink, signal), aborted])
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+    }
+  }
+
+  async discard(): Promise<void> {}
+
+  async #copy(sink: ByteSink, signal: AbortSignal): Promise<void> {
+    let left = this.length
+    // A size of 0 would mean everything.
+    if (left === 0) return
+    for await (const bytes of this.#client.read(this.#digest, this.#range, { signal })) {
+      left -= bytes.length
+      if (left < 0) throw new ContentTruncatedError('containerd sent more than it was asked for')
+      await sink.write(bytes)
+      signal.throwIfAborted()
+    }
+    if (left > 0) throw new ContentTruncatedError(`containerd kept back ${left} bytes`)
+  }
+}
