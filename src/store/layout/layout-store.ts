@@ -146,8 +146,9 @@ export class LayoutStore implements WritableStore, Startable {
   async stat(digest: Digest, { signal }: AbortOptions = {}): Promise<Descriptor> {
     signal?.throwIfAborted()
     const size = await this.#size(digest, digest)
-    const manifest = await this.#manifest(digest, size)
-    return { digest, mediaType: manifest?.mediaType ?? MEDIA_TYPE.octets, size }
+    const { mediaType } = (await this.#manifest(digest, size)) ?? {}
+    const known = mediaType !== undefined && isManifestMediaType(mediaType)
+    return { digest, mediaType: known ? mediaType : MEDIA_TYPE.octets, size }
   }
 
   async open(
@@ -219,7 +220,9 @@ export class LayoutStore implements WritableStore, Startable {
       await mkdir(this.#path, { recursive: true, mode: 0o700 })
       await mkdir(join(this.#path, 'blobs', 'sha256'), { recursive: true })
       await mkdir(incoming, { recursive: true })
-      for (const leftover of await readdir(incoming)) await unlink(join(incoming, leftover))
+      for (const leftover of await readdir(incoming, { withFileTypes: true })) {
+        if (leftover.isFile()) await unlink(join(incoming, leftover.name))
+      }
       await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
       await this.#writeIfMissing('index.json', LayoutIndex.EMPTY.toString())
     } catch (error) {
@@ -267,9 +270,9 @@ export class LayoutStore implements WritableStore, Startable {
       try {
         const index = await this.#readIndex()
         this.#blobs = await this.#listBlobs()
-        await this.#use(index)
         if (this.#failure !== undefined) this.#log.info('layout store can be read again')
         this.#failure = undefined
+        await this.#use(index)
       } catch (error) {
         const failure = asStoreError(error, this.#path)
         if (this.#failure === undefined)
@@ -318,13 +321,15 @@ export class LayoutStore implements WritableStore, Startable {
 
   /** Makes an index that was read or written the one that counts. */
   async #use(index: LayoutIndex): Promise<void> {
-    this.#index = index
-    this.#claims = new Map()
+    const claims = new Map<Digest, Set<number>>()
     for (const { descriptor } of index.entries) {
-      for (const { digest, size } of await this.#reachable(descriptor)) {
-        this.#claims.set(digest, (this.#claims.get(digest) ?? new Set()).add(size))
+      // One manifest that cannot be read must not hide everything else; whoever asks for it is told.
+      for (const { digest, size } of await this.#reachable(descriptor).catch(() => [])) {
+        claims.set(digest, (claims.get(digest) ?? new Set()).add(size))
       }
     }
+    this.#index = index
+    this.#claims = claims
     for (const [digest, { size }] of this.#blobs) {
       if (this.#intact(digest, size)) continue
       // It may have been seen while another program was still writing it.
@@ -334,7 +339,10 @@ export class LayoutStore implements WritableStore, Startable {
     this.#publish()
   }
 
-  /** Everything an image consists of, as far as its manifests are held. */
+  /**
+   * Everything an image consists of, as far as its manifests are held.
+   * @throws {StoreUnavailableError} when one of them cannot be read
+   */
   async #reachable(root: Descriptor): Promise<Descriptor[]> {
     const reached = [root]
     const seen = new Set<Digest>()
@@ -375,8 +383,7 @@ export class LayoutStore implements WritableStore, Startable {
       const verifier = new DigestVerifier(digest)
       verifier.update(bytes)
       verifier.finish()
-      const parsed = parseManifest(bytes)
-      if (isManifestMediaType(parsed.mediaType)) manifest = parsed
+      manifest = parseManifest(bytes)
     } catch (error) {
       // A file that is damaged, or not yet complete, is not remembered.
       if (isMissing(error) || error instanceof DigestMismatchError) return null
@@ -391,6 +398,7 @@ export class LayoutStore implements WritableStore, Startable {
   }
 
   #publish(): void {
+    if (this.#failure !== undefined) return
     const keys = new Set<ContentKey>()
     for (const [digest, { size }] of this.#blobs) {
       if (this.#intact(digest, size)) keys.add(digest)
