@@ -1,0 +1,244 @@
+import { lookup, resolveTxt } from 'node:dns/promises'
+import { isIP } from 'node:net'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Startable } from '../lifecycle.ts'
+import type { Logger } from '../observe/log.ts'
+import { parseMultiaddr, type SocketAddress } from './addresses.ts'
+
+/** A way into the mesh, as the configuration lists it. */
+export type BootstrapEntry =
+  /** libp2p's address; a name means all its addresses */
+  | ({ readonly type: 'host' } & SocketAddress)
+  | { readonly type: 'multiaddr'; readonly multiaddr: string }
+  /** Origin of a peer's registry, which is asked for `/id` */
+  | { readonly type: 'http'; readonly url: string }
+
+/** An address to try; `id` is who must be there, if that is known. */
+export type BootstrapTarget = SocketAddress & { readonly id?: string }
+
+/** A way into the mesh that leads nowhere at the moment. */
+export class BootstrapError extends Error {
+  override readonly name = 'BootstrapError'
+  readonly code = 'ERR_BOOTSTRAP'
+}
+
+interface BootstrapperComponents {
+  readonly log: Logger
+  /** Connects with whoever is there, unless that is done or it is this node itself. */
+  readonly connect: (target: BootstrapTarget, options: { signal: AbortSignal }) => Promise<void>
+  /** True when this node is connected with others */
+  readonly connected: () => boolean
+}
+
+export interface BootstrapTiming {
+  /** Pause between rounds while alone, growing from the first to the second */
+  readonly alone: readonly [minMs: number, maxMs: number]
+  /** The same when connected: then it only heals a mesh that fell apart */
+  readonly connectedMs: number
+  /** A name, an `/id` or an address that does not answer within this is left for the next round */
+  readonly deadlineMs: number
+}
+
+const TIMING: BootstrapTiming = { alone: [250, 2000], connectedMs: 60_000, deadlineMs: 2000 }
+const MAX_DIALS = 8
+/** Addresses tried in a round; of more, others are tried in the next. */
+const MAX_TARGETS = 128
+const MAX_ID_BYTES = 64 * 1024
+
+/** Finds other nodes by the configured ways in: again and again while there is none, and rarely once there is one. */
+export class Bootstrapper implements Startable {
+  readonly #log: Logger
+  readonly #connect: BootstrapperComponents['connect']
+  readonly #connected: () => boolean
+  readonly #entries: readonly BootstrapEntry[]
+  readonly #timing: BootstrapTiming
+  /** Questions to the resolver on their way; it has few threads, and a dead name server must not take them all */
+  readonly #names = new Map<string, Promise<string[]>>()
+  readonly #stopped = new AbortController()
+  #running: Promise<void> | undefined
+  #hurry = new AbortController()
+  #settled: boolean
+
+  constructor(
+    { log, connect, connected }: BootstrapperComponents,
+    init: { entries: readonly BootstrapEntry[]; timing?: BootstrapTiming },
+  ) {
+    this.#log = log
+    this.#connect = connect
+    this.#connected = connected
+    this.#entries = init.entries
+    this.#timing = init.timing ?? TIMING
+    this.#settled = init.entries.length === 0
+  }
+
+  async start(): Promise<void> {
+    if (this.#entries.length > 0) this.#running ??= this.#run()
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped.abort()
+    this.#hurry.abort()
+    await this.#running
+  }
+
+  /** Every way in was tried once: who is alone now is the first. */
+  get settled(): boolean {
+    return this.#settled
+  }
+
+  /** The last peer is gone: do not wait for the next round. */
+  hurry(): void {
+    this.#hurry.abort()
+  }
+
+  async #run(): Promise<void> {
+    const [minMs, maxMs] = this.#timing.alone
+    let alone: boolean | undefined
+    let pauseMs = minMs
+    while (!this.#stopped.signal.aborted) {
+      await this.#round()
+      this.#settled = true
+      if (this.#stopped.signal.aborted) return
+      const wasAlone = alone
+      alone = !this.#connected()
+      if (alone !== wasAlone) {
+        if (alone) this.#log.info('no other node answers; trying on')
+        else this.#log.info('connected to other nodes')
+        pauseMs = minMs
+      }
+      const pause = alone ? pauseMs : this.#timing.connectedMs
+      pauseMs = Math.min(pauseMs * 2, maxMs)
+      this.#hurry = new AbortController()
+      const { signal } = this.#hurry
+      await delay(pause * (0.75 + Math.random() / 2), undefined, { signal, ref: false }).catch(
+        () => {},
+      )
+    }
+  }
+
+  async #round(): Promise<void> {
+    const found = await Promise.all(this.#entries.map((entry) => this.#targets(entry)))
+    const targets = shuffle(found.flat()).slice(0, MAX_TARGETS)
+    const worker = async (): Promise<void> => {
+      for (let target = targets.pop(); target !== undefined; target = targets.pop()) {
+        if (this.#stopped.signal.aborted) return
+        await this.#connect(target, { signal: this.#deadline() }).catch((error: unknown) => {
+          this.#log.debug({ ...target, err: error }, 'bootstrap address does not answer')
+        })
+      }
+    }
+    await Promise.all(Array.from({ length: MAX_DIALS }, worker))
+  }
+
+  async #targets(entry: BootstrapEntry): Promise<BootstrapTarget[]> {
+    try {
+      switch (entry.type) {
+        case 'host':
+          return (await this.#resolve(entry.host)).map((host) => ({ host, port: entry.port }))
+        case 'multiaddr':
+          return await this.#fromMultiaddr(entry.multiaddr)
+        case 'http':
+          return await fetchId(entry.url, this.#deadline())
+      }
+    } catch (error) {
+      this.#log.debug({ entry, err: error }, 'bootstrap entry leads nowhere')
+      return []
+    }
+  }
+
+  async #fromMultiaddr(text: string): Promise<BootstrapTarget[]> {
+    const target = parseMultiaddr(text)
+    if (target !== undefined) return [target]
+    const [, kind, name = '', , port, , id] =
+      /^\/(dns[46]?|dnsaddr)\/([^/]+)(\/tcp\/([0-9]+))?(\/p2p\/([^/]+))?$/.exec(text) ?? []
+    if (kind === 'dnsaddr') {
+      // https://github.com/multiformats/multiaddr/blob/master/protocols/DNSADDR.md
+      const records = await resolveTxt(`_dnsaddr.${name}`)
+      return records
+        .map((parts) => parseMultiaddr(parts.join('').replace(/^dnsaddr=/, '')))
+        .filter((found) => found !== undefined)
+        .filter((found) => id === undefined || found.id === id)
+    }
+    if (kind === undefined || port === undefined) {
+      throw new BootstrapError('multiaddr is not a TCP address')
+    }
+    const family = kind === 'dns4' ? 4 : 6
+    return (await this.#resolve(name))
+      .filter((host) => kind === 'dns' || isIP(host) === family)
+      .map((host) => ({ host, port: Number(port), ...(id !== undefined && { id }) }))
+  }
+
+  async #resolve(host: string): Promise<string[]> {
+    if (isIP(host) !== 0) return [host]
+    let answer = this.#names.get(host)
+    if (answer === undefined) {
+      answer = lookup(host, { all: true })
+        .then((addresses) => addresses.map(({ address }) => address))
+        .finally(() => this.#names.delete(host))
+      this.#names.set(host, answer)
+    }
+    return before(answer, this.#deadline())
+  }
+
+  #deadline(): AbortSignal {
+    return AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(this.#timing.deadlineMs)])
+  }
+}
+
+/** Asks a node's registry for its libp2p addresses: `{"ID","Addrs"}` as Spegel has it, or a list of such. */
+async function fetchId(origin: string, signal: AbortSignal): Promise<BootstrapTarget[]> {
+  const response = await fetch(`${origin}/id`, { signal, redirect: 'error' })
+  if (!response.ok || response.body === null) {
+    await response.body?.cancel()
+    throw new BootstrapError(`/id answers ${response.status}`)
+  }
+  const chunks: Uint8Array[] = []
+  let length = 0
+  for await (const chunk of response.body) {
+    length += chunk.length
+    if (length > MAX_ID_BYTES) throw new BootstrapError(`/id is longer than ${MAX_ID_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  return parseId(Buffer.concat(chunks).toString())
+}
+
+/** @throws {BootstrapError} */
+export function parseId(text: string): BootstrapTarget[] {
+  let json: unknown
+  try {
+    json = JSON.parse(text)
+  } catch (cause) {
+    throw new BootstrapError('/id is not JSON', { cause })
+  }
+  const nodes: unknown[] = Array.isArray(json) ? json : [json]
+  return nodes.flatMap((node) => {
+    if (typeof node !== 'object' || node === null || !('ID' in node) || !('Addrs' in node))
+      return []
+    const { ID: id, Addrs: addresses } = node
+    if (typeof id !== 'string' || !Array.isArray(addresses)) return []
+    return addresses
+      .map((address: unknown) =>
+        typeof address === 'string' ? parseMultiaddr(address) : undefined,
+      )
+      .filter((target) => target !== undefined)
+      .map(({ host, port }) => ({ host, port, id }))
+  })
+}
+
+async function before<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+  const { promise: aborted, reject } = Promise.withResolvers<never>()
+  const abort = (): void => reject(new BootstrapError('no answer in time'))
+  signal.addEventListener('abort', abort)
+  try {
+    return await Promise.race([promise, aborted])
+  } finally {
+    signal.removeEventListener('abort', abort)
+  }
+}
+
+function shuffle<T>(items: T[]): T[] {
+  return items
+    .map((item) => ({ item, order: Math.random() }))
+    .toSorted((a, b) => a.order - b.order)
+    .map(({ item }) => item)
+}

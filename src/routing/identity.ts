@@ -1,0 +1,80 @@
+import { createPrivateKey, generateKeyPairSync, randomBytes, type KeyObject } from 'node:crypto'
+import { chmod, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
+import type { PrivateKey } from '@libp2p/interface'
+import type { Logger } from '../observe/log.ts'
+
+/** Where a node's key lives in its data directory. */
+export const IDENTITY_FILE = 'identity.key'
+
+/** The file with this node's identity is there but cannot be used. */
+export class IdentityInvalidError extends Error {
+  override readonly name = 'IdentityInvalidError'
+  readonly code = 'ERR_IDENTITY_INVALID'
+}
+
+/**
+ * This node's Ed25519 key, which is its name among the others. It is made at the first start and stays; the file is PKCS8 PEM,
+ * readable by its owner only.
+ * @throws {IdentityInvalidError}
+ */
+export async function loadIdentity(dataDir: string, { log }: { log: Logger }): Promise<PrivateKey> {
+  const path = join(dataDir, IDENTITY_FILE)
+  let pem: Buffer
+  try {
+    pem = await readFile(path)
+  } catch (cause) {
+    if (!isNotFound(cause)) {
+      throw new IdentityInvalidError(`cannot read this node's identity from ${path}`, { cause })
+    }
+    return toLibp2p(await create(dataDir, path))
+  }
+  let key: KeyObject
+  try {
+    key = createPrivateKey(pem)
+  } catch (cause) {
+    throw new IdentityInvalidError(
+      `${path} is not a private key in PEM; restore it, or remove it and this node gets a new identity`,
+      { cause },
+    )
+  }
+  if (key.asymmetricKeyType !== 'ed25519') {
+    throw new IdentityInvalidError(`${path} holds a key of another kind than Ed25519`)
+  }
+  if (((await stat(path)).mode & 0o077) !== 0) {
+    log.warn({ path }, 'identity was readable by others, which is mended now')
+    await chmod(path, 0o600)
+  }
+  return toLibp2p(key)
+}
+
+async function create(dataDir: string, path: string): Promise<KeyObject> {
+  const { privateKey } = generateKeyPairSync('ed25519')
+  await mkdir(dataDir, { recursive: true, mode: 0o700 })
+  // Half a key must never be found: it is written aside, to the disk, and then gets its name
+  const temporary = `${path}.${randomBytes(4).toString('hex')}`
+  try {
+    const file = await open(temporary, 'wx', 0o600)
+    try {
+      await file.writeFile(privateKey.export({ type: 'pkcs8', format: 'pem' }))
+      await file.sync()
+    } finally {
+      await file.close()
+    }
+    await rename(temporary, path)
+  } catch (error) {
+    await rm(temporary, { force: true })
+    throw error
+  }
+  return privateKey
+}
+
+async function toLibp2p(key: KeyObject): Promise<PrivateKey> {
+  const { d } = key.export({ format: 'jwk' })
+  return generateKeyPairFromSeed('Ed25519', Buffer.from(d ?? '', 'base64url'))
+}
+
+function isNotFound(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
+}

@@ -1,0 +1,524 @@
+import { lookup as lookupHost } from 'node:dns/promises'
+import { EventEmitter, once } from 'node:events'
+import { isIP } from 'node:net'
+import { networkInterfaces } from 'node:os'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { identify } from '@libp2p/identify'
+import type { Connection, Libp2p } from '@libp2p/interface'
+import { kadDHT, passthroughMapper, type KadDHT } from '@libp2p/kad-dht'
+import { ping } from '@libp2p/ping'
+import { tcp } from '@libp2p/tcp'
+import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+import type { Startable } from '../lifecycle.ts'
+import type { Logger } from '../observe/log.ts'
+import type { ContentKey } from '../oci/reference.ts'
+import {
+  isLoopbackAddress,
+  isPlausible,
+  isWildcard,
+  parseMultiaddr,
+  toMultiaddr,
+  type SocketAddress,
+} from './addresses.ts'
+import {
+  Bootstrapper,
+  type BootstrapEntry,
+  type BootstrapTarget,
+  type BootstrapTiming,
+} from './bootstrap.ts'
+import { DhtRecords, type Provider } from './dht.ts'
+import { loadIdentity } from './identity.ts'
+import { Inventory, inventoryKey } from './inventory.ts'
+import { Mesh } from './mesh.ts'
+import { PeerProtocol, type RemoteNode } from './protocol.ts'
+import type { Peer, Router } from './router.ts'
+
+/** Shoal's own DHT. */
+const DHT_PROTOCOL = '/shoal/kad/1.0.0'
+const MINUTE = 60_000
+
+/** Up to so many nodes, each is connected with each and knows what all the others hold. */
+const MESH_SIZE = 500
+/** A node that is not dialled within this is not there; they are all in one network. */
+const DIAL_TIMEOUT_MS = 2000
+/** So long a lookup waits for inventories that are on their way. */
+const ARRIVAL_TIMEOUT_MS = 500
+/** A connection that brings no hello within this is no node of ours. */
+const HELLO_TIMEOUT_MS = 1000
+const DHT_TIMEOUT_MS = 2000
+/** Nodes that hear of one that joins leave it the time to come by itself. */
+const HEARD_OF_WITHIN_MS = 250
+const DISCOVERED_WITHIN_MS = 2000
+
+/** The address for libp2p cannot be used. */
+export class RouterListenError extends Error {
+  override readonly name = 'RouterListenError'
+  readonly code = 'ERR_LISTEN'
+}
+
+/** Asked for what only a running router has. */
+export class RouterNotRunningError extends Error {
+  override readonly name = 'RouterNotRunningError'
+  readonly code = 'ERR_ROUTER_NOT_RUNNING'
+}
+
+interface Libp2pRouterComponents {
+  readonly log: Logger
+  /** Where this node's peer listener answers; asked when a peer connects */
+  readonly registryPort: () => number
+}
+
+/** What this node is to the others. */
+export interface Libp2pRouterInit {
+  readonly listen: SocketAddress
+  /** The address to announce when `listen` means all of them, and that of the registry */
+  readonly nodeAddress: string
+  readonly nodeName: string
+  /** Keeps this node's identity */
+  readonly dataDir: string
+  readonly bootstrap: readonly BootstrapEntry[]
+  readonly topology?: { readonly zone?: string; readonly region?: string }
+  readonly registryScheme?: 'http' | 'https'
+  readonly version?: string
+  /** Others may read from this node; true by default */
+  readonly sharing?: boolean
+  readonly meshSize?: number
+  readonly heartbeatMs?: number
+  readonly bootstrapTiming?: BootstrapTiming
+}
+
+/** What runs between `start` and `stop`. */
+interface Running {
+  readonly node: Libp2p<{ dht: KadDHT }>
+  readonly protocol: PeerProtocol
+  readonly mesh: Mesh
+  readonly bootstrapper: Bootstrapper
+  readonly id: string
+}
+
+/**
+ * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
+ * is asked for.
+ */
+export class Libp2pRouter implements Router, Startable {
+  readonly #log: Logger
+  readonly #registryPort: () => number
+  readonly #init: Libp2pRouterInit
+  readonly #meshSize: number
+  readonly #inventory = new Inventory()
+  readonly #records: DhtRecords
+  /** Rings when a lookup may find more than a moment ago. */
+  readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
+  #running: Running | undefined
+  #twinSeen = false
+
+  constructor({ log, registryPort }: Libp2pRouterComponents, init: Libp2pRouterInit) {
+    this.#log = log
+    this.#registryPort = registryPort
+    this.#init = init
+    this.#meshSize = init.meshSize ?? MESH_SIZE
+    this.#records = new DhtRecords({
+      log,
+      connected: () => (this.#running?.node.getConnections().length ?? 0) > 0,
+    })
+  }
+
+  /**
+   * @throws {IdentityInvalidError}
+   * @throws {RouterListenError}
+   */
+  async start(): Promise<void> {
+    if (this.#running !== undefined) return
+    const running = await this.#create()
+    const { node, protocol, mesh, bootstrapper } = running
+    try {
+      await protocol.start()
+      await node.start()
+    } catch (error) {
+      await protocol.stop()
+      await node.stop()
+      throw new RouterListenError(
+        `cannot listen for libp2p on ${this.#init.listen.host}:${this.#init.listen.port}`,
+        { cause: error },
+      )
+    }
+    this.#running = running
+    this.#records.start(node.services.dht)
+    await mesh.start()
+    await bootstrapper.start()
+  }
+
+  async stop(): Promise<void> {
+    const running = this.#running
+    if (running === undefined) return
+    this.#running = undefined
+    this.#records.stop()
+    await running.bootstrapper.stop()
+    await running.mesh.stop()
+    await running.protocol.stop()
+    await running.node.stop()
+  }
+
+  ready(): boolean {
+    const running = this.#running
+    return running !== undefined && (running.protocol.size > 0 || running.bootstrapper.settled)
+  }
+
+  peers(): readonly Peer[] {
+    return Array.from(this.#running?.protocol.nodes() ?? [], ({ peer }) => peer)
+  }
+
+  advertise(keys: Iterable<ContentKey>): void {
+    this.#records.add(this.#inventory.add(keys))
+  }
+
+  withdraw(keys: Iterable<ContentKey>): void {
+    this.#records.remove(this.#inventory.remove(keys))
+  }
+
+  /** This node as others find it: its id, and its libp2p addresses as multiaddrs without it. */
+  self(): { id: string; addresses: string[] } {
+    const { id, node } = this.#started()
+    return { id, addresses: ownAddresses(node) }
+  }
+
+  /** Where libp2p listens, with the port it got. */
+  address(): SocketAddress {
+    const { node } = this.#started()
+    const [first] = node.getMultiaddrs()
+    const port = first === undefined ? undefined : parseMultiaddr(first.toString())?.port
+    return { host: this.#init.listen.host, port: port ?? this.#init.listen.port }
+  }
+
+  /** Figures for metrics. */
+  stats(): { ownKeys: number; peerKeys: number; recordBacklog: number } {
+    let peerKeys = 0
+    for (const { keys } of this.#running?.protocol.nodes() ?? []) peerKeys += keys.size
+    return { ownKeys: this.#inventory.size, peerKeys, recordBacklog: this.#records.backlog }
+  }
+
+  async *lookup(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Peer> {
+    const running = this.#running
+    if (running === undefined || signal.aborted) return
+    const seen = new Set<string>()
+    for (const peer of this.#holders(running, key, seen)) {
+      yield peer
+      if (signal.aborted) return
+    }
+    // Whoever asks on has found none so far, or none of use. Before that is the last word, look again: what is on its
+    // way may bring another holder, and then the DHT may know of one that this node has never met.
+    const arrival = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
+    while (isArriving(running) && !arrival.aborted) {
+      await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
+      for (const peer of this.#holders(running, key, seen)) {
+        yield peer
+        if (signal.aborted) return
+      }
+    }
+    if (signal.aborted || this.#knowsAll(running)) return
+    yield* this.#fromDht(running, key, seen, signal)
+  }
+
+  /** Holders that are not in `seen` yet, nearest first; those equally near in random order, so that they share the load. */
+  #holders({ protocol }: Running, key: ContentKey, seen: Set<string>): Peer[] {
+    const name = inventoryKey(key)
+    const { zone, region } = this.#init.topology ?? {}
+    const holders: { peer: Peer; distance: number }[] = []
+    for (const { peer, keys, sharing } of protocol.nodes()) {
+      if (!sharing || seen.has(peer.id) || !keys.has(name)) continue
+      seen.add(peer.id)
+      const near = zone !== undefined && peer.zone === zone ? 0 : 1
+      const far = region !== undefined && peer.region === region ? 0 : 1
+      holders.push({ peer, distance: 2 * near + far + Math.random() })
+    }
+    return holders.toSorted((a, b) => a.distance - b.distance).map(({ peer }) => peer)
+  }
+
+  /**
+   * True when a miss is certain without the DHT. Only a node can be found through it that is in somebody's routing
+   * table. Every node this one hears of, in a hello or in any answer of the DHT, becomes a connection or proves to be out
+   * of reach; so when all connections have told their whole inventory and nobody heard of is unsettled, a record could
+   * only name a node that was just asked, or one that cannot be read from anyhow.
+   */
+  #knowsAll({ node, protocol, mesh }: Running): boolean {
+    if (protocol.size >= this.#meshSize && protocol.size > 0) return false
+    if (mesh.unsettled) return false
+    return node
+      .getConnections()
+      .every(({ remotePeer }) => protocol.get(remotePeer.toString())?.inventory === 'complete')
+  }
+
+  /** Asks the DHT and meets whom it names, all at the same time: some of them may be gone. */
+  async *#fromDht(
+    running: Running,
+    key: ContentKey,
+    seen: Set<string>,
+    signal: AbortSignal,
+  ): AsyncGenerator<Peer> {
+    const enough = new AbortController()
+    const limit = AbortSignal.any([enough.signal, signal, AbortSignal.timeout(DHT_TIMEOUT_MS)])
+    const met: Peer[] = []
+    const bell = new EventEmitter<{ ring: [] }>()
+    let open = 1
+    const work = async (task: Promise<void>): Promise<void> => {
+      await task.catch((error: unknown) => this.#log.debug({ key, err: error }, 'DHT lookup'))
+      open -= 1
+      bell.emit('ring')
+    }
+    const meet = async (provider: Provider): Promise<void> => {
+      const remote = await this.#meet(running, provider, limit)
+      if (remote?.sharing === true) met.push(remote.peer)
+    }
+    const ask = async (): Promise<void> => {
+      for await (const provider of this.#records.find(key, { signal: limit })) {
+        if (provider.id === running.id || seen.has(provider.id)) continue
+        seen.add(provider.id)
+        open += 1
+        void work(meet(provider))
+      }
+    }
+    void work(ask())
+    try {
+      while (open > 0 || met.length > 0) {
+        const peer = met.shift()
+        if (peer !== undefined) yield peer
+        else await once(bell, 'ring')
+        if (signal.aborted) return
+      }
+    } finally {
+      enough.abort()
+    }
+  }
+
+  async #meet(
+    running: Running,
+    { id, addresses }: Provider,
+    signal: AbortSignal,
+  ): Promise<RemoteNode | undefined> {
+    const { protocol } = running
+    if (protocol.get(id) === undefined) await this.#dial(running, { id, addresses }, signal)
+    const deadline = AbortSignal.any([signal, AbortSignal.timeout(HELLO_TIMEOUT_MS)])
+    while (protocol.get(id) === undefined && !deadline.aborted) {
+      await once(this.#changes, 'change', { signal: deadline }).catch(() => {})
+    }
+    return protocol.get(id)
+  }
+
+  async #create(): Promise<Running> {
+    const { listen, nodeAddress, dataDir } = this.#init
+    const privateKey = await loadIdentity(dataDir, { log: this.#log })
+    const host = isIP(listen.host) === 0 ? (await lookupHost(listen.host)).address : listen.host
+    const loopback = isWildcard(host) || isLoopbackAddress(host)
+    const connected = (): number => this.#running?.protocol.size ?? 0
+
+    const node = await createLibp2p({
+      start: false,
+      privateKey,
+      addresses: {
+        // An address, port 0 included, that parseMultiaddr would refuse for a peer
+        listen: [toMultiaddr({ host, port: listen.port })],
+        announceFilter: (addresses) => announced(addresses, nodeAddress),
+      },
+      transports: [tcp()],
+      connectionEncrypters: [noise()],
+      streamMuxers: [yamux()],
+      connectionGater: {
+        denyDialMultiaddr: (address) => !dialable(address, loopback),
+        denyDialPeer: (peer) => protocol.isCut(peer.toString()),
+        denyInboundEncryptedConnection: (peer) => protocol.isCut(peer.toString()),
+        filterMultiaddrForPeer: (_, address) => dialable(address, loopback),
+      },
+      connectionManager: {
+        maxConnections: 2 * MESH_SIZE + 100,
+        // Default 5: all nodes of a host, or behind one address, may come at once after an outage
+        inboundConnectionThreshold: 200,
+        maxIncomingPendingConnections: 200,
+        dialTimeout: DIAL_TIMEOUT_MS,
+        addressDialTimeout: DIAL_TIMEOUT_MS,
+        // The mesh itself looks for nodes that went without a goodbye
+        reconnectRetries: 0,
+      },
+      // Nodes of ours show signs of life on the peer protocol, at a fraction of a ping's cost
+      connectionMonitor: { pingInterval: MINUTE },
+      services: {
+        identify: identify(),
+        ping: ping(),
+        dht: kadDHT({
+          protocol: DHT_PROTOCOL,
+          clientMode: false,
+          // Clusters live on private addresses, which the default mapper drops
+          peerInfoMapper: passthroughMapper,
+          initialQuerySelfInterval: 250,
+          // A record lives 19 minutes, as Spegel's, and is renewed within 15; a dead node's is gone soon after it
+          reprovide: {
+            validity: 19 * MINUTE,
+            threshold: 6 * MINUTE,
+            interval: 2 * MINUTE,
+            concurrency: 1,
+          },
+        }),
+      },
+    })
+    const id = node.peerId.toString()
+    const protocol = new PeerProtocol(
+      { log: this.#log, node, inventory: this.#inventory },
+      {
+        card: () => this.#card(),
+        addresses: () => ownAddresses(node),
+        loopback,
+        meshSize: this.#meshSize,
+        heartbeatMs: this.#init.heartbeatMs ?? 4000,
+        drainMs: 10_000,
+      },
+    )
+    const running: Running = {
+      node,
+      protocol,
+      id,
+      mesh: new Mesh({
+        log: this.#log,
+        isConnected: (peer) => protocol.get(peer) !== undefined,
+        connect: (member) => this.#dial(running, member, AbortSignal.timeout(DIAL_TIMEOUT_MS)),
+      }),
+      bootstrapper: new Bootstrapper(
+        {
+          log: this.#log,
+          connected: () => connected() > 0,
+          connect: (target, { signal }) => this.#bootstrap(running, target, signal),
+        },
+        {
+          entries: this.#init.bootstrap,
+          ...(this.#init.bootstrapTiming && { timing: this.#init.bootstrapTiming }),
+        },
+      ),
+    }
+    this.#follow(running)
+    return running
+  }
+
+  /** Who comes, goes, or is heard of. */
+  #follow({ node, protocol, mesh, bootstrapper, id: self }: Running): void {
+    const hear = (id: string, addresses: readonly string[], withinMs: number): void => {
+      if (id !== self && protocol.size < this.#meshSize) mesh.hear({ id, addresses }, withinMs)
+    }
+    protocol.on('change', () => this.#changes.emit('change'))
+    protocol.on('join', (remote, members) => {
+      this.#records.wake()
+      mesh.forget(remote.peer.id)
+      for (const { id, addresses } of members) hear(id, addresses, HEARD_OF_WITHIN_MS)
+    })
+    protocol.on('leave', ({ peer, addresses }, meant) => {
+      if (!meant && !protocol.isCut(peer.id)) hear(peer.id, addresses, HEARD_OF_WITHIN_MS)
+      if (protocol.size === 0) bootstrapper.hurry()
+    })
+    node.addEventListener('peer:connect', () => this.#records.wake())
+    node.addEventListener('peer:discovery', ({ detail: { id, multiaddrs } }) => {
+      const addresses = multiaddrs.map((address) => address.toString())
+      hear(id.toString(), addresses, DISCOVERED_WITHIN_MS)
+    })
+  }
+
+  #card() {
+    const { nodeName, nodeAddress, topology = {}, registryScheme, version, sharing } = this.#init
+    return {
+      name: nodeName,
+      registryScheme: registryScheme ?? 'http',
+      registryPort: this.#registryPort(),
+      registryAddresses: [nodeAddress],
+      zone: topology.zone ?? '',
+      region: topology.region ?? '',
+      version: version ?? '',
+      sharing: sharing ?? true,
+    }
+  }
+
+  /** Connects with a node whose id is known. */
+  async #dial({ node }: Running, { id, addresses }: Provider, signal: AbortSignal): Promise<void> {
+    const targets = addresses
+      .map((address) => parseMultiaddr(address))
+      .filter((target) => target !== undefined)
+      .map((target) => multiaddr(toMultiaddr(target, id)))
+    if (targets.length > 0) await node.dial(targets, { signal })
+  }
+
+  async #bootstrap(running: Running, target: BootstrapTarget, signal: AbortSignal): Promise<void> {
+    const { node, protocol, id } = running
+    const address = toMultiaddr(target)
+    if (target.id === id || ownAddresses(node).includes(address)) return
+    for (const remote of protocol.nodes()) {
+      if (remote.peer.id === target.id || remote.addresses.includes(address)) return
+    }
+    if (node.getConnections().some((connection) => isConnectionTo(connection, address))) return
+    try {
+      await node.dial(multiaddr(toMultiaddr(target, target.id)), { signal })
+    } catch (error) {
+      // libp2p's refusal to connect with its own id, which it learns in the handshake
+      if (!(error instanceof Error && error.name === 'InvalidPeerIdError')) throw error
+      if (!this.#twinSeen && !isOwnAddress(target.host)) {
+        this.#twinSeen = true
+        this.#log.warn(
+          { address },
+          'a node with the identity of this one answers; was its data directory copied?',
+        )
+      }
+    }
+  }
+
+  #started(): Running {
+    if (this.#running === undefined) throw new RouterNotRunningError('router is not running')
+    return this.#running
+  }
+}
+
+/** Inventories, hellos or connections are on their way that may answer in a moment. */
+function isArriving({ node, protocol, mesh }: Running): boolean {
+  for (const { inventory } of protocol.nodes()) {
+    if (inventory === 'arriving') return true
+  }
+  const young = Date.now() - HELLO_TIMEOUT_MS
+  return (
+    mesh.unsettled ||
+    node
+      .getConnections()
+      .some(
+        ({ remotePeer, timeline }) =>
+          timeline.open > young && protocol.get(remotePeer.toString()) === undefined,
+      )
+  )
+}
+
+function isConnectionTo({ remoteAddr, direction }: Connection, address: string): boolean {
+  const remote = parseMultiaddr(remoteAddr.toString())
+  return direction === 'outbound' && remote !== undefined && toMultiaddr(remote) === address
+}
+
+/** A multiaddr of an IP address and a TCP port where a node may be; nothing else is dialled, whoever names it. */
+function dialable(address: Multiaddr, loopback: boolean): boolean {
+  const host = parseMultiaddr(address.toString())?.host
+  return host !== undefined && isPlausible(host, { loopback })
+}
+
+/** Of all addresses of this host: the one it goes by, else all that others may reach, else loopback. */
+function announced(addresses: Multiaddr[], nodeAddress: string): Multiaddr[] {
+  const host = (address: Multiaddr): string => parseMultiaddr(address.toString())?.host ?? ''
+  const own = addresses.filter((address) => host(address) === nodeAddress)
+  if (own.length > 0) return own
+  const plausible = addresses.filter((address) => isPlausible(host(address), { loopback: false }))
+  return plausible.length > 0 ? plausible : addresses
+}
+
+function ownAddresses(node: Libp2p): string[] {
+  return node
+    .getMultiaddrs()
+    .map((address) => parseMultiaddr(address.toString()))
+    .filter((address) => address !== undefined)
+    .map((address) => toMultiaddr(address))
+}
+
+function isOwnAddress(host: string): boolean {
+  return Object.values(networkInterfaces()).some((entries) =>
+    entries?.some(({ address }) => address === host),
+  )
+}

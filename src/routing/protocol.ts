@@ -1,0 +1,614 @@
+import { EventEmitter } from 'node:events'
+import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises'
+import { create, fromBinary, type MessageInitShape } from '@bufbuild/protobuf'
+import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
+import type { Connection, Libp2p, PeerId, Stream, StreamMessageEvent } from '@libp2p/interface'
+import type { Startable } from '../lifecycle.ts'
+import type { Logger } from '../observe/log.ts'
+import { isPlausible, parseMultiaddr } from './addresses.ts'
+import {
+  AliveSchema,
+  GoodbyeSchema,
+  HelloSchema,
+  InventorySchema,
+  PeerMessageSchema,
+  type Card,
+  type CardSchema,
+  type Hello,
+  type Inventory as InventoryMessage,
+  type Member,
+  type PeerMessage,
+} from './gen/peer/v1/peer_pb.ts'
+import { packKeys, unpackKeys, type Inventory } from './inventory.ts'
+import type { Peer } from './router.ts'
+
+export const PEER_PROTOCOL = '/shoal/peer/1'
+/** A longer message ends the peer that sends it. */
+export const MAX_MESSAGE_BYTES = 256 * 1024
+export const MAX_MEMBERS = 1024
+/** More keys than a node of any size has; a peer that tells more is cut before it fills our memory. */
+export const MAX_KEYS = 1_000_000
+
+/** Keys a message: under 64 KiB, so that one message never holds up the others on a thin link for long. */
+const KEYS_PER_MESSAGE = 4000
+const MAX_NODE_ADDRESSES = 3
+const MAX_CARD_ADDRESSES = 8
+const MAX_FEATURES = 32
+const MAX_TEXT_BYTES = 255
+/** What a stream may hold back before it is given up; several messages, and more than the muxer's window. */
+const MAX_WRITE_BUFFER_BYTES = 1024 * 1024
+
+/** On one connection: one, and one that is about to take its place. */
+const MAX_STREAMS = 2
+
+const OPEN_TIMEOUT_MS = 5000
+const GOODBYE_TIMEOUT_MS = 500
+/** Signs of life a peer may leave out before it counts as gone. */
+const MAX_SILENT_BEATS = 3
+/** How long a peer that broke the protocol is refused. */
+const CUT_MS = 60_000
+/** Control characters have no place in names that people and terminals read. */
+const PRINTABLE = /^[^\p{Cc}]*$/u
+
+/** Another node as long as it speaks to us: everything it said, and nothing that somebody else said of it. */
+export interface RemoteNode {
+  readonly peer: Peer
+  /** It gives what it holds to others */
+  readonly sharing: boolean
+  /** Where it listens for libp2p, as multiaddrs without its id */
+  readonly addresses: readonly string[]
+  /** `none`: it does not tell; `arriving`: its first telling is on the way */
+  readonly inventory: 'none' | 'arriving' | 'complete'
+  readonly keys: ReadonlySet<string>
+}
+
+/** A peer sent what the protocol does not allow. */
+export class PeerProtocolError extends Error {
+  override readonly name = 'PeerProtocolError'
+  readonly code = 'ERR_PEER_PROTOCOL'
+}
+
+interface PeerProtocolComponents {
+  readonly log: Logger
+  readonly node: Libp2p
+  /** What this node tells the others */
+  readonly inventory: Inventory
+}
+
+interface PeerProtocolInit {
+  readonly card: () => MessageInitShape<typeof CardSchema>
+  /** Where this node listens for libp2p, as multiaddrs without its id */
+  readonly addresses: () => readonly string[]
+  /** Loopback addresses are plausible, because this node has one */
+  readonly loopback: boolean
+  /** The inventory is told to so many peers at most */
+  readonly meshSize: number
+  /** A sign of life goes out when nothing else did for so long */
+  readonly heartbeatMs: number
+  /** A peer that does not read for so long is dropped */
+  readonly drainMs: number
+}
+
+interface PeerProtocolEvents {
+  /** A node came, told more of its inventory, or went */
+  change: []
+  /** A node says hello, and whom it knows */
+  join: [node: RemoteNode, members: readonly Pick<Member, 'id' | 'addresses'>[]]
+  /** A node's stream ended; `meant`: it said goodbye */
+  leave: [node: RemoteNode, meant: boolean]
+}
+
+/**
+ * The control protocol between nodes: one stream each way, on which each tells who it is and what it holds.
+ * @see proto/shoal/peer/v1/peer.proto
+ */
+export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements Startable {
+  readonly #log: Logger
+  readonly #node: Libp2p
+  readonly #inventory: Inventory
+  readonly #init: PeerProtocolInit
+  readonly #listening = new Set<Listening>()
+  readonly #remotes = new Map<string, Listening & { node: Remote }>()
+  readonly #speaking = new Map<string, Speaking>()
+  readonly #cut = new Map<string, number>()
+  readonly #stopped = new AbortController()
+  #topology: string | undefined
+  #watchdog: NodeJS.Timeout | undefined
+
+  constructor({ log, node, inventory }: PeerProtocolComponents, init: PeerProtocolInit) {
+    super()
+    this.setMaxListeners(0)
+    this.#log = log
+    this.#node = node
+    this.#inventory = inventory
+    this.#init = init
+  }
+
+  /** Takes part from now on. Call it before the libp2p node starts, or identify tells the first peers nothing of it. */
+  async start(): Promise<void> {
+    await this.#node.handle(
+      PEER_PROTOCOL,
+      (stream, connection) => this.#listen(stream, connection),
+      { maxInboundStreams: MAX_STREAMS, maxOutboundStreams: MAX_STREAMS },
+    )
+    this.#topology = await this.#node.register(PEER_PROTOCOL, {
+      onConnect: (_, connection) => {
+        this.#keepSpeaking(connection.remotePeer).catch((error: unknown) => {
+          if (!this.#stopped.signal.aborted)
+            this.#log.error({ err: error }, 'speaking to peer failed')
+        })
+      },
+    })
+    this.#watchdog = setInterval(() => this.#watch(), this.#init.heartbeatMs).unref()
+  }
+
+  /** Says goodbye to everybody, and waits a moment for that to get out. */
+  async stop(): Promise<void> {
+    clearInterval(this.#watchdog)
+    if (this.#topology !== undefined) this.#node.unregister(this.#topology)
+    this.#stopped.abort()
+    await Promise.all(Array.from(this.#speaking.values(), (speaking) => speaking.leave()))
+    await this.#node.unhandle(PEER_PROTOCOL)
+  }
+
+  /** The nodes that speak to us now, by peer id. */
+  get(id: string): RemoteNode | undefined {
+    return this.#remotes.get(id)?.node
+  }
+
+  *nodes(): Generator<RemoteNode> {
+    for (const { node } of this.#remotes.values()) yield node
+  }
+
+  get size(): number {
+    return this.#remotes.size
+  }
+
+  /** True for a peer that broke the protocol a short while ago: no connection with it is wanted. */
+  isCut(id: string): boolean {
+    const until = this.#cut.get(id)
+    if (until === undefined) return false
+    if (until > performance.now()) return true
+    this.#cut.delete(id)
+    return false
+  }
+
+  // Speaking
+
+  /** One stream to a peer at a time, as long as there is a connection; it follows the peer from one to the next. */
+  async #keepSpeaking(peer: PeerId): Promise<void> {
+    const id = peer.toString()
+    if (this.#speaking.has(id)) return
+    try {
+      for (
+        let pauseMs = 100;
+        !this.#stopped.signal.aborted;
+        pauseMs = Math.min(2 * pauseMs, 30_000)
+      ) {
+        const connection = this.#node.getConnections(peer).find(({ status }) => status === 'open')
+        if (connection === undefined) return
+        const speaking = new Speaking(this.#inventory, this.#init)
+        this.#speaking.set(id, speaking)
+        await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
+          this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
+        })
+        await delay(pauseMs, undefined, { signal: this.#stopped.signal, ref: false })
+      }
+    } finally {
+      this.#speaking.delete(id)
+    }
+  }
+
+  #hello(to: string): Hello {
+    const members = Array.from(this.#remotes.values(), ({ node }) => ({
+      id: node.peer.id,
+      addresses: [...node.addresses],
+    })).filter(({ id, addresses }) => id !== to && addresses.length > 0)
+    return create(HelloSchema, {
+      card: this.#init.card(),
+      addresses: this.#init.addresses().slice(0, MAX_NODE_ADDRESSES),
+      members: members.slice(0, MAX_MEMBERS),
+      inventory: this.#speaking.size <= this.#init.meshSize,
+    })
+  }
+
+  // Listening
+
+  #listen(stream: Stream, connection: Connection): void {
+    const listening: Listening = { stream, connection, frames: new FrameReader(), silentBeats: 0 }
+    this.#listening.add(listening)
+    stream.addEventListener('close', () => this.#end(listening, false))
+    stream.addEventListener('remoteCloseWrite', () => this.#end(listening, false))
+    stream.addEventListener('message', (event) => {
+      try {
+        for (const frame of listening.frames.push(event.data)) {
+          if (!this.#listening.has(listening)) return
+          listening.silentBeats = 0
+          this.#receive(listening, decode(frame))
+        }
+      } catch (error) {
+        this.#cutOff(listening, error)
+      }
+    })
+  }
+
+  #receive(listening: Listening, { message }: PeerMessage): void {
+    const { node } = listening
+    if (node === undefined) {
+      if (message.case !== 'hello') throw new PeerProtocolError('first message is not a hello')
+      this.#join(listening, message.value)
+      return
+    }
+    switch (message.case) {
+      case 'hello':
+        throw new PeerProtocolError('second hello on a stream')
+      case 'inventory':
+        node.take(message.value)
+        this.emit('change')
+        break
+      case 'goodbye':
+        this.#end(listening, true)
+        break
+      case 'alive':
+      case undefined:
+        break
+    }
+  }
+
+  #join(listening: Listening, hello: Hello): void {
+    const { connection } = listening
+    const node = new Remote(hello, connection, this.#init.loopback)
+    const { id } = node.peer
+    // The newest stream speaks: the one before belongs to a connection that is on its way out
+    const before = this.#remotes.get(id)
+    this.#remotes.set(id, Object.assign(listening, { node }))
+    if (before === undefined) {
+      const { name, origins } = node.peer
+      this.#log.info({ peer: id, name, origins }, 'peer joined')
+    } else {
+      before.stream.abort(new PeerProtocolError('a newer stream takes over'))
+    }
+    this.emit('join', node, hello.members)
+    this.emit('change')
+  }
+
+  #end(listening: Listening, meant: boolean): void {
+    if (!this.#listening.delete(listening)) return
+    const { node, stream } = listening
+    if (stream.status === 'open') stream.abort(new PeerProtocolError('nothing more is expected'))
+    if (node === undefined || this.#remotes.get(node.peer.id) !== listening) return
+    this.#remotes.delete(node.peer.id)
+    this.#log.info({ peer: node.peer.id, name: node.peer.name, meant }, 'peer left')
+    this.emit('leave', node, meant)
+    this.emit('change')
+  }
+
+  #cutOff(listening: Listening, error: unknown): void {
+    const peer = listening.connection.remotePeer
+    const reason = error instanceof Error ? error : new PeerProtocolError('unknown')
+    if (!this.isCut(peer.toString())) {
+      this.#log.warn(
+        { peer: peer.toString(), err: error },
+        'peer broke the protocol and is cut off',
+      )
+    }
+    this.#cut.set(peer.toString(), performance.now() + CUT_MS)
+    this.#end(listening, false)
+    for (const connection of this.#node.getConnections(peer)) connection.abort(reason)
+  }
+
+  /**
+   * Beats are counted, not time: when this process itself stood still, the messages that wait in the socket are read
+   * before the next beat.
+   */
+  #watch(): void {
+    for (const listening of this.#listening) {
+      listening.silentBeats += 1
+      if (listening.silentBeats <= MAX_SILENT_BEATS) continue
+      const { connection } = listening
+      this.#log.debug({ peer: connection.remotePeer.toString() }, 'peer is silent')
+      this.#end(listening, false)
+      connection.abort(new PeerProtocolError('no sign of life'))
+    }
+    for (const id of this.#cut.keys()) this.isCut(id)
+  }
+}
+
+/** A stream that another node opened. */
+interface Listening {
+  readonly stream: Stream
+  readonly connection: Connection
+  readonly frames: FrameReader
+  /** Set by its hello */
+  node?: Remote
+  silentBeats: number
+}
+
+/** What one stream told. */
+class Remote implements RemoteNode {
+  readonly peer: Peer
+  readonly sharing: boolean
+  readonly addresses: readonly string[]
+  readonly keys = new Set<string>()
+  inventory: RemoteNode['inventory']
+  #epoch: bigint | undefined
+  #version = 0n
+
+  /** @throws {PeerProtocolError} */
+  constructor(hello: Hello, connection: Connection, loopback: boolean) {
+    const { card, addresses, members } = hello
+    if (card === undefined) throw new PeerProtocolError('hello has no card')
+    if (addresses.length > MAX_NODE_ADDRESSES) throw new PeerProtocolError('too many addresses')
+    if (members.length > MAX_MEMBERS) throw new PeerProtocolError('too many members')
+    this.peer = toPeer(connection, card, loopback)
+    this.sharing = card.sharing
+    this.addresses = addresses.filter((address) => {
+      const host = parseMultiaddr(address)?.host
+      return host !== undefined && isPlausible(host, { loopback })
+    })
+    this.inventory = hello.inventory ? 'arriving' : 'none'
+  }
+
+  /** @throws {PeerProtocolError} */
+  take({ epoch, version, reset, complete, removed, added }: InventoryMessage): void {
+    if (this.inventory === 'none') throw new PeerProtocolError('inventory was not promised')
+    if (reset) {
+      this.keys.clear()
+      this.inventory = 'arriving'
+    } else if (epoch !== this.#epoch || version < this.#version) {
+      throw new PeerProtocolError('inventory does not follow the one before')
+    }
+    this.#epoch = epoch
+    this.#version = version
+    const gone = unpackKeys(removed)
+    const come = unpackKeys(added)
+    if (gone === undefined || come === undefined) throw new PeerProtocolError('half a key')
+    for (const key of gone) this.keys.delete(key)
+    for (const key of come) this.keys.add(key)
+    if (this.keys.size > MAX_KEYS) throw new PeerProtocolError(`more than ${MAX_KEYS} keys`)
+    if (complete) this.inventory = 'complete'
+  }
+}
+
+/** The stream this node opened to another. */
+class Speaking {
+  readonly #inventory: Inventory
+  readonly #heartbeatMs: number
+  readonly #drainMs: number
+  /**
+   * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
+   * is not for longer than `drainMs`.
+   */
+  readonly #pending = new Map<string, boolean>()
+  readonly #ended = Promise.withResolvers<void>()
+  #stream: Stream | undefined
+  #wake = (): void => {}
+  #leaving = false
+
+  constructor(inventory: Inventory, init: Pick<PeerProtocolInit, 'heartbeatMs' | 'drainMs'>) {
+    this.#inventory = inventory
+    this.#heartbeatMs = init.heartbeatMs
+    this.#drainMs = init.drainMs
+  }
+
+  /** Speaks until the stream ends or {@link leave} is called. */
+  async run(connection: Connection, hello: Hello): Promise<void> {
+    const unsubscribe = this.#inventory.onChange((keys, held) => {
+      for (const key of keys) this.#pending.set(key, held)
+      this.#wake()
+    })
+    try {
+      const signal = AbortSignal.timeout(OPEN_TIMEOUT_MS)
+      this.#stream = await connection.newStream([PEER_PROTOCOL], { signal })
+      await this.#speak(this.#stream, hello)
+    } catch (error) {
+      this.#stream?.abort(error instanceof Error ? error : new PeerProtocolError('unknown'))
+      throw error
+    } finally {
+      unsubscribe()
+      this.#ended.resolve()
+    }
+  }
+
+  /** Says goodbye. */
+  async leave(): Promise<void> {
+    this.#leaving = true
+    this.#wake()
+    const timer = setTimeout(this.#ended.resolve, GOODBYE_TIMEOUT_MS)
+    await this.#ended.promise
+    clearTimeout(timer)
+  }
+
+  async #speak(stream: Stream, hello: Hello): Promise<void> {
+    stream.maxWriteBufferLength = MAX_WRITE_BUFFER_BYTES
+    stream.addEventListener('close', () => this.#wake())
+    stream.addEventListener('message', () =>
+      stream.abort(new PeerProtocolError('a peer answered on a stream that it only reads')),
+    )
+    await this.#send(stream, { case: 'hello', value: hello })
+    const pieces = hello.inventory ? this.#pieces() : undefined
+    while (!this.#leaving && stream.status === 'open') {
+      const piece = pieces?.next().value
+      if (piece !== undefined) await this.#send(stream, { case: 'inventory', value: piece })
+      else if (await this.#idle())
+        await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
+    }
+    if (stream.status !== 'open') return
+    await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema) })
+    await stream.close({ signal: AbortSignal.timeout(GOODBYE_TIMEOUT_MS) })
+  }
+
+  /**
+   * The inventory, then its changes, piece by piece; nothing when there is nothing to tell at the moment. The inventory
+   * is read while it may change, so what changed since the beginning is told once more after it.
+   */
+  *#pieces(): Generator<InventoryMessage | undefined, never> {
+    const all = this.#inventory.keys()
+    let rest = true
+    for (let reset = true; rest; reset = false) {
+      const added: string[] = []
+      while (rest && added.length < KEYS_PER_MESSAGE) {
+        const next = all.next()
+        if (next.done === true) rest = false
+        else added.push(next.value)
+      }
+      yield this.#piece({ reset, added, removed: [], rest })
+    }
+    for (;;) {
+      const added: string[] = []
+      const removed: string[] = []
+      for (const [key, held] of this.#pending) {
+        if (added.length + removed.length === KEYS_PER_MESSAGE) break
+        this.#pending.delete(key)
+        if (held) added.push(key)
+        else removed.push(key)
+      }
+      if (added.length + removed.length === 0) yield undefined
+      else yield this.#piece({ reset: false, added, removed, rest: false })
+    }
+  }
+
+  #piece(told: { reset: boolean; added: string[]; removed: string[]; rest: boolean }) {
+    return create(InventorySchema, {
+      epoch: this.#inventory.epoch,
+      version: this.#inventory.version,
+      reset: told.reset,
+      complete: !told.rest && this.#pending.size === 0,
+      removed: packKeys(told.removed),
+      added: packKeys(told.added),
+    })
+  }
+
+  /** Resolves when there may be something to do; true when nothing was for the time of a heartbeat. */
+  async #idle(): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const timer = setTimeout(resolve, this.#heartbeatMs, true).unref()
+    this.#wake = () => resolve(false)
+    const idle = await promise
+    clearTimeout(timer)
+    this.#wake = () => {}
+    return idle
+  }
+
+  async #send(stream: Stream, message: PeerMessage['message']): Promise<void> {
+    const more = stream.send(
+      sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message })),
+    )
+    // A large inventory shares the event loop with pulls
+    await nextTurn()
+    if (!more) await drained(stream, AbortSignal.timeout(this.#drainMs))
+  }
+}
+
+/** libp2p's own `onDrain` keeps its first promise for ever and so waits only once in a stream's life. */
+async function drained(stream: Stream, signal: AbortSignal): Promise<void> {
+  if (!stream.writableNeedsDrain) return
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  const check = (): void => {
+    if (stream.status !== 'open') reject(new PeerProtocolError('stream is closed'))
+    else if (!stream.writableNeedsDrain) resolve()
+  }
+  const expire = (): void => reject(new PeerProtocolError('peer does not read'))
+  stream.addEventListener('drain', check)
+  stream.addEventListener('close', check)
+  signal.addEventListener('abort', expire)
+  try {
+    await promise
+  } finally {
+    stream.removeEventListener('drain', check)
+    stream.removeEventListener('close', check)
+    signal.removeEventListener('abort', expire)
+  }
+}
+
+/** Takes a stream of bytes apart into messages, each after its length as a varint. */
+export class FrameReader {
+  #size = 0
+  #shift = 0
+  #body: Uint8Array | undefined
+  #filled = 0
+
+  /**
+   * The messages that end in `data`.
+   * @throws {PeerProtocolError}
+   */
+  push(data: StreamMessageEvent['data']): Uint8Array[] {
+    const frames: Uint8Array[] = []
+    for (const chunk of data instanceof Uint8Array ? [data] : data) {
+      let offset = 0
+      while (offset < chunk.length) {
+        if (this.#body === undefined) {
+          this.#readSize(chunk[offset] ?? 0)
+          offset += 1
+        } else {
+          const part = chunk.subarray(offset, offset + this.#body.length - this.#filled)
+          this.#body.set(part, this.#filled)
+          this.#filled += part.length
+          offset += part.length
+        }
+        if (this.#body !== undefined && this.#filled === this.#body.length) {
+          frames.push(this.#body)
+          this.#body = undefined
+        }
+      }
+    }
+    return frames
+  }
+
+  #readSize(byte: number): void {
+    this.#size |= (byte & 0x7f) << this.#shift
+    this.#shift += 7
+    // Three bytes are enough for the limit; a longer one is refused before it overflows
+    if (this.#size > MAX_MESSAGE_BYTES || (byte >= 0x80 && this.#shift >= 21)) {
+      throw new PeerProtocolError(`message is longer than ${MAX_MESSAGE_BYTES} bytes`)
+    }
+    if (byte >= 0x80) return
+    this.#body = new Uint8Array(this.#size)
+    this.#filled = 0
+    this.#size = 0
+    this.#shift = 0
+  }
+}
+
+function decode(frame: Uint8Array): PeerMessage {
+  try {
+    return fromBinary(PeerMessageSchema, frame)
+  } catch (cause) {
+    throw new PeerProtocolError('message is not protobuf', { cause })
+  }
+}
+
+/** @throws {PeerProtocolError} */
+function toPeer(connection: Connection, card: Card, loopback: boolean): Peer {
+  const id = connection.remotePeer.toString()
+  const { name, zone, region, version, features } = card
+  for (const text of [name, zone, region, version, ...features]) {
+    if (Buffer.byteLength(text) > MAX_TEXT_BYTES || !PRINTABLE.test(text)) {
+      throw new PeerProtocolError('text in the card is too long or not printable')
+    }
+  }
+  if (features.length > MAX_FEATURES) throw new PeerProtocolError('too many features')
+  const { registryScheme: scheme, registryPort: port, registryAddresses: listed } = card
+  if (scheme !== 'http' && scheme !== 'https') throw new PeerProtocolError('unknown scheme')
+  if (port > 65535) throw new PeerProtocolError('port out of range')
+  if (listed.length > MAX_CARD_ADDRESSES) throw new PeerProtocolError('too many addresses')
+  const seen = parseMultiaddr(connection.remoteAddr.toString())?.host
+  const plausible = listed.filter((address) => isPlausible(address, { loopback }))
+  // The address it is connected from is the one known to work; it stands in where the card has none that may be dialled
+  const addresses = new Set(
+    seen !== undefined && (plausible.length === 0 || plausible.includes(seen))
+      ? [seen, ...plausible]
+      : plausible,
+  )
+  const origins = Array.from(addresses, (address) => {
+    const host = address.includes(':') ? `[${address}]` : address
+    return `${scheme}://${host}:${port}`
+  })
+  return {
+    id,
+    name: name === '' ? (seen ?? id) : name,
+    origins: port === 0 ? [] : origins,
+    ...(zone !== '' && { zone }),
+    ...(region !== '' && { region }),
+  }
+}

@@ -1,0 +1,4 @@
+import { routerSuite } from '../../compliance/router.ts'
+import { LoopbackMesh } from './nodes.ts'
+
+routerSuite('Libp2pRouter', () => new LoopbackMesh())
