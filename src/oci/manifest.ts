@@ -11,13 +11,11 @@ export const MEDIA_TYPE = {
   octets: 'application/octet-stream',
 } as const
 
+const INDEX: readonly string[] = [MEDIA_TYPE.ociIndex, MEDIA_TYPE.dockerList]
+const MANIFEST: readonly string[] = [MEDIA_TYPE.ociManifest, MEDIA_TYPE.dockerManifest]
+
 /** What clients should offer to accept when they ask for a manifest. */
-export const MANIFEST_MEDIA_TYPES: readonly string[] = [
-  MEDIA_TYPE.ociIndex,
-  MEDIA_TYPE.ociManifest,
-  MEDIA_TYPE.dockerList,
-  MEDIA_TYPE.dockerManifest,
-]
+export const MANIFEST_MEDIA_TYPES: readonly string[] = [...INDEX, ...MANIFEST]
 
 /**
  * Registries must take manifests of 4 MiB and may refuse larger ones.
@@ -48,7 +46,8 @@ export class ManifestInvalidError extends Error {
 
 /**
  * Reads a manifest or an index, of OCI's or of docker's media types. The media type is the one written inside, else it
- * follows from the shape, as clients conclude it too.
+ * follows from the shape, as clients conclude it too. What could be read as either is refused, as containerd does.
+ * @see https://github.com/opencontainers/image-spec/security/advisories/GHSA-77vh-xpmg-72qh
  * @throws {ManifestInvalidError}
  */
 export function parseManifest(bytes: Uint8Array): ManifestInfo {
@@ -66,7 +65,11 @@ export function parseManifest(bytes: Uint8Array): ManifestInfo {
   if (mediaType !== undefined && typeof mediaType !== 'string') {
     throw new ManifestInvalidError('mediaType of a manifest must be a string')
   }
-  if (Array.isArray(manifests)) {
+  const isIndex = Array.isArray(manifests)
+  const isBoth = isIndex && (config !== undefined || layers !== undefined)
+  const saysOther = mediaType !== undefined && (isIndex ? MANIFEST : INDEX).includes(mediaType)
+  if (isBoth || saysOther) throw new ManifestInvalidError('manifest could also be an index')
+  if (isIndex) {
     return { mediaType: mediaType ?? MEDIA_TYPE.ociIndex, children: manifests.map(toDescriptor) }
   }
   if (config === undefined)
