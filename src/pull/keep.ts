@@ -24,7 +24,7 @@ export function keep(
     const tag =
       'tag' in target ? tagName(request.registry, request.repository, target.tag) : undefined
     const kept = async (): Promise<void> => {
-      if (tag !== undefined) await components.store.tag(tag, content.descriptor)
+      if (tag !== undefined) await components.store.tag(tag, content.descriptor, { pulled: true })
     }
     return { ...content, body: keepBody(content.body, content.descriptor, kept, components) }
   }

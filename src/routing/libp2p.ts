@@ -79,7 +79,7 @@ export interface Libp2pRouterInit {
   /** Keeps this node's identity */
   readonly dataDir: string
   readonly bootstrap: readonly BootstrapEntry[]
-  readonly topology?: { readonly zone?: string; readonly region?: string }
+  readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
   /** Others may read from this node; true by default */

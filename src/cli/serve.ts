@@ -1,0 +1,42 @@
+import { Command } from 'commander'
+import { createDaemon } from '../daemon.ts'
+import { createLogger } from '../observe/log.ts'
+import { addConfigOptions, loadFromCommand } from './config.ts'
+
+/** `shoal serve`: the daemon, until a signal ends it. */
+export function serveCommand(): Command {
+  return addConfigOptions(new Command('serve').description('run a node: the daemon')).action(
+    async (_options: unknown, command: Command) => {
+      const { config } = await loadFromCommand(command)
+      const log = createLogger({ level: config.log.level })
+      const daemon = createDaemon(config, { log })
+      await daemon.start()
+
+      const ended = Promise.withResolvers<number>()
+      let draining = false
+      const drain = (exitCode: number): void => {
+        // The first signal lets pulls finish; whoever sends a second one does not want to wait.
+        if (draining) process.exit(exitCode)
+        draining = true
+        daemon.stop().then(
+          () => ended.resolve(exitCode),
+          (error: unknown) => {
+            log.error({ err: error }, 'stopped with errors')
+            ended.resolve(1)
+          },
+        )
+      }
+      for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+        process.on(signal, () => {
+          log.info({ signal }, 'stopping')
+          drain(0)
+        })
+      }
+      process.on('uncaughtException', (error) => {
+        log.fatal({ err: error }, 'internal error')
+        drain(1)
+      })
+      process.exitCode = await ended.promise
+    },
+  )
+}

@@ -1,0 +1,159 @@
+import { networkInterfaces } from 'node:os'
+import type { EffectiveConfig } from './config/effective.ts'
+import { formatAddress } from './config/schema.ts'
+import { createAdminServer } from './http/admin.ts'
+import { Listener } from './http/listener.ts'
+import { createRegistryServer } from './http/registry.ts'
+import { startAll, stopAll, type Startable } from './lifecycle.ts'
+import type { Logger } from './observe/log.ts'
+import { createMetrics } from './observe/metrics.ts'
+import { chain } from './pull/chain.ts'
+import { keep } from './pull/keep.ts'
+import { LocalSource } from './pull/local.ts'
+import { PeersSource } from './pull/peers.ts'
+import { RegistryClient } from './pull/registry-client.ts'
+import { Advertiser } from './routing/advertiser.ts'
+import { Libp2pRouter } from './routing/libp2p.ts'
+import type { Peer } from './routing/router.ts'
+import { ContainerdStore } from './store/containerd/containerd-store.ts'
+import { LayoutStore } from './store/layout/layout-store.ts'
+
+/** A running node. */
+export interface Daemon extends Startable {
+  /** Where it listens, as `host:port`. */
+  addresses(): { local: string; peer: string; p2p: string; admin: string }
+  /** The other nodes it knows and is connected to. */
+  peers(): readonly Peer[]
+}
+
+/** Puts a node together: the only place that knows every concrete class. */
+export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }): Daemon {
+  const metrics = createMetrics()
+  const naming = { homeRegistry: config.registry.name, ownAddresses: ownAddresses(config) }
+  const component = (name: string): Logger => log.child({ component: name })
+
+  const layout =
+    config.store === 'layout'
+      ? new LayoutStore({ log: component('store:layout') }, config.layout)
+      : undefined
+  const containerd = new ContainerdStore(
+    { log: component('store:containerd') },
+    {
+      address: config.containerd.address,
+      containerdNamespace: config.containerd.namespace,
+      contentPath: config.containerd.contentPath,
+    },
+  )
+  const store = layout ?? containerd
+
+  const registry = (
+    listener: 'local' | 'peer',
+    open: ReturnType<typeof chain>,
+    identity?: () => { id: string; addresses: readonly string[] },
+  ) =>
+    createRegistryServer(
+      { open, metrics, log: component(`http:${listener}`), ...(identity && { identity }) },
+      { listener, naming, maxRequests: config.limits.requests },
+    )
+  const drainTimeout = config.shutdownTimeout
+
+  const local = new LocalSource({ store })
+  const peerListener = new Listener(
+    registry('peer', chain([local]), () => router.self()),
+    {
+      key: 'listen.peer',
+      listen: config.listen.peer,
+      ...(config.listen.peerFallback !== undefined && { otherPort: config.listen.peerFallback }),
+      drainTimeout,
+    },
+  )
+  const router: Libp2pRouter = new Libp2pRouter(
+    { log: component('routing'), registryPort: () => peerListener.address().port },
+    {
+      listen: config.listen.p2p,
+      dataDir: config.dataDir,
+      bootstrap: config.bootstrap,
+      nodeName: config.nodeName,
+      nodeAddress: config.nodeAddress,
+      topology: config.topology,
+    },
+  )
+  const advertiser = new Advertiser({ store, router, log: component('advertiser') })
+
+  const client = new RegistryClient({ timeouts: config.peers })
+  const peers = new PeersSource(
+    {
+      router,
+      client,
+      log: component('pull:peers'),
+      onAttempt: (outcome) => metrics.peerAttempts.inc({ outcome }),
+    },
+    config.peers,
+  )
+  const pulls = chain([local, peers])
+  const localListener = new Listener(
+    registry(
+      'local',
+      layout === undefined ? pulls : keep(pulls, { store: layout, log: component('pull:keep') }),
+    ),
+    { key: 'listen.local', listen: config.listen.local, drainTimeout },
+  )
+
+  let stopping = false
+  const adminListener = new Listener(
+    createAdminServer({
+      metrics,
+      notReady: () => {
+        if (stopping) return 'stopping'
+        if (!advertiser.synced()) return 'the content store has not been read yet'
+        return router.ready() ? undefined : 'routing has not started'
+      },
+    }),
+    { key: 'listen.admin', listen: config.listen.admin, drainTimeout: 0 },
+  )
+  metrics.observe(
+    'shoal_peers',
+    'Other nodes this node is connected to',
+    () => router.peers().length,
+  )
+  metrics.observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
+    advertiser.count(),
+  )
+
+  // Probes answer first, and the peer listener is there before the card that names its port.
+  const parts: Startable[] = [
+    adminListener,
+    layout ?? { start: async () => {}, stop: async () => containerd.close() },
+    peerListener,
+    router,
+    advertiser,
+    { start: async () => {}, stop: () => client.close() },
+    localListener,
+  ]
+  const addresses = () => ({
+    local: formatAddress(localListener.address()),
+    peer: formatAddress(peerListener.address()),
+    p2p: formatAddress(router.address()),
+    admin: formatAddress(adminListener.address()),
+  })
+  return {
+    addresses,
+    peers: () => router.peers(),
+    async start() {
+      await startAll(parts)
+      const { id } = router.self()
+      log.info({ ...addresses(), id, name: config.nodeName, store: config.store }, 'started')
+    },
+    async stop() {
+      stopping = true
+      await stopAll(parts)
+      log.info('stopped')
+    },
+  }
+}
+
+/** Every address somebody on or near this node may have used to reach it. */
+function ownAddresses(config: EffectiveConfig): Set<string> {
+  const interfaces = Object.values(networkInterfaces()).flatMap((entries) => entries ?? [])
+  return new Set([config.nodeAddress, ...interfaces.map(({ address }) => address.toLowerCase())])
+}
