@@ -9,12 +9,15 @@ import { Content } from './gen/content_pb.ts'
 import {
   ContentCreateSchema,
   ContentDeleteSchema,
-  file_event_types,
+  file_content_events,
+} from './gen/content_events_pb.ts'
+import { Events } from './gen/events_pb.ts'
+import {
+  file_image_events,
   ImageCreateSchema,
   ImageDeleteSchema,
   ImageUpdateSchema,
-} from './gen/event_types_pb.ts'
-import { Events } from './gen/events_pb.ts'
+} from './gen/image_events_pb.ts'
 import { Images } from './gen/images_pb.ts'
 import { Introspection } from './gen/introspection_pb.ts'
 import { Version } from './gen/version_pb.ts'
@@ -23,7 +26,7 @@ import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
 /** A list of many thousand entries takes a slow machine a while; longer means that something hangs. */
 const LIST_DEADLINE_MS = 30_000
 
-const EVENT_TYPES = createRegistry(file_event_types)
+const EVENT_TYPES = createRegistry(file_content_events, file_image_events)
 
 /** What containerd is asked, in one of its namespaces and in this project's words. */
 export class ContainerdClient {

@@ -107,9 +107,9 @@ export class Hints {
 
   async #sleep(until: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>()
-    // Infinity, when nothing is known yet to wait for, would be taken for 1 ms.
-    const timer =
-      until === Infinity ? undefined : setTimeout(resolve, Math.ceil(until - performance.now()))
+    const waitMs = Math.max(0, Math.ceil(until - performance.now()))
+    // When nothing is known yet to wait for, there is no timer: Infinity would be taken for 1 ms.
+    const timer = until === Infinity ? undefined : setTimeout(resolve, waitMs)
     this.#sleepsUntil = until
     this.#wake = resolve
     this.#signal.addEventListener('abort', this.#wake, { once: true })
