@@ -11,7 +11,7 @@ export interface Blob {
 }
 
 /** @see https://github.com/opencontainers/image-spec/blob/v1.1.1/image-index.md */
-export interface Platform {
+interface Platform {
   readonly os: string
   /** In Go's words, e.g. `amd64` */
   readonly architecture: string

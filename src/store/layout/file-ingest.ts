@@ -5,7 +5,7 @@ import type { Descriptor } from '../../oci/manifest.ts'
 import { StoreFullError, StoreUnavailableError, type ContentIngest } from '../store.ts'
 
 /** An ingest that was committed or aborted takes nothing more. */
-export class IngestEndedError extends Error {
+class IngestEndedError extends Error {
   override readonly name = 'IngestEndedError'
   readonly code = 'ERR_INGEST_ENDED'
 }

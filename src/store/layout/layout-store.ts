@@ -49,7 +49,7 @@ import { asStoreError, FileIngest } from './file-ingest.ts'
 import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
 
 /** How a layout store is set up. */
-export interface LayoutStoreInit {
+interface LayoutStoreInit {
   /** The directory; made when it is not there. */
   readonly path: string
   /** All content together stays below this. */
