@@ -1,5 +1,6 @@
 import { mkdir, symlink, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
+import { imageArchive, type TaggedContent } from '../../src/cli/demo-image.ts'
 import { until } from '../wait.ts'
 import { CriImages } from './cri.ts'
 import { Machine, type ExecOptions, type Program } from './machine.ts'
@@ -135,6 +136,7 @@ export class Upstream {
   static readonly host = 'upstream.test:5000'
   readonly machine: Machine
   #registry: Program | undefined
+  #pushes = 0
 
   constructor(machine: Machine) {
     this.machine = machine
@@ -161,6 +163,18 @@ export class Upstream {
     this.#registry = undefined
   }
 
+  /** Puts an image into it, as `repository:tag`. @returns its full reference */
+  async push(content: TaggedContent, name: string): Promise<string> {
+    if (tools.skopeo === undefined) throw new Error('skopeo is missing')
+    const reference = `${Upstream.host}/${name}`
+    const archive = `/run/push-${++this.#pushes}.tar`
+    await writeFile(this.machine.path(archive), imageArchive(content, [reference]))
+    const copy = ['copy', '--quiet', '--insecure-policy', '--dest-tls-verify=false']
+    const target = `docker://127.0.0.1:5000/${name}`
+    await this.machine.exec([tools.skopeo, ...copy, `oci-archive:${archive}`, target])
+    return reference
+  }
+
   /** Requests for content it has got, oldest first, as `GET /v2/...`. */
   requests(): string[] {
     const log = this.#registry?.log() ?? ''
@@ -180,6 +194,7 @@ export class ClusterNode implements AsyncDisposable {
   readonly #binaries: ContainerdBinaries
   #containerd: Program | undefined
   #daemon: Program | undefined
+  #views = 0
 
   constructor(
     name: string,
@@ -253,6 +268,23 @@ export class ClusterNode implements AsyncDisposable {
   /** `ctr` in the namespace of Kubernetes; its standard output. */
   ctr(...args: readonly string[]): Promise<string> {
     return this.exec(['ctr', '--namespace', 'k8s.io', ...args])
+  }
+
+  /** Brings in an image as a file does that is carried to this node: nothing says where it comes from. */
+  async import(content: TaggedContent, reference: string): Promise<void> {
+    await this.writeFile('/run/import.tar', imageArchive(content, [reference]))
+    await this.ctr('images', 'import', '/run/import.tar')
+  }
+
+  /** Every file of an image as it is unpacked here: type, mode, path and the hash of its bytes, a line each. */
+  async rootfs(image: string): Promise<string> {
+    const where = `/run/rootfs-${++this.#views}`
+    await mkdir(this.machine.path(where))
+    await this.ctr('images', 'mount', image, where)
+    const list = `cd ${where} && find . -printf '%y %m %s %p\\n' | sort && find . -type f -exec sha256sum {} + | sort`
+    const files = await this.exec(['sh', '-c', list])
+    await this.ctr('images', 'unmount', '--rm', where)
+    return files
   }
 
   /** Starts the daemon as the systemd unit does. With `ready` (the default) it resolves when the daemon says it is. */
