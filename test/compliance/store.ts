@@ -499,7 +499,7 @@ export function writableStoreSuite(
   })
 }
 
-/** Follows a store and knows what it is said to hold. Every key that comes up must be held, or gone, by then. */
+/** Follows a store and knows what it is said to hold; a key told twice, or taken back untold, fails the test. */
 export class Watcher implements AsyncDisposable {
   readonly events: ContentEvent[] = []
   held = new Set<ContentKey>()
