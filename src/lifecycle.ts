@@ -28,3 +28,22 @@ export async function stopAll(parts: readonly Startable[]): Promise<void> {
   }
   if (failures.length > 0) throw new AggregateError(failures, 'some parts did not stop cleanly')
 }
+
+/** Why an address cannot be listened on, by the system's code, and what to do. */
+const LISTEN_ADVICE: Readonly<Record<string, (key: string) => string>> = {
+  EADDRINUSE: (key) => `another process uses this port; stop it or set ${key}`,
+  EACCES: () => 'no permission; ports below 1024 need more rights',
+  EADDRNOTAVAIL: () => 'this node has no such address',
+}
+
+/** An address that cannot be listened on. The message names the configuration key. */
+export class ListenError extends Error {
+  override readonly name = 'ListenError'
+  readonly code = 'ERR_LISTEN'
+  constructor(key: string, listen: { host: string; port: number }, cause: unknown) {
+    const reason = cause instanceof Error ? cause : new Error(String(cause))
+    const advice = 'code' in reason ? LISTEN_ADVICE[String(reason.code)] : undefined
+    const why = advice?.(key) ?? reason.message
+    super(`${key}: cannot listen on ${listen.host}:${listen.port}: ${why}`, { cause })
+  }
+}

@@ -1,16 +1,10 @@
 import type { FastifyInstance } from 'fastify'
-import type { Startable } from '../lifecycle.ts'
+import { ListenError, type Startable } from '../lifecycle.ts'
 
 /** A host and a port to listen on. */
 export interface ListenAddress {
   readonly host: string
   readonly port: number
-}
-
-/** An address that cannot be listened on. */
-export class ListenError extends Error {
-  override readonly name = 'ListenError'
-  readonly code = 'ERR_LISTEN'
 }
 
 /** A server on an address. Stopping lets requests finish until a deadline, then breaks their connections. */
@@ -32,14 +26,14 @@ export class Listener implements Startable {
 
   /** @throws {ListenError} */
   async start(): Promise<void> {
-    const { listen, otherPort } = this.#init
+    const { key, listen, otherPort } = this.#init
     try {
-      await this.#server.listen({ ...listen })
-    } catch (error) {
-      if (otherPort === undefined || !isTaken(error)) throw this.#explain(error)
-      await this.#server.listen({ ...listen, port: otherPort }).catch((cause: unknown) => {
-        throw this.#explain(cause)
+      await this.#server.listen({ ...listen }).catch(async (error: unknown) => {
+        if (otherPort === undefined || codeOf(error) !== 'EADDRINUSE') throw error
+        await this.#server.listen({ ...listen, port: otherPort })
       })
+    } catch (error) {
+      throw new ListenError(key, listen, error)
     }
   }
 
@@ -49,26 +43,6 @@ export class Listener implements Startable {
       this.#server.server.closeAllConnections()
     }, this.#init.drainTimeout)
     await closed.finally(() => clearTimeout(deadline))
-  }
-
-  #explain(error: unknown): ListenError {
-    const { key, listen } = this.#init
-    const where = `${key}: cannot listen on ${listen.host}:${listen.port}`
-    const code = error instanceof Error && 'code' in error ? error.code : undefined
-    if (isTaken(error)) {
-      return new ListenError(`${where}: another process uses this port; stop it or set ${key}`, {
-        cause: error,
-      })
-    }
-    if (code === 'EACCES') {
-      return new ListenError(`${where}: no permission; ports below 1024 need more rights`, {
-        cause: error,
-      })
-    }
-    if (code === 'EADDRNOTAVAIL') {
-      return new ListenError(`${where}: this node has no such address`, { cause: error })
-    }
-    return new ListenError(`${where}: ${String(error)}`, { cause: error })
   }
 }
 
@@ -82,6 +56,6 @@ export interface ListenerInit {
   readonly drainTimeout: number
 }
 
-function isTaken(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'EADDRINUSE'
+function codeOf(error: unknown): unknown {
+  return error instanceof Error && 'code' in error ? error.code : undefined
 }

@@ -11,7 +11,7 @@ import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
-import type { Startable } from '../lifecycle.ts'
+import { ListenError, type Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import type { ContentKey } from '../oci/reference.ts'
 import {
@@ -49,14 +49,8 @@ const ARRIVAL_TIMEOUT_MS = 500
 const HELLO_TIMEOUT_MS = 1000
 const DHT_TIMEOUT_MS = 2000
 /** Nodes that hear of one that joins leave it the time to come by itself. */
-const HEARD_OF_WITHIN_MS = 250
+const HEARD_OF_WITHIN_MS = 100
 const DISCOVERED_WITHIN_MS = 2000
-
-/** The address for libp2p cannot be used. */
-export class RouterListenError extends Error {
-  override readonly name = 'RouterListenError'
-  readonly code = 'ERR_LISTEN'
-}
 
 /** Asked for what only a running router has. */
 export class RouterNotRunningError extends Error {
@@ -127,7 +121,7 @@ export class Libp2pRouter implements Router, Startable {
 
   /**
    * @throws {IdentityInvalidError}
-   * @throws {RouterListenError}
+   * @throws {ListenError}
    */
   async start(): Promise<void> {
     if (this.#running !== undefined) return
@@ -139,10 +133,7 @@ export class Libp2pRouter implements Router, Startable {
     } catch (error) {
       await protocol.stop()
       await node.stop()
-      throw new RouterListenError(
-        `cannot listen for libp2p on ${this.#init.listen.host}:${this.#init.listen.port}`,
-        { cause: error },
-      )
+      throw new ListenError('listen.p2p', this.#init.listen, systemError(error))
     }
     this.#running = running
     this.#records.start(node.services.dht)
@@ -515,6 +506,12 @@ function ownAddresses(node: Libp2p): string[] {
     .map((address) => parseMultiaddr(address.toString()))
     .filter((address) => address !== undefined)
     .map((address) => toMultiaddr(address))
+}
+
+/** libp2p tells the system's code of a failed listen only inside of its text. */
+function systemError(error: unknown): unknown {
+  const code = error instanceof Error && / listen (E[A-Z]+)/.exec(error.message)?.[1]
+  return code ? Object.assign(new Error(code, { cause: error }), { code }) : error
 }
 
 function isOwnAddress(host: string): boolean {

@@ -1,0 +1,187 @@
+import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { createServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, suite, test } from 'node:test'
+import { request } from 'undici'
+import { until } from '../../wait.ts'
+
+const MAIN = new URL('../../../src/cli/main.ts', import.meta.url).pathname
+
+/** Runs the command line from its sources, as a process of its own. */
+function shoal(args: readonly string[]) {
+  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+  const output = { stdout: '', stderr: '' }
+  for (const name of ['stdout', 'stderr'] as const) {
+    child[name].on('data', (chunk: Buffer) => {
+      output[name] += chunk.toString()
+    })
+  }
+  const ended = once(child, 'close').then(([code, signal]) => ({
+    code: code as number | null,
+    signal: signal as string | null,
+    ...output,
+  }))
+  return { child, output, ended }
+}
+
+suite('shoal serve', () => {
+  let directory: string
+  before(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'shoal-cli-'))
+  })
+  after(() => rm(directory, { recursive: true, force: true }))
+
+  async function configFile(name: string, text: string): Promise<string> {
+    const path = join(directory, name)
+    await writeFile(path, text)
+    return path
+  }
+
+  /** A complete configuration of a node on loopback, with ports that the kernel chooses. */
+  function node(name: string): string {
+    return [
+      'store: layout',
+      'nodeAddress: 127.0.0.1',
+      `dataDir: ${join(directory, name)}`,
+      'listen: {local: "127.0.0.1:0", peer: "127.0.0.1:0", p2p: "127.0.0.1:0", admin: "127.0.0.1:0"}',
+      '',
+    ].join('\n')
+  }
+
+  async function assertRefused(args: readonly string[], message: RegExp): Promise<void> {
+    const { code, stdout, stderr } = await shoal(args).ended
+    assert.equal(code, 1, stderr)
+    assert.match(stderr, message)
+    assert.match(stderr, /^shoal: /)
+    assert.doesNotMatch(stderr, /^\s+at /m, 'no stack trace for the user')
+    assert.equal(stdout, '')
+  }
+
+  test('names file, line, key and the likely key of a misspelt one', async () => {
+    const path = await configFile('unknown.yaml', 'store: layout\nlisten:\n  lokal: 127.0.0.1:1\n')
+    await assertRefused(
+      ['serve', '--config', path],
+      /unknown\.yaml:3.*listen\.lokal.*listen\.local/,
+    )
+  })
+
+  test('names what is expected and what was found for a wrong type', async () => {
+    const path = await configFile('type.yaml', 'limits: {requests: many}\n')
+    await assertRefused(['serve', '--config', path], /type\.yaml:1.*limits\.requests.*whole number/)
+  })
+
+  test('points into broken YAML', async () => {
+    const path = await configFile('broken.yaml', 'listen: {local: "127.0.0.1:0"\nstore: x\n')
+    await assertRefused(['serve', '--config', path], /broken\.yaml:\d/)
+  })
+
+  test('refuses a file that is not there, and a directory', async () => {
+    await assertRefused(
+      ['serve', '--config', join(directory, 'none.yaml')],
+      /none\.yaml.*not exist/,
+    )
+    await assertRefused(['serve', '--config', directory], /directory/)
+  })
+
+  test('names the port that is taken and the key to change', async () => {
+    const taken = createServer()
+    taken.listen(0, '127.0.0.1')
+    await once(taken, 'listening')
+    const { port } = taken.address() as AddressInfo
+    try {
+      const path = await configFile('taken.yaml', node('taken'))
+      for (const key of ['local', 'peer', 'p2p', 'admin']) {
+        const flag = `--listen-${key}`
+        await assertRefused(
+          ['serve', '--config', path, '--log-level', 'silent', flag, `127.0.0.1:${port}`],
+          new RegExp(`listen\\.${key}.*127\\.0\\.0\\.1:${port}`),
+        )
+      }
+    } finally {
+      taken.close()
+    }
+  })
+
+  test('refuses a store directory that cannot be one', async () => {
+    const path = await configFile('file.yaml', node('file'))
+    const notDirectory = await configFile('plain-file', 'x')
+    await assertRefused(
+      ['serve', '--config', path, '--log-level', 'silent', '--layout-path', notDirectory],
+      /plain-file/,
+    )
+  })
+
+  test('runs without containerd, says so, and answers 503 instead of crashing', async () => {
+    const path = await configFile(
+      'nowhere.yaml',
+      node('nowhere').replace('store: layout', 'store: containerd'),
+    )
+    const socket = join(directory, 'no.sock')
+    const { child, output, ended } = shoal([
+      'serve',
+      '--config',
+      path,
+      '--containerd-address',
+      socket,
+    ])
+    try {
+      const { local, admin } = await startedLine(output)
+      await until(() => output.stdout.includes('containerd is not connected'))
+      const ready = await request(`http://${admin}/readyz`)
+      assert.equal(ready.statusCode, 503)
+      assert.match(await ready.body.text(), /content store/)
+      const live = await request(`http://${admin}/livez`)
+      assert.equal(live.statusCode, 200)
+      await live.body.dump()
+      const pull = await request(`http://${local}/v2/a/manifests/1?ns=docker.io`)
+      assert.equal(pull.statusCode, 503)
+      await pull.body.dump()
+    } finally {
+      child.kill('SIGTERM')
+    }
+    assert.equal((await ended).code, 0)
+  })
+
+  test('is ready alone, keeps its identity, and ends by SIGTERM with status 0', async () => {
+    const path = await configFile('alone.yaml', node('alone'))
+    const ids: string[] = []
+    for (let start = 0; start < 2; start += 1) {
+      const { child, output, ended } = shoal(['serve', '--config', path])
+      try {
+        const { admin, peer } = await startedLine(output)
+        await until(async () => (await request(`http://${admin}/readyz`)).statusCode === 200)
+        const { body } = await request(`http://${peer}/id`)
+        const { ID, Addrs } = (await body.json()) as { ID: string; Addrs: string[] }
+        assert.equal(Addrs.length, 1)
+        ids.push(ID)
+      } finally {
+        child.kill('SIGTERM')
+      }
+      const { code, stderr } = await ended
+      assert.equal(code, 0, stderr)
+    }
+    assert.equal(ids[0], ids[1])
+  })
+
+  test('says which file is no identity', async () => {
+    await mkdir(join(directory, 'broken'), { recursive: true })
+    await writeFile(join(directory, 'broken', 'identity.key'), 'not a key')
+    const path = await configFile('identity.yaml', node('broken'))
+    await assertRefused(['serve', '--config', path, '--log-level', 'silent'], /identity\.key/)
+  })
+})
+
+/** Where a node says it listens, from its log. */
+async function startedLine(output: {
+  stdout: string
+}): Promise<Record<'local' | 'peer' | 'admin', string>> {
+  const line = await until(
+    () => output.stdout.split('\n').find((text) => text.includes('"msg":"started"')),
+    { timeoutMs: 30_000, what: 'the node has started' },
+  )
+  return JSON.parse(line) as Record<'local' | 'peer' | 'admin', string>
+}
