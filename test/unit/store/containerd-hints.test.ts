@@ -1,0 +1,117 @@
+import assert from 'node:assert/strict'
+import { mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { suite, test } from 'node:test'
+import { createLogger } from '../../../src/observe/log.ts'
+import { digestOf, splitDigest } from '../../../src/oci/digest.ts'
+import { BlobDirectory, Hints, type Work } from '../../../src/store/containerd/hints.ts'
+
+const signal = new AbortController().signal
+const log = createLogger({ level: 'silent' })
+const digest = digestOf('a blob')
+
+function keysOf(work: Work): unknown[] {
+  return work === 'list' ? ['list'] : [...work]
+}
+
+suite('hints', () => {
+  test('of the same key are one', async () => {
+    const hints = new Hints(signal)
+    for (let i = 0; i < 10; i++) hints.changed(digest)
+    assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
+  })
+
+  test('wake who waits already', async () => {
+    const hints = new Hints(signal)
+    const work = hints.next()
+    hints.changed(digest)
+    assert.deepEqual(keysOf(await work), [[digest, 0]])
+  })
+
+  test('that are too many become a list', async () => {
+    const hints = new Hints(signal)
+    for (let i = 0; i < 1025; i++) hints.changed(digestOf(`${i}`))
+    assert.equal(await hints.next(), 'list')
+  })
+
+  test('a list is repeated when things have settled, and then at the interval', async () => {
+    const hints = new Hints(signal)
+    hints.imagesChanged()
+    hints.imagesChanged()
+    assert.equal(await hints.next(), 'list')
+    const waits: number[] = []
+    for (let i = 0; i < 2; i++) {
+      const begin = performance.now()
+      hints.listed(1, 10)
+      assert.equal(await hints.next(), 'list')
+      waits.push(performance.now() - begin)
+    }
+    const [untilSettled = 0, interval = Infinity] = waits
+    assert(untilSettled > 1000)
+    assert(interval < untilSettled)
+  })
+
+  test('a slow list is not repeated at once', async () => {
+    const hints = new Hints(signal)
+    hints.listed(100, 60_000)
+    hints.imagesChanged()
+    const begin = performance.now()
+    assert.equal(await hints.next(), 'list')
+    assert(performance.now() - begin > 390)
+  })
+
+  test('what is not there yet is asked again, but not for ever', async () => {
+    const hints = new Hints(signal)
+    hints.again(digest, 1)
+    assert.deepEqual(keysOf(await hints.next()), [[digest, 1]])
+    hints.again(digest, 9)
+    hints.changed(digestOf('another'))
+    assert.deepEqual(keysOf(await hints.next()), [[digestOf('another'), 0]])
+    const aborter = new AbortController()
+    const idle = new Hints(aborter.signal)
+    idle.again(digest, 9)
+    const nothing = idle.next()
+    aborter.abort(new Error('nothing to do'))
+    await assert.rejects(nothing, /nothing to do/)
+  })
+
+  test('a new hint does not wait for the next attempt of an old one', async () => {
+    const hints = new Hints(signal)
+    hints.again(digest, 8)
+    hints.changed(digest)
+    assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
+  })
+})
+
+suite('the content directory', () => {
+  test('is watched through its making, its changes and its end', async () => {
+    const temporary = await mkdtemp(join(tmpdir(), 'hints-'))
+    const hints = new Hints(signal)
+    const root = join(temporary, 'content')
+    const directory = new BlobDirectory({ hints, log }, root)
+    try {
+      directory.watch()
+      assert.equal(directory.watched(), false, 'what is not there cannot be watched')
+      await mkdir(root)
+      directory.watch()
+      assert.equal(directory.watched(), true)
+      await mkdir(join(root, 'blobs', 'sha256'), { recursive: true })
+      assert.equal(await hints.next(), 'list', 'a directory was made')
+
+      await writeFile(join(temporary, 'data'), 'a blob')
+      const { hex } = splitDigest(digest)
+      await rename(join(temporary, 'data'), join(root, 'blobs', 'sha256', hex))
+      assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
+      await rm(join(root, 'blobs', 'sha256', hex))
+      assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
+
+      await rm(root, { recursive: true })
+      assert.equal(await hints.next(), 'list')
+      assert.equal(directory.watched(), false)
+    } finally {
+      directory.close()
+      await rm(temporary, { recursive: true })
+    }
+  })
+})
