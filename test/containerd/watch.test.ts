@@ -225,8 +225,7 @@ withEachContainerd((binaries) => {
           await containerd.ingest(`step-${round}-${step}`, Buffer.of(round, step))
         else await containerd.restart()
       }
-      const truth = await truthOf(containerd)
-      await until(() => sameKeys(node.watcher.held, truth), {
+      await until(async () => sameKeys(node.watcher.held, await truthOf(containerd)), {
         timeoutMs: 5000,
         what: 'told and true are the same',
       })
