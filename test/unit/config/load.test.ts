@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { loadConfig, printConfig, type LoadConfigOptions } from '../../../src/config/load.ts'
 import type { ConfigInvalidError } from '../../../src/config/yaml-file.ts'
 
@@ -113,6 +114,12 @@ suite('a configuration', () => {
     const again = await loadConfig({ file: await configFile(t, printed) })
     assert.deepEqual(again.config, config)
   })
+})
+
+test('every example is a configuration', async () => {
+  const directory = new URL('../../../examples/', import.meta.url)
+  for (const name of await readdir(directory))
+    await loadConfig({ file: fileURLToPath(new URL(name, directory)) })
 })
 
 suite('a configuration that is wrong', () => {
