@@ -3,6 +3,7 @@ import { after, before, suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
 
 /** Directory of containerd's hosts.toml files. */
 const CERTS = '/etc/containerd/certs.d'
@@ -172,3 +173,33 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
     })
   })
 }
+
+test(
+  'six nodes with stores of their own, five of which pull at once',
+  {
+    skip: skipWithout('namespaces', 'registry', 'skopeo', 'crane'),
+  },
+  async () => {
+    await using cluster = await Cluster.create({ nodes: Array.from({ length: 6 }, () => 'layout') })
+    await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
+    const [holder, ...others] = cluster.nodes
+    const image = await smallImage('six')
+    const size = image.blobs().reduce((sum, { descriptor }) => sum + descriptor.size, 0)
+    await holder!.import(image, `${NOWHERE}/ksd/nginx:1.27`)
+    const reference = `127.0.0.1:5001/${NOWHERE}/ksd/nginx:1.27`
+    // Its store has it within seconds; a tool has put it there behind the daemon's back.
+    await until(() => holder!.exec(['crane', 'digest', reference]))
+    await Promise.all(others.map((node) => until(() => node.exec(['crane', 'digest', reference]))))
+    await Promise.all(others.map((node) => node.exec(['crane', 'validate', '--remote', reference])))
+    for (const node of others) {
+      const received = await bytesFromPeers(node)
+      assert.ok(
+        received >= size && received < 2 * size,
+        `${node.name}: ${received} of ${size} bytes`,
+      )
+    }
+    await Promise.all(cluster.nodes.slice(0, 3).map((node) => node.daemon.kill()))
+    for (const node of others.slice(2))
+      await node.exec(['crane', 'validate', '--remote', reference])
+  },
+)

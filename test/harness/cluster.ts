@@ -17,8 +17,8 @@ const NAME_SERVER = '192.0.2.53'
 
 /** Options of {@link Cluster.create}. */
 export interface ClusterInit {
-  /** One node for each, named node1, node2, ... */
-  readonly nodes: readonly ContainerdBinaries[]
+  /** One node for each, named node1, node2, ...; with `layout` it has no containerd but Shoal's own store. */
+  readonly nodes: readonly (ContainerdBinaries | 'layout')[]
 }
 
 /**
@@ -66,10 +66,10 @@ export class Cluster implements AsyncDisposable {
     await upstream.start()
     const nodes: ClusterNode[] = []
     const addresses = init.nodes.map((_, index) => `10.77.1.${index + 1}`)
-    for (const [index, binaries] of init.nodes.entries()) {
+    for (const [index, store] of init.nodes.entries()) {
       const name = `node${index + 1}`
       const address = addresses[index] ?? ''
-      const node = new ClusterNode(name, address, await machine(name, address), binaries)
+      const node = new ClusterNode(name, address, await machine(name, address), store)
       await node.prepare(addresses)
       nodes.push(node)
     }
@@ -191,7 +191,7 @@ export class ClusterNode implements AsyncDisposable {
   readonly machine: Machine
   readonly link: Link
   readonly cri: CriImages
-  readonly #binaries: ContainerdBinaries
+  readonly #binaries: ContainerdBinaries | undefined
   #containerd: Program | undefined
   #daemon: Program | undefined
   #views = 0
@@ -200,13 +200,13 @@ export class ClusterNode implements AsyncDisposable {
     name: string,
     address: string,
     { machine, link }: { machine: Machine; link: Link },
-    binaries: ContainerdBinaries,
+    store: ContainerdBinaries | 'layout',
   ) {
     this.name = name
     this.address = address
     this.machine = machine
     this.link = link
-    this.#binaries = binaries
+    this.#binaries = store === 'layout' ? undefined : store
     this.cri = new CriImages(machine.path('/run/containerd/containerd.sock'))
   }
 
@@ -214,8 +214,8 @@ export class ClusterNode implements AsyncDisposable {
   async prepare(bootstrap: readonly string[]): Promise<void> {
     const programs = {
       shoal: fileURLToPath(new URL('bin/shoal', ROOT)),
-      containerd: this.#binaries.containerd,
-      ctr: this.#binaries.ctr,
+      containerd: this.#binaries?.containerd,
+      ctr: this.#binaries?.ctr,
       skopeo: tools.skopeo,
       crane: tools.crane,
     }
@@ -223,12 +223,18 @@ export class ClusterNode implements AsyncDisposable {
       const link = this.machine.path(`/usr/local/bin/${name}`)
       if (target !== undefined && target !== `/usr/local/bin/${name}`) await symlink(target, link)
     }
-    await this.writeFile('/etc/containerd/config.toml', containerdConfig(this.#binaries.version))
+    if (this.#binaries !== undefined) {
+      const config = containerdConfig(this.#binaries.version)
+      await this.writeFile('/etc/containerd/config.toml', config)
+    }
     await this.writeFile(
       '/etc/shoal/config.yaml',
-      ['store: containerd', `nodeAddress: ${this.address}`, 'bootstrap:']
-        .concat(bootstrap.map((address) => `  - ${address}`))
-        .join('\n'),
+      [
+        `store: ${this.#binaries === undefined ? 'layout' : 'containerd'}`,
+        `nodeAddress: ${this.address}`,
+        'bootstrap:',
+        ...bootstrap.map((address) => `  - ${address}`),
+      ].join('\n'),
     )
   }
 
@@ -273,7 +279,12 @@ export class ClusterNode implements AsyncDisposable {
   /** Brings in an image as a file does that is carried to this node: nothing says where it comes from. */
   async import(content: TaggedContent, reference: string): Promise<void> {
     await this.writeFile('/run/import.tar', imageArchive(content, [reference]))
-    await this.ctr('images', 'import', '/run/import.tar')
+    if (this.#binaries !== undefined) {
+      await this.ctr('images', 'import', '/run/import.tar')
+    } else {
+      const copy = ['copy', '--insecure-policy', 'oci-archive:/run/import.tar']
+      await this.exec(['skopeo', ...copy, `oci:/var/lib/shoal/store:${reference}`])
+    }
   }
 
   /** Every file of an image as it is unpacked here: type, mode, path and the hash of its bytes, a line each. */
