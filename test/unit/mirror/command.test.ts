@@ -1,0 +1,88 @@
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test, type TestContext } from 'node:test'
+import { fileURLToPath } from 'node:url'
+
+const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
+
+/** The command line with these two commands only: all of it takes a second to load. */
+const PROGRAM = `
+import { Command } from 'commander'
+import { configCommand } from './src/cli/config.ts'
+import { mirrorCommand } from './src/cli/mirror.ts'
+const program = new Command('shoal').addCommand(configCommand()).addCommand(mirrorCommand())
+await program.parseAsync(process.argv.slice(1), { from: 'user' }).catch((error) => {
+  process.stderr.write(error.code + ': ' + error.message)
+  process.exitCode = 1
+})`
+
+function shoal(...args: string[]): Promise<{ code: unknown; stdout: string; stderr: string }> {
+  const { promise, resolve } = Promise.withResolvers<Awaited<ReturnType<typeof shoal>>>()
+  const node = ['--input-type=module', '--eval', PROGRAM, '--', ...args]
+  execFile(process.execPath, node, { cwd: ROOT }, (error, stdout, stderr) => {
+    resolve({ code: error?.code ?? 0, stdout, stderr })
+  })
+  return promise
+}
+
+async function temporaryDirectory(t: TestContext): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-command-'))
+  t.after(() => rm(directory, { recursive: true }))
+  return directory
+}
+
+test('shoal mirror shows, does and takes back, one line for each file', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const certsDir = join(directory, 'certs.d')
+  const registries = join(directory, 'registries.yaml')
+  await writeFile(registries, 'mirrors: {ksd.test.com: }\n')
+  const options = ['--certs-dir', certsDir, '--registries', registries]
+  const home = join(certsDir, 'registry.localhost', 'hosts.toml')
+  const mirrored = join(certsDir, 'ksd.test.com', 'hosts.toml')
+
+  const diff = await shoal('mirror', 'diff', ...options, '--listen-local', '127.0.0.1:5009')
+  assert.equal(diff.code, 0)
+  assert.match(diff.stdout, /^\+\+\+ .*\/ksd\.test\.com\/hosts\.toml$/m)
+  assert.match(diff.stdout, /^\+\[host\."http:\/\/127\.0\.0\.1:5009"\]$/m)
+
+  const apply = await shoal('mirror', 'apply', ...options)
+  assert.deepEqual(apply, {
+    code: 0,
+    stdout: `${home}: created\n${mirrored}: created\n`,
+    stderr: '',
+  })
+  const nothing = { code: 0, stdout: '', stderr: '' }
+  assert.deepEqual(await shoal('mirror', 'diff', ...options), nothing)
+
+  await writeFile(mirrored, 'server = "\n')
+  const broken = await shoal('mirror', 'apply', ...options)
+  assert.equal(broken.code, 1)
+  assert.match(broken.stdout, /ksd\.test\.com.*: left alone, it is not valid TOML, line 1/)
+  assert.equal(broken.stderr, 'ERR_MIRROR_INCOMPLETE: 1 of 2 files could not be changed')
+
+  const restore = await shoal('mirror', 'restore', '--certs-dir', certsDir)
+  assert.deepEqual(restore, { code: 0, stdout: `${home}: removed\n`, stderr: '' })
+})
+
+test('shoal config prints what is in effect, and checks with an exit status', async (t) => {
+  const file = join(await temporaryDirectory(t), 'config.yaml')
+  await writeFile(file, 'store: layout\npeers:\n  dial: 2s\n')
+  const options = ['--config', file, '--bootstrap', 'a.lan', '--bootstrap', 'b.lan:1']
+  const print = await shoal('config', 'print', ...options)
+  assert.equal(print.code, 0)
+  assert.ok(print.stdout.includes(`  dial: 2s # ${file}:3\n`), print.stdout)
+  assert.match(print.stdout, /^bootstrap: \[ a\.lan:5002, b\.lan:1 \] # --bootstrap$/m)
+  assert.match(print.stdout, /^ {2}p2p: \S+:5002 # default$/m)
+  assert.deepEqual(await shoal('config', 'check', ...options), { code: 0, stdout: '', stderr: '' })
+
+  await writeFile(file, 'store: shelf\n')
+  const check = await shoal('config', 'check', ...options)
+  assert.deepEqual(check, {
+    code: 1,
+    stdout: '',
+    stderr: `ERR_CONFIG_INVALID: ${file}:1: store: expected one of auto, containerd, layout, found "shelf"`,
+  })
+})
