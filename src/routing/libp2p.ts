@@ -361,7 +361,6 @@ export class Libp2pRouter implements Router, Startable {
         loopback,
         meshSize: this.#meshSize,
         heartbeatMs: this.#init.heartbeatMs ?? 4000,
-        drainMs: 10_000,
       },
     )
     const running: Running = {

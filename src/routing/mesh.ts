@@ -4,7 +4,7 @@ import type { Logger } from '../observe/log.ts'
 /** Nodes heard of and not connected; who is forgotten here is heard of again. */
 const MAX_HEARD = 2048
 const MAX_DIALS = 16
-const TICK_MS = 100
+const TICK_MS = 50
 const MAX_PAUSE_MS = 10_000
 /** So long a node that does not answer is tried: it may be behind a network that heals. */
 const PATIENCE_MS = 10 * 60_000

@@ -43,7 +43,7 @@ const MAX_STREAMS = 2
 
 const OPEN_TIMEOUT_MS = 5000
 const GOODBYE_TIMEOUT_MS = 500
-/** Signs of life a peer may leave out before it counts as gone. */
+/** Signs of life a peer may leave out, in beats, before it counts as gone; not to read is one. */
 const MAX_SILENT_BEATS = 3
 /** How long a peer that broke the protocol is refused. */
 const CUT_MS = 60_000
@@ -85,8 +85,6 @@ interface PeerProtocolInit {
   readonly meshSize: number
   /** A sign of life goes out when nothing else did for so long */
   readonly heartbeatMs: number
-  /** A peer that does not read for so long is dropped */
-  readonly drainMs: number
 }
 
 interface PeerProtocolEvents {
@@ -191,6 +189,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         this.#speaking.set(id, speaking)
         await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
           this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
+          // A peer that cannot be told what this node holds is none
+          if (error instanceof PeerProtocolError) connection.abort(error)
         })
         await delay(pauseMs, undefined, { signal: this.#stopped.signal, ref: false })
       }
@@ -374,10 +374,9 @@ class Remote implements RemoteNode {
 class Speaking {
   readonly #inventory: Inventory
   readonly #heartbeatMs: number
-  readonly #drainMs: number
   /**
    * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
-   * is not for longer than `drainMs`.
+   * is not for long.
    */
   readonly #pending = new Map<string, boolean>()
   readonly #ended = Promise.withResolvers<void>()
@@ -385,10 +384,9 @@ class Speaking {
   #wake = (): void => {}
   #leaving = false
 
-  constructor(inventory: Inventory, init: Pick<PeerProtocolInit, 'heartbeatMs' | 'drainMs'>) {
+  constructor(inventory: Inventory, init: Pick<PeerProtocolInit, 'heartbeatMs'>) {
     this.#inventory = inventory
     this.#heartbeatMs = init.heartbeatMs
-    this.#drainMs = init.drainMs
   }
 
   /** Speaks until the stream ends or {@link leave} is called. */
@@ -496,28 +494,30 @@ class Speaking {
     )
     // A large inventory shares the event loop with pulls
     await nextTurn()
-    if (!more) await drained(stream, AbortSignal.timeout(this.#drainMs))
+    if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)
   }
 }
 
-/** libp2p's own `onDrain` keeps its first promise for ever and so waits only once in a stream's life. */
-async function drained(stream: Stream, signal: AbortSignal): Promise<void> {
-  if (!stream.writableNeedsDrain) return
+/**
+ * Resolves when `stream` takes more or is closed. libp2p's own `onDrain` keeps its first promise for ever, and so waits
+ * only once in a stream's life.
+ * @throws {PeerProtocolError} when that takes longer than `timeoutMs`
+ */
+async function drained(stream: Stream, timeoutMs: number): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>()
   const check = (): void => {
-    if (stream.status !== 'open') reject(new PeerProtocolError('stream is closed'))
-    else if (!stream.writableNeedsDrain) resolve()
+    if (stream.status !== 'open' || !stream.writableNeedsDrain) resolve()
   }
-  const expire = (): void => reject(new PeerProtocolError('peer does not read'))
+  const timer = setTimeout(() => reject(new PeerProtocolError('peer does not read')), timeoutMs)
   stream.addEventListener('drain', check)
   stream.addEventListener('close', check)
-  signal.addEventListener('abort', expire)
+  check()
   try {
     await promise
   } finally {
+    clearTimeout(timer)
     stream.removeEventListener('drain', check)
     stream.removeEventListener('close', check)
-    signal.removeEventListener('abort', expire)
   }
 }
 

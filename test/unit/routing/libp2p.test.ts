@@ -1,4 +1,312 @@
-import { routerSuite } from '../../compliance/router.ts'
-import { LoopbackMesh } from './nodes.ts'
+import assert from 'node:assert/strict'
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { createServer as createTcpServer, type AddressInfo } from 'node:net'
+import { cp } from 'node:fs/promises'
+import { createInterface } from 'node:readline'
+import { suite, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { digestOf } from '../../../src/oci/digest.ts'
+import type { BootstrapEntry } from '../../../src/routing/bootstrap.ts'
+import { holders, meshed, routerSuite, type RouterNode } from '../../compliance/router.ts'
+import { until } from '../../wait.ts'
+import { captureLog, LoopbackMesh, wayTo } from './nodes.ts'
+
+const KEY = digestOf('content')
+const OTHER = digestOf('other content')
+const FAST_BOOTSTRAP = { alone: [20, 100], connectedMs: 60_000, deadlineMs: 2000 } as const
 
 routerSuite('Libp2pRouter', () => new LoopbackMesh())
+
+/** No inventories: lookups have nothing but the DHT. */
+suite('router: the DHT alone', () => {
+  test('finds holders and learns from them where their registries are', async () => {
+    await using mesh = new LoopbackMesh({ meshSize: 0 })
+    const a = await mesh.add({ registryPort: 6001 })
+    const b = await mesh.add({ registryPort: 6002 })
+    const c = await mesh.add({ registryPort: 6003 })
+    a.router.advertise([KEY])
+    b.router.advertise([KEY])
+    await until(async () => (await holders(c.router, KEY)).length === 2)
+    const found: string[] = []
+    for await (const { origins } of c.router.lookup(KEY, { signal: AbortSignal.timeout(5000) })) {
+      found.push(...origins)
+    }
+    assert.deepEqual(found.toSorted(), ['http://127.0.0.1:6001', 'http://127.0.0.1:6002'])
+    assert.deepEqual(await holders(c.router, OTHER), [])
+  })
+
+  test('what was withdrawn before it was sent never gets there', async () => {
+    await using mesh = new LoopbackMesh({ meshSize: 0 })
+    const a = await mesh.add()
+    a.router.advertise([KEY, OTHER])
+    a.router.withdraw([KEY])
+    const b = await mesh.add()
+    await until(async () => (await holders(b.router, OTHER)).length === 1)
+    await until(() => a.router.stats().recordBacklog === 0)
+    assert.deepEqual(await holders(b.router, KEY), [])
+  })
+
+  test('a record of a node that is gone leads nowhere, and harms nobody', async () => {
+    await using mesh = new LoopbackMesh({ meshSize: 0 })
+    const a = await mesh.add()
+    const b = await mesh.add()
+    const c = await mesh.add()
+    b.router.advertise([KEY])
+    c.router.advertise([KEY])
+    await until(async () => (await holders(a.router, KEY)).length === 2)
+    await b.router.stop()
+    await until(async () => (await holders(a.router, KEY)).length === 1)
+    assert.deepEqual(await holders(a.router, KEY), [c.id])
+  })
+})
+
+suite('router: ways into the mesh', () => {
+  async function joins(entry: (node: RouterNode & { port: number }) => BootstrapEntry) {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.add({ bootstrap: [entry({ ...a, port: a.router.address().port })] })
+    await meshed([a, b])
+  }
+
+  test('an address', () => joins(({ port }) => ({ type: 'host', host: '127.0.0.1', port })))
+
+  test('a name', () => joins(({ port }) => ({ type: 'host', host: 'localhost', port })))
+
+  test('a multiaddr with the peer id', () =>
+    joins(({ id, port }) => ({
+      type: 'multiaddr',
+      multiaddr: `/ip4/127.0.0.1/tcp/${port}/p2p/${id}`,
+    })))
+
+  test('a multiaddr without it, with a name', () =>
+    joins(({ port }) => ({ type: 'multiaddr', multiaddr: `/dns4/localhost/tcp/${port}` })))
+
+  for (const form of ['one node', 'a list'] as const) {
+    test(`/id of a registry that answers with ${form}`, async () => {
+      await using mesh = new LoopbackMesh()
+      const a = await mesh.add()
+      const { id, addresses } = a.router.self()
+      const one = { ID: id, Addrs: ['/ip4/192.0.2.1/udp/5001/quic-v1', ...addresses] }
+      await using server = await serve(JSON.stringify(form === 'a list' ? [{}, one] : one))
+      const b = await mesh.add({ bootstrap: [{ type: 'http', url: server.origin }] })
+      await meshed([a, b])
+      assert.deepEqual(server.paths.slice(0, 1), ['/id'])
+    })
+  }
+
+  test('ways that lead nowhere do not close the others', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using garbage = await serve('<html>')
+    await using endless = await serve('x'.repeat(1024 * 1024))
+    const b = await mesh.add({
+      bootstrap: [
+        { type: 'http', url: garbage.origin },
+        { type: 'http', url: endless.origin },
+        { type: 'host', host: '127.0.0.1', port: 1 },
+        { type: 'host', host: 'no-such-name.invalid', port: 5002 },
+        { type: 'multiaddr', multiaddr: '/ip4/169.254.169.254/tcp/80' },
+        wayTo(a.router),
+      ],
+    })
+    await meshed([a, b])
+  })
+
+  test('the other node may start later; until then this one is ready alone', async () => {
+    await using mesh = new LoopbackMesh({ bootstrapTiming: FAST_BOOTSTRAP })
+    const port = await freePort()
+    const early = await mesh.add({ bootstrap: [{ type: 'host', host: '127.0.0.1', port }] })
+    await until(() => early.router.ready())
+    const late = await mesh.add({ listen: { host: '127.0.0.1', port }, bootstrap: [] })
+    await meshed([early, late])
+  })
+
+  test('nodes that name each other and themselves all meet', async () => {
+    await using mesh = new LoopbackMesh({ bootstrapTiming: FAST_BOOTSTRAP })
+    const ports = [await freePort(), await freePort(), await freePort()]
+    const bootstrap = ports.map((port) => ({ type: 'host', host: '127.0.0.1', port }) as const)
+    const nodes = await Promise.all(
+      ports.map((port) => mesh.add({ listen: { host: '127.0.0.1', port }, bootstrap })),
+    )
+    await meshed(nodes)
+  })
+
+  test('a node with a copy of this identity is no peer', async () => {
+    await using mesh = new LoopbackMesh({ bootstrapTiming: FAST_BOOTSTRAP })
+    const dataDir = await mesh.directory()
+    const a = await mesh.add({ dataDir })
+    const copy = await mesh.directory()
+    await cp(dataDir, copy, { recursive: true })
+    const b = await mesh.add({ dataDir: copy })
+    assert.equal(b.id, a.id)
+    await until(() => b.router.ready())
+    assert.deepEqual(b.router.peers(), [])
+    assert.deepEqual(a.router.peers(), [])
+  })
+})
+
+suite('router: peers', () => {
+  test('each has its own registry port, zone and name', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add({ registryPort: 7001 })
+    const options = { registryPort: 7002, zone: 'z', region: 'r', nodeName: 'second' }
+    const b = await mesh.add({ ...options, registryScheme: 'https' })
+    await meshed([a, b])
+    assert.deepEqual(a.router.peers(), [
+      { id: b.id, name: 'second', origins: ['https://127.0.0.1:7002'], zone: 'z', region: 'r' },
+    ])
+    assert.deepEqual(
+      b.router.peers().map(({ origins }) => origins),
+      [['http://127.0.0.1:7001']],
+    )
+  })
+
+  test('a card with an address nobody may dial gives way to the one it connects from', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.add({ nodeAddress: '169.254.169.254', registryPort: 80 })
+    await meshed([a, b])
+    assert.deepEqual(
+      a.router.peers().map(({ origins }) => origins),
+      [['http://127.0.0.1:80']],
+    )
+  })
+
+  test('who does not share is a peer but holds nothing', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.add({ sharing: false })
+    b.router.advertise([KEY])
+    await meshed([a, b])
+    await until(() => a.router.stats().peerKeys === 1)
+    assert.deepEqual(await holders(a.router, KEY), [])
+  })
+
+  test('a node that restarts is the same peer with its new inventory', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const dataDir = await mesh.directory()
+    const first = await mesh.add({ dataDir })
+    first.router.advertise([KEY])
+    await until(async () => (await holders(a.router, KEY)).length === 1)
+    await first.router.stop()
+    const second = await mesh.add({ dataDir })
+    assert.equal(second.id, first.id)
+    second.router.advertise([OTHER])
+    await until(async () => (await holders(a.router, OTHER)).length === 1)
+    assert.deepEqual(await holders(a.router, KEY), [])
+    assert.equal(a.router.peers().length, 1)
+  })
+
+  test('20,000 keys arrive in full, and what changed while they were on their way', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const keys = Array.from({ length: 20_000 }, (_, index) => digestOf(`content ${index}`))
+    a.router.advertise(keys)
+    const b = await mesh.add()
+    for (let index = 0; index < 20_000; index += 2) {
+      a.router.withdraw([keys[index] ?? KEY])
+      if (index % 500 === 0) await new Promise(setImmediate)
+    }
+    a.router.advertise([OTHER])
+    await until(() => b.router.stats().peerKeys === 10_001)
+    assert.deepEqual(await holders(b.router, keys[1] ?? KEY), [a.id])
+    assert.deepEqual(await holders(b.router, keys[0] ?? KEY), [])
+  })
+
+  test('a node that is killed is forgotten, and one that only falls silent too', async () => {
+    await using mesh = new LoopbackMesh({ heartbeatMs: 200 })
+    const a = await mesh.add()
+    await using killed = await child(a.router.address().port, await mesh.directory())
+    await using frozen = await child(a.router.address().port, await mesh.directory())
+    await until(async () => (await holders(a.router, KEY)).length === 2)
+    killed.process.kill('SIGKILL')
+    await until(() => a.router.peers().every(({ id }) => id !== killed.id))
+    assert.deepEqual(await holders(a.router, KEY), [frozen.id])
+    frozen.process.kill('SIGSTOP')
+    await until(() => a.router.peers().length === 0)
+    assert.deepEqual(await holders(a.router, KEY), [])
+    // It comes back by itself when it can: its own node finds out that nobody is there
+    frozen.process.kill('SIGCONT')
+    await until(async () => (await holders(a.router, KEY)).includes(frozen.id))
+  })
+
+  test('a port that is taken is a clear error, and nothing stays behind', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.create({ listen: a.router.address() })
+    await assert.rejects(b.start(), { code: 'ERR_LISTEN', message: /127\.0\.0\.1:\d+/ })
+    await a.router.stop()
+    await b.start()
+    await until(() => b.ready())
+  })
+
+  test('coming and going is logged once each', async () => {
+    await using mesh = new LoopbackMesh()
+    const { log, lines } = captureLog()
+    const a = await mesh.add({ log })
+    const b = await mesh.add()
+    await meshed([a, b])
+    await b.router.stop()
+    await until(() => lines.some(({ msg }) => msg === 'peer left'))
+    assert.deepEqual(
+      lines.filter(({ peer }) => peer === b.id).map(({ level, msg }) => [level, msg]),
+      [
+        [30, 'peer joined'],
+        [30, 'peer left'],
+      ],
+    )
+  })
+})
+
+async function child(
+  port: number,
+  dataDir: string,
+): Promise<{ process: ChildProcess; id: string } & AsyncDisposable> {
+  const script = fileURLToPath(new URL('router-process.ts', import.meta.url))
+  const spawned = spawn(process.execPath, [script, dataDir, String(port), KEY], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  const exit = once(spawned, 'exit')
+  const [id] = await once(createInterface(spawned.stdout), 'line')
+  return {
+    process: spawned,
+    id: String(id),
+    async [Symbol.asyncDispose]() {
+      spawned.kill('SIGKILL')
+      await exit
+    },
+  }
+}
+
+async function serve(body: string): Promise<{ origin: string; paths: string[] } & AsyncDisposable> {
+  const paths: string[] = []
+  const server = createServer((request, response) => {
+    paths.push(request.url ?? '')
+    response.end(body)
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  return {
+    origin: `http://127.0.0.1:${port}`,
+    paths,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections()
+      server.close()
+      await once(server, 'close')
+    },
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createTcpServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}

@@ -1,12 +1,20 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { pino } from 'pino'
 import { createLogger, type Logger } from '../../../src/observe/log.ts'
 import type { BootstrapEntry } from '../../../src/routing/bootstrap.ts'
 import { Libp2pRouter, type Libp2pRouterInit } from '../../../src/routing/libp2p.ts'
 import type { RouterMesh, RouterNode } from '../../compliance/router.ts'
 
 export const silent: Logger = createLogger({ level: 'silent' })
+
+/** A logger that keeps what it is told. */
+export function captureLog(): { log: Logger; lines: Record<string, unknown>[] } {
+  const lines: Record<string, unknown>[] = []
+  const log = pino({ base: null }, { write: (line: string) => lines.push(JSON.parse(line)) })
+  return { log, lines }
+}
 
 /** A node on loopback. */
 export interface LoopbackNode extends RouterNode {

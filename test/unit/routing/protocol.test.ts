@@ -1,0 +1,317 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf'
+import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
+import { identify } from '@libp2p/identify'
+import type { Libp2p, Stream } from '@libp2p/interface'
+import { tcp } from '@libp2p/tcp'
+import { multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+import fc from 'fast-check'
+import { digestOf } from '../../../src/oci/digest.ts'
+import {
+  AliveSchema,
+  CardSchema,
+  HelloSchema,
+  InventorySchema,
+  PeerMessageSchema,
+  type PeerMessage,
+} from '../../../src/routing/gen/peer/v1/peer_pb.ts'
+import { inventoryKey, packKeys } from '../../../src/routing/inventory.ts'
+import {
+  FrameReader,
+  MAX_MEMBERS,
+  MAX_MESSAGE_BYTES,
+  PEER_PROTOCOL,
+} from '../../../src/routing/protocol.ts'
+import { holders, meshed } from '../../compliance/router.ts'
+import { until } from '../../wait.ts'
+import { captureLog, LoopbackMesh, type LoopbackNode } from './nodes.ts'
+
+const KEY = digestOf('content')
+const LIE = digestOf('what nobody holds')
+const CARD = create(CardSchema, {
+  name: 'rogue',
+  registryScheme: 'http',
+  registryPort: 5001,
+  sharing: true,
+})
+
+function frame(message: PeerMessage['message']): Uint8Array {
+  return sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message }))
+}
+
+function hello(value: MessageInitShape<typeof HelloSchema> = {}): Uint8Array {
+  const said = create(HelloSchema, value)
+  return frame({ case: 'hello', value: { ...said, card: said.card ?? CARD } })
+}
+
+function card(changed: MessageInitShape<typeof CardSchema>): Uint8Array {
+  return hello({ card: create(CardSchema, { ...CARD, ...changed }) })
+}
+
+function inventory(
+  keys: string[],
+  options: { reset?: boolean; version?: bigint } = {},
+): Uint8Array {
+  const { reset = true, version = 1n } = options
+  const told = { epoch: 1n, version, reset, complete: true, added: packKeys(keys) }
+  return frame({ case: 'inventory', value: create(InventorySchema, told) })
+}
+
+/** A libp2p node that speaks whatever a test wants. */
+class Rogue implements AsyncDisposable {
+  readonly id: string
+  readonly #node: Libp2p
+  /** Streams that were opened to it, unread until a test reads them */
+  readonly heard: Stream[] = []
+
+  private constructor(node: Libp2p) {
+    this.#node = node
+    this.id = node.peerId.toString()
+  }
+
+  static async create(): Promise<Rogue> {
+    const node = await createLibp2p({
+      addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+      transports: [tcp()],
+      connectionEncrypters: [noise()],
+      streamMuxers: [yamux()],
+      services: { identify: identify() },
+    })
+    const rogue = new Rogue(node)
+    await node.handle(PEER_PROTOCOL, (stream) => {
+      rogue.heard.push(stream)
+    })
+    return rogue
+  }
+
+  async open({ router }: LoopbackNode): Promise<Stream> {
+    const addresses = router.self().addresses.map((address) => multiaddr(address))
+    return this.#node.dialProtocol(addresses, PEER_PROTOCOL)
+  }
+
+  connected(): boolean {
+    return this.#node.getConnections().length > 0
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#node.stop()
+  }
+}
+
+/** Chunks as large as they may be, one after the other, as fast as they are read. */
+async function pour(stream: Stream, chunks: Iterable<Uint8Array>): Promise<void> {
+  try {
+    for (const chunk of chunks) {
+      stream.send(chunk)
+      while (stream.writableNeedsDrain && stream.status === 'open') {
+        await new Promise((resolve) => setTimeout(resolve, 1))
+      }
+    }
+  } catch {
+    // Cut off, as it should be
+  }
+}
+
+function* endlessKeys(): Generator<Uint8Array> {
+  yield hello({ inventory: true })
+  for (let version = 1n; version < 400n; version++) {
+    const keys = Array.from({ length: 4000 }, (_, index) =>
+      Buffer.from(`${version}:${index}`.padEnd(16)).toString('latin1'),
+    )
+    yield inventory(keys, { reset: version === 1n, version })
+  }
+}
+
+const OVERSIZED = Uint8Array.from([0xff, 0xff, 0xff, 0x7f])
+const longText = 'x'.repeat(256)
+const manyMembers = Array.from({ length: MAX_MEMBERS + 1 }, (_, index) => ({ id: `p${index}` }))
+
+const OFFENCES: Record<string, () => Iterable<Uint8Array>> = {
+  'a message that is too long': () => [OVERSIZED],
+  'a length that does not end': () => [new Uint8Array(16).fill(0xff)],
+  'bytes that are no protobuf': () => [Uint8Array.from([4, 0xff, 0xff, 0xff, 0xff])],
+  'an HTTP request': () => [Buffer.from(`GET / HTTP/1.1\r\nHost: ${'a'.repeat(80)}\r\n\r\n`)],
+  'an inventory before the hello': () => [inventory([inventoryKey(LIE)])],
+  'a second hello': () => [hello(), hello()],
+  'half a key': () => [hello({ inventory: true }), inventory(['half'])],
+  'an inventory it did not promise': () => [hello(), inventory([inventoryKey(LIE)])],
+  'a change without a beginning': () => [
+    hello({ inventory: true }),
+    inventory([], { reset: false }),
+  ],
+  'an inventory that goes back in time': () => [
+    hello({ inventory: true }),
+    inventory([], { version: 2n }),
+    inventory([], { reset: false, version: 1n }),
+  ],
+  'more keys than a node can have': endlessKeys,
+  'no card': () => [frame({ case: 'hello', value: create(HelloSchema) })],
+  'a card with an unknown scheme': () => [card({ registryScheme: 'file' })],
+  'a card with a port that is none': () => [card({ registryPort: 65536 })],
+  'a card with a long name': () => [card({ name: longText })],
+  'a card with a name that clears the screen': () => [card({ name: '\u001b[2J' })],
+  'more members than there are': () => [hello({ members: manyMembers })],
+}
+
+suite('peer protocol: what a peer may not do', () => {
+  for (const [offence, send] of Object.entries(OFFENCES)) {
+    test(`${offence}: it is cut off, said once, and nobody else notices`, async () => {
+      await using mesh = new LoopbackMesh()
+      const { log, lines } = captureLog()
+      const a = await mesh.add({ log })
+      const b = await mesh.add()
+      b.router.advertise([KEY])
+      await meshed([a, b])
+      await until(async () => (await holders(a.router, KEY)).length === 1)
+
+      await using rogue = await Rogue.create()
+      await pour(await rogue.open(a), send())
+      await until(() => !rogue.connected())
+      await assert.rejects(rogue.open(a))
+
+      const warnings = lines.filter(({ level }) => Number(level) >= 40)
+      assert.deepEqual(
+        warnings.map(({ msg, peer }) => [msg, peer]),
+        [['peer broke the protocol and is cut off', rogue.id]],
+      )
+      assert.deepEqual(
+        a.router.peers().map(({ id }) => id),
+        [b.id],
+      )
+      assert.deepEqual(await holders(a.router, KEY), [b.id])
+      assert.deepEqual(await holders(a.router, LIE), [])
+    })
+  }
+
+  test('a connection that never says hello gets no place, and costs no lookup its answer', async () => {
+    await using mesh = new LoopbackMesh({ heartbeatMs: 100 })
+    const a = await mesh.add()
+    const b = await mesh.add()
+    b.router.advertise([KEY])
+    await meshed([a, b])
+    await using rogue = await Rogue.create()
+    await rogue.open(a)
+    assert.deepEqual(await holders(a.router, KEY), [b.id])
+    await until(() => !rogue.connected())
+    assert.equal(a.router.peers().length, 1)
+  })
+
+  test('a peer that does not read is dropped, and the others are told meanwhile', async () => {
+    await using mesh = new LoopbackMesh({ heartbeatMs: 200 })
+    const a = await mesh.add()
+    const b = await mesh.add()
+    await meshed([a, b])
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open(a)
+    stream.send(hello())
+    const alive = setInterval(() => {
+      if (stream.status === 'open')
+        stream.send(frame({ case: 'alive', value: create(AliveSchema) }))
+    }, 50)
+    try {
+      await until(() => a.router.peers().length === 2 && rogue.heard.length === 1)
+      rogue.heard[0]?.pause()
+      const many = Array.from({ length: 100_000 }, (_, index) => digestOf(`content ${index}`))
+      a.router.advertise(many)
+      a.router.advertise([KEY])
+      await until(async () => (await holders(b.router, KEY)).length === 1)
+      await until(() => !rogue.connected())
+    } finally {
+      clearInterval(alive)
+    }
+  })
+
+  test('kinds and fields of a later version are passed over', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open(a)
+    stream.send(hello({ inventory: true }))
+    // Field 15 of PeerMessage with three bytes in it
+    stream.send(Uint8Array.from([5, (15 << 3) | 2, 3, 1, 2, 3]))
+    stream.send(inventory([inventoryKey(LIE)]))
+    await until(async () => (await holders(a.router, LIE)).includes(rogue.id))
+  })
+
+  test('members that nobody may dial are not dialled', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using rogue = await Rogue.create()
+    const members = [
+      { id: 'not a peer id', addresses: ['/ip4/127.0.0.1/tcp/1'] },
+      { id: rogue.id, addresses: ['/ip4/169.254.169.254/tcp/80', '/dns4/localhost/tcp/80', '/'] },
+    ]
+    const stream = await rogue.open(a)
+    stream.send(hello({ members, inventory: true }))
+    stream.send(inventory([inventoryKey(KEY)]))
+    await until(async () => (await holders(a.router, KEY)).includes(rogue.id))
+    assert.equal(a.router.peers().length, 1)
+  })
+})
+
+suite('peer protocol: frames', () => {
+  test('come out as they went in, however they are cut', () => {
+    const bodies = fc.array(fc.uint8Array({ maxLength: 400 }), { maxLength: 8 })
+    fc.assert(
+      fc.property(bodies, fc.integer({ min: 1, max: 300 }), (messages, cut) => {
+        const stream = Buffer.concat(
+          messages.map((body) => {
+            const length =
+              body.length < 128 ? [body.length] : [(body.length & 0x7f) | 0x80, body.length >> 7]
+            return Buffer.concat([Uint8Array.from(length), body])
+          }),
+        )
+        const reader = new FrameReader()
+        const frames: Uint8Array[] = []
+        for (let offset = 0; offset < stream.length; offset += cut) {
+          frames.push(...reader.push(stream.subarray(offset, offset + cut)))
+        }
+        assert.deepEqual(
+          frames.map((body) => Buffer.from(body).toString('hex')),
+          messages.map((body) => Buffer.from(body).toString('hex')),
+        )
+      }),
+    )
+  })
+
+  test('may be as long as the limit and no longer', () => {
+    const size = (bytes: number): Uint8Array =>
+      Uint8Array.from([(bytes & 0x7f) | 0x80, ((bytes >> 7) & 0x7f) | 0x80, bytes >> 14])
+    const body = new Uint8Array(MAX_MESSAGE_BYTES)
+    const reader = new FrameReader()
+    assert.deepEqual(reader.push(size(MAX_MESSAGE_BYTES)), [])
+    assert.equal(reader.push(body)[0]?.length, MAX_MESSAGE_BYTES)
+    assert.throws(() => reader.push(size(MAX_MESSAGE_BYTES + 1)), { code: 'ERR_PEER_PROTOCOL' })
+  })
+
+  test('a hello with as much in it as is allowed fits', () => {
+    const address = `/ip6/${'2001:'.repeat(7)}2001/tcp/65535`
+    const text = 'x'.repeat(255)
+    const message: PeerMessage = create(PeerMessageSchema, {
+      message: {
+        case: 'hello',
+        value: {
+          card: {
+            registryScheme: 'https',
+            registryPort: 65535,
+            name: text,
+            zone: text,
+            region: text,
+            version: text,
+            features: Array.from({ length: 32 }, () => text),
+          },
+          addresses: [address, address, address],
+          members: Array.from({ length: MAX_MEMBERS }, () => ({
+            id: '12D3KooW'.padEnd(52, 'x'),
+            addresses: [address, address, address],
+          })),
+        },
+      },
+    })
+    assert.ok(toBinary(PeerMessageSchema, message).length <= MAX_MESSAGE_BYTES)
+  })
+})
