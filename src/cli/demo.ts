@@ -7,12 +7,11 @@ import { join } from 'node:path'
 import { Command } from 'commander'
 import { effectiveConfig } from '../config/effective.ts'
 import { configSchema } from '../config/schema.ts'
-import { createDaemon, type Daemon } from '../daemon.ts'
+import type { Daemon } from '../daemon.ts'
 import { createLogger } from '../observe/log.ts'
 import { DigestVerifier } from '../oci/digest.ts'
 import { MANIFEST_MEDIA_TYPES, parseManifest, type Descriptor } from '../oci/manifest.ts'
 import { isLoopback, parseReference, tagName } from '../oci/reference.ts'
-import { LayoutStore } from '../store/layout/layout-store.ts'
 import { hostFacts } from './config.ts'
 import { buildImage, type DemoImage } from './demo-image.ts'
 import { formatBytes, Progress } from './progress.ts'
@@ -94,6 +93,7 @@ function holdings(name: string): string {
 }
 
 async function putImage(path: string, image: DemoImage): Promise<void> {
+  const { LayoutStore } = await import('../store/layout/layout-store.ts')
   const store = new LayoutStore({ log: createLogger({ level: 'silent' }) }, { path, maxBytes: 1e9 })
   await store.start()
   for (const { descriptor, bytes } of image.blobs()) {
@@ -131,6 +131,7 @@ async function startNode(
     hostFacts(),
   )
   const log = createLogger({ level: config.log.level, destination: 2 }).child({ node: name })
+  const { createDaemon } = await import('../daemon.ts')
   const daemon = createDaemon(config, { log })
   await daemon.start()
   return daemon

@@ -1,5 +1,4 @@
 import { Command } from 'commander'
-import { createDaemon } from '../daemon.ts'
 import { createLogger } from '../observe/log.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 
@@ -9,6 +8,8 @@ export function serveCommand(): Command {
     async (_options: unknown, command: Command) => {
       const { config } = await loadFromCommand(command)
       const log = createLogger({ level: config.log.level })
+      // Not before it is needed: other commands do without the daemon's half second and 60 MB.
+      const { createDaemon } = await import('../daemon.ts')
       const daemon = createDaemon(config, { log })
       await daemon.start()
 

@@ -1,5 +1,7 @@
+import { execFile } from 'node:child_process'
 import { mkdir, symlink, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
 import { imageArchive, type TaggedContent } from '../../src/cli/demo-image.ts'
 import { until } from '../wait.ts'
 import { CriImages } from './cri.ts'
@@ -8,6 +10,7 @@ import { tools, type ContainerdBinaries } from './tools.ts'
 import { readUnitStart } from './unit-file.ts'
 
 const ROOT = new URL('../../', import.meta.url)
+const LAUNCHER = fileURLToPath(new URL('bin/shoal', ROOT))
 const UNIT = readUnitStart(new URL('deploy/systemd/shoal.service', ROOT))
 
 const SWITCH = '10.77.0.1'
@@ -45,6 +48,8 @@ export class Cluster implements AsyncDisposable {
   }
 
   static async create(init: ClusterInit): Promise<Cluster> {
+    // The nodes share this checkout. If its bundle is old, one start makes it new, not all of them at once.
+    await promisify(execFile)(LAUNCHER, ['--version'])
     await using stack = new AsyncDisposableStack()
     const network = stack.use(await Machine.create('switch'))
     await network.exec(['ip', 'link', 'add', 'br0', 'type', 'bridge'])
@@ -213,7 +218,7 @@ export class ClusterNode implements AsyncDisposable {
   /** Makes it what a node is before anything was started: programs in place, configuration written. */
   async prepare(bootstrap: readonly string[]): Promise<void> {
     const programs = {
-      shoal: fileURLToPath(new URL('bin/shoal', ROOT)),
+      shoal: LAUNCHER,
       containerd: this.#binaries?.containerd,
       ctr: this.#binaries?.ctr,
       skopeo: tools.skopeo,
