@@ -18,6 +18,8 @@ const UPSTREAM = '10.77.0.2'
 /** Reached over the default route, as the machine that answers names usually is. */
 const NAME_SERVER = '192.0.2.53'
 
+let built: Promise<unknown> | undefined
+
 /** Options of {@link Cluster.create}. */
 export interface ClusterInit {
   /** One node for each, named node1, node2, ...; with `layout` it has no containerd but Shoal's own store. */
@@ -49,7 +51,7 @@ export class Cluster implements AsyncDisposable {
 
   static async create(init: ClusterInit): Promise<Cluster> {
     // The nodes share this checkout. If its bundle is old, one start makes it new, not all of them at once.
-    await promisify(execFile)(LAUNCHER, ['--version'])
+    await (built ??= promisify(execFile)(LAUNCHER, ['--version']))
     await using stack = new AsyncDisposableStack()
     const network = stack.use(await Machine.create('switch'))
     await network.exec(['ip', 'link', 'add', 'br0', 'type', 'bridge'])
