@@ -39,7 +39,10 @@ export interface EffectiveConfig extends Config {
 
 const CONTAINERD_SOCKET = '/run/containerd/containerd.sock'
 const K3S_SOCKET = '/run/k3s/containerd/containerd.sock'
+/** Where containerd keeps what outlives a reboot; unlike its socket it is there before containerd has started. */
+const CONTAINERD_ROOT = '/var/lib/containerd'
 const K3S_DATA_DIR = '/var/lib/rancher/k3s'
+const K3S_CONTAINERD_ROOT = `${K3S_DATA_DIR}/agent/containerd`
 const K3S_CERTS_DIR = `${K3S_DATA_DIR}/agent/etc/containerd/certs.d`
 const CERTS_DIR = '/etc/containerd/certs.d'
 
@@ -49,9 +52,8 @@ const LAYOUT_DISK_SHARE = 0.8
 /** Decides what the configuration leaves to `auto`, from what the machine has. */
 export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConfig {
   const decide = (value: string, auto: () => string) => (value === 'auto' ? auto() : value)
-  const address = decide(config.containerd.address, () =>
-    !facts.exists(CONTAINERD_SOCKET) && facts.exists(K3S_SOCKET) ? K3S_SOCKET : CONTAINERD_SOCKET,
-  )
+  const found = findContainerd(facts)
+  const address = decide(config.containerd.address, () => found ?? CONTAINERD_SOCKET)
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
   const nodeAddress = decide(config.nodeAddress, () => defaultRouteAddress(facts) ?? '127.0.0.1')
@@ -60,7 +62,11 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
   return {
     ...config,
     store:
-      config.store === 'auto' ? (facts.exists(address) ? 'containerd' : 'layout') : config.store,
+      config.store === 'auto'
+        ? address === found || facts.exists(address)
+          ? 'containerd'
+          : 'layout'
+        : config.store,
     containerd: { ...config.containerd, address },
     layout: {
       path: layoutPath,
@@ -83,6 +89,20 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
       facts.exists(K3S_DATA_DIR) ? K3S_CERTS_DIR : CERTS_DIR,
     ),
   }
+}
+
+/**
+ * The socket of this host's containerd. For root also where only its state is there yet: a daemon that starts before
+ * containerd at boot must wait for it, not settle for an empty store of its own.
+ */
+function findContainerd(facts: HostFacts): string | undefined {
+  const places = [
+    { socket: CONTAINERD_SOCKET, root: CONTAINERD_ROOT },
+    { socket: K3S_SOCKET, root: K3S_CONTAINERD_ROOT },
+  ]
+  const running = places.find(({ socket }) => facts.exists(socket))
+  const installed = facts.uid === 0 ? places.find(({ root }) => facts.exists(root)) : undefined
+  return (running ?? installed)?.socket
 }
 
 /** @see https://specifications.freedesktop.org/basedir-spec/latest/ (a relative path there is to be ignored) */

@@ -205,7 +205,7 @@ export const configSchema = z.strictObject(
     store: choice(['auto', 'containerd', 'layout']).prefault('auto').register(docs, {
       placeholder: 'STORE',
       description:
-        "Where images are kept: `containerd`, or `layout` (an OCI image layout directory of Shoal's own). `auto` is containerd if its socket exists, else layout.",
+        "Where images are kept: `containerd`, or `layout` (an OCI image layout directory of Shoal's own). `auto` is containerd if its socket exists, for root also if only its state directory does, as before its start at boot; else layout.",
     }),
     containerd: z
       .strictObject(
@@ -213,7 +213,7 @@ export const configSchema = z.strictObject(
           address: autoPath().prefault('auto').register(docs, {
             placeholder: 'SOCKET',
             description:
-              "containerd's socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`.",
+              "containerd's socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`; before containerd's start, the one whose state directory exists.",
           }),
           namespace: label().prefault('k8s.io').register(docs, {
             placeholder: 'NAME',

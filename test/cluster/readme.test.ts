@@ -98,8 +98,14 @@ suite(
       await k3s.exec(['mkdir', '-p', '/run/k3s/containerd'])
       const containerd = k3s.machine.run([
         'containerd',
-        ...['--config', K3S.config, '--address', K3S.socket],
-        ...['--root', K3S.root, '--state', '/run/k3s/containerd'],
+        '--config',
+        K3S.config,
+        '--address',
+        K3S.socket,
+        '--root',
+        K3S.root,
+        '--state',
+        '/run/k3s/containerd',
       ])
       await until(() => k3s.exec(['ctr', '--address', K3S.socket, 'version']), {
         timeoutMs: 20_000,

@@ -12,6 +12,7 @@ import {
   ContainerdStore,
   type ContainerdStoreInit,
 } from '../../src/store/containerd/containerd-store.ts'
+import { ContainerdClient } from '../../src/store/containerd/client.ts'
 import { NotHeldError, StoreUnavailableError } from '../../src/store/store.ts'
 import { Watcher } from '../compliance/store.ts'
 import { Containerd, withEachContainerd } from '../harness/containerd.ts'
@@ -53,6 +54,25 @@ withEachContainerd((binaries) => {
     for (const text of ['first', 'second']) {
       await containerd.ingest(text, Buffer.from(text))
       await node.watcher.holds([digestOf(text)])
+    }
+  })
+
+  test('containerd says its version and which namespaces it has', async () => {
+    await using containerd = await Containerd.start(binaries)
+    const client = new ContainerdClient({
+      address: containerd.socket,
+      containerdNamespace: 'k8s.io',
+    })
+    try {
+      const before = await client.describe()
+      assert.ok(before.version.startsWith(binaries.version.slice(0, 3)), before.version)
+      assert.equal(before.namespaceExists, false)
+      await containerd.import(await makeImage(), [A])
+      const after = await client.describe()
+      assert.equal(after.namespaceExists, true)
+      assert.ok(after.namespaces.includes('k8s.io'))
+    } finally {
+      client.close()
     }
   })
 

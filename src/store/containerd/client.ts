@@ -20,6 +20,7 @@ import {
 } from './gen/image_events_pb.ts'
 import { Images } from './gen/images_pb.ts'
 import { Introspection } from './gen/introspection_pb.ts'
+import { Namespaces } from './gen/namespaces_pb.ts'
 import { Version } from './gen/version_pb.ts'
 import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
 
@@ -43,10 +44,21 @@ export class ContainerdClient {
     })
   }
 
-  /** @throws {StoreUnavailableError} */
-  async version(options: AbortOptions = {}): Promise<string> {
-    const { version } = await this.#ask(this.#grpc.call(Version.method.version, {}, options))
-    return version
+  /**
+   * Which containerd answers, and whether our namespace exists in it yet.
+   * @throws {StoreUnavailableError}
+   */
+  async describe(
+    options: AbortOptions = {},
+  ): Promise<{ version: string; namespaceExists: boolean; namespaces: string[] }> {
+    const [{ version }, listed] = await this.#ask(
+      Promise.all([
+        this.#grpc.call(Version.method.version, {}, options),
+        this.#grpc.call(Namespaces.method.list, {}, options),
+      ]),
+    )
+    const namespaces = listed.namespaces.map(({ name }) => name)
+    return { version, namespaceExists: namespaces.includes(this.#containerdNamespace), namespaces }
   }
 
   /**

@@ -39,7 +39,7 @@ export async function* watchContent(
     try {
       for await (const event of watchConnected(components, init, signal)) {
         if (event.type === 'snapshot') {
-          log.info({ keys: event.keys.size }, 'containerd is connected')
+          await logConnected(components, event.keys.size, signal)
           connected = true
           waitMs = MIN_RECONNECT_MS
         }
@@ -55,6 +55,17 @@ export async function* watchContent(
     await delay(waitMs, undefined, { signal }).catch(() => {})
     waitMs = Math.min(2 * waitMs, MAX_RECONNECT_MS)
   }
+}
+
+/** A namespace that is not there is how a wrong `containerd.namespace` looks, or a node that has pulled nothing yet. */
+async function logConnected(
+  { client, log }: WatchComponents,
+  keys: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const { version, namespaceExists, namespaces } = await client.describe({ signal })
+  log.info({ version, keys }, 'containerd is connected')
+  if (!namespaceExists) log.warn({ namespaces }, 'containerd has no images in its namespace yet')
 }
 
 /** The same for one connection; it ends by an error. Everything is done in turn, so that no older answer comes last. */

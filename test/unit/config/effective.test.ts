@@ -61,6 +61,23 @@ suite('what auto means', () => {
     assert.equal(decide({ store: 'containerd' }).store, 'containerd')
   })
 
+  test('store: for root containerd also before it has started, where its state is', () => {
+    const vanilla = '/var/lib/containerd'
+    const k3s = '/var/lib/rancher/k3s/agent/containerd'
+    const stores = [[vanilla], [k3s], [vanilla, k3s]].map((present) => {
+      const { store, containerd } = decide({}, { present })
+      return [store, containerd.address]
+    })
+    assert.deepEqual(stores, [
+      ['containerd', '/run/containerd/containerd.sock'],
+      ['containerd', '/run/k3s/containerd/containerd.sock'],
+      ['containerd', '/run/containerd/containerd.sock'],
+    ])
+    assert.equal(decide({}, { present: [vanilla], uid: 1000 }).store, 'layout')
+    const running = decide({}, { present: [vanilla, '/run/k3s/containerd/containerd.sock'] })
+    assert.equal(running.containerd.address, '/run/k3s/containerd/containerd.sock')
+  })
+
   test('dataDir: that of the system for root, that of XDG for others', () => {
     assert.equal(decide({}).dataDir, '/var/lib/shoal')
     assert.equal(decide({}, { uid: 1000 }).dataDir, '/home/u/.local/share/shoal')
