@@ -153,7 +153,7 @@ export class Bootstrapper implements Startable {
       /^\/(dns[46]?|dnsaddr)\/([^/]+)(\/tcp\/([0-9]+))?(\/p2p\/([^/]+))?$/.exec(text) ?? []
     if (kind === 'dnsaddr') {
       // https://github.com/multiformats/multiaddr/blob/master/protocols/DNSADDR.md
-      const records = await resolveTxt(`_dnsaddr.${name}`)
+      const records = await before(resolveTxt(`_dnsaddr.${name}`), this.#deadline())
       return records
         .map((parts) => parseMultiaddr(parts.join('').replace(/^dnsaddr=/, '')))
         .filter((found) => found !== undefined)

@@ -10,8 +10,10 @@ const RAW = 0x55
 const SHA2_256 = 0x12
 
 const PROVIDE_TIMEOUT_MS = 10_000
-/** After a record went out, this many times the time it took is left to everything else. */
-const PACE = 4
+/** After a record went out, so many times the time it took is left to everything else: where lookups need records … */
+const PACE_NEEDED = 4
+/** … and where inventories answer them. */
+const PACE_SPARE = 40
 const RETRY_MS = 2000
 
 /**
@@ -34,6 +36,8 @@ interface DhtRecordsComponents {
   readonly log: Logger
   /** True when there is somebody to keep records */
   readonly connected: () => boolean
+  /** True when lookups of other nodes depend on records, because inventories do not reach all of them */
+  readonly needed: () => boolean
 }
 
 /**
@@ -43,6 +47,7 @@ interface DhtRecordsComponents {
 export class DhtRecords {
   readonly #log: Logger
   readonly #connected: () => boolean
+  readonly #needed: () => boolean
   readonly #wanted = new Set<ContentKey>()
   /** Wanted and not out yet, oldest first */
   readonly #missing = new Set<ContentKey>()
@@ -50,9 +55,10 @@ export class DhtRecords {
   #stopped = new AbortController()
   #wake = (): void => {}
 
-  constructor({ log, connected }: DhtRecordsComponents) {
+  constructor({ log, connected, needed }: DhtRecordsComponents) {
     this.#log = log
     this.#connected = connected
+    this.#needed = needed
   }
 
   /** A DHT begins to run, in which no record of ours is. */
@@ -123,7 +129,8 @@ export class DhtRecords {
       // Withdrawn while it was on its way: then nothing cancelled it
       if (!this.#wanted.has(key)) this.#cancel(key)
       else if (!sent) this.#missing.add(key)
-      const pauseMs = sent ? (performance.now() - started) * PACE : RETRY_MS
+      const pace = this.#needed() ? PACE_NEEDED : PACE_SPARE
+      const pauseMs = sent ? (performance.now() - started) * pace : RETRY_MS
       await delay(pauseMs, undefined, { signal, ref: false })
     }
   }

@@ -116,6 +116,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#records = new DhtRecords({
       log,
       connected: () => (this.#running?.node.getConnections().length ?? 0) > 0,
+      needed: () => (this.#running?.protocol.size ?? 0) >= this.#meshSize,
     })
   }
 
