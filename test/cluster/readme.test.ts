@@ -1,23 +1,13 @@
 import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
 import { after, before, suite, test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
-import { Cluster, type ClusterNode } from '../harness/cluster.ts'
-import { CriImages } from '../harness/cri.ts'
+import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
-const ROOT = fileURLToPath(new URL('../../', import.meta.url))
-const README = readFileSync(`${ROOT}README.md`, 'utf8')
+const README = readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
 const IMAGE = 'ksd.test.com/ksd/nginx:1.27'
-/** As K3s starts its containerd. */
-const K3S = {
-  socket: '/run/k3s/containerd/containerd.sock',
-  root: '/var/lib/rancher/k3s/agent/containerd',
-  config: '/var/lib/rancher/k3s/agent/etc/containerd/config.toml',
-  certs: '/var/lib/rancher/k3s/agent/etc/containerd/certs.d',
-}
 
 /** The shell commands under a heading of README. */
 function commandsOf(heading: string): string {
@@ -27,110 +17,101 @@ function commandsOf(heading: string): string {
   return block
 }
 
-suite(
-  'nodes set up by hand, with the commands of README',
-  { skip: skipWithout('namespaces', 'registry', 'containerd 2.x') },
-  () => {
-    let cluster: Cluster
-    let holder: ClusterNode
-    let vanilla: ClusterNode
-    let k3s: ClusterNode
+const skip = skipWithout('namespaces', 'registry', 'curl', 'containerd 1.x', 'containerd 2.x')
 
-    before(async () => {
-      const binaries = containerdBinaries().find(({ version }) => version.startsWith('2.'))
-      assert.ok(binaries)
-      cluster = await Cluster.create({ nodes: [binaries, binaries, binaries] })
-      ;[holder, vanilla, k3s] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
-      await Promise.all([holder.startContainerd(), holder.startDaemon()])
-      const image = await buildImage({ layers: [200_000, 1000] })
-      await holder.import(image, IMAGE)
-    })
-    after(() => cluster[Symbol.asyncDispose]())
+suite('nodes set up by hand, with the commands of README', { skip }, () => {
+  let cluster: Cluster
+  let holder: ClusterNode
+  let vanilla: ClusterNode
+  let k3s: ClusterNode
 
-    /** Runs the commands on a node that has this repository in /opt/shoal; systemd is not there, so it is noted only. */
-    async function followReadme(node: ClusterNode, heading: string): Promise<void> {
-      const commands = commandsOf(heading)
-      const lines = commands.split('\n').filter((line) => line.trim() !== '')
-      assert.ok(lines.length < 10, 'README promises under ten lines')
-      await node.exec(['rm', '-rf', '/usr/local/bin/shoal', '/etc/shoal'])
-      await node.exec(['mount', '-t', 'tmpfs', 'tmpfs', '/opt'])
-      await node.exec(['mkdir', '/opt/shoal'])
-      await node.exec(['mount', '--bind', ROOT, '/opt/shoal'])
-      await node.writeFile(
-        '/usr/local/bin/systemctl',
-        '#!/bin/sh\necho "$@" >> /run/systemctl.log\n',
+  before(async () => {
+    const [old, recent] = containerdBinaries()
+    assert.ok(old && recent)
+    cluster = await Cluster.create({ nodes: [recent, old, { ...recent, k3s: true }] })
+    ;[holder, vanilla, k3s] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
+    await k3s.writeFile(
+      '/etc/rancher/k3s/registries.yaml',
+      'mirrors: {docker.io: , ksd.test.com: }\n',
+    )
+    await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
+    await holder.startDaemon()
+    await holder.import(await buildImage({ layers: [200_000, 1000] }), IMAGE)
+  })
+  after(() => cluster[Symbol.asyncDispose]())
+
+  /** Runs the commands on a node that has nothing of Shoal but this repository; its systemd only notes what it is told. */
+  async function followReadme(node: ClusterNode, heading: string): Promise<void> {
+    const commands = commandsOf(heading)
+    const lines = commands.split('\n').filter((line) => line.trim() !== '')
+    assert.ok(lines.length < 10, 'README promises under ten lines')
+    await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal', UNIT])
+    const systemctl = '#!/bin/sh\necho "$@" >> /run/systemctl.log\n'
+    await node.writeFile('/usr/local/bin/systemctl', systemctl)
+    await node.exec(['chmod', '+x', '/usr/local/bin/systemctl'])
+    // The one thing that differs from network to network.
+    const ours = commands.replace('10.0.0.11, 10.0.0.12', holder.address)
+    assert.notEqual(ours, commands)
+    await node.exec(['sh', '-euc', ours])
+    assert.equal(
+      await node.exec(['cat', '/run/systemctl.log']),
+      'daemon-reload\nenable --now shoal\n',
+    )
+    await node.startDaemon()
+  }
+
+  async function assertPulls(node: ClusterNode): Promise<void> {
+    await node.cri.pull(IMAGE)
+    assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
+  }
+
+  test('a vanilla containerd node pulls from a peer', async () => {
+    await followReadme(vanilla, 'A node with vanilla containerd, by hand')
+    await assertPulls(vanilla)
+  })
+
+  test('a K3s node pulls from a peer, under the paths of K3s', async () => {
+    await followReadme(k3s, 'A K3s node, by hand')
+    await assertPulls(k3s)
+    assert.match(
+      await k3s.exec(['ls', k3s.paths.certs]),
+      /docker\.io\nksd\.test\.com\nregistry\.localhost/,
+    )
+  })
+
+  test('after a boot they share again, although the daemon is faster than containerd', async () => {
+    for (const [number, node] of [vanilla, k3s].entries()) {
+      await node.daemon.kill()
+      await node.containerd.kill()
+      await node.exec(['rm', node.paths.socket])
+      await node.startDaemon({ ready: false })
+      await until(
+        async () => (await node.machine.get('http://127.0.0.1:9090/livez')).status === 200,
       )
-      await node.exec(['chmod', '+x', '/usr/local/bin/systemctl'])
-      // The one thing that differs from network to network.
-      const ours = commands.replace('10.0.0.11, 10.0.0.12', holder.address)
-      assert.notEqual(ours, commands)
-      await node.exec(['sh', '-euc', ours])
-      assert.equal(
-        await node.exec(['cat', '/run/systemctl.log']),
-        'daemon-reload\nenable --now shoal\n',
-      )
-      await node.exec([
-        'cmp',
-        '/etc/systemd/system/shoal.service',
-        '/opt/shoal/deploy/systemd/shoal.service',
-      ])
-      await node.startDaemon()
-    }
-
-    async function assertPulled(cri: CriImages): Promise<void> {
-      await cri.pull(IMAGE)
-      assert.ok(await cri.status(IMAGE))
-    }
-
-    test('a vanilla containerd node pulls from a peer', async () => {
-      await vanilla.startContainerd()
-      await followReadme(vanilla, 'A node with vanilla containerd, by hand')
-      await assertPulled(vanilla.cri)
-    })
-
-    test('a K3s node pulls from a peer, under the paths of K3s', async () => {
-      const config = `version = 3\n[plugins."io.containerd.cri.v1.images".registry]\nconfig_path = "${K3S.certs}"\n`
-      await k3s.writeFile(K3S.config, config)
-      await k3s.writeFile(
-        '/etc/rancher/k3s/registries.yaml',
-        'mirrors: {docker.io: , ksd.test.com: }\n',
-      )
-      await k3s.exec(['mkdir', '-p', '/run/k3s/containerd'])
-      const containerd = k3s.machine.run([
-        'containerd',
-        '--config',
-        K3S.config,
-        '--address',
-        K3S.socket,
-        '--root',
-        K3S.root,
-        '--state',
-        '/run/k3s/containerd',
-      ])
-      await until(() => k3s.exec(['ctr', '--address', K3S.socket, 'version']), {
-        timeoutMs: 20_000,
-        what: 'the containerd of K3s answers',
-      }).catch((error: unknown) => {
-        throw new Error(containerd.log(), { cause: error })
+      await node.startContainerd()
+      await node.ready()
+      const name = `ksd.test.com/after/boot:${number}`
+      await node.import(await buildImage({ layers: [1000], seed: name }), name)
+      await until(() => holder.exec(['curl', '-sf', url(name)]), {
+        timeoutMs: 5000,
+        what: `${holder.name} finds ${name}`,
       })
-      await followReadme(k3s, 'A K3s node, by hand')
-      using cri = new CriImages(k3s.machine.path(K3S.socket))
-      await assertPulled(cri)
-      assert.match(
-        await k3s.exec(['ls', K3S.certs]),
-        /docker\.io\nksd\.test\.com\nregistry\.localhost/,
-      )
-    })
+    }
+  })
 
-    test('the questions under "Is it working?" have the answers README shows', async () => {
-      const block = commandsOf('Is it working?').replace(
-        /library\/alpine\/manifests\/3\.20\?ns=docker\.io/,
-        'ksd/nginx/manifests/1.27?ns=ksd.test.com',
-      )
-      const answers = await vanilla.exec(['sh', '-euc', block])
-      assert.match(answers, /^ok$/m)
-      assert.match(answers, /^shoal_peers 2$/m)
-      assert.match(answers, /^shoal-source: local\r?$/im)
-    })
-  },
-)
+  test('the questions under "Is it working?" have the answers README shows', async () => {
+    const block = commandsOf('Is it working?').replace(
+      /library\/alpine\/manifests\/3\.20\?ns=docker\.io/,
+      'ksd/nginx/manifests/1.27?ns=ksd.test.com',
+    )
+    const answers = await vanilla.exec(['sh', '-euc', block])
+    assert.match(answers, /^ok$/m)
+    assert.match(answers, /^shoal_peers 2$/m)
+    assert.match(answers, /^shoal-source: local\r?$/im)
+  })
+})
+
+/** Where a node's daemon is asked for a tag. */
+function url(name: string): string {
+  return `http://127.0.0.1:5001/v2/${name.replace(/:(\w+)$/, '/manifests/$1')}`
+}

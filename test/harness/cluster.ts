@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { mkdir, symlink, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { imageArchive, type TaggedContent } from '../../src/cli/demo-image.ts'
@@ -11,7 +11,8 @@ import { readUnitStart } from './unit-file.ts'
 
 const ROOT = new URL('../../', import.meta.url)
 const LAUNCHER = fileURLToPath(new URL('bin/shoal', ROOT))
-const UNIT = readUnitStart(new URL('deploy/systemd/shoal.service', ROOT))
+/** Where an administrator puts it, and the harness reads it. */
+export const UNIT = '/etc/systemd/system/shoal.service'
 
 const SWITCH = '10.77.0.1'
 const UPSTREAM = '10.77.0.2'
@@ -23,7 +24,35 @@ let built: Promise<unknown> | undefined
 /** Options of {@link Cluster.create}. */
 export interface ClusterInit {
   /** One node for each, named node1, node2, ...; with `layout` it has no containerd but Shoal's own store. */
-  readonly nodes: readonly (ContainerdBinaries | 'layout')[]
+  readonly nodes: readonly NodeStore[]
+}
+
+/** The containerd of a node, as K3s runs it if `k3s` is set; or Shoal's own store instead. */
+export type NodeStore = (ContainerdBinaries & { readonly k3s?: boolean }) | 'layout'
+
+/** Where containerd has what an administrator deals with. */
+interface ContainerdPaths {
+  readonly config: string
+  readonly certs: string
+  readonly socket: string
+  readonly state: string
+  readonly root: string
+}
+
+const PATHS: ContainerdPaths = {
+  config: '/etc/containerd/config.toml',
+  certs: '/etc/containerd/certs.d',
+  socket: '/run/containerd/containerd.sock',
+  state: '/run/containerd',
+  root: '/var/lib/containerd',
+}
+
+const K3S_PATHS: ContainerdPaths = {
+  config: '/var/lib/rancher/k3s/agent/etc/containerd/config.toml',
+  certs: '/var/lib/rancher/k3s/agent/etc/containerd/certs.d',
+  socket: '/run/k3s/containerd/containerd.sock',
+  state: '/run/k3s/containerd',
+  root: '/var/lib/rancher/k3s/agent/containerd',
 }
 
 /**
@@ -198,6 +227,7 @@ export class ClusterNode implements AsyncDisposable {
   readonly machine: Machine
   readonly link: Link
   readonly cri: CriImages
+  readonly paths: ContainerdPaths
   readonly #binaries: ContainerdBinaries | undefined
   #containerd: Program | undefined
   #daemon: Program | undefined
@@ -207,33 +237,39 @@ export class ClusterNode implements AsyncDisposable {
     name: string,
     address: string,
     { machine, link }: { machine: Machine; link: Link },
-    store: ContainerdBinaries | 'layout',
+    store: NodeStore,
   ) {
     this.name = name
     this.address = address
     this.machine = machine
     this.link = link
     this.#binaries = store === 'layout' ? undefined : store
-    this.cri = new CriImages(machine.path('/run/containerd/containerd.sock'))
+    this.paths = store !== 'layout' && store.k3s === true ? K3S_PATHS : PATHS
+    this.cri = new CriImages(machine.path(this.paths.socket))
   }
 
   /** Makes it what a node is before anything was started: programs in place, configuration written. */
   async prepare(bootstrap: readonly string[]): Promise<void> {
+    await mkdir(this.machine.path('/opt/shoal'), { recursive: true })
+    await this.exec(['mount', '--bind', fileURLToPath(ROOT), '/opt/shoal'])
     const programs = {
-      shoal: LAUNCHER,
+      shoal: '/opt/shoal/bin/shoal',
       containerd: this.#binaries?.containerd,
       ctr: this.#binaries?.ctr,
       skopeo: tools.skopeo,
       crane: tools.crane,
     }
     for (const [name, target] of Object.entries(programs)) {
-      const link = this.machine.path(`/usr/local/bin/${name}`)
-      if (target !== undefined && target !== `/usr/local/bin/${name}`) await symlink(target, link)
+      const link = `/usr/local/bin/${name}`
+      if (target === undefined || target === link) continue
+      await rm(this.machine.path(link), { force: true })
+      await symlink(target, this.machine.path(link))
     }
     if (this.#binaries !== undefined) {
-      const config = containerdConfig(this.#binaries.version)
-      await this.writeFile('/etc/containerd/config.toml', config)
+      const config = containerdConfig(this.#binaries.version, this.paths)
+      await this.writeFile(this.paths.config, config)
     }
+    await this.writeFile(UNIT, await readFile(new URL('deploy/systemd/shoal.service', ROOT)))
     await this.writeFile(
       '/etc/shoal/config.yaml',
       [
@@ -247,7 +283,8 @@ export class ClusterNode implements AsyncDisposable {
 
   /** Runs a program on this node to its end, as an operator would type it; its standard output. */
   exec(argv: readonly string[], options?: ExecOptions): Promise<string> {
-    return this.machine.exec(argv, options)
+    const env = { CONTAINERD_ADDRESS: this.paths.socket, ...options?.env }
+    return this.machine.exec(argv, { ...options, env })
   }
 
   async writeFile(path: string, content: string | Uint8Array): Promise<void> {
@@ -258,7 +295,7 @@ export class ClusterNode implements AsyncDisposable {
 
   /** Resolves when it answers. */
   async startContainerd(): Promise<void> {
-    const containerd = this.machine.run(['containerd', '--log-level', 'info'])
+    const containerd = this.machine.run(['containerd', '--config', this.paths.config])
     this.#containerd = containerd
     await until(() => this.ctr('version'), {
       timeoutMs: 20_000,
@@ -305,12 +342,13 @@ export class ClusterNode implements AsyncDisposable {
     return files
   }
 
-  /** Starts the daemon as the systemd unit does. With `ready` (the default) it resolves when the daemon says it is. */
+  /** Starts the daemon as its systemd unit on this node does. With `ready` (the default) it resolves when the daemon says it is. */
   async startDaemon(options: { ready?: boolean } = {}): Promise<void> {
-    for (const directory of UNIT.directories) {
+    const unit = readUnitStart(this.machine.path(UNIT))
+    for (const directory of unit.directories) {
       await mkdir(this.machine.path(directory), { recursive: true, mode: 0o700 })
     }
-    this.#daemon = this.machine.run(UNIT.argv, { env: UNIT.env })
+    this.#daemon = this.machine.run(unit.argv, { env: unit.env })
     if (options.ready !== false) await this.ready()
   }
 
@@ -340,13 +378,17 @@ export class ClusterNode implements AsyncDisposable {
   }
 }
 
-/** As an administrator of a Kubernetes node has it: the CRI plugin on, registries configured by hosts.toml files. */
-function containerdConfig(version: string): string {
+/** As a Kubernetes node has it: the CRI plugin on, registries configured by hosts.toml files. */
+function containerdConfig(version: string, paths: ContainerdPaths): string {
   const [format, plugin] = version.startsWith('1.')
     ? [2, 'io.containerd.grpc.v1.cri']
     : [3, 'io.containerd.cri.v1.images']
   return `version = ${format}
+root = "${paths.root}"
+state = "${paths.state}"
+[grpc]
+  address = "${paths.socket}"
 [plugins."${plugin}".registry]
-  config_path = "/etc/containerd/certs.d"
+  config_path = "${paths.certs}"
 `
 }

@@ -28,8 +28,8 @@ export interface HttpAnswer {
 }
 
 /**
- * A machine of a test's own: network, mounts and host name are private to it, and so are all files under `/etc`, `/run`,
- * `/var/lib` and `/usr/local/bin`, which programs inside may write as on a real machine. The rest is this machine's.
+ * A machine of a test's own: network, mounts and host name are private to it, and so are all files under `/etc`, `/opt`,
+ * `/run`, `/var/lib` and `/usr/local/bin`, which programs inside may write as on a real machine. The rest is this machine's.
  *
  * Nothing of it has a name outside and nothing is on disk: the kernel removes all of it with its last process, and its
  * processes end with the test's, even if that is killed.
@@ -60,7 +60,7 @@ export class Machine implements AsyncDisposable {
       mount -t tmpfs -o mode=755 tmpfs /run
       mount -t tmpfs -o mode=755 tmpfs /var/lib
       mkdir -p /run/.upper
-      for directory in /etc /usr/local/bin; do
+      for directory in /etc /opt /usr/local/bin; do
         mkdir -p /run/.upper$directory /run/.work$directory
         mount -t overlay -o lowerdir=$directory,upperdir=/run/.upper$directory,workdir=/run/.work$directory overlay $directory
       done

@@ -24,6 +24,7 @@ export const tools = {
   skopeo: find('skopeo'),
   crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
   registry: find('docker-registry'),
+  curl: find('curl'),
 }
 
 /** The distribution's containerd (1.6 on Debian 12) and the 2.x built from its Go module; those that are there. */
@@ -73,6 +74,8 @@ function missing(need: Need): string | undefined {
         : 'ip and tc (Debian package iproute2)'
     case 'skopeo':
       return tools.skopeo === undefined ? 'skopeo (Debian package skopeo)' : undefined
+    case 'curl':
+      return tools.curl === undefined ? 'curl (Debian package curl)' : undefined
     case 'crane':
       return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
     case 'registry':
