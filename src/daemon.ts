@@ -127,7 +127,7 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
     peerListener,
     router,
     advertiser,
-    { start: async () => {}, stop: () => client.close() },
+    { start: async () => {}, stop: async () => client.close() },
     localListener,
   ]
   const addresses = () => ({

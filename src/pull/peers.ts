@@ -333,15 +333,26 @@ async function copy(
   for await (const chunk of answer.body ?? []) {
     const left = end + 1 - progress.offset
     if (chunk.length > left) throw new RegistryRequestError('bad answer', 'sent too much')
-    verifier?.update(chunk)
-    if (chunk.length === left) verifier?.finish()
-    await sink.write(chunk).catch((cause: unknown) => {
+    const last = chunk.length === left
+    if (last) verify(verifier, chunk)?.finish()
+    const written = sink.write(chunk).catch((cause: unknown) => {
       throw new SinkError('client is gone', { cause })
     })
+    // Hashed after it was handed on: the client reads it in the meantime.
+    if (!last) verify(verifier, chunk)
+    await written
     progress.offset += chunk.length
   }
   if (progress.offset <= end) throw new RegistryRequestError('unreachable', 'ended too early')
   if (end < 0) verifier?.finish()
+}
+
+function verify(
+  verifier: DigestVerifier | undefined,
+  chunk: Uint8Array,
+): DigestVerifier | undefined {
+  verifier?.update(chunk)
+  return verifier
 }
 
 /** The whole of a small answer; its size was checked with its head. */

@@ -1,8 +1,18 @@
-import type { Readable } from 'node:stream'
-import { Agent, request } from 'undici'
 import { isDigest, type Digest } from '../oci/digest.ts'
-import { parseContentRange, type ByteRange, type PullRequest } from '../oci/distribution.ts'
+import {
+  parseContentRange,
+  rangeLength,
+  type ByteRange,
+  type PullRequest,
+} from '../oci/distribution.ts'
 import { MANIFEST_MEDIA_TYPES, MAX_MANIFEST_BYTES } from '../oci/manifest.ts'
+import {
+  AnswerInvalidError,
+  ConnectionError,
+  ConnectionPool,
+  type AnswerHead,
+  type Connection,
+} from './connection.ts'
 
 /** Longest time in ms for each stage of one request; progress counts anew with every byte. */
 export interface StageTimeouts {
@@ -20,7 +30,7 @@ export interface RegistryAnswer {
   readonly size: number
   /** Set when the body is this part only */
   readonly range?: ByteRange
-  /** Bytes as they come. Every wait for the next has a deadline. Absent after HEAD. */
+  /** Bytes as they come, each chunk valid until the next is asked for. Every wait has a deadline. Absent after HEAD. */
   readonly body?: AsyncIterable<Uint8Array>
   /** Closes the connection, if the body was not read to its end. */
   close(): void
@@ -37,22 +47,13 @@ export class RegistryRequestError extends Error {
   }
 }
 
-/** Asks registries over HTTP: one connection attempt, one answer, no retries. */
+/** Asks registries over HTTP: one answer or one error, no retries but for a connection that was closed while idle. */
 export class RegistryClient {
   readonly #timeouts: StageTimeouts
-  readonly #agent: Agent
+  readonly #pool = new ConnectionPool()
 
   constructor(init: { timeouts: StageTimeouts }) {
     this.#timeouts = init.timeouts
-    this.#agent = new Agent({
-      connect: { timeout: init.timeouts.dial },
-      // The stages are timed here, where a slow client can be told from a slow registry.
-      headersTimeout: 0,
-      bodyTimeout: 0,
-      keepAliveTimeout: 4_000,
-      pipelining: 1,
-      maxHeaderSize: 16_384,
-    })
   }
 
   /**
@@ -64,71 +65,112 @@ export class RegistryClient {
     pull: PullRequest,
     options: { range?: ByteRange; signal: AbortSignal },
   ): Promise<RegistryAnswer> {
-    const { range } = options
-    const closing = new AbortController()
-    const signal = AbortSignal.any([options.signal, closing.signal])
-    const deadline = setTimeout(
-      () => closing.abort(new Error('no answer in time')),
-      this.#timeouts.dial + this.#timeouts.firstByte,
-    )
-    try {
-      const response = await request(`${origin}${pathOf(pull)}`, {
-        method: pull.method,
-        dispatcher: this.#agent,
-        signal,
-        headers: {
-          'user-agent': 'shoal',
-          ...(pull.kind === 'manifest' && { accept: MANIFEST_MEDIA_TYPES.join(', ') }),
-          ...(range !== undefined && { range: `bytes=${range.start}-${range.end}` }),
-        },
-      })
-      clearTimeout(deadline)
-      // The body fails by itself when it is closed; nobody may be reading it then.
-      response.body.on('error', () => {})
+    const { range, signal } = options
+    signal.throwIfAborted()
+    const request = render(origin, pull, range)
+    for (;;) {
+      const connection = this.#connect(origin)
+      const wasUsed = connection.used
+      const abort = (): void => connection.close('aborted')
+      signal.addEventListener('abort', abort, { once: true })
+      const end = (): void => signal.removeEventListener('abort', abort)
+      let head: AnswerHead
       try {
-        const answer = readHead(pull, range, response.statusCode, response.headers)
-        const close = (): void => closing.abort(new Error('closed'))
-        if (pull.method === 'HEAD') {
-          await response.body.dump()
-          return { ...answer, close }
-        }
-        return { ...answer, body: this.#progressing(response.body), close }
+        await connection.opened(this.#timeouts.dial)
+        head = await connection.ask(request, this.#timeouts.firstByte)
       } catch (error) {
-        closing.abort(error)
-        throw error
+        connection.close('failed')
+        end()
+        signal.throwIfAborted()
+        if (wasUsed && error instanceof ConnectionError) continue
+        throw translate(error)
       }
-    } catch (error) {
-      options.signal.throwIfAborted()
-      if (error instanceof RegistryRequestError) throw error
-      throw new RegistryRequestError('unreachable', messageOf(error), { cause: error })
-    } finally {
-      clearTimeout(deadline)
+      return this.#answer(connection, pull, range, head, end)
     }
   }
 
-  async close(): Promise<void> {
-    await this.#agent.destroy()
+  close(): void {
+    this.#pool.close()
   }
 
-  async *#progressing(body: Readable): AsyncGenerator<Uint8Array> {
-    const chunks: AsyncIterator<Uint8Array> = body[Symbol.asyncIterator]()
+  #connect(origin: string): Connection {
     try {
-      for (;;) {
-        // Only this wait is timed: while the consumer holds a chunk the registry cannot be blamed.
-        const stalled = setTimeout(() => {
-          body.destroy(new RegistryRequestError('unreachable', 'no bytes in time'))
-        }, this.#timeouts.progress)
-        const next = await chunks.next().finally(() => clearTimeout(stalled))
-        if (next.done === true) return
-        yield next.value
-      }
+      return this.#pool.take(origin)
     } catch (error) {
-      if (error instanceof RegistryRequestError) throw error
-      throw new RegistryRequestError('unreachable', messageOf(error), { cause: error })
-    } finally {
-      body.destroy()
+      throw translate(error)
     }
   }
+
+  #answer(
+    connection: Connection,
+    pull: PullRequest,
+    range: ByteRange | undefined,
+    head: AnswerHead,
+    end: () => void,
+  ): RegistryAnswer {
+    const length = Number(head.headers.get('content-length') ?? Number.NaN)
+    const bodyLength = pull.method === 'HEAD' ? 0 : length
+    // Once it is given back another request may be using it.
+    let ours = true
+    const leave = (): void => {
+      ours = false
+      end()
+      if (head.headers.get('connection')?.toLowerCase() === 'close') connection.close('as asked')
+      else this.#pool.give(connection)
+    }
+    const close = (): void => {
+      if (!ours) return
+      end()
+      connection.close('not needed')
+    }
+    try {
+      const answer = readHead(pull, range, head, length)
+      if (bodyLength === 0) leave()
+      if (pull.method === 'HEAD') return { ...answer, close }
+      return { ...answer, body: this.#body(connection, bodyLength, leave, close), close }
+    } catch (error) {
+      // An error that has come in full leaves the connection as good as it was.
+      if (connection.buffered === bodyLength) leave()
+      else close()
+      throw error
+    }
+  }
+
+  async *#body(
+    connection: Connection,
+    length: number,
+    leave: () => void,
+    close: () => void,
+  ): AsyncGenerator<Uint8Array> {
+    let left = length
+    try {
+      while (left > 0) {
+        // Only this wait is timed: while the consumer holds a chunk the registry cannot be blamed.
+        const chunk = await connection.read(this.#timeouts.progress)
+        if (chunk.length > left) throw bad('sent too much')
+        left -= chunk.length
+        yield chunk
+      }
+      if (length > 0) leave()
+    } catch (error) {
+      throw translate(error)
+    } finally {
+      if (left > 0) close()
+    }
+  }
+}
+
+function render(origin: string, pull: PullRequest, range: ByteRange | undefined): string {
+  const accept = pull.kind === 'manifest' ? `Accept: ${MANIFEST_MEDIA_TYPES.join(', ')}\r\n` : ''
+  const part = range === undefined ? '' : `Range: bytes=${range.start}-${range.end}\r\n`
+  const host = origin.slice(origin.indexOf('//') + 2)
+  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${accept}${part}\r\n`
+}
+
+function translate(error: unknown): unknown {
+  if (error instanceof AnswerInvalidError) return bad(error.message)
+  if (!(error instanceof ConnectionError)) return error
+  return new RegistryRequestError('unreachable', error.message, { cause: error })
 }
 
 function pathOf(pull: PullRequest): string {
@@ -140,27 +182,24 @@ function pathOf(pull: PullRequest): string {
 function readHead(
   pull: PullRequest,
   range: ByteRange | undefined,
-  status: number,
-  headers: Record<string, string | string[] | undefined>,
+  { status, headers }: AnswerHead,
+  length: number,
 ): Pick<RegistryAnswer, 'mediaType' | 'digest' | 'size' | 'range'> {
   if (status === 404) throw new RegistryRequestError('not found', 'does not have it')
   if (status === 503 || status === 429) throw new RegistryRequestError('busy', `answered ${status}`)
   if (status !== (range === undefined ? 200 : 206)) throw bad(`answered ${status}`)
-  const length = Number(one(headers['content-length']) ?? Number.NaN)
-  if (!Number.isSafeInteger(length) || length < 0) throw bad('answered without a length')
+  if (!Number.isSafeInteger(length) || length < 0 || headers.has('transfer-encoding')) {
+    throw bad('answered without a length')
+  }
   let size = length
   if (range !== undefined) {
-    const part = parseContentRange(one(headers['content-range']))
-    if (
-      part?.start !== range.start ||
-      part.end !== range.end ||
-      length !== part.end - part.start + 1
-    ) {
+    const part = parseContentRange(headers.get('content-range'))
+    if (part?.start !== range.start || part.end !== range.end || length !== rangeLength(part)) {
       throw bad('answered with another range')
     }
     size = part.total
   }
-  const said = one(headers['docker-content-digest'])
+  const said = headers.get('docker-content-digest')
   if (said !== undefined && !isDigest(said)) throw bad('answered with a malformed digest')
   if ('digest' in pull.target && said !== undefined && said !== pull.target.digest) {
     throw bad('answered with another digest')
@@ -170,7 +209,7 @@ function readHead(
     if (said === undefined) throw bad('answered without a digest')
   }
   return {
-    mediaType: one(headers['content-type']) ?? 'application/octet-stream',
+    mediaType: headers.get('content-type') ?? 'application/octet-stream',
     size,
     ...(said !== undefined && { digest: said }),
     ...(range !== undefined && { range }),
@@ -179,12 +218,4 @@ function readHead(
 
 function bad(message: string): RegistryRequestError {
   return new RegistryRequestError('bad answer', message)
-}
-
-function one(value: string | string[] | undefined): string | undefined {
-  return Array.isArray(value) ? value[0] : value
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error)
 }

@@ -33,7 +33,7 @@ function source(peers: readonly zoo.ZooPeer[], hedge = 100) {
     },
     { lookup: 2_000, hedge },
   )
-  return { source: peersSource, outcomes, [Symbol.asyncDispose]: () => client.close() }
+  return { source: peersSource, outcomes, [Symbol.asyncDispose]: async () => client.close() }
 }
 
 function request(of: zoo.ZooContent, options: Partial<PullRequest> = {}): PullRequest {

@@ -1,0 +1,202 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { createServer, type AddressInfo, type Socket } from 'node:net'
+import { suite, test } from 'node:test'
+import { digestOf } from '../../../src/oci/digest.ts'
+import type { PullRequest } from '../../../src/oci/distribution.ts'
+import { RegistryClient, type RegistryAnswer } from '../../../src/pull/registry-client.ts'
+import { until } from '../../wait.ts'
+
+const timeouts = { dial: 300, firstByte: 300, progress: 300 }
+const content = Buffer.from('content of a blob')
+const pull: PullRequest = {
+  method: 'GET',
+  kind: 'blob',
+  registry: 'docker.io',
+  repository: 'library/alpine',
+  target: { digest: digestOf(content) },
+}
+const OK = `HTTP/1.1 200 OK\r\nContent-Length: ${content.length}\r\n\r\n`
+const signal = (): AbortSignal => AbortSignal.timeout(10_000)
+
+/** A server that answers each request on a connection with what `answer` writes; `requests` counts on that connection. */
+async function serve(answer: (socket: Socket, requests: number) => void) {
+  const sockets = new Set<Socket>()
+  let connections = 0
+  const server = createServer((socket) => {
+    connections += 1
+    sockets.add(socket)
+    let requests = 0
+    socket.on('error', () => {})
+    socket.on('close', () => sockets.delete(socket))
+    socket.on('data', (data) => {
+      if (!data.toString().endsWith('\r\n\r\n')) return
+      requests += 1
+      answer(socket, requests)
+    })
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const client = new RegistryClient({ timeouts })
+  return {
+    origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}`,
+    client,
+    sockets,
+    connections: () => connections,
+    async [Symbol.asyncDispose]() {
+      client.close()
+      for (const socket of sockets) socket.destroy()
+      server.close()
+      await once(server, 'close')
+    },
+  }
+}
+
+async function read(answer: RegistryAnswer): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  for await (const chunk of answer.body ?? []) chunks.push(Buffer.from(chunk))
+  return Buffer.concat(chunks)
+}
+
+suite('registry client', () => {
+  test('one connection serves request after request', async () => {
+    await using server = await serve((socket) => socket.write(OK + content.toString()))
+    for (let request = 0; request < 3; request += 1) {
+      const answer = await server.client.fetch(server.origin, pull, { signal: signal() })
+      assert.ok((await read(answer)).equals(content))
+    }
+    const head = await server.client.fetch(
+      server.origin,
+      { ...pull, method: 'HEAD' },
+      { signal: signal() },
+    )
+    assert.equal(head.size, content.length)
+    assert.equal(server.connections(), 1)
+  })
+
+  test('an error that comes in full leaves the connection open', async () => {
+    await using server = await serve((socket, requests) => {
+      socket.write(
+        requests === 1
+          ? 'HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}'
+          : OK + content.toString(),
+      )
+    })
+    await assert.rejects(server.client.fetch(server.origin, pull, { signal: signal() }), {
+      reason: 'not found',
+    })
+    assert.ok(
+      (await read(await server.client.fetch(server.origin, pull, { signal: signal() }))).equals(
+        content,
+      ),
+    )
+    assert.equal(server.connections(), 1)
+  })
+
+  test('a connection that the other side closed while idle costs nothing', async () => {
+    await using server = await serve((socket) => socket.write(OK + content.toString()))
+    await read(await server.client.fetch(server.origin, pull, { signal: signal() }))
+    for (const socket of server.sockets) socket.destroy()
+    await read(await server.client.fetch(server.origin, pull, { signal: signal() }))
+    assert.equal(server.connections(), 2)
+  })
+
+  test('one that is closed just when it is asked again is replaced, once', async () => {
+    await using server = await serve((socket, requests) => {
+      if (requests === 1) socket.write(OK + content.toString())
+      else socket.destroy()
+    })
+    for (let request = 0; request < 3; request += 1) {
+      await read(await server.client.fetch(server.origin, pull, { signal: signal() }))
+    }
+    assert.equal(server.connections(), 3)
+  })
+
+  test('bytes that nobody asked for end the connection', async () => {
+    await using server = await serve((socket) => socket.write(`${OK}${content.toString()}and more`))
+    const answer = await server.client.fetch(server.origin, pull, { signal: signal() })
+    await assert.rejects(read(answer), { reason: 'bad answer' })
+    await until(() => server.sockets.size === 0)
+  })
+
+  test('Connection: close is honoured', async () => {
+    const closing = OK.replace('\r\n\r\n', '\r\nConnection: close\r\n\r\n')
+    await using server = await serve((socket) => socket.write(closing + content.toString()))
+    await read(await server.client.fetch(server.origin, pull, { signal: signal() }))
+    await until(() => server.sockets.size === 0)
+  })
+
+  test('a head in single bytes, and one that announces another, are read right', async () => {
+    await using server = await serve((socket) => {
+      socket.setNoDelay(true)
+      const bytes = `HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n${OK}${content.toString()}`
+      const send = (at: number): void => {
+        if (at < bytes.length) socket.write(bytes.charAt(at), () => setImmediate(send, at + 1))
+      }
+      send(0)
+    })
+    assert.ok(
+      (await read(await server.client.fetch(server.origin, pull, { signal: signal() }))).equals(
+        content,
+      ),
+    )
+  })
+
+  const refused: [string, string, RegExp][] = [
+    ['a head without end', `HTTP/1.1 200 OK\r\nX: ${'x'.repeat(40_000)}`, /bad answer|unreachable/],
+    ['no HTTP', 'SSH-2.0-OpenSSH_9.2\r\n\r\n', /bad answer/],
+    ['a malformed header', 'HTTP/1.1 200 OK\r\nnonsense\r\n\r\n', /bad answer/],
+    ['no length', 'HTTP/1.1 200 OK\r\n\r\nabc', /bad answer/],
+    ['chunks', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n', /bad answer/],
+    ['a negative length', 'HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n', /bad answer/],
+    ['a length that is no number', 'HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n', /bad answer/],
+    [
+      'a redirect',
+      'HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n',
+      /bad answer/,
+    ],
+    ['429', 'HTTP/1.1 429 Slow Down\r\nContent-Length: 0\r\n\r\n', /busy/],
+    ['nothing', '', /unreachable/],
+  ]
+  for (const [what, bytes, reason] of refused) {
+    test(`${what} is refused and the connection is gone`, async () => {
+      await using server = await serve((socket) => bytes !== '' && socket.write(bytes))
+      await assert.rejects(
+        server.client.fetch(server.origin, pull, { signal: signal() }),
+        (error: Error & { reason?: string }) => reason.test(error.reason ?? ''),
+      )
+      server.client.close()
+      await until(() => server.sockets.size === 0)
+    })
+  }
+
+  test('TLS is not pretended', async () => {
+    await using server = await serve(() => {})
+    const origin = server.origin.replace('http:', 'https:')
+    await assert.rejects(server.client.fetch(origin, pull, { signal: signal() }), {
+      reason: 'unreachable',
+    })
+    assert.equal(server.connections(), 0)
+  })
+
+  test('1,000 aborts at any moment leave no socket', async () => {
+    await using server = await serve((socket) => {
+      socket.write(OK)
+      setImmediate(() => socket.destroyed || socket.write(content))
+    })
+    for (let round = 0; round < 1000; round += 1) {
+      const abort = new AbortController()
+      const fetched = server.client.fetch(server.origin, pull, { signal: abort.signal }).then(read)
+      const steps = round % 7
+      const step = (left: number): unknown =>
+        left === 0 ? abort.abort(new Error('enough')) : setImmediate(step, left - 1)
+      step(steps)
+      await fetched.then(
+        (bytes) => assert.ok(bytes.equals(content)),
+        (error: Error) => assert.match(error.message, /enough|aborted/),
+      )
+    }
+    server.client.close()
+    await until(() => server.sockets.size === 0)
+  })
+})
