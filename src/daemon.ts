@@ -1,4 +1,5 @@
 import { networkInterfaces } from 'node:os'
+import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { formatAddress } from './config/schema.ts'
 import { createAdminServer } from './http/admin.ts'
@@ -57,7 +58,7 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
     )
   const drainTimeout = config.shutdownTimeout
 
-  const local = new LocalSource({ store })
+  const local = new LocalSource({ store, onMiss: (key) => advertiser.missed(key) })
   const peerListener = new Listener(
     registry('peer', chain([local]), () => router.self()),
     {
@@ -76,6 +77,7 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
       nodeName: config.nodeName,
       nodeAddress: config.nodeAddress,
       topology: config.topology,
+      version: manifest.version,
     },
   )
   const advertiser = new Advertiser({ store, router, log: component('advertiser') })
@@ -118,6 +120,16 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
   )
   metrics.observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
     advertiser.count(),
+  )
+  metrics.observe(
+    'shoal_peer_keys',
+    'Digests and tags that other nodes say they hold',
+    () => router.stats().peerKeys,
+  )
+  metrics.observe(
+    'shoal_dht_backlog',
+    'Own keys that are not in the DHT yet',
+    () => router.stats().recordBacklog,
   )
 
   // Probes answer first, and the peer listener is there before the card that names its port.

@@ -185,10 +185,10 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   /** Figures for metrics. */
-  stats(): { ownKeys: number; peerKeys: number; recordBacklog: number } {
+  stats(): { peerKeys: number; recordBacklog: number } {
     let peerKeys = 0
     for (const { keys } of this.#running?.protocol.nodes() ?? []) peerKeys += keys.size
-    return { ownKeys: this.#inventory.size, peerKeys, recordBacklog: this.#records.backlog }
+    return { peerKeys, recordBacklog: this.#records.backlog }
   }
 
   async *lookup(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Peer> {
