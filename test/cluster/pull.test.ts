@@ -50,7 +50,7 @@ async function pull(
   try {
     await way.pull(node, reference)
   } catch (error) {
-    const logs = cluster.nodes.map(({ name, daemon }) => `${name}:\n${daemon.log()}`)
+    const logs = cluster.nodes.map(({ name, daemon }) => `${name}:\n${daemon.tail()}`)
     throw new Error(`${way.name} on ${node.name}: ${String(error)}\n${logs.join('\n')}`, {
       cause: error,
     })

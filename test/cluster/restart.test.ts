@@ -51,7 +51,7 @@ suite('a node goes on whatever is restarted under it', { skip }, () => {
       async () => (await node.machine.get(`http://127.0.0.1:5001/v2/${path}`)).status === 200,
       { timeoutMs: KNOWN_WITHIN_MS, what: `${node.name} finds ${name}` },
     ).catch((error: unknown) => {
-      const logs = cluster.nodes.map((each) => `${each.name}:\n${each.daemon.log()}`)
+      const logs = cluster.nodes.map((each) => `${each.name}:\n${each.daemon.tail()}`)
       throw new Error(`${String(error)}\n${logs.join('\n')}`, { cause: error })
     })
   }

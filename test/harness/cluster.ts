@@ -189,7 +189,7 @@ export class Upstream {
     await writeFile(this.machine.path('/run/registry.json'), JSON.stringify(config))
     this.#registry = this.machine.run([tools.registry, 'serve', '/run/registry.json'])
     await until(async () => (await this.machine.get('http://127.0.0.1:5000/v2/')).status === 200, {
-      what: `the upstream registry answers: ${this.#registry.log()}`,
+      what: 'the upstream registry answers',
     })
   }
 
@@ -301,7 +301,7 @@ export class ClusterNode implements AsyncDisposable {
       timeoutMs: 20_000,
       what: `containerd of ${this.name} answers`,
     }).catch((error: unknown) => {
-      throw new Error(`${String(error)}; its log:\n${containerd.log()}`, { cause: error })
+      throw new Error(`${String(error)}; its log:\n${containerd.tail()}`, { cause: error })
     })
   }
 
@@ -364,10 +364,11 @@ export class ClusterNode implements AsyncDisposable {
       { timeoutMs: 20_000, what: `the daemon of ${this.name} is ready` },
     ).then(
       (state) => {
-        if (state === 'ended') throw new Error(`the daemon of ${this.name} ended:\n${daemon.log()}`)
+        if (state === 'ended')
+          throw new Error(`the daemon of ${this.name} ended:\n${daemon.tail()}`)
       },
       (error: unknown) => {
-        throw new Error(`${String(error)}; its log:\n${daemon.log()}`, { cause: error })
+        throw new Error(`${String(error)}; its log:\n${daemon.tail()}`, { cause: error })
       },
     )
   }

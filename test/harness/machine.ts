@@ -196,6 +196,11 @@ export class Program {
     return this.#log()
   }
 
+  /** The last lines of that, for the message of an error. */
+  tail(): string {
+    return this.#log().split('\n').slice(-30).join('\n')
+  }
+
   running(): boolean {
     return this.#child.exitCode === null && this.#child.signalCode === null
   }
