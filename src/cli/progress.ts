@@ -10,7 +10,8 @@ export interface ProgressBar {
 
 /** Redraws at most this often, in ms. */
 const REDRAW = 80
-const BAR_WIDTH = 24
+/** Leaves room for label, sizes, rate and source in 80 columns. */
+const BAR_WIDTH = 16
 
 /**
  * Bars that are redrawn in place on a terminal. Elsewhere (a file, a pipe, CI) each bar is one line, printed when it is
@@ -86,8 +87,8 @@ class Bar {
     const line = [
       this.#label,
       `[${'#'.repeat(filled)}${'.'.repeat(BAR_WIDTH - filled)}]`,
-      `${formatBytes(this.#done)} of ${formatBytes(this.#total)}`.padEnd(20),
-      rate.padEnd(10),
+      `${formatBytes(this.#done)} of ${formatBytes(this.#total)}`.padEnd(18),
+      rate.padEnd(9),
       this.#ended?.note ?? '',
     ]
     return line.join('  ').trimEnd().slice(0, columns)
