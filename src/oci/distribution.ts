@@ -7,6 +7,8 @@ import {
   looksLikeRegistry,
   ReferenceInvalidError,
   registryOfHost,
+  tagName,
+  type ContentKey,
   type HomeNaming,
 } from './reference.ts'
 
@@ -30,6 +32,11 @@ export interface PullRequest {
   /** A digest, or for manifests a tag */
   readonly target: { readonly digest: Digest } | { readonly tag: string }
   readonly range?: RangeRequest
+}
+
+/** Under which key the target is held and announced. */
+export function keyOf({ target, registry, repository }: PullRequest): ContentKey {
+  return 'digest' in target ? target.digest : tagName(registry, repository, target.tag)
 }
 
 /** The parts of an HTTP request that say what is asked for. */

@@ -1,6 +1,6 @@
 import { isManifestMediaType, MEDIA_TYPE } from '../oci/manifest.ts'
-import { resolveRange, type PullRequest } from '../oci/distribution.ts'
-import { tagName } from '../oci/reference.ts'
+import { keyOf, resolveRange, type PullRequest } from '../oci/distribution.ts'
+import { isDigestKey, type ContentKey } from '../oci/reference.ts'
 import { NotHeldError, type ContentStore } from '../store/store.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
 
@@ -8,28 +8,33 @@ import { ContentNotFoundError, type Content, type ContentSource } from './source
 export class LocalSource implements ContentSource {
   readonly name = 'local'
   readonly #store: ContentStore
+  readonly #onMiss: (key: ContentKey) => void
 
-  constructor(components: { store: ContentStore }) {
+  /** `onMiss` is told what was asked for and is not held, since somebody may have been told that it is. */
+  constructor(components: { store: ContentStore; onMiss?: (key: ContentKey) => void }) {
     this.#store = components.store
+    this.#onMiss = components.onMiss ?? (() => {})
   }
 
   async open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
+    const key = keyOf(request)
     try {
-      return await this.#open(request, options)
+      return await this.#open(request, key, options)
     } catch (error) {
       if (!(error instanceof NotHeldError)) throw error
+      this.#onMiss(key)
       throw new ContentNotFoundError('not held by this node', { cause: error })
     }
   }
 
-  async #open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
-    const held =
-      'digest' in request.target
-        ? await this.#store.stat(request.target.digest, options)
-        : await this.#store.resolve(
-            tagName(request.registry, request.repository, request.target.tag),
-            options,
-          )
+  async #open(
+    request: PullRequest,
+    key: ContentKey,
+    options: { signal: AbortSignal },
+  ): Promise<Content> {
+    const held = isDigestKey(key)
+      ? await this.#store.stat(key, options)
+      : await this.#store.resolve(key, options)
     if (request.kind === 'manifest' && !isManifestMediaType(held.mediaType)) {
       throw new ContentNotFoundError('content with this digest is not a manifest')
     }

@@ -13,7 +13,7 @@ const LOST_GRACE_MS = 2000
 const RESTART_MS = 1000
 
 interface AdvertiserComponents {
-  readonly store: Pick<ContentStore, 'watch'>
+  readonly store: Pick<ContentStore, 'watch' | 'recheck'>
   readonly router: Pick<Router, 'advertise' | 'withdraw'>
   readonly log: Logger
 }
@@ -68,6 +68,18 @@ export class Advertiser implements Startable {
   /** Keys announced now. */
   count(): number {
     return this.#announced.size
+  }
+
+  /**
+   * Somebody asked for `key` and it is not held. If that is news it is taken back at once, and the store looks whether
+   * more is gone; should it be held after all, the store's new snapshot announces it again. Strangers cannot cause this
+   * by asking for what was never announced.
+   */
+  missed(key: ContentKey): void {
+    if (!this.#announced.has(key)) return
+    this.#log.debug({ key }, 'announced, but not held: taken back')
+    this.#withdraw([key])
+    this.#store.recheck()
   }
 
   async #run(signal: AbortSignal): Promise<void> {

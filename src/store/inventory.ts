@@ -8,6 +8,7 @@ import type { ContentEvent } from './store.ts'
 export class Inventory {
   #keys: ReadonlySet<ContentKey> | undefined
   readonly #watchers = new Set<() => void>()
+  #edition = 0
 
   /** What is held now; undefined when that is not known. A set that was given is not changed afterwards. */
   get keys(): ReadonlySet<ContentKey> | undefined {
@@ -19,6 +20,12 @@ export class Inventory {
     for (const wake of this.#watchers) wake()
   }
 
+  /** Gives every watcher a snapshot, whatever it was told before. */
+  tellAnew(): void {
+    this.#edition += 1
+    for (const wake of this.#watchers) wake()
+  }
+
   /** As {@link ContentStore.watch}. While nothing is known from the beginning it waits, without an event. */
   async *watch({ signal }: { signal: AbortSignal }): AsyncGenerator<ContentEvent, void, undefined> {
     let changed = Promise.withResolvers<void>()
@@ -27,10 +34,15 @@ export class Inventory {
     signal.addEventListener('abort', wake)
     try {
       let told: ReadonlySet<ContentKey> | undefined
+      let edition = this.#edition
       while (!signal.aborted) {
         // Armed before looking, so that what changes while the events are handled is not missed.
         changed = Promise.withResolvers<void>()
         const keys = this.#keys
+        if (edition !== this.#edition && keys !== undefined) {
+          edition = this.#edition
+          told = undefined
+        }
         for (const event of eventsBetween(told, keys)) {
           yield event
           if (signal.aborted) return

@@ -30,10 +30,15 @@ export interface ContentStore {
    */
   open(digest: Digest, options?: AbortOptions & { range?: ByteRange }): Promise<ContentBody>
   /**
-   * What is held: a full snapshot first, changes after it, and a new snapshot after every reconnect. It ends only by
-   * `signal`, whatever happens to the store.
+   * What is held: a full snapshot first, changes after it, and a new snapshot after every reconnect and
+   * {@link recheck}. It ends only by `signal`, whatever happens to the store.
    */
   watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent>
+  /**
+   * To be called when something told by {@link watch} proved wrong: the store looks at everything again soon, and then
+   * gives every watcher a new snapshot. It may be called at any rate.
+   */
+  recheck(): void
 }
 
 /** Events are hints made true: every key was checked to be held (or gone) when its event was made. */

@@ -308,6 +308,23 @@ export function contentStoreSuite(name: string, setup: () => Promise<StoreHarnes
         assert.deepEqual(plain(resolved), to.manifest.descriptor)
       })
 
+      test('tells every watcher everything anew when it is asked to look again', async () => {
+        await using one = new Watcher(store)
+        await using other = new Watcher(store)
+        const watchers = [one, other]
+        await Promise.all(watchers.map((watcher) => watcher.holds([tag, ...keysOf(image)])))
+        for (let i = 0; i < 100; i++) store.recheck()
+        await until(() =>
+          watchers.every(
+            ({ events }) => events.findLastIndex(({ type }) => type === 'snapshot') > 0,
+          ),
+        )
+        for (const watcher of watchers) {
+          assert(watcher.events.length < 10, `${watcher.events.length} events`)
+          assert(watcher.hasAll([tag, ...keysOf(image)]))
+        }
+      })
+
       test('serves several watchers, each from its own beginning', async () => {
         const content = await buildImage({ layers: [60], seed: `${name}/watchers` })
         const watched = named('watchers', 'v1')

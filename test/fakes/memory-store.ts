@@ -60,6 +60,10 @@ export class MemoryStore implements WritableStore {
     return this.#inventory.watch(options)
   }
 
+  recheck(): void {
+    this.#inventory.tellAnew()
+  }
+
   async ingest(descriptor: Descriptor): Promise<ContentIngest> {
     this.#check({})
     const held = [...this.#blobs.values()].reduce((sum, bytes) => sum + bytes.length, 0)

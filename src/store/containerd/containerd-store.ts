@@ -53,6 +53,7 @@ export class ContainerdStore implements ContentStore {
   readonly #client: ContainerdClient
   /** By digest, the one used last at the end */
   readonly #mediaTypes = new Map<Digest, string>()
+  readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
 
   constructor(components: ContainerdStoreComponents, init: ContainerdStoreInit) {
@@ -100,8 +101,17 @@ export class ContainerdStore implements ContentStore {
       this.#contentPath = undefined
       return this.#findContentPath()
     }
-    const components = { client: this.#client, log: this.#log, contentPath }
+    const components = {
+      client: this.#client,
+      log: this.#log,
+      contentPath,
+      rechecks: this.#rechecks,
+    }
     return watchContent(components, { reconcileMs, pollMs }, options)
+  }
+
+  recheck(): void {
+    this.#rechecks.dispatchEvent(new Event('recheck'))
   }
 
   /** Ends the connection to containerd. */

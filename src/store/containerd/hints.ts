@@ -52,6 +52,11 @@ export class Hints {
     this.#list(LIST_SOON_MS)
   }
 
+  /** Something that was held proved not to be: more may be gone. */
+  doubted(): void {
+    this.#list(LIST_SOON_MS)
+  }
+
   /** The answer about `key` was no, which may be too early; asked `attempt` times now. */
   again(key: ContentKey, attempt: number): void {
     if (attempt < CHECK_ATTEMPTS) this.#ask(key, FILE_CHECK_MS * 2 ** attempt, attempt)

@@ -4,7 +4,7 @@ import { isDigestKey, type ContentKey, type TagName } from '../../oci/reference.
 import type { Logger } from '../../observe/log.ts'
 import { NotHeldError, StoreUnavailableError, type ContentEvent } from '../store.ts'
 import type { ContainerdClient } from './client.ts'
-import { BlobDirectory, Hints } from './hints.ts'
+import { BlobDirectory, Hints, type Work } from './hints.ts'
 
 /** Between two attempts to reach containerd; doubled from the first to the second. */
 const MIN_RECONNECT_MS = 100
@@ -17,6 +17,8 @@ export interface WatchComponents {
   readonly log: Logger
   /** The content directory, if it can be read; asked again after each reconnect */
   readonly contentPath: () => Promise<string | undefined>
+  /** Has an event `recheck` when what was told is in doubt */
+  readonly rechecks: EventTarget
 }
 
 export interface WatchInit {
@@ -38,7 +40,7 @@ export async function* watchContent(
   while (!signal.aborted) {
     try {
       for await (const event of watchConnected(components, init, signal)) {
-        if (event.type === 'snapshot') {
+        if (event.type === 'snapshot' && connected !== true) {
           await logConnected(components, event.keys.size, signal)
           connected = true
           waitMs = MIN_RECONNECT_MS
@@ -70,7 +72,7 @@ async function logConnected(
 
 /** The same for one connection; it ends by an error. Everything is done in turn, so that no older answer comes last. */
 async function* watchConnected(
-  { client, log, contentPath }: WatchComponents,
+  { client, log, contentPath, rechecks }: WatchComponents,
   init: WatchInit,
   outer: AbortSignal,
 ): AsyncGenerator<ContentEvent, never, undefined> {
@@ -81,30 +83,41 @@ async function* watchConnected(
   const path = await contentPath()
   const directory = path === undefined ? undefined : new BlobDirectory({ hints, log }, path)
 
-  async function list(): Promise<Changes> {
+  let doubted = true
+  const onRecheck = (): void => {
+    doubted = true
+    hints.doubted()
+  }
+
+  async function list(): Promise<void> {
     // Both before the list, so that what changes meanwhile is noted.
     if (directory?.watched() === false) directory.watch()
     const begin = performance.now()
     await inventory.list(signal)
     const intervalMs = directory?.watched() === true ? init.reconcileMs : init.pollMs
     hints.listed(performance.now() - begin, intervalMs)
-    return inventory.changes()
   }
 
   try {
     followEvents(client, hints, signal).catch((error: unknown) => ending.abort(error))
-    yield { type: 'snapshot', keys: (await list()).added }
-    for (;;) {
-      const work = await hints.next()
-      let changes: Changes
-      if (work === 'list') changes = await list()
-      else {
+    rechecks.addEventListener('recheck', onRecheck, { signal })
+    for (let work: Work = 'list'; ; work = await hints.next()) {
+      let whole = false
+      if (work === 'list') {
+        // Noted before the list, which a doubt of later may not rely on.
+        whole = doubted
+        doubted = false
+        await list()
+      } else {
         const missing = await inventory.check(work.keys(), signal)
         for (const digest of missing) hints.again(digest, (work.get(digest) ?? 0) + 1)
-        changes = inventory.changes()
       }
-      if (changes.removed.size > 0) yield { type: 'removed', keys: [...changes.removed] }
-      if (changes.added.size > 0) yield { type: 'added', keys: [...changes.added] }
+      const { now, removed, added } = inventory.changes()
+      if (whole) yield { type: 'snapshot', keys: now }
+      else {
+        if (removed.size > 0) yield { type: 'removed', keys: [...removed] }
+        if (added.size > 0) yield { type: 'added', keys: [...added] }
+      }
     }
   } finally {
     ending.abort()
@@ -125,6 +138,7 @@ async function followEvents(
 }
 
 interface Changes {
+  readonly now: ReadonlySet<ContentKey>
   readonly added: ReadonlySet<ContentKey>
   readonly removed: ReadonlySet<ContentKey>
 }
@@ -181,7 +195,7 @@ class Inventory {
     for (const [tag, target] of this.#tags) if (this.#content.has(target)) now.add(tag)
     const before = this.#told
     this.#told = now
-    return { added: now.difference(before), removed: new Set(before).difference(now) }
+    return { now, added: now.difference(before), removed: new Set(before).difference(now) }
   }
 }
 

@@ -106,6 +106,8 @@ export class LayoutStore implements WritableStore, Startable {
   #failure: Error | undefined
   /** Bytes announced by ingests that have not ended */
   #reserved = 0
+  #doubted = false
+  #lookAgain = (): void => {}
   #turn: Promise<unknown> = Promise.resolve()
   #running: { readonly aborter: AbortController; readonly done: Promise<void> } | undefined
 
@@ -171,6 +173,11 @@ export class LayoutStore implements WritableStore, Startable {
 
   watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
     return this.#inventory.watch(options)
+  }
+
+  recheck(): void {
+    this.#doubted = true
+    this.#lookAgain()
   }
 
   async ingest(descriptor: Descriptor): Promise<ContentIngest> {
@@ -243,6 +250,7 @@ export class LayoutStore implements WritableStore, Startable {
 
   async #nextHint(signal: AbortSignal): Promise<void> {
     const hint = Promise.withResolvers<void>()
+    this.#lookAgain = hint.resolve
     const directories = ['', 'blobs', ...ALGORITHMS.map((algorithm) => join('blobs', algorithm))]
     const watchers = directories.flatMap((directory) => {
       try {
@@ -267,12 +275,15 @@ export class LayoutStore implements WritableStore, Startable {
 
   async #rescan(): Promise<void> {
     await this.#exclusive(async () => {
+      const doubted = this.#doubted
+      this.#doubted = false
       try {
         const index = await this.#readIndex()
         this.#blobs = await this.#listBlobs()
         if (this.#failure !== undefined) this.#log.info('layout store can be read again')
         this.#failure = undefined
         await this.#use(index)
+        if (doubted) this.#inventory.tellAnew()
       } catch (error) {
         const failure = asStoreError(error, this.#path)
         if (this.#failure === undefined)

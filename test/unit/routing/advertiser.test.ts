@@ -36,10 +36,15 @@ class Announcements {
 /** A store whose watch tells what a test says; `break` ends it as no store may. */
 class Script {
   watches = 0
+  rechecks = 0
   readonly #target = new EventTarget()
 
   say(event: ContentEvent | 'break'): void {
     this.#target.dispatchEvent(new CustomEvent('say', { detail: event }))
+  }
+
+  recheck(): void {
+    this.rechecks += 1
   }
 
   async *watch({ signal }: { signal: AbortSignal }): AsyncGenerator<ContentEvent> {
@@ -136,6 +141,29 @@ suite('advertiser', () => {
       await until(() => script.watches === 2)
       script.say({ type: 'snapshot', keys: new Set([A, B]) })
       await tell(told, [A, B])
+    }))
+
+  test('takes back at once what was asked for and is not held, and has the store look again', () =>
+    withScript(async (script, told, advertiser) => {
+      script.say({ type: 'snapshot', keys: new Set([A, B, TAG]) })
+      await tell(told, [A, B, TAG])
+      for (const key of [A, TAG]) advertiser.missed(key)
+      assert.deepEqual([...told.keys], [B])
+      assert.equal(script.rechecks, 2)
+      // The answer was wrong about one of them.
+      script.say({ type: 'snapshot', keys: new Set([A, B]) })
+      await tell(told, [A, B])
+    }))
+
+  test('what was never announced may be asked for without end: nothing happens', () =>
+    withScript(async (script, told, advertiser) => {
+      script.say({ type: 'snapshot', keys: new Set([A]) })
+      await tell(told, [A])
+      const { calls } = told
+      for (let i = 0; i < 1000; i++) advertiser.missed(digestOf(`${i}`))
+      advertiser.missed(TAG)
+      assert.equal(script.rechecks, 0)
+      assert.equal(told.calls, calls)
     }))
 
   test('from a store over the network into another node: what is put there is found, and then not', async () => {
