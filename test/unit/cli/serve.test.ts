@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -11,9 +11,10 @@ import { until } from '../../wait.ts'
 
 const MAIN = new URL('../../../src/cli/main.ts', import.meta.url).pathname
 
-/** Runs the command line from its sources, as a process of its own. */
-function shoal(args: readonly string[]) {
-  const child = spawn(process.execPath, [MAIN, ...args], { stdio: ['ignore', 'pipe', 'pipe'] })
+/** Runs the command line from its sources, as a process of its own; `wrapper` is a program that becomes it. */
+function shoal(args: readonly string[], wrapper: readonly string[] = []) {
+  const [command = '', ...rest] = [...wrapper, process.execPath, MAIN, ...args]
+  const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'] })
   const output = { stdout: '', stderr: '' }
   for (const name of ['stdout', 'stderr'] as const) {
     child[name].on('data', (chunk: Buffer) => {
@@ -142,6 +143,36 @@ suite('shoal serve', () => {
       await pull.body.dump()
     } finally {
       child.kill('SIGTERM')
+    }
+    assert.equal((await ended).code, 0)
+  })
+
+  const skip = process.getuid?.() === 0 ? false : 'needs root, to give a socket to somebody else'
+  test("says who may not use containerd's socket, and goes on", { skip }, async () => {
+    const socket = join(directory, 'others.sock')
+    const owner = createServer().listen(socket)
+    await once(owner, 'listening')
+    await chown(socket, 65534, 65534)
+    await chmod(socket, 0o600)
+    const path = await configFile(
+      'denied.yaml',
+      node('denied').replace('store: layout', 'store: containerd'),
+    )
+    // Root as others are: without the right to pass over the permissions of files.
+    const { child, output, ended } = shoal(
+      ['serve', '--config', path, '--containerd-address', socket],
+      ['setpriv', '--bounding-set', '-dac_override,-dac_read_search'],
+    )
+    try {
+      await startedLine(output)
+      const line = await until(() =>
+        output.stdout.split('\n').find((text) => text.includes('containerd is not connected')),
+      )
+      assert.match(line, /permission/)
+      assert.ok(line.includes(socket))
+    } finally {
+      child.kill('SIGTERM')
+      owner.close()
     }
     assert.equal((await ended).code, 0)
   })
