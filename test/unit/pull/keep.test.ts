@@ -1,0 +1,183 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { suite, test } from 'node:test'
+import { createLogger } from '../../../src/observe/log.ts'
+import { bytesBody, type ByteSink } from '../../../src/oci/body.ts'
+import { digestOf } from '../../../src/oci/digest.ts'
+import type { PullRequest } from '../../../src/oci/distribution.ts'
+import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import { tagName } from '../../../src/oci/reference.ts'
+import { chain } from '../../../src/pull/chain.ts'
+import { keep } from '../../../src/pull/keep.ts'
+import { LocalSource } from '../../../src/pull/local.ts'
+import { ContentNotFoundError, type Content, type ContentSource } from '../../../src/pull/source.ts'
+import {
+  NotHeldError,
+  StoreFullError,
+  StoreUnavailableError,
+  type ContentIngest,
+} from '../../../src/store/store.ts'
+import { MemoryStore } from '../../fakes/memory-store.ts'
+
+const log = createLogger({ level: 'silent' })
+const signal = new AbortController().signal
+const json = Buffer.from(
+  JSON.stringify({ schemaVersion: 2, config: { digest: digestOf('config'), size: 6 } }),
+)
+const manifest = { digest: digestOf(json), mediaType: MEDIA_TYPE.ociManifest, size: json.length }
+const bytes = randomBytes(100_000)
+const blob = { digest: digestOf(bytes), mediaType: MEDIA_TYPE.octets, size: bytes.length }
+const TAG = tagName('docker.io', 'library/alpine', '3.20')
+
+const base = { method: 'GET', registry: 'docker.io', repository: 'library/alpine' } as const
+const byTag: PullRequest = { ...base, kind: 'manifest', target: { tag: '3.20' } }
+const byDigest: PullRequest = { ...base, kind: 'blob', target: { digest: blob.digest } }
+
+/** What a peer would give: the manifest for a tag, the blob for its digest. */
+async function fromPeer(request: PullRequest): Promise<Content> {
+  const body = request.kind === 'manifest' ? json : bytes
+  return {
+    source: 'peer',
+    descriptor: request.kind === 'manifest' ? manifest : blob,
+    ...(request.method === 'GET' && { body: bytesBody(body) }),
+  }
+}
+
+async function read(content: Content): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  const sink: ByteSink = {
+    async write(chunk) {
+      chunks.push(Buffer.from(chunk))
+    },
+  }
+  await content.body?.writeTo(sink, { signal })
+  return Buffer.concat(chunks)
+}
+
+class FullStore extends MemoryStore {
+  override async ingest(): Promise<ContentIngest> {
+    throw new StoreFullError('full')
+  }
+}
+
+class BreakingStore extends MemoryStore {
+  readonly aborted: string[] = []
+  override async ingest(): Promise<ContentIngest> {
+    return {
+      write: async () => {
+        throw new Error('disk error')
+      },
+      commit: async () => assert.fail('a broken copy must not be committed'),
+      abort: async () => {
+        this.aborted.push('aborted')
+      },
+    }
+  }
+}
+
+suite('keeping what passes by', () => {
+  test('a blob and a tagged manifest are held afterwards', async () => {
+    const store = new MemoryStore()
+    const open = keep(fromPeer, { store, log })
+    assert.ok((await read(await open(byDigest, { signal }))).equals(bytes))
+    assert.ok((await read(await open(byTag, { signal }))).equals(json))
+    assert.equal((await store.stat(blob.digest)).size, bytes.length)
+    assert.equal((await store.resolve(TAG)).digest, manifest.digest)
+  })
+
+  test('nothing is kept of HEAD, of a part, of what is here already, or of what was not read', async () => {
+    const store = new MemoryStore()
+    const pulls: [PullRequest, Content][] = [
+      [{ ...byDigest, method: 'HEAD' }, await fromPeer({ ...byDigest, method: 'HEAD' })],
+      [byDigest, { ...(await fromPeer(byDigest)), range: { start: 0, end: bytes.length - 1 } }],
+      [byDigest, { ...(await fromPeer(byDigest)), source: 'local' }],
+    ]
+    for (const [request, content] of pulls) {
+      await read(await keep(async () => content, { store, log })(request, { signal }))
+    }
+    await (await keep(fromPeer, { store, log })(byDigest, { signal })).body?.discard()
+    await assert.rejects(store.stat(blob.digest), NotHeldError)
+  })
+
+  test('a store that is full, or breaks, costs the copy and not the pull', async () => {
+    const full = keep(fromPeer, { store: new FullStore(), log })
+    assert.ok((await read(await full(byDigest, { signal }))).equals(bytes))
+    const breaking = new BreakingStore()
+    const open = keep(fromPeer, { store: breaking, log })
+    assert.ok((await read(await open(byDigest, { signal }))).equals(bytes))
+    assert.deepEqual(breaking.aborted, ['aborted'])
+  })
+
+  test('a transfer that breaks leaves nothing behind', async () => {
+    const store = new MemoryStore()
+    const broken: Content = {
+      source: 'peer',
+      descriptor: blob,
+      body: {
+        length: blob.size,
+        async writeTo(sink) {
+          await sink.write(bytes.subarray(0, 1000))
+          throw new Error('peer is gone')
+        },
+        async discard() {},
+      },
+    }
+    const open = keep(async () => broken, { store, log })
+    await assert.rejects(read(await open(byDigest, { signal })), /peer is gone/)
+    await assert.rejects(store.stat(blob.digest), NotHeldError)
+  })
+})
+
+suite('asking one source after the other', () => {
+  const having: ContentSource = { name: 'peer', open: fromPeer }
+  const failing = (error: Error): ContentSource => ({
+    name: 'local',
+    open: async () => {
+      throw error
+    },
+  })
+
+  test('"not found" and a store that is down move on to the next', async () => {
+    for (const error of [new ContentNotFoundError('no'), new StoreUnavailableError('down')]) {
+      const content = await chain([failing(error), having])(byDigest, { signal })
+      assert.equal(content.source, 'peer')
+    }
+  })
+
+  test('any other failure ends the pull', async () => {
+    await assert.rejects(
+      chain([failing(new TypeError('bug')), having])(byDigest, { signal }),
+      TypeError,
+    )
+  })
+
+  test('when nobody has it, a store that was down is what the client hears', async () => {
+    const nobody = failing(new ContentNotFoundError('no'))
+    await assert.rejects(chain([nobody, nobody])(byDigest, { signal }), ContentNotFoundError)
+    const down = failing(new StoreUnavailableError('down'))
+    await assert.rejects(chain([down, nobody])(byDigest, { signal }), StoreUnavailableError)
+  })
+
+  test('a manifest asked for by the digest of a blob is not found, and a manifest as a blob has no media type of its own', async () => {
+    const store = new MemoryStore()
+    for (const [descriptor, content] of [
+      [blob, bytes],
+      [manifest, json],
+    ] as const) {
+      const ingest = await store.ingest(descriptor)
+      await ingest.write(content)
+      await ingest.commit()
+    }
+    const local = new LocalSource({ store })
+    await assert.rejects(
+      local.open({ ...byDigest, kind: 'manifest' }, { signal }),
+      ContentNotFoundError,
+    )
+    const asBlob = await local.open(
+      { ...byDigest, target: { digest: manifest.digest } },
+      { signal },
+    )
+    assert.equal(asBlob.descriptor.mediaType, MEDIA_TYPE.octets)
+    await asBlob.body?.discard()
+  })
+})
