@@ -1,9 +1,14 @@
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
 import { digestOf, DigestMismatchError, DigestVerifier } from '../oci/digest.ts'
-import { rangeLength, resolveRange, type ByteRange, type PullRequest } from '../oci/distribution.ts'
+import {
+  keyOf,
+  rangeLength,
+  resolveRange,
+  type ByteRange,
+  type PullRequest,
+} from '../oci/distribution.ts'
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
-import { tagName, type ContentKey } from '../oci/reference.ts'
 import type { Peer, Router } from '../routing/router.ts'
 import {
   RegistryRequestError,
@@ -367,12 +372,6 @@ async function collect(answer: RegistryAnswer): Promise<Uint8Array> {
   }
   if (offset < bytes.length) throw new RegistryRequestError('unreachable', 'ended too early')
   return bytes
-}
-
-function keyOf(request: PullRequest): ContentKey {
-  return 'digest' in request.target
-    ? request.target.digest
-    : tagName(request.registry, request.repository, request.target.tag)
 }
 
 function outcomeOf(error: unknown): PeerOutcome {
