@@ -1,28 +1,53 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
+import { EventEmitter, once } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
+import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
+import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
 import type { KadDHT } from '@libp2p/kad-dht'
 import { CID } from 'multiformats/cid'
 import { create as createMultihash } from 'multiformats/hashes/digest'
-import type { ContentKey } from '../oci/reference.ts'
 import type { Logger } from '../observe/log.ts'
+import type { ContentKey } from '../oci/reference.ts'
 
 const RAW = 0x55
 const SHA2_256 = 0x12
+const MINUTE = 60_000
 
-const PROVIDE_TIMEOUT_MS = 10_000
-/** After a record went out, so many times the time it took is left to everything else: where lookups need records … */
-const PACE_NEEDED = 4
+/** So many nodes keep a record: those closest to its key. */
+const REPLICAS = 20
+/** So many go out at a time. They keep the receiver's event loop busy for some 15 ms, which is not to be felt. */
+const BATCH = 100
+/** The share of a receiver's time that each sender takes at most, where lookups need records … */
+const SHARE_NEEDED = 0.04
 /** … and where inventories answer them. */
-const PACE_SPARE = 40
-const RETRY_MS = 2000
+const SHARE_SPARE = 0.01
+/**
+ * Records live for 19 minutes. They are said again every 13, a little at a time for 6 of these, and for the first time
+ * 7 minutes after they went out in one go; so none gets older than 13.
+ */
+const RENEW_MS = 13 * MINUTE
+const RENEW_OVER_MS = 6 * MINUTE
+/** When many nodes join at once, their turns begin at different times. */
+const SPREAD_MS_PER_NODE = 10
+const SEND_TIMEOUT_MS = 10_000
+const MIN_RETRY_MS = 1000
+const MAX_RETRY_MS = MINUTE
+
+/** Types and fields of kad-dht's messages. */
+const ADD_PROVIDER = 2
+const PING = 5
+const TYPE = 1
+const KEY = 2
+const PROVIDERS = 9
+const PROVIDER_ID = 1
+const PROVIDER_ADDRESS = 2
 
 /**
  * The name of a key in the DHT: CIDv1, raw codec, sha2-256 of the key's own text (not of the content it names), as
  * Spegel has it.
  */
 export function cidOf(key: ContentKey): CID {
-  const hash = createHash('sha256').update(key).digest()
-  return CID.createV1(RAW, createMultihash(SHA2_256, hash))
+  return CID.createV1(RAW, createMultihash(SHA2_256, sha256(key)))
 }
 
 /** A node that a record names. */
@@ -32,81 +57,114 @@ export interface Provider {
   readonly addresses: readonly string[]
 }
 
+/** A node does not take records. */
+export class RecordsRefusedError extends Error {
+  override readonly name = 'RecordsRefusedError'
+  readonly code = 'ERR_RECORDS_REFUSED'
+}
+
 interface DhtRecordsComponents {
   readonly log: Logger
-  /** True when there is somebody to keep records */
-  readonly connected: () => boolean
   /** True when lookups of other nodes depend on records, because inventories do not reach all of them */
   readonly needed: () => boolean
 }
 
+interface DhtRecordsInit {
+  /** The DHT's protocol */
+  readonly protocol: string
+  /** Of a receiver's time for each sender, while lookups need records */
+  readonly shareNeeded?: number
+}
+
+/** What runs between `start` and `stop`. */
+interface Running {
+  readonly node: Libp2p<{ dht: KadDHT }>
+  readonly topology: string
+}
+
+/** A connected node that keeps records. */
+interface Receiver {
+  readonly id: PeerId
+  readonly place: number
+  /** The one it came with */
+  readonly connection: Connection
+  readonly left: AbortController
+  /** Its keys that it was not told yet */
+  readonly missing: Set<ContentKey>
+  readonly bell: EventEmitter<{ missing: [] }>
+}
+
 /**
- * This node's records in the DHT. They follow what is wanted in the background, one after the other: a record costs 17 ms
- * of CPU, and nothing waits for it as long as inventories answer.
+ * This node's records in the DHT. kad-dht's own `provide` looks for the closest nodes anew for every key, and costs
+ * 17 ms of CPU for each. Here the nodes are known, so each is sent its keys in batches, as fast as it keeps up at a
+ * small share of its time. It keeps none of its own, so that it never names itself for what it has withdrawn.
  */
 export class DhtRecords {
   readonly #log: Logger
-  readonly #connected: () => boolean
   readonly #needed: () => boolean
-  readonly #wanted = new Set<ContentKey>()
-  /** Wanted and not out yet, oldest first */
-  readonly #missing = new Set<ContentKey>()
-  #dht: KadDHT | undefined
-  #stopped = new AbortController()
-  #wake = (): void => {}
+  readonly #protocol: string
+  readonly #shareNeeded: number
+  /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
+  readonly #wanted = new Map<ContentKey, number>()
+  readonly #receivers = new Map<string, Receiver>()
+  #running: Running | undefined
 
-  constructor({ log, connected, needed }: DhtRecordsComponents) {
+  constructor({ log, needed }: DhtRecordsComponents, init: DhtRecordsInit) {
     this.#log = log
-    this.#connected = connected
     this.#needed = needed
+    this.#protocol = init.protocol
+    this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
   }
 
-  /** A DHT begins to run, in which no record of ours is. */
-  start(dht: KadDHT): void {
-    this.#dht = dht
-    this.add(this.#wanted)
-    const { signal } = (this.#stopped = new AbortController())
-    this.#publish(dht, signal).catch((error: unknown) => {
-      if (!signal.aborted) this.#log.error({ err: error }, 'DHT records are stuck')
+  /** Sends records to whom `node` meets; call it before the node starts. */
+  async start(node: Libp2p<{ dht: KadDHT }>): Promise<void> {
+    const topology = await node.register(this.#protocol, {
+      onConnect: (id, connection) => this.#join(node, id, connection),
+      onDisconnect: (id) => {
+        const receiver = this.#receivers.get(id.toString())
+        // Told late, when it may be back already
+        if (receiver !== undefined && receiver.connection.status !== 'open') this.#leave(receiver)
+      },
     })
+    this.#running = { node, topology }
   }
 
   stop(): void {
-    this.#dht = undefined
-    this.#stopped.abort()
-    this.#wake()
+    this.#running?.node.unregister(this.#running.topology)
+    this.#running = undefined
+    for (const receiver of this.#receivers.values()) this.#leave(receiver)
   }
 
   /** Records still to be sent. */
   get backlog(): number {
-    return this.#missing.size
+    let backlog = 0
+    for (const { missing } of this.#receivers.values()) backlog += missing.size
+    return backlog
   }
 
   add(keys: Iterable<ContentKey>): void {
     for (const key of keys) {
-      this.#wanted.add(key)
-      this.#missing.add(key)
+      const place = placeOf(cidOf(key).multihash.bytes)
+      this.#wanted.set(key, place)
+      for (const receiver of this.#receivers.values()) {
+        if (this.#isClose(receiver, place)) receiver.missing.add(key)
+      }
     }
-    this.#wake()
+    for (const { bell } of this.#receivers.values()) bell.emit('missing')
   }
 
   /** There is no delete on the wire: a record that is out lives on until it expires, and is not renewed. */
   remove(keys: Iterable<ContentKey>): void {
     for (const key of keys) {
       this.#wanted.delete(key)
-      if (!this.#missing.delete(key)) this.#cancel(key)
+      for (const { missing } of this.#receivers.values()) missing.delete(key)
     }
-  }
-
-  /** There may be somebody now to keep records. */
-  wake(): void {
-    this.#wake()
   }
 
   /** Who says to hold `key`. Nodes that do not answer are left out; it ends when all were asked, or by `signal`. */
   async *find(key: ContentKey, options: { signal: AbortSignal }): AsyncGenerator<Provider> {
-    if (this.#dht === undefined) return
-    for await (const event of this.#dht.findProviders(cidOf(key), options)) {
+    if (this.#running === undefined) return
+    for await (const event of this.#running.node.services.dht.findProviders(cidOf(key), options)) {
       if (event.name !== 'PROVIDER') continue
       for (const { id, multiaddrs } of event.providers) {
         yield { id: id.toString(), addresses: multiaddrs.map(String) }
@@ -114,45 +172,176 @@ export class DhtRecords {
     }
   }
 
-  async #publish(dht: KadDHT, signal: AbortSignal): Promise<void> {
-    while (!signal.aborted) {
-      const [key] = this.#missing
-      if (key === undefined || !this.#connected()) {
-        const { promise, resolve } = Promise.withResolvers<void>()
-        this.#wake = resolve
-        await promise
-        continue
-      }
-      const started = performance.now()
-      this.#missing.delete(key)
-      const sent = await this.#provide(dht, key, signal)
-      // Withdrawn while it was on its way: then nothing cancelled it
-      if (!this.#wanted.has(key)) this.#cancel(key)
-      else if (!sent) this.#missing.add(key)
-      const pace = this.#needed() ? PACE_NEEDED : PACE_SPARE
-      const pauseMs = sent ? (performance.now() - started) * pace : RETRY_MS
-      await delay(pauseMs, undefined, { signal, ref: false })
+  #join(node: Libp2p, id: PeerId, connection: Connection): void {
+    const known = this.#receivers.get(id.toString())
+    // One more connection; otherwise it may have started anew, and then its records are gone
+    if (known?.connection.status === 'open') return
+    if (known !== undefined) this.#leave(known)
+    const receiver: Receiver = {
+      id,
+      place: placeOf(id.toMultihash().bytes),
+      connection,
+      left: new AbortController(),
+      missing: new Set(),
+      bell: new EventEmitter(),
     }
-  }
-
-  /** True when at least one other node took the record. */
-  async #provide(dht: KadDHT, key: ContentKey, signal: AbortSignal): Promise<boolean> {
-    const timeout = AbortSignal.timeout(PROVIDE_TIMEOUT_MS)
-    let sent = false
-    try {
-      const events = dht.provide(cidOf(key), { signal: AbortSignal.any([signal, timeout]) })
-      for await (const event of events) {
-        sent ||= event.name === 'PEER_RESPONSE' && event.messageName === 'ADD_PROVIDER'
-      }
-    } catch (error) {
-      this.#log.debug({ key, err: error }, 'DHT record could not be sent')
+    this.#receivers.set(id.toString(), receiver)
+    for (const [key, place] of this.#wanted) {
+      if (this.#isClose(receiver, place)) receiver.missing.add(key)
     }
-    return sent
-  }
-
-  #cancel(key: ContentKey): void {
-    this.#dht?.cancelReprovide(cidOf(key)).catch((error: unknown) => {
-      this.#log.debug({ key, err: error }, 'DHT record could not be cancelled')
+    this.#tell(node, receiver).catch((error: unknown) => {
+      if (!receiver.left.signal.aborted)
+        this.#log.error({ peer: id.toString(), err: error }, 'DHT records are stuck')
     })
   }
+
+  /** Its share goes to others only when they are told the next time: of 20 who keep a record few leave in between. */
+  #leave(receiver: Receiver): void {
+    this.#receivers.delete(receiver.id.toString())
+    receiver.left.abort()
+  }
+
+  /** True when `receiver` is one of those that keep the record of a key at `place`. */
+  #isClose(receiver: Receiver, place: number): boolean {
+    if (this.#receivers.size <= REPLICAS) return true
+    const distance = distanceOf(receiver.place, place)
+    let closer = 0
+    for (const other of this.#receivers.values()) {
+      if (distanceOf(other.place, place) < distance) closer += 1
+      if (closer === REPLICAS) return false
+    }
+    return true
+  }
+
+  /** Sends a node its records, and again before they expire, until it leaves. */
+  async #tell(node: Libp2p, receiver: Receiver): Promise<void> {
+    const { missing, bell } = receiver
+    const { signal } = receiver.left
+    const spreadMs = this.#receivers.size * SPREAD_MS_PER_NODE
+    await delay(Math.random() * spreadMs, undefined, { signal, ref: false })
+    let renewed = this.#wanted.keys()
+    let renewsAt = performance.now() + RENEW_MS - RENEW_OVER_MS
+    let roundAt = renewsAt
+    let retryMs = MIN_RETRY_MS
+    for (;;) {
+      signal.throwIfAborted()
+      const waitMs = missing.size > 0 ? 0 : renewsAt - performance.now()
+      if (waitMs > 0) {
+        const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.ceil(waitMs))])
+        await once(bell, 'missing', { signal: limit }).catch(() => {})
+        continue
+      }
+      const renews = missing.size === 0
+      const keys = renews ? this.#next(receiver, renewed) : Array.from(missing.values().take(BATCH))
+      if (keys.length === 0) {
+        // The round is over
+        renewed = this.#wanted.keys()
+        renewsAt = roundAt = Math.max(roundAt + RENEW_MS, performance.now() + MIN_RETRY_MS)
+        continue
+      }
+      for (const key of keys) missing.delete(key)
+      const started = performance.now()
+      try {
+        await this.#send(node, receiver, keys)
+        retryMs = MIN_RETRY_MS
+      } catch (error) {
+        signal.throwIfAborted()
+        this.#log.debug({ peer: receiver.id.toString(), err: error }, 'DHT records not taken')
+        for (const key of keys) if (this.#wanted.has(key)) missing.add(key)
+        await delay(retryMs, undefined, { signal, ref: false })
+        retryMs = Math.min(2 * retryMs, MAX_RETRY_MS)
+        continue
+      }
+      const elapsed = performance.now() - started
+      // All must be out before the first is to be said again, however many they are and however slow the node
+      const part = Math.min(1, REPLICAS / this.#receivers.size)
+      const evenMs = Math.max(
+        RENEW_OVER_MS / Math.ceil((this.#wanted.size * part) / BATCH),
+        elapsed,
+      )
+      if (renews) {
+        renewsAt = performance.now() + evenMs
+      } else {
+        const share = this.#needed() ? this.#shareNeeded : SHARE_SPARE
+        const pauseMs = Math.min(elapsed * (1 / share - 1), evenMs)
+        await delay(pauseMs, undefined, { signal, ref: false })
+      }
+    }
+  }
+
+  /** The next of `keys` whose records `receiver` keeps. */
+  #next(receiver: Receiver, keys: Iterator<ContentKey>): ContentKey[] {
+    const batch: ContentKey[] = []
+    while (batch.length < BATCH) {
+      const { done, value } = keys.next()
+      if (done === true) break
+      const place = this.#wanted.get(value)
+      if (place !== undefined && this.#isClose(receiver, place)) batch.push(value)
+    }
+    return batch
+  }
+
+  /**
+   * Resolves when the records are kept: they are not answered, but a ping after them is, when all of them were read.
+   * @throws {RecordsRefusedError}
+   */
+  async #send(node: Libp2p, { id, left }: Receiver, keys: readonly ContentKey[]): Promise<void> {
+    const provider = new BinaryWriter()
+    provider.tag(PROVIDER_ID, WireType.LengthDelimited).bytes(node.peerId.toMultihash().bytes)
+    for (const address of node.getMultiaddrs()) {
+      provider.tag(PROVIDER_ADDRESS, WireType.LengthDelimited)
+      provider.bytes(address.decapsulate('/p2p').bytes)
+    }
+    const self = provider.finish()
+    const messages = new BinaryWriter()
+    for (const key of keys) {
+      const message = new BinaryWriter().tag(TYPE, WireType.Varint).int32(ADD_PROVIDER)
+      message.tag(KEY, WireType.LengthDelimited).bytes(cidOf(key).multihash.bytes)
+      message.tag(PROVIDERS, WireType.LengthDelimited).bytes(self)
+      messages.bytes(message.finish())
+    }
+    messages.bytes(new BinaryWriter().tag(TYPE, WireType.Varint).int32(PING).finish())
+
+    const connection = node.getConnections(id).find(({ status }) => status === 'open')
+    if (connection === undefined) throw new RecordsRefusedError('connection is closed')
+    const signal = AbortSignal.any([left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
+    const stream = await connection.newStream([this.#protocol], { signal })
+    const abort = (): void => stream.abort(new RecordsRefusedError('no answer to a ping'))
+    signal.addEventListener('abort', abort)
+    if (signal.aborted) abort()
+    try {
+      const answered = firstBytes(stream)
+      stream.send(messages.finish())
+      await answered
+      await stream.close({ signal })
+    } catch (error) {
+      stream.abort(error instanceof Error ? error : new RecordsRefusedError('unknown'))
+      throw error
+    } finally {
+      signal.removeEventListener('abort', abort)
+    }
+  }
+}
+
+/** @throws {RecordsRefusedError} when the stream ends before anything came */
+async function firstBytes(stream: Stream): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  stream.addEventListener('message', () => resolve(), { once: true })
+  const refuse = (): void => reject(new RecordsRefusedError('stream ended without an answer'))
+  stream.addEventListener('remoteCloseWrite', refuse, { once: true })
+  stream.addEventListener('close', refuse, { once: true })
+  await promise
+}
+
+/** Where in the DHT's key space something is: the first bits suffice to compare distances. */
+function placeOf(bytes: Uint8Array): number {
+  return sha256(bytes).readUInt32BE()
+}
+
+function distanceOf(a: number, b: number): number {
+  return (a ^ b) >>> 0
+}
+
+function sha256(data: string | Uint8Array): Buffer {
+  return hash('sha256', data, 'buffer')
 }

@@ -79,6 +79,8 @@ export interface Libp2pRouterInit {
   /** Others may read from this node; true by default */
   readonly sharing?: boolean
   readonly meshSize?: number
+  /** Of a receiver's time for this node's records in the DHT, while lookups need them */
+  readonly recordShare?: number
   readonly heartbeatMs?: number
   readonly bootstrapTiming?: BootstrapTiming
 }
@@ -113,11 +115,13 @@ export class Libp2pRouter implements Router, Startable {
     this.#registryPort = registryPort
     this.#init = init
     this.#meshSize = init.meshSize ?? MESH_SIZE
-    this.#records = new DhtRecords({
-      log,
-      connected: () => (this.#running?.node.getConnections().length ?? 0) > 0,
-      needed: () => (this.#running?.protocol.size ?? 0) >= this.#meshSize,
-    })
+    this.#records = new DhtRecords(
+      { log, needed: () => (this.#running?.protocol.size ?? 0) >= this.#meshSize },
+      {
+        protocol: DHT_PROTOCOL,
+        ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
+      },
+    )
   }
 
   /**
@@ -130,14 +134,15 @@ export class Libp2pRouter implements Router, Startable {
     const { node, protocol, mesh, bootstrapper } = running
     try {
       await protocol.start()
+      await this.#records.start(node)
       await node.start()
     } catch (error) {
+      this.#records.stop()
       await protocol.stop()
       await node.stop()
       throw new ListenError('listen.p2p', this.#init.listen, systemError(error))
     }
     this.#running = running
-    this.#records.start(node.services.dht)
     await mesh.start()
     await bootstrapper.start()
   }
@@ -343,13 +348,8 @@ export class Libp2pRouter implements Router, Startable {
           // Clusters live on private addresses, which the default mapper drops
           peerInfoMapper: passthroughMapper,
           initialQuerySelfInterval: 250,
-          // A record lives 19 minutes, as Spegel's, and is renewed within 15; a dead node's is gone soon after it
-          reprovide: {
-            validity: 19 * MINUTE,
-            threshold: 6 * MINUTE,
-            interval: 2 * MINUTE,
-            concurrency: 1,
-          },
+          // A record lives 19 minutes, as Spegel's; a dead node's is gone soon after it
+          reprovide: { validity: 19 * MINUTE, interval: 2 * MINUTE },
         }),
       },
     })
@@ -396,7 +396,6 @@ export class Libp2pRouter implements Router, Startable {
     }
     protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('join', (remote, members) => {
-      this.#records.wake()
       mesh.forget(remote.peer.id)
       for (const { id, addresses } of members) hear(id, addresses, HEARD_OF_WITHIN_MS)
     })
@@ -404,7 +403,6 @@ export class Libp2pRouter implements Router, Startable {
       if (!meant && !protocol.isCut(peer.id)) hear(peer.id, addresses, HEARD_OF_WITHIN_MS)
       if (protocol.size === 0) bootstrapper.hurry()
     })
-    node.addEventListener('peer:connect', () => this.#records.wake())
     node.addEventListener('peer:discovery', ({ detail: { id, multiaddrs } }) => {
       const addresses = multiaddrs.map((address) => address.toString())
       hear(id.toString(), addresses, DISCOVERED_WITHIN_MS)

@@ -62,6 +62,43 @@ suite('router: the DHT alone', () => {
   })
 })
 
+/** Half of a receiver's time: all of these nodes share one process. */
+const HASTE = { meshSize: 0, recordShare: 0.5 }
+
+suite('router: many records', () => {
+  for (const count of [3, 6]) {
+    test(`2,000 keys of one of ${count} nodes are all found by the others`, async () => {
+      await using mesh = new LoopbackMesh(HASTE)
+      const [a, b] = [await mesh.add(), await mesh.add()]
+      while (mesh.nodes.length < count) await mesh.add()
+      const keys = Array.from({ length: 2000 }, (_, number) => digestOf(`${number}`))
+      a.router.advertise(keys)
+      await until(() => b.router.peers().length > 0 && a.router.stats().recordBacklog === 0, {
+        timeoutMs: 60_000,
+      })
+      for (const node of [b, ...mesh.nodes.slice(-1)]) {
+        for (const key of keys.filter((_, number) => number % 20 === 0)) {
+          assert.deepEqual(await holders(node.router, key), [a.id], key)
+        }
+      }
+    })
+  }
+
+  test('a node that comes later, or comes back, gets them too', async () => {
+    await using mesh = new LoopbackMesh(HASTE)
+    const a = await mesh.add()
+    a.router.advertise(Array.from({ length: 500 }, (_, number) => digestOf(`${number}`)))
+    const dataDir = await mesh.directory()
+    const key = digestOf('499')
+    const first = await mesh.add({ dataDir })
+    await until(async () => (await holders(first.router, key)).length === 1)
+    await first.router.stop()
+    const second = await mesh.add({ dataDir })
+    assert.equal(second.id, first.id)
+    await until(async () => (await holders(second.router, key)).length === 1)
+  })
+})
+
 suite('router: ways into the mesh', () => {
   async function joins(entry: (node: RouterNode & { port: number }) => BootstrapEntry) {
     await using mesh = new LoopbackMesh()

@@ -1,0 +1,175 @@
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import { suite, test, type TestContext } from 'node:test'
+import { noise } from '@chainsafe/libp2p-noise'
+import { yamux } from '@chainsafe/libp2p-yamux'
+import { identify } from '@libp2p/identify'
+import type { Libp2p, Stream } from '@libp2p/interface'
+import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { ping } from '@libp2p/ping'
+import { tcp } from '@libp2p/tcp'
+import { createLibp2p } from 'libp2p'
+import { digestOf } from '../../../src/oci/digest.ts'
+import { cidOf, DhtRecords } from '../../../src/routing/dht.ts'
+import { until } from '../../wait.ts'
+import { silent } from './nodes.ts'
+
+const PROTOCOL = '/test/kad/1.0.0'
+const KEY = digestOf('content')
+const OTHER = digestOf('other content')
+const MINUTE = 60_000
+
+const TRANSPORT = {
+  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+  transports: [tcp()],
+  connectionEncrypters: [noise()],
+  streamMuxers: [yamux()],
+}
+
+/** A node with records to send. */
+async function sender() {
+  const node = await createLibp2p({
+    ...TRANSPORT,
+    start: false,
+    services: {
+      identify: identify(),
+      ping: ping(),
+      dht: kadDHT({ protocol: PROTOCOL, clientMode: false, peerInfoMapper: passthroughMapper }),
+    },
+  })
+  const records = new DhtRecords(
+    { log: silent, needed: () => true },
+    { protocol: PROTOCOL, shareNeeded: 0.5 },
+  )
+  await records.start(node)
+  await node.start()
+  return {
+    node,
+    records,
+    async [Symbol.asyncDispose]() {
+      records.stop()
+      await node.stop()
+    },
+  }
+}
+
+/** A node that says to keep records, counts what it is sent, and answers when it likes. */
+async function receiver(answers: boolean) {
+  const received: Buffer[] = []
+  const node = await createLibp2p({ ...TRANSPORT, services: { identify: identify() } })
+  await node.handle(PROTOCOL, (stream: Stream) => {
+    stream.addEventListener('message', ({ data }) => {
+      received.push(Buffer.from(data.subarray()))
+      if (answers) stream.send(Uint8Array.of(2, 8, 5))
+    })
+    stream.addEventListener('remoteCloseWrite', () => void stream.close().catch(() => {}))
+  })
+  return {
+    node,
+    /** How often `key` was said so far */
+    count(key: string): number {
+      const name = createHash('sha256').update(key).digest()
+      const all = Buffer.concat(received)
+      let count = 0
+      for (let at = all.indexOf(name); at >= 0; at = all.indexOf(name, at + 1)) count += 1
+      return count
+    },
+    async [Symbol.asyncDispose]() {
+      await node.stop()
+    },
+  }
+}
+
+async function connect(from: Libp2p, to: Libp2p): Promise<void> {
+  await from.dial(to.getMultiaddrs())
+}
+
+/** Lets performance.now and timers go on by so much. */
+function later(context: TestContext, ms: number): void {
+  const now = performance.now.bind(performance)
+  context.mock.method(performance, 'now', () => now() + ms)
+}
+
+suite('records in the DHT', () => {
+  test('they are what kad-dht keeps, with where to find their node', async () => {
+    await using a = await sender()
+    await using b = await sender()
+    await connect(a.node, b.node)
+    a.records.add([KEY])
+    await until(async () => {
+      for await (const { id, addresses } of b.records.find(KEY, {
+        signal: AbortSignal.timeout(1000),
+      })) {
+        assert.equal(id, a.node.peerId.toString())
+        assert.match(addresses[0] ?? '', /^\/ip4\/127\.0\.0\.1\/tcp\/\d+/)
+        return true
+      }
+      return false
+    })
+  })
+
+  test('a node that does not answer is tried again, and holds nobody else up', async () => {
+    await using a = await sender()
+    await using silentOne = await receiver(false)
+    await using other = await receiver(true)
+    await connect(a.node, silentOne.node)
+    await connect(a.node, other.node)
+    const keys = Array.from({ length: 1000 }, (_, number) => digestOf(`${number}`))
+    a.records.add(keys)
+    await until(() => keys.every((key) => other.count(key) === 1))
+    assert.ok(a.records.backlog >= 900)
+    await silentOne.node.stop()
+    await until(() => a.records.backlog === 0)
+  })
+
+  test('only new keys are sent', async () => {
+    await using a = await sender()
+    await using b = await receiver(true)
+    await connect(a.node, b.node)
+    a.records.add([KEY])
+    await until(() => b.count(KEY) === 1)
+    a.records.add([OTHER])
+    await until(() => b.count(OTHER) === 1)
+    assert.equal(b.count(KEY), 1)
+  })
+
+  test('of many nodes the 20 closest to a key keep it', async () => {
+    await using stack = new AsyncDisposableStack()
+    const a = stack.use(await sender())
+    const others = await Promise.all(Array.from({ length: 24 }, () => receiver(true)))
+    for (const other of others) stack.use(other)
+    let met = 0
+    await a.node.register(PROTOCOL, { onConnect: () => void (met += 1) })
+    for (const { node } of others) await connect(a.node, node)
+    const keyAt = createHash('sha256').update(cidOf(KEY).multihash.bytes).digest()
+    const distances = others.map(({ node }) => {
+      const nodeAt = createHash('sha256').update(node.peerId.toMultihash().bytes).digest()
+      return { node, distance: nodeAt.map((byte, index) => byte ^ (keyAt[index] ?? 0)) }
+    })
+    const closest = distances
+      .toSorted((x, y) => Buffer.compare(x.distance, y.distance))
+      .slice(0, 20)
+      .map(({ node }) => node)
+    await until(() => met === others.length)
+    a.records.add([KEY])
+    await until(() => others.filter((other) => other.count(KEY) > 0).length >= 20)
+    await until(() => a.records.backlog === 0)
+    const told = others.filter((other) => other.count(KEY) > 0).map(({ node }) => node)
+    assert.deepEqual(new Set(told), new Set(closest))
+  })
+
+  test('after minutes they are said again, but not what was withdrawn', async (context) => {
+    await using a = await sender()
+    await using b = await receiver(true)
+    await connect(a.node, b.node)
+    a.records.add([KEY, OTHER])
+    await until(() => b.count(KEY) === 1 && b.count(OTHER) === 1)
+    a.records.remove([OTHER])
+    later(context, 7 * MINUTE)
+    // Whatever comes makes it look at the clock
+    const next = digestOf('next')
+    a.records.add([next])
+    await until(() => b.count(KEY) === 2)
+    assert.equal(b.count(OTHER), 1)
+  })
+})
