@@ -10,6 +10,12 @@ const LIST_SOON_MS = 250
 /** and once more, when garbage has been collected and a subscription has surely begun. */
 const LIST_SETTLED_MS = 3000
 
+/**
+ * containerd writes its database with every change of anything, some hundred times in a pull. Listing 10,000 blobs takes
+ * 50 ms of CPU here and 130 ms in containerd, so one list answers for all the writes within this time.
+ */
+const LIST_LAZILY_MS = 2000
+
 /** After a list, this many times as long as it took there is none. */
 const LIST_REST = 4
 
@@ -50,6 +56,11 @@ export class Hints {
   imagesChanged(): void {
     this.#settled = false
     this.#list(LIST_SOON_MS)
+  }
+
+  /** Something changed in containerd, not necessarily content or images. */
+  databaseChanged(): void {
+    this.#list(LIST_LAZILY_MS)
   }
 
   /** Something that was held proved not to be: more may be gone. */
@@ -128,6 +139,10 @@ export class Hints {
 /**
  * Sees files come and go in a content directory, on every version of containerd. The kernel may drop changes when very
  * many happen at once, and then tells nobody.
+ *
+ * Content that another containerd namespace holds comes and goes without its file. Before 2.1 no event tells that it
+ * came, and none of any version that it was collected as garbage; but all write that into containerd's database, which
+ * on an idle node nothing else is written into.
  */
 export class BlobDirectory {
   readonly #path: string
@@ -152,6 +167,7 @@ export class BlobDirectory {
   watch(): void {
     this.close()
     this.#watched = this.#watch(this.#path)
+    this.#watchDatabase()
     const blobs = join(this.#path, 'blobs')
     if (!this.#watch(blobs)) return
     for (const algorithm of ['sha256', 'sha512']) this.#watch(join(blobs, algorithm), algorithm)
@@ -180,6 +196,18 @@ export class BlobDirectory {
         this.#failed(error)
       }
       return false
+    }
+  }
+
+  /** Where it cannot be read, such as in a container that has only the content directory, the next list finds out. */
+  #watchDatabase(): void {
+    const path = join(this.#path, '../io.containerd.metadata.v1.bolt/meta.db')
+    try {
+      const watcher = watch(path, { persistent: false }, () => this.#hints.databaseChanged())
+      // The directory, which needs another watch of the kernel, says what is to be said.
+      this.#watchers.push(watcher.on('error', () => {}))
+    } catch (error) {
+      this.#log.debug({ path, err: error }, "containerd's database cannot be watched")
     }
   }
 

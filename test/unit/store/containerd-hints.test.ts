@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { mkdir, mkdtemp, rename, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf, splitDigest } from '../../../src/oci/digest.ts'
@@ -50,6 +50,17 @@ suite('hints', () => {
     const [untilSettled = 0, interval = Infinity] = waits
     assert(untilSettled > 1000)
     assert(interval < untilSettled)
+  })
+
+  test('changes of the database are gathered for a while', async () => {
+    const hints = new Hints(signal)
+    const begin = performance.now()
+    hints.databaseChanged()
+    const work = hints.next()
+    for (let i = 0; i < 100; i++) hints.databaseChanged()
+    assert.equal(await work, 'list')
+    const waited = performance.now() - begin
+    assert(waited > 1900 && waited < 5000, `${waited} ms`)
   })
 
   test('a slow list is not repeated at once', async () => {
@@ -105,6 +116,13 @@ suite('the content directory', () => {
       assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
       await rm(join(root, 'blobs', 'sha256', hex))
       assert.deepEqual(keysOf(await hints.next()), [[digest, 0]])
+
+      const database = join(temporary, 'io.containerd.metadata.v1.bolt/meta.db')
+      await mkdir(dirname(database))
+      await writeFile(database, 'one')
+      directory.watch()
+      await writeFile(database, 'another')
+      assert.equal(await hints.next(), 'list', 'the database changed')
 
       await rm(root, { recursive: true })
       assert.equal(await hints.next(), 'list')
