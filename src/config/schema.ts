@@ -10,7 +10,8 @@ export interface SocketAddress {
 
 /** A way into the mesh, as `bootstrap` lists it. */
 export type BootstrapEntry =
-  | ({ readonly type: 'host' } & SocketAddress)
+  /** `srv`: a name without a port, whose SRV records are asked first */
+  | ({ readonly type: 'host'; readonly srv?: true } & SocketAddress)
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   | { readonly type: 'http'; readonly url: string }
 
@@ -108,13 +109,16 @@ function parseBootstrap(text: string): BootstrapEntry | undefined {
       : undefined
   }
   const address = parseAddress(text, P2P_PORT)
-  return address !== undefined && address.port > 0 ? { type: 'host', ...address } : undefined
+  if (address === undefined || address.port === 0) return undefined
+  return isIP(address.host) === 0 && parseAddress(text) === undefined
+    ? { type: 'host', ...address, srv: true }
+    : { type: 'host', ...address }
 }
 
 function formatBootstrap(entry: BootstrapEntry): string {
   switch (entry.type) {
     case 'host':
-      return formatAddress(entry)
+      return entry.srv === true ? entry.host : formatAddress(entry)
     case 'multiaddr':
       return entry.multiaddr
     case 'http':
@@ -334,7 +338,7 @@ export const configSchema = z.strictObject(
       .prefault([])
       .register(docs, {
         placeholder: 'PEER',
-        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`).`,
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
       }),
     topology: z
       .strictObject(

@@ -1,4 +1,4 @@
-import { lookup, resolveTxt } from 'node:dns/promises'
+import { lookup, Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../lifecycle.ts'
@@ -7,8 +7,8 @@ import { parseMultiaddr, type SocketAddress } from './addresses.ts'
 
 /** A way into the mesh, as the configuration lists it. */
 export type BootstrapEntry =
-  /** libp2p's address; a name means all its addresses */
-  | ({ readonly type: 'host' } & SocketAddress)
+  /** libp2p's address; a name means all its addresses. With `srv`, its SRV records say more than `port` does */
+  | ({ readonly type: 'host'; readonly srv?: true } & SocketAddress)
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   /** Origin of a peer's registry, which is asked for `/id` */
   | { readonly type: 'http'; readonly url: string }
@@ -28,6 +28,8 @@ interface BootstrapperComponents {
   readonly connect: (target: BootstrapTarget, options: { signal: AbortSignal }) => Promise<void>
   /** True when this node is connected with others */
   readonly connected: () => boolean
+  /** Where nodes were when this one was connected with them; tried beside the entries */
+  readonly known?: () => Iterable<BootstrapTarget>
 }
 
 export interface BootstrapTiming {
@@ -43,6 +45,12 @@ const TIMING: BootstrapTiming = { alone: [250, 2000], connectedMs: 60_000, deadl
 const MAX_DIALS = 8
 /** Addresses tried in a round; of more, others are tried in the next. */
 const MAX_TARGETS = 128
+/** The same of known nodes: they may all be gone, and must not hold up the round for longer than one deadline. */
+const MAX_KNOWN = MAX_DIALS
+/** Targets of one name's SRV records that are asked for their addresses. */
+const MAX_SRV = 32
+/** A lost packet is sent again before the deadline. */
+const PERSISTENT = { timeout: 500, tries: 3 }
 const MAX_ID_BYTES = 64 * 1024
 
 /** Finds other nodes by the configured ways in: again and again while there is none, and rarely once there is one. */
@@ -50,29 +58,38 @@ export class Bootstrapper implements Startable {
   readonly #log: Logger
   readonly #connect: BootstrapperComponents['connect']
   readonly #connected: () => boolean
+  readonly #known: () => Iterable<BootstrapTarget>
   readonly #entries: readonly BootstrapEntry[]
   readonly #timing: BootstrapTiming
+  readonly #resolver: () => Resolver
   /** Questions to the resolver on their way; it has few threads, and a dead name server must not take them all */
   readonly #names = new Map<string, Promise<string[]>>()
   readonly #stopped = new AbortController()
   #running: Promise<void> | undefined
   #hurry = new AbortController()
-  #settled: boolean
+  #settled = false
 
   constructor(
-    { log, connect, connected }: BootstrapperComponents,
-    init: { entries: readonly BootstrapEntry[]; timing?: BootstrapTiming },
+    { log, connect, connected, known }: BootstrapperComponents,
+    init: {
+      entries: readonly BootstrapEntry[]
+      timing?: BootstrapTiming
+      /** Makes what asks for SRV and TXT records; new for each question, as the system's name servers change */
+      resolver?: () => Resolver
+    },
   ) {
     this.#log = log
     this.#connect = connect
     this.#connected = connected
+    this.#known = known ?? (() => [])
     this.#entries = init.entries
     this.#timing = init.timing ?? TIMING
-    this.#settled = init.entries.length === 0
+    this.#resolver = init.resolver ?? (() => new Resolver(PERSISTENT))
   }
 
   async start(): Promise<void> {
-    if (this.#entries.length > 0) this.#running ??= this.#run()
+    this.#settled = !this.#hasWays()
+    this.#running ??= this.#run()
   }
 
   async stop(): Promise<void> {
@@ -91,6 +108,10 @@ export class Bootstrapper implements Startable {
     this.#hurry.abort()
   }
 
+  #hasWays(): boolean {
+    return this.#entries.length > 0 || !this.#known()[Symbol.iterator]().next().done
+  }
+
   async #run(): Promise<void> {
     const [minMs, maxMs] = this.#timing.alone
     let alone: boolean | undefined
@@ -102,8 +123,8 @@ export class Bootstrapper implements Startable {
       const wasAlone = alone
       alone = !this.#connected()
       if (alone !== wasAlone) {
-        if (alone) this.#log.info('no other node answers; trying on')
-        else this.#log.info('connected to other nodes')
+        if (!alone) this.#log.info('connected to other nodes')
+        else if (this.#hasWays()) this.#log.info('no other node answers; trying on')
         pauseMs = minMs
       }
       const pause = alone ? pauseMs : this.#timing.connectedMs
@@ -116,9 +137,16 @@ export class Bootstrapper implements Startable {
     }
   }
 
+  /** Known nodes are dialled at once: names may take their time, or have no answer. */
   async #round(): Promise<void> {
-    const found = await Promise.all(this.#entries.map((entry) => this.#targets(entry)))
-    const targets = shuffle(found.flat()).slice(0, MAX_TARGETS)
+    const configured = async (): Promise<void> => {
+      const found = await Promise.all(this.#entries.map((entry) => this.#targets(entry)))
+      await this.#dial(shuffle(found.flat()).slice(0, MAX_TARGETS))
+    }
+    await Promise.all([this.#dial(shuffle([...this.#known()]).slice(0, MAX_KNOWN)), configured()])
+  }
+
+  async #dial(targets: BootstrapTarget[]): Promise<void> {
     const worker = async (): Promise<void> => {
       for (let target = targets.pop(); target !== undefined; target = targets.pop()) {
         if (this.#stopped.signal.aborted) return
@@ -134,7 +162,7 @@ export class Bootstrapper implements Startable {
     try {
       switch (entry.type) {
         case 'host':
-          return (await this.#resolve(entry.host)).map((host) => ({ host, port: entry.port }))
+          return await this.#fromHost(entry)
         case 'multiaddr':
           return await this.#fromMultiaddr(entry.multiaddr)
         case 'http':
@@ -146,6 +174,51 @@ export class Bootstrapper implements Startable {
     }
   }
 
+  async #fromHost({ host, port, srv }: SocketAddress & { srv?: true }): Promise<BootstrapTarget[]> {
+    const [services, addresses] = await Promise.allSettled([
+      srv === true && isIP(host) === 0 ? this.#fromServices(host) : [],
+      this.#resolve(host),
+    ])
+    if (services.status === 'fulfilled' && services.value.length > 0) return services.value
+    if (addresses.status === 'rejected') throw addresses.reason
+    return addresses.value.map((address) => ({ host: address, port }))
+  }
+
+  /**
+   * Any of the nodes will do, so neither priority nor weight counts.
+   * @see https://www.rfc-editor.org/rfc/rfc2782
+   */
+  async #fromServices(name: string): Promise<BootstrapTarget[]> {
+    const records = await this.#ask((resolver) =>
+      resolver.resolveSrv(`_shoal._tcp.${name.replace(/\.$/, '')}`),
+    )
+    const found = shuffle(records.filter((record) => record.name !== '' && record.port > 0))
+      .slice(0, MAX_SRV)
+      .map(async (record) =>
+        (await this.#addresses(record.name)).map((host) => ({ host, port: record.port })),
+      )
+    return (await Promise.all(found)).flat()
+  }
+
+  /** The addresses that DNS has for a name. Many are asked for at once, which the system's resolver is not made for. */
+  async #addresses(name: string): Promise<string[]> {
+    if (isIP(name) !== 0) return [name]
+    const answers = await Promise.allSettled([
+      this.#ask((resolver) => resolver.resolve4(name)),
+      this.#ask((resolver) => resolver.resolve6(name)),
+    ])
+    return answers.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value : []))
+  }
+
+  async #ask<T>(question: (resolver: Resolver) => Promise<T>): Promise<T> {
+    const resolver = this.#resolver()
+    try {
+      return await before(question(resolver), this.#deadline())
+    } finally {
+      resolver.cancel()
+    }
+  }
+
   async #fromMultiaddr(text: string): Promise<BootstrapTarget[]> {
     const target = parseMultiaddr(text)
     if (target !== undefined) return [target]
@@ -153,7 +226,7 @@ export class Bootstrapper implements Startable {
       /^\/(dns[46]?|dnsaddr)\/([^/]+)(\/tcp\/([0-9]+))?(\/p2p\/([^/]+))?$/.exec(text) ?? []
     if (kind === 'dnsaddr') {
       // https://github.com/multiformats/multiaddr/blob/master/protocols/DNSADDR.md
-      const records = await before(resolveTxt(`_dnsaddr.${name}`), this.#deadline())
+      const records = await this.#ask((resolver) => resolver.resolveTxt(`_dnsaddr.${name}`))
       return records
         .map((parts) => parseMultiaddr(parts.join('').replace(/^dnsaddr=/, '')))
         .filter((found) => found !== undefined)

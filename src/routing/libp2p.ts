@@ -31,6 +31,7 @@ import {
 import { DhtRecords, type Provider } from './dht.ts'
 import { loadIdentity } from './identity.ts'
 import { Inventory, inventoryKey } from './inventory.ts'
+import { KnownPeers } from './known-peers.ts'
 import { Mesh } from './mesh.ts'
 import { PeerProtocol, type RemoteNode } from './protocol.ts'
 import type { Peer, Router } from './router.ts'
@@ -90,6 +91,7 @@ interface Running {
   readonly node: Libp2p<{ dht: KadDHT }>
   readonly protocol: PeerProtocol
   readonly mesh: Mesh
+  readonly known: KnownPeers
   readonly bootstrapper: Bootstrapper
   readonly id: string
 }
@@ -131,7 +133,8 @@ export class Libp2pRouter implements Router, Startable {
   async start(): Promise<void> {
     if (this.#running !== undefined) return
     const running = await this.#create()
-    const { node, protocol, mesh, bootstrapper } = running
+    const { node, protocol, mesh, known, bootstrapper } = running
+    await known.start()
     try {
       await protocol.start()
       await this.#records.start(node)
@@ -140,6 +143,7 @@ export class Libp2pRouter implements Router, Startable {
       this.#records.stop()
       await protocol.stop()
       await node.stop()
+      await known.stop()
       throw new ListenError('listen.p2p', this.#init.listen, systemError(error))
     }
     this.#running = running
@@ -156,6 +160,7 @@ export class Libp2pRouter implements Router, Startable {
     await running.mesh.stop()
     await running.protocol.stop()
     await running.node.stop()
+    await running.known.stop()
   }
 
   ready(): boolean {
@@ -364,6 +369,7 @@ export class Libp2pRouter implements Router, Startable {
         heartbeatMs: this.#init.heartbeatMs ?? 4000,
       },
     )
+    const known = new KnownPeers({ log: this.#log }, { dataDir, loopback })
     const running: Running = {
       node,
       protocol,
@@ -373,10 +379,12 @@ export class Libp2pRouter implements Router, Startable {
         isConnected: (peer) => protocol.get(peer) !== undefined,
         connect: (member) => this.#dial(running, member, AbortSignal.timeout(DIAL_TIMEOUT_MS)),
       }),
+      known,
       bootstrapper: new Bootstrapper(
         {
           log: this.#log,
           connected: () => connected() > 0,
+          known: () => known.targets(),
           connect: (target, { signal }) => this.#bootstrap(running, target, signal),
         },
         {
@@ -390,16 +398,18 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   /** Who comes, goes, or is heard of. */
-  #follow({ node, protocol, mesh, bootstrapper, id: self }: Running): void {
+  #follow({ node, protocol, mesh, known, bootstrapper, id: self }: Running): void {
     const hear = (id: string, addresses: readonly string[], withinMs: number): void => {
       if (id !== self && protocol.size < this.#meshSize) mesh.hear({ id, addresses }, withinMs)
     }
     protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('join', (remote, members) => {
       mesh.forget(remote.peer.id)
+      known.saw(remote.peer.id, remote.addresses)
       for (const { id, addresses } of members) hear(id, addresses, HEARD_OF_WITHIN_MS)
     })
     protocol.on('leave', ({ peer, addresses }, meant) => {
+      known.saw(peer.id, addresses)
       if (!meant && !protocol.isCut(peer.id)) hear(peer.id, addresses, HEARD_OF_WITHIN_MS)
       if (protocol.size === 0) bootstrapper.hurry()
     })

@@ -70,7 +70,7 @@ suite('the schema', () => {
       bootstrap: ['seed', 'seed:1', '10.0.0.1', '[fd00::1]', '[fd00::1]:9', 'https://a.b'],
     })
     assert.deepEqual(parsed.bootstrap, [
-      { type: 'host', host: 'seed', port: 5002 },
+      { type: 'host', host: 'seed', port: 5002, srv: true },
       { type: 'host', host: 'seed', port: 1 },
       { type: 'host', host: '10.0.0.1', port: 5002 },
       { type: 'host', host: 'fd00::1', port: 5002 },

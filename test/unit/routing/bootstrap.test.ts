@@ -1,0 +1,206 @@
+import assert from 'node:assert/strict'
+import { createSocket } from 'node:dgram'
+import { Resolver } from 'node:dns/promises'
+import { once } from 'node:events'
+import { suite, test } from 'node:test'
+import {
+  Bootstrapper,
+  type BootstrapEntry,
+  type BootstrapTarget,
+} from '../../../src/routing/bootstrap.ts'
+import { until } from '../../wait.ts'
+import { silent } from './nodes.ts'
+
+const TIMING = { alone: [20, 100], connectedMs: 60_000, deadlineMs: 500 } as const
+const A = 1
+const SRV = 33
+const MESH: BootstrapEntry = { type: 'host', host: 'localhost', port: 5002, srv: true }
+
+suite('bootstrap: SRV records', () => {
+  test('say at which targets and ports the nodes are', async () => {
+    await using dns = await nameServer({
+      '_shoal._tcp.localhost': [srv('a.example', 6001), srv('b.example', 6002)],
+      'a.example': [a('10.0.0.1')],
+      'b.example': [a('10.0.0.2'), a('10.0.0.3')],
+    })
+    await using run = await running(dns.port, [MESH])
+    await until(() => run.settled)
+    assert.deepEqual(run.tried(), ['10.0.0.1:6001', '10.0.0.2:6002', '10.0.0.3:6002'])
+  })
+
+  test('that are not there leave the addresses of the name on the default port', async () => {
+    await using dns = await nameServer({})
+    await using run = await running(dns.port, [MESH])
+    await until(() => run.tried().includes('127.0.0.1:5002'))
+    assert.ok(dns.asked.includes('_shoal._tcp.localhost'))
+  })
+
+  test('are not asked for when the port is given', async () => {
+    await using dns = await nameServer({ '_shoal._tcp.localhost': [srv('a.example', 6001)] })
+    await using run = await running(dns.port, [{ type: 'host', host: 'localhost', port: 5002 }])
+    await until(() => run.tried().includes('127.0.0.1:5002'))
+    assert.deepEqual(dns.asked, [])
+  })
+
+  test('that name themselves, nobody or no port harm nothing', async () => {
+    await using dns = await nameServer({
+      '_shoal._tcp.localhost': [
+        srv('_shoal._tcp.localhost', 6001),
+        srv('', 6001),
+        srv('a.example', 0),
+        srv('gone.example', 6001),
+      ],
+      'a.example': [a('10.0.0.1')],
+    })
+    await using run = await running(dns.port, [MESH])
+    await until(() => run.tried().includes('127.0.0.1:5002'))
+    assert.ok(run.tried().every((target) => target.endsWith(':5002')))
+  })
+
+  test('that are a thousand cost a bounded number of questions', async () => {
+    const many = Array.from({ length: 1000 }, (_, index) => srv(`n${index}.example`, 6001))
+    await using dns = await nameServer({ '_shoal._tcp.localhost': many })
+    await using run = await running(dns.port, [MESH], { ...TIMING, alone: [60_000, 60_000] })
+    await until(() => run.settled)
+    const targets = new Set(dns.asked.filter((name) => name.endsWith('.example')))
+    assert.equal(targets.size, 32)
+  })
+
+  for (const reply of ['nothing', 'garbage'] as const) {
+    test(`from a server that answers ${reply} are given up, and other ways are not held up`, async () => {
+      await using dns = await nameServer(reply)
+      const known = { host: '10.0.0.9', port: 5002, id: 'known' }
+      await using run = await running(dns.port, [MESH], TIMING, [known])
+      await until(() => run.tried().length === 1)
+      assert.deepEqual(run.tried(), ['10.0.0.9:5002'])
+      assert.equal(run.settled, false)
+      await until(() => run.tried().includes('127.0.0.1:5002'))
+    })
+  }
+})
+
+suite('bootstrap: known nodes', () => {
+  test('are tried a few at a time, and all in the end', async () => {
+    const known = Array.from({ length: 64 }, (_, index) => ({
+      host: `10.0.0.${index}`,
+      port: 1,
+      id: `node${index}`,
+    }))
+    await using run = await running(0, [], TIMING, known)
+    await until(() => run.settled)
+    assert.ok(run.tried().length < 64)
+    await until(() => run.tried().length === 64)
+  })
+
+  test('are no reason to wait when there are none', async () => {
+    await using run = await running(0, [], { ...TIMING, alone: [60_000, 60_000] })
+    assert.equal(run.settled, true)
+  })
+})
+
+async function running(
+  dnsPort: number,
+  entries: readonly BootstrapEntry[],
+  timing: ConstructorParameters<typeof Bootstrapper>[1]['timing'] = TIMING,
+  known: readonly BootstrapTarget[] = [],
+) {
+  const tried = new Set<string>()
+  const bootstrapper = new Bootstrapper(
+    {
+      log: silent,
+      connected: () => false,
+      known: () => known,
+      connect: async ({ host, port }) => {
+        tried.add(`${host}:${port}`)
+      },
+    },
+    {
+      entries,
+      timing,
+      resolver: () => {
+        const resolver = new Resolver()
+        resolver.setServers([`127.0.0.1:${dnsPort}`])
+        return resolver
+      },
+    },
+  )
+  await bootstrapper.start()
+  return {
+    tried: () => [...tried].toSorted(),
+    get settled() {
+      return bootstrapper.settled
+    },
+    [Symbol.asyncDispose]: () => bootstrapper.stop(),
+  }
+}
+
+interface DnsRecord {
+  readonly type: number
+  readonly data: Buffer
+}
+
+function srv(target: string, port: number): DnsRecord {
+  const fixed = Buffer.alloc(6)
+  fixed.writeUInt16BE(port, 4)
+  return { type: SRV, data: Buffer.concat([fixed, encodeName(target)]) }
+}
+
+function a(address: string): DnsRecord {
+  return { type: A, data: Buffer.from(address.split('.').map(Number)) }
+}
+
+function encodeName(name: string): Buffer {
+  const labels = name.split('.').filter((label) => label !== '')
+  return Buffer.concat([
+    ...labels.map((label) => Buffer.concat([Buffer.from([label.length]), Buffer.from(label)])),
+    Buffer.from([0]),
+  ])
+}
+
+/**
+ * A name server on loopback that has these records, or misbehaves.
+ * @see https://www.rfc-editor.org/rfc/rfc1035#section-4.1
+ */
+async function nameServer(zone: Readonly<Record<string, DnsRecord[]>> | 'nothing' | 'garbage') {
+  const asked: string[] = []
+  const socket = createSocket('udp4')
+  socket.on('message', (query, { address, port }) => {
+    const end = query.indexOf(0, 12) + 5
+    const labels: string[] = []
+    for (let at = 12; query[at] !== 0; at += 1 + query.readUInt8(at)) {
+      labels.push(query.toString('latin1', at + 1, at + 1 + query.readUInt8(at)))
+    }
+    const name = labels.join('.').toLowerCase()
+    asked.push(name)
+    if (zone === 'nothing') return
+    const header = Buffer.from(query.subarray(0, 12))
+    header.writeUInt16BE(0x8180, 2)
+    header.writeUInt32BE(0, 8)
+    const question = query.subarray(12, end)
+    if (zone === 'garbage') {
+      header.writeUInt16BE(9, 6)
+      socket.send(Buffer.concat([header, question, Buffer.alloc(40, 0xc0)]), port, address)
+      return
+    }
+    const type = query.readUInt16BE(end - 4)
+    const answers = (zone[name] ?? []).filter((record) => record.type === type)
+    if (zone[name] === undefined) header.writeUInt16BE(0x8183, 2)
+    header.writeUInt16BE(answers.length, 6)
+    const records = answers.flatMap((record) => {
+      const fixed = Buffer.from([0xc0, 12, 0, record.type, 0, 1, 0, 0, 0, 0, 0, 0])
+      fixed.writeUInt16BE(record.data.length, 10)
+      return [fixed, record.data]
+    })
+    socket.send(Buffer.concat([header, question, ...records]), port, address)
+  })
+  socket.bind(0, '127.0.0.1')
+  await once(socket, 'listening')
+  return {
+    port: socket.address().port,
+    asked,
+    async [Symbol.asyncDispose]() {
+      socket.close()
+      await once(socket, 'close')
+    },
+  }
+}
