@@ -49,6 +49,8 @@ const MAX_TARGETS = 128
 const MAX_KNOWN = MAX_DIALS
 /** Targets of one name's SRV records that are asked for their addresses. */
 const MAX_SRV = 32
+/** So long SRV records are waited for once the name's addresses are there. */
+const SRV_PATIENCE_MS = 500
 /** A lost packet is sent again before the deadline. */
 const PERSISTENT = { timeout: 500, tries: 3 }
 const MAX_ID_BYTES = 64 * 1024
@@ -175,13 +177,20 @@ export class Bootstrapper implements Startable {
   }
 
   async #fromHost({ host, port, srv }: SocketAddress & { srv?: true }): Promise<BootstrapTarget[]> {
-    const [services, addresses] = await Promise.allSettled([
-      srv === true && isIP(host) === 0 ? this.#fromServices(host) : [],
-      this.#resolve(host),
-    ])
-    if (services.status === 'fulfilled' && services.value.length > 0) return services.value
-    if (addresses.status === 'rejected') throw addresses.reason
-    return addresses.value.map((address) => ({ host: address, port }))
+    const plain = this.#resolve(host).then((found) => found.map((ip) => ({ host: ip, port })))
+    if (srv !== true || isIP(host) !== 0) return plain
+    const services = this.#fromServices(host).catch((error: unknown): BootstrapTarget[] => {
+      this.#log.debug({ host, err: error }, 'no SRV records')
+      return []
+    })
+    // The host's own files may know a name while no name server answers, or none beyond the cluster
+    const patience = { signal: this.#stopped.signal, ref: false }
+    const late = plain.then(
+      () => delay<BootstrapTarget[]>(SRV_PATIENCE_MS, [], patience),
+      () => services,
+    )
+    const found = await Promise.race([services, late])
+    return found.length > 0 ? found : plain
   }
 
   /**

@@ -70,7 +70,8 @@ suite('bootstrap: SRV records', () => {
     test(`from a server that answers ${reply} are given up, and other ways are not held up`, async () => {
       await using dns = await nameServer(reply)
       const known = { host: '10.0.0.9', port: 5002, id: 'known' }
-      await using run = await running(dns.port, [MESH], TIMING, [known])
+      const timing = { ...TIMING, deadlineMs: 60_000 }
+      await using run = await running(dns.port, [MESH], timing, [known])
       await until(() => run.tried().length === 1)
       assert.deepEqual(run.tried(), ['10.0.0.9:5002'])
       assert.equal(run.settled, false)
