@@ -73,7 +73,7 @@ test('the manifests configure the daemon by keys that exist', () => {
   assert.equal(config.store, 'containerd')
   const { metadata } = only('Service')
   assert.deepEqual(config.bootstrap, [
-    { type: 'host', host: `${metadata.name}.${metadata.namespace}.svc`, port: 5002, srv: true },
+    { type: 'host', host: `${metadata.name}.${metadata.namespace}.svc`, port: 5002 },
   ])
   for (const { args } of [...pod.initContainers, ...pod.containers]) checkArguments(args)
   const known = configKeys.flatMap(({ env }) => env ?? [])
