@@ -21,6 +21,8 @@ const BATCH = 100
 const SHARE_NEEDED = 0.04
 /** … and where inventories answer them. */
 const SHARE_SPARE = 0.01
+/** One slow answer is no reason to tell a node nothing for long. */
+const MAX_PAUSE_MS = 10_000
 /**
  * Records live for 19 minutes. They are said again every 13, a little at a time for 6 of these, and for the first time
  * 7 minutes after they went out in one go; so none gets older than 13.
@@ -255,15 +257,13 @@ export class DhtRecords {
       const elapsed = performance.now() - started
       // All must be out before the first is to be said again, however many they are and however slow the node
       const part = Math.min(1, REPLICAS / this.#receivers.size)
-      const evenMs = Math.max(
-        RENEW_OVER_MS / Math.ceil((this.#wanted.size * part) / BATCH),
-        elapsed,
-      )
+      const batches = Math.max(1, Math.ceil((this.#wanted.size * part) / BATCH))
+      const evenMs = Math.max(RENEW_OVER_MS / batches, elapsed)
       if (renews) {
         renewsAt = performance.now() + evenMs
       } else {
         const share = this.#needed() ? this.#shareNeeded : SHARE_SPARE
-        const pauseMs = Math.min(elapsed * (1 / share - 1), evenMs)
+        const pauseMs = Math.min(elapsed * (1 / share - 1), evenMs, MAX_PAUSE_MS)
         await delay(pauseMs, undefined, { signal, ref: false })
       }
     }
@@ -306,31 +306,28 @@ export class DhtRecords {
     if (connection === undefined) throw new RecordsRefusedError('connection is closed')
     const signal = AbortSignal.any([left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
     const stream = await connection.newStream([this.#protocol], { signal })
-    const abort = (): void => stream.abort(new RecordsRefusedError('no answer to a ping'))
-    signal.addEventListener('abort', abort)
-    if (signal.aborted) abort()
     try {
-      const answered = firstBytes(stream)
-      stream.send(messages.finish())
-      await answered
+      if (!(await isAnswered(stream, messages.finish(), signal)))
+        throw new RecordsRefusedError('no answer to a ping')
       await stream.close({ signal })
     } catch (error) {
       stream.abort(error instanceof Error ? error : new RecordsRefusedError('unknown'))
       throw error
-    } finally {
-      signal.removeEventListener('abort', abort)
     }
   }
 }
 
-/** @throws {RecordsRefusedError} when the stream ends before anything came */
-async function firstBytes(stream: Stream): Promise<void> {
-  const { promise, resolve, reject } = Promise.withResolvers<void>()
-  stream.addEventListener('message', () => resolve(), { once: true })
-  const refuse = (): void => reject(new RecordsRefusedError('stream ended without an answer'))
-  stream.addEventListener('remoteCloseWrite', refuse, { once: true })
-  stream.addEventListener('close', refuse, { once: true })
-  await promise
+/** True when anything comes back; false when the stream ends before that, or by `signal`. */
+async function isAnswered(stream: Stream, bytes: Uint8Array, signal: AbortSignal) {
+  const { promise, resolve } = Promise.withResolvers<boolean>()
+  const give = (): void => resolve(false)
+  stream.addEventListener('message', () => resolve(true), { once: true })
+  stream.addEventListener('remoteCloseWrite', give, { once: true })
+  stream.addEventListener('close', give, { once: true })
+  signal.addEventListener('abort', give, { once: true })
+  if (signal.aborted) give()
+  stream.send(bytes)
+  return promise
 }
 
 /** Where in the DHT's key space something is: the first bits suffice to compare distances. */

@@ -62,8 +62,8 @@ suite('router: the DHT alone', () => {
   })
 })
 
-/** Half of a receiver's time: all of these nodes share one process. */
-const HASTE = { meshSize: 0, recordShare: 0.5 }
+/** No pauses: all of these nodes share one process, so each seems slow to the others. */
+const HASTE = { meshSize: 0, recordShare: 1 }
 
 suite('router: many records', () => {
   for (const count of [3, 6]) {
@@ -77,7 +77,7 @@ suite('router: many records', () => {
         timeoutMs: 60_000,
       })
       for (const node of [b, ...mesh.nodes.slice(-1)]) {
-        for (const key of keys.filter((_, number) => number % 20 === 0)) {
+        for (const key of keys.filter((_, number) => number % 50 === 0)) {
           assert.deepEqual(await holders(node.router, key), [a.id], key)
         }
       }
