@@ -353,8 +353,9 @@ export class Libp2pRouter implements Router, Startable {
           // Clusters live on private addresses, which the default mapper drops
           peerInfoMapper: passthroughMapper,
           initialQuerySelfInterval: 250,
-          // A record lives 19 minutes, as Spegel's; a dead node's is gone soon after it
-          reprovide: { validity: 19 * MINUTE, interval: 2 * MINUTE },
+          // A record lives 19 minutes, as Spegel's. Looking for those that have expired scans all of them at once, 0.6 s
+          // of standing still for 50,000; that a dead node's live a little longer costs a dial at most.
+          reprovide: { validity: 19 * MINUTE, interval: 10 * MINUTE },
         }),
       },
     })
