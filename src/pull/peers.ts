@@ -38,7 +38,7 @@ export interface PeersInit {
 /** A peer that gave wrong content is left alone this long at first, in ms; twice as long each further time. */
 const QUARANTINE_FIRST = 30_000
 const QUARANTINE_LONGEST = 3_600_000
-/** A peer that could not be reached is not asked again for this long, in ms. */
+/** A peer that could not be reached is asked after all others for this long, in ms. */
 const REST = 2_000
 /** Requests for one blob, resumptions included; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
@@ -209,7 +209,13 @@ export class PeersSource implements ContentSource {
       { abort: AbortController; done: Promise<Transfer | undefined> }
     >()
     let winner: Transfer | undefined
-    let next: Promise<Peer | undefined> | undefined = this.#nextPeer(found, tried)
+    const later: Peer[] = []
+    const askedTwice = new Set<string>()
+    const again = (peer: Peer): void => {
+      if (!askedTwice.has(peer.id)) later.push(peer)
+      askedTwice.add(peer.id)
+    }
+    let next: Promise<Peer | undefined> | undefined = this.#nextPeer(found, tried, later)
     let patience: (PromiseWithResolvers<'impatient'> & { timer: NodeJS.Timeout }) | undefined
     try {
       while (winner === undefined && (next !== undefined || running.size > 0)) {
@@ -223,22 +229,23 @@ export class PeersSource implements ContentSource {
         if (event === 'found') {
           const peer = await next
           if (peer === undefined) {
-            next = undefined
+            next = later.length > 0 ? this.#nextPeer(found, tried, later) : undefined
             continue
           }
           tried.add(peer.id)
           const abort = new AbortController()
           const attempt = AbortSignal.any([signal, abort.signal])
-          const done = this.#ask(peer, request, range, size, attempt).finally(() => {
+          const done = this.#ask(peer, request, range, size, attempt, again).finally(() => {
             running.delete(peer.id)
           })
           running.set(peer.id, { abort, done })
-          next = this.#nextPeer(found, tried)
+          next = this.#nextPeer(found, tried, later)
           const impatient = Promise.withResolvers<'impatient'>()
           const timer = setTimeout(() => impatient.resolve('impatient'), this.#init.hedge)
           patience = { ...impatient, timer }
         } else {
           if (event !== 'impatient') winner = event
+          if (next === undefined && later.length > 0) next = this.#nextPeer(found, tried, later)
           clearTimeout(patience?.timer)
           patience = undefined
         }
@@ -262,11 +269,19 @@ export class PeersSource implements ContentSource {
     return winner
   }
 
-  async #nextPeer(found: AsyncIterator<Peer>, tried: Set<string>): Promise<Peer | undefined> {
+  /** Peers that failed a moment ago come last, but they come: one of them may be the only one that has it. */
+  async #nextPeer(
+    found: AsyncIterator<Peer>,
+    tried: Set<string>,
+    later: Peer[],
+  ): Promise<Peer | undefined> {
     for (;;) {
       const next = await found.next()
-      if (next.done === true) return undefined
-      if (!tried.has(next.value.id) && !this.#avoided.has(next.value.id)) return next.value
+      if (next.done === true) return later.shift()
+      const peer = next.value
+      if (tried.has(peer.id) || this.#avoided.quarantined(peer.id)) continue
+      if (!this.#avoided.resting(peer.id)) return peer
+      later.push(peer)
     }
   }
 
@@ -277,6 +292,7 @@ export class PeersSource implements ContentSource {
     range: ByteRange | undefined,
     size: number | undefined,
     signal: AbortSignal,
+    again: (peer: Peer) => void,
   ): Promise<Transfer | undefined> {
     for (const origin of peer.origins) {
       try {
@@ -295,6 +311,7 @@ export class PeersSource implements ContentSource {
         if (reason !== 'unreachable') return undefined
       }
     }
+    again(peer)
     return undefined
   }
 
@@ -379,21 +396,22 @@ function outcomeOf(error: unknown): PeerOutcome {
   return error instanceof RegistryRequestError ? error.reason : 'bad answer'
 }
 
-/** Peers that are not asked for a while. It forgets by itself, and holds one small entry per peer at most. */
+/** Peers that failed: those that lied are not asked for a while, those that were not there are asked last. */
 class Avoided {
-  readonly #until = new Map<string, number>()
+  readonly #quarantinedUntil = new Map<string, number>()
+  readonly #restingUntil = new Map<string, number>()
   readonly #quarantines = new Map<string, number>()
 
-  has(peer: string): boolean {
-    const until = this.#until.get(peer)
-    if (until === undefined) return false
-    if (until > performance.now()) return true
-    this.#until.delete(peer)
-    return false
+  quarantined(peer: string): boolean {
+    return isAhead(this.#quarantinedUntil, peer)
+  }
+
+  resting(peer: string): boolean {
+    return isAhead(this.#restingUntil, peer)
   }
 
   rest(peer: string): void {
-    this.#avoid(peer, REST)
+    this.#restingUntil.set(peer, performance.now() + REST)
   }
 
   /** Returns for how long, in ms. */
@@ -401,12 +419,16 @@ class Avoided {
     const times = this.#quarantines.get(peer) ?? 0
     const duration = Math.min(QUARANTINE_FIRST * 2 ** times, QUARANTINE_LONGEST)
     this.#quarantines.set(peer, times + 1)
-    this.#avoid(peer, duration)
+    this.#quarantinedUntil.set(peer, performance.now() + duration)
     return duration
   }
+}
 
-  #avoid(peer: string, duration: number): void {
-    const until = performance.now() + duration
-    this.#until.set(peer, Math.max(until, this.#until.get(peer) ?? 0))
-  }
+/** True while the time noted for a peer is ahead; what has passed is forgotten. */
+function isAhead(times: Map<string, number>, peer: string): boolean {
+  const until = times.get(peer)
+  if (until === undefined) return false
+  if (until > performance.now()) return true
+  times.delete(peer)
+  return false
 }

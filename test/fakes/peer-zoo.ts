@@ -96,6 +96,16 @@ export function flaky(content: ZooContent, share = 0.4): Promise<ZooPeer> {
   )
 }
 
+/** Breaks the first connections before an answer, and is good from then on. */
+export function lateBloomer(content: ZooContent, failures: number): Promise<ZooPeer> {
+  let left = failures
+  const answer = answering(content)
+  return start('late-bloomer', (request, response) => {
+    if (left-- > 0) response.destroy()
+    else answer(request, response)
+  })
+}
+
 /** Stops sending after a share of the bytes asked for, and keeps the connection open. */
 export function stalling(content: ZooContent, share = 0.4): Promise<ZooPeer> {
   return start(

@@ -215,6 +215,16 @@ suite('peers source', () => {
     assert.deepEqual([one.requests.length, two.requests.length], [1, 1])
   })
 
+  test('the only holder is asked a second time, and also when it failed a moment ago', async () => {
+    await using only = await zoo.lateBloomer(blob, 1)
+    await using peers = source([only])
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(content)).equals(bytes))
+    assert.deepEqual(peers.outcomes, ['unreachable', 'ok'])
+    const again = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(again)).equals(bytes))
+  })
+
   test('a slow first peer is overtaken by the second', async () => {
     await using slow = await zoo.silent()
     await using fast = await zoo.good(blob)
