@@ -218,8 +218,10 @@ export class PeersSource implements ContentSource {
     let next: Promise<Peer | undefined> | undefined = this.#nextPeer(found, tried, later)
     let patience: (PromiseWithResolvers<'impatient'> & { timer: NodeJS.Timeout }) | undefined
     try {
-      while (winner === undefined && (next !== undefined || running.size > 0)) {
+      while (winner === undefined) {
         signal.throwIfAborted()
+        if (later.length > 0) next ??= this.#nextPeer(found, tried, later)
+        if (next === undefined && running.size === 0) break
         const waits: Promise<Transfer | 'impatient' | 'found' | undefined>[] = []
         for (const attempt of running.values()) waits.push(attempt.done)
         if (patience !== undefined) waits.push(patience.promise)
@@ -229,7 +231,7 @@ export class PeersSource implements ContentSource {
         if (event === 'found') {
           const peer = await next
           if (peer === undefined) {
-            next = later.length > 0 ? this.#nextPeer(found, tried, later) : undefined
+            next = undefined
             continue
           }
           tried.add(peer.id)
@@ -245,7 +247,6 @@ export class PeersSource implements ContentSource {
           patience = { ...impatient, timer }
         } else {
           if (event !== 'impatient') winner = event
-          if (next === undefined && later.length > 0) next = this.#nextPeer(found, tried, later)
           clearTimeout(patience?.timer)
           patience = undefined
         }
