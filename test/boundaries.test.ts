@@ -31,6 +31,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   '@multiformats/multiaddr': ['routing'],
   commander: ['cli'],
   fastify: ['http'],
+  'interface-datastore': ['routing'],
   libp2p: ['routing'],
   multiformats: ['routing'],
   pino: ['observe'],

@@ -2,21 +2,13 @@ import { lookup as lookupHost } from 'node:dns/promises'
 import { EventEmitter, once } from 'node:events'
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
-import { noise } from '@chainsafe/libp2p-noise'
-import { yamux } from '@chainsafe/libp2p-yamux'
-import { identify } from '@libp2p/identify'
-import type { Connection, Libp2p } from '@libp2p/interface'
-import { kadDHT, passthroughMapper, type KadDHT } from '@libp2p/kad-dht'
-import { ping } from '@libp2p/ping'
-import { tcp } from '@libp2p/tcp'
-import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
-import { createLibp2p } from 'libp2p'
+import type { Connection } from '@libp2p/interface'
+import { multiaddr } from '@multiformats/multiaddr'
 import { ListenError, type Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import type { ContentKey } from '../oci/reference.ts'
 import {
   isLoopbackAddress,
-  isPlausible,
   isWildcard,
   parseMultiaddr,
   toMultiaddr,
@@ -27,23 +19,21 @@ import {
   type BootstrapEntry,
   type BootstrapTarget,
   type BootstrapTiming,
-} from './bootstrap.ts'
-import { DhtRecords, type Provider } from './dht.ts'
+} from './bootstrap/bootstrapper.ts'
+import { DhtRecords, type Provider } from './dht/records.ts'
 import { loadIdentity } from './identity.ts'
-import { Inventory, inventoryKey } from './inventory.ts'
-import { KnownPeers } from './known-peers.ts'
-import { Mesh } from './mesh.ts'
-import { PeerProtocol, type RemoteNode } from './protocol.ts'
+import { Inventory, inventoryKey } from './mesh/inventory.ts'
+import { KnownPeers } from './mesh/known-peers.ts'
+import { Mesh } from './mesh/mesh.ts'
+import { PeerProtocol, type RemoteNode } from './mesh/protocol.ts'
+import { createNode, DIAL_TIMEOUT_MS, ownAddresses, systemError, type RoutingNode } from './node.ts'
 import type { Peer, Router } from './router.ts'
 
 /** Shoal's own DHT. */
 const DHT_PROTOCOL = '/shoal/kad/1.0.0'
-const MINUTE = 60_000
 
 /** Up to so many nodes, each is connected with each and knows what all the others hold. */
 const MESH_SIZE = 500
-/** A node that is not dialled within this is not there; they are all in one network. */
-const DIAL_TIMEOUT_MS = 2000
 /** So long a lookup waits for inventories that are on their way. */
 const ARRIVAL_TIMEOUT_MS = 500
 /** A connection that brings no hello within this is no node of ours. */
@@ -88,7 +78,7 @@ export interface Libp2pRouterInit {
 
 /** What runs between `start` and `stop`. */
 interface Running {
-  readonly node: Libp2p<{ dht: KadDHT }>
+  readonly node: RoutingNode
   readonly protocol: PeerProtocol
   readonly mesh: Mesh
   readonly known: KnownPeers
@@ -315,49 +305,13 @@ export class Libp2pRouter implements Router, Startable {
     const loopback = isWildcard(host) || isLoopbackAddress(host)
     const connected = (): number => this.#running?.protocol.size ?? 0
 
-    const node = await createLibp2p({
-      start: false,
+    const node = await createNode({
       privateKey,
-      addresses: {
-        // An address, port 0 included, that parseMultiaddr would refuse for a peer
-        listen: [toMultiaddr({ host, port: listen.port })],
-        announceFilter: (addresses) => announced(addresses, nodeAddress),
-      },
-      transports: [tcp()],
-      connectionEncrypters: [noise()],
-      streamMuxers: [yamux()],
-      connectionGater: {
-        denyDialMultiaddr: (address) => !dialable(address, loopback),
-        denyDialPeer: (peer) => protocol.isCut(peer.toString()),
-        denyInboundEncryptedConnection: (peer) => protocol.isCut(peer.toString()),
-        filterMultiaddrForPeer: (_, address) => dialable(address, loopback),
-      },
-      connectionManager: {
-        maxConnections: 2 * MESH_SIZE + 100,
-        // Default 5: all nodes of a host, or behind one address, may come at once after an outage
-        inboundConnectionThreshold: 200,
-        maxIncomingPendingConnections: 200,
-        dialTimeout: DIAL_TIMEOUT_MS,
-        addressDialTimeout: DIAL_TIMEOUT_MS,
-        // The mesh itself looks for nodes that went without a goodbye
-        reconnectRetries: 0,
-      },
-      // Nodes of ours show signs of life on the peer protocol, at a fraction of a ping's cost
-      connectionMonitor: { pingInterval: MINUTE },
-      services: {
-        identify: identify(),
-        ping: ping(),
-        dht: kadDHT({
-          protocol: DHT_PROTOCOL,
-          clientMode: false,
-          // Clusters live on private addresses, which the default mapper drops
-          peerInfoMapper: passthroughMapper,
-          initialQuerySelfInterval: 250,
-          // A record lives 19 minutes, as Spegel's. Looking for those that have expired scans all of them at once, 0.6 s
-          // of standing still for 50,000; that a dead node's live a little longer costs a dial at most.
-          reprovide: { validity: 19 * MINUTE, interval: 10 * MINUTE },
-        }),
-      },
+      listen: { host, port: listen.port },
+      nodeAddress,
+      dhtProtocol: DHT_PROTOCOL,
+      maxConnections: 2 * this.#meshSize + 100,
+      isCut: (peer) => protocol.isCut(peer),
     })
     const id = node.peerId.toString()
     const protocol = new PeerProtocol(
@@ -492,35 +446,6 @@ function isArriving({ node, protocol, mesh }: Running): boolean {
 function isConnectionTo({ remoteAddr, direction }: Connection, address: string): boolean {
   const remote = parseMultiaddr(remoteAddr.toString())
   return direction === 'outbound' && remote !== undefined && toMultiaddr(remote) === address
-}
-
-/** A multiaddr of an IP address and a TCP port where a node may be; nothing else is dialled, whoever names it. */
-function dialable(address: Multiaddr, loopback: boolean): boolean {
-  const host = parseMultiaddr(address.toString())?.host
-  return host !== undefined && isPlausible(host, { loopback })
-}
-
-/** Of all addresses of this host: the one it goes by, else all that others may reach, else loopback. */
-function announced(addresses: Multiaddr[], nodeAddress: string): Multiaddr[] {
-  const host = (address: Multiaddr): string => parseMultiaddr(address.toString())?.host ?? ''
-  const own = addresses.filter((address) => host(address) === nodeAddress)
-  if (own.length > 0) return own
-  const plausible = addresses.filter((address) => isPlausible(host(address), { loopback: false }))
-  return plausible.length > 0 ? plausible : addresses
-}
-
-function ownAddresses(node: Libp2p): string[] {
-  return node
-    .getMultiaddrs()
-    .map((address) => parseMultiaddr(address.toString()))
-    .filter((address) => address !== undefined)
-    .map((address) => toMultiaddr(address))
-}
-
-/** libp2p tells the system's code of a failed listen only inside of its text. */
-function systemError(error: unknown): unknown {
-  const code = error instanceof Error && / listen (E[A-Z]+)/.exec(error.message)?.[1]
-  return code ? Object.assign(new Error(code, { cause: error }), { code }) : error
 }
 
 function isOwnAddress(host: string): boolean {

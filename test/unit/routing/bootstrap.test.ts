@@ -7,7 +7,7 @@ import {
   Bootstrapper,
   type BootstrapEntry,
   type BootstrapTarget,
-} from '../../../src/routing/bootstrap.ts'
+} from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { until } from '../../wait.ts'
 import { silent } from './nodes.ts'
 

@@ -10,7 +10,7 @@ import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { createLibp2p } from 'libp2p'
 import { digestOf } from '../../../src/oci/digest.ts'
-import { cidOf, DhtRecords } from '../../../src/routing/dht.ts'
+import { cidOf, DhtRecords } from '../../../src/routing/dht/records.ts'
 import { until } from '../../wait.ts'
 import { silent } from './nodes.ts'
 

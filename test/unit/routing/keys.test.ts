@@ -3,8 +3,8 @@ import { createHash } from 'node:crypto'
 import { suite, test } from 'node:test'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
-import { cidOf } from '../../../src/routing/dht.ts'
-import { Inventory, inventoryKey, packKeys, unpackKeys } from '../../../src/routing/inventory.ts'
+import { cidOf } from '../../../src/routing/dht/records.ts'
+import { Inventory, inventoryKey, packKeys, unpackKeys } from '../../../src/routing/mesh/inventory.ts'
 
 const ALPINE = tagName('docker.io', 'library/alpine', '3.20')
 const EMPTY = digestOf('')

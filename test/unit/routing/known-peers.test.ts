@@ -3,7 +3,7 @@ import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { meshed } from '../../compliance/router.ts'
-import { KNOWN_PEERS_FILE, KnownPeers } from '../../../src/routing/known-peers.ts'
+import { KNOWN_PEERS_FILE, KnownPeers } from '../../../src/routing/mesh/known-peers.ts'
 import { until } from '../../wait.ts'
 import { captureLog, LoopbackMesh, silent, wayTo } from './nodes.ts'
 

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { pino } from 'pino'
 import { createLogger, type Logger } from '../../../src/observe/log.ts'
-import type { BootstrapEntry } from '../../../src/routing/bootstrap.ts'
+import type { BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { Libp2pRouter, type Libp2pRouterInit } from '../../../src/routing/libp2p.ts'
 import type { RouterMesh, RouterNode } from '../../compliance/router.ts'
 

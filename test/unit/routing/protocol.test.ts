@@ -19,13 +19,13 @@ import {
   PeerMessageSchema,
   type PeerMessage,
 } from '../../../src/routing/gen/peer/v1/peer_pb.ts'
-import { inventoryKey, packKeys } from '../../../src/routing/inventory.ts'
+import { inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
 import {
   FrameReader,
   MAX_MEMBERS,
   MAX_MESSAGE_BYTES,
   PEER_PROTOCOL,
-} from '../../../src/routing/protocol.ts'
+} from '../../../src/routing/mesh/protocol.ts'
 import { holders, meshed } from '../../compliance/router.ts'
 import { until } from '../../wait.ts'
 import { captureLog, LoopbackMesh, type LoopbackNode } from './nodes.ts'

@@ -1,5 +1,5 @@
-import type { Startable } from '../lifecycle.ts'
-import type { Logger } from '../observe/log.ts'
+import type { Startable } from '../../lifecycle.ts'
+import type { Logger } from '../../observe/log.ts'
 
 /** Nodes heard of and not connected; who is forgotten here is heard of again. */
 const MAX_HEARD = 2048

@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import type { ContentKey } from '../oci/reference.ts'
+import type { ContentKey } from '../../oci/reference.ts'
 
 /** Enough of a sha256 that no two keys meet by chance; two made to meet only send a pull to a peer in vain. */
 const KEY_BYTES = 16

@@ -3,9 +3,9 @@ import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promi
 import { create, fromBinary, type MessageInitShape } from '@bufbuild/protobuf'
 import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
 import type { Connection, Libp2p, PeerId, Stream, StreamMessageEvent } from '@libp2p/interface'
-import type { Startable } from '../lifecycle.ts'
-import type { Logger } from '../observe/log.ts'
-import { isPlausible, parseMultiaddr } from './addresses.ts'
+import type { Startable } from '../../lifecycle.ts'
+import type { Logger } from '../../observe/log.ts'
+import { isPlausible, parseMultiaddr } from '../addresses.ts'
 import {
   AliveSchema,
   GoodbyeSchema,
@@ -18,9 +18,9 @@ import {
   type Inventory as InventoryMessage,
   type Member,
   type PeerMessage,
-} from './gen/peer/v1/peer_pb.ts'
+} from '../gen/peer/v1/peer_pb.ts'
 import { packKeys, unpackKeys, type Inventory } from './inventory.ts'
-import type { Peer } from './router.ts'
+import type { Peer } from '../router.ts'
 
 export const PEER_PROTOCOL = '/shoal/peer/1'
 /** A longer message ends the peer that sends it. */

@@ -1,8 +1,8 @@
 import { open, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import type { Startable } from '../lifecycle.ts'
-import type { Logger } from '../observe/log.ts'
-import { isPlausible, parseMultiaddr, toMultiaddr, type SocketAddress } from './addresses.ts'
+import type { Startable } from '../../lifecycle.ts'
+import type { Logger } from '../../observe/log.ts'
+import { isPlausible, parseMultiaddr, toMultiaddr, type SocketAddress } from '../addresses.ts'
 
 /** Where the nodes this one was connected with live in its data directory. */
 export const KNOWN_PEERS_FILE = 'peers.json'

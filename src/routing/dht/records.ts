@@ -6,8 +6,8 @@ import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
 import type { KadDHT } from '@libp2p/kad-dht'
 import { CID } from 'multiformats/cid'
 import { create as createMultihash } from 'multiformats/hashes/digest'
-import type { Logger } from '../observe/log.ts'
-import type { ContentKey } from '../oci/reference.ts'
+import type { Logger } from '../../observe/log.ts'
+import type { ContentKey } from '../../oci/reference.ts'
 
 const RAW = 0x55
 const SHA2_256 = 0x12

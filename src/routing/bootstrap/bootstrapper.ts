@@ -1,9 +1,9 @@
 import { lookup, Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
-import type { Startable } from '../lifecycle.ts'
-import type { Logger } from '../observe/log.ts'
-import { parseMultiaddr, type SocketAddress } from './addresses.ts'
+import type { Startable } from '../../lifecycle.ts'
+import type { Logger } from '../../observe/log.ts'
+import { parseMultiaddr, type SocketAddress } from '../addresses.ts'
 
 /** A way into the mesh, as the configuration lists it. */
 export type BootstrapEntry =
