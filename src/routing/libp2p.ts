@@ -69,6 +69,8 @@ export interface Libp2pRouterInit {
   readonly version?: string
   /** Others may read from this node; true by default */
   readonly sharing?: boolean
+  /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
+  readonly tokens?: readonly string[]
   readonly meshSize?: number
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
   readonly recordShare?: number
@@ -311,6 +313,7 @@ export class Libp2pRouter implements Router, Startable {
       nodeAddress,
       dhtProtocol: DHT_PROTOCOL,
       maxConnections: 2 * this.#meshSize + 100,
+      tokens: this.#init.tokens ?? [],
       isCut: (peer) => protocol.isCut(peer),
     })
     const id = node.peerId.toString()

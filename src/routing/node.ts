@@ -15,6 +15,7 @@ import {
   toMultiaddr,
   type SocketAddress,
 } from './addresses.ts'
+import { noiseWithToken } from './cluster-token.ts'
 
 const MINUTE = 60_000
 /** A node that is not dialled within this is not there; they are all in one network. */
@@ -31,6 +32,8 @@ interface NodeInit {
   readonly nodeAddress: string
   readonly dhtProtocol: string
   readonly maxConnections: number
+  /** Who holds one of them may connect; none: anybody */
+  readonly tokens: readonly string[]
   /** True for a peer with which no connection is wanted */
   readonly isCut: (id: string) => boolean
 }
@@ -48,7 +51,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
       announceFilter: (addresses) => announced(addresses, nodeAddress),
     },
     transports: [tcp()],
-    connectionEncrypters: [noise()],
+    connectionEncrypters: init.tokens.length > 0 ? init.tokens.map(noiseWithToken) : [noise()],
     streamMuxers: [yamux()],
     connectionGater: {
       denyDialMultiaddr: (address) => !dialable(address, loopback),
