@@ -366,6 +366,7 @@ export class Libp2pRouter implements Router, Startable {
       known.saw(remote.peer.id, remote.addresses)
       for (const { id, addresses } of members) hear(id, addresses, HEARD_OF_WITHIN_MS)
     })
+    protocol.on('update', (remote) => known.saw(remote.peer.id, remote.addresses))
     protocol.on('leave', ({ peer, addresses }, meant) => {
       known.saw(peer.id, addresses)
       if (!meant && !protocol.isCut(peer.id)) hear(peer.id, addresses, HEARD_OF_WITHIN_MS)

@@ -12,12 +12,14 @@ import {
   HelloSchema,
   InventorySchema,
   PeerMessageSchema,
+  UpdateSchema,
   type Card,
   type CardSchema,
   type Hello,
   type Inventory as InventoryMessage,
   type Member,
   type PeerMessage,
+  type Update,
 } from '../gen/peer/v1/peer_pb.ts'
 import { packKeys, unpackKeys, type Inventory } from './inventory.ts'
 import type { Peer } from '../router.ts'
@@ -92,6 +94,8 @@ interface PeerProtocolEvents {
   change: []
   /** A node says hello, and whom it knows */
   join: [node: RemoteNode, members: readonly Pick<Member, 'id' | 'addresses'>[]]
+  /** A node describes itself anew */
+  update: [node: RemoteNode]
   /** A node's stream ended; `meant`: it said goodbye */
   leave: [node: RemoteNode, meant: boolean]
 }
@@ -171,6 +175,11 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     return false
   }
 
+  /** Tells all peers this node's card and addresses as they are now. */
+  updateCard(): void {
+    for (const speaking of this.#speaking.values()) speaking.update()
+  }
+
   // Speaking
 
   /** One stream to a peer at a time, as long as there is a connection; it follows the peer from one to the next. */
@@ -185,7 +194,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       ) {
         const connection = this.#node.getConnections(peer).find(({ status }) => status === 'open')
         if (connection === undefined) return
-        const speaking = new Speaking(this.#inventory, this.#init)
+        const speaking = new Speaking(this.#inventory, () => this.#self(), this.#init)
         this.#speaking.set(id, speaking)
         await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
           this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
@@ -205,11 +214,17 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       addresses: [...node.addresses],
     })).filter(({ id, addresses }) => id !== to && addresses.length > 0)
     return create(HelloSchema, {
-      card: this.#init.card(),
-      addresses: this.#init.addresses().slice(0, MAX_NODE_ADDRESSES),
+      ...this.#self(),
       members: members.slice(0, MAX_MEMBERS),
       inventory: this.#speaking.size <= this.#init.meshSize,
     })
+  }
+
+  #self(): { card: MessageInitShape<typeof CardSchema>; addresses: string[] } {
+    return {
+      card: this.#init.card(),
+      addresses: this.#init.addresses().slice(0, MAX_NODE_ADDRESSES),
+    }
   }
 
   // Listening
@@ -245,6 +260,10 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'inventory':
         node.take(message.value)
         this.emit('change')
+        break
+      case 'update':
+        node.describe(message.value)
+        this.emit('update', node)
         break
       case 'goodbye':
         this.#end(listening, true)
@@ -324,29 +343,55 @@ interface Listening {
   silentBeats: number
 }
 
+type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'addresses'>
+
 /** What one stream told. */
 class Remote implements RemoteNode {
-  readonly peer: Peer
-  readonly sharing: boolean
-  readonly addresses: readonly string[]
   readonly keys = new Set<string>()
   inventory: RemoteNode['inventory']
+  readonly #connection: Connection
+  readonly #loopback: boolean
+  #self: SelfDescription
   #epoch: bigint | undefined
   #version = 0n
 
   /** @throws {PeerProtocolError} */
   constructor(hello: Hello, connection: Connection, loopback: boolean) {
-    const { card, addresses, members } = hello
-    if (card === undefined) throw new PeerProtocolError('hello has no card')
-    if (addresses.length > MAX_NODE_ADDRESSES) throw new PeerProtocolError('too many addresses')
-    if (members.length > MAX_MEMBERS) throw new PeerProtocolError('too many members')
-    this.peer = toPeer(connection, card, loopback)
-    this.sharing = card.sharing
-    this.addresses = addresses.filter((address) => {
-      const host = parseMultiaddr(address)?.host
-      return host !== undefined && isPlausible(host, { loopback })
-    })
+    if (hello.members.length > MAX_MEMBERS) throw new PeerProtocolError('too many members')
+    this.#connection = connection
+    this.#loopback = loopback
+    this.#self = this.#read(hello)
     this.inventory = hello.inventory ? 'arriving' : 'none'
+  }
+
+  get peer(): Peer {
+    return this.#self.peer
+  }
+
+  get sharing(): boolean {
+    return this.#self.sharing
+  }
+
+  get addresses(): readonly string[] {
+    return this.#self.addresses
+  }
+
+  /** @throws {PeerProtocolError} */
+  describe(update: Update): void {
+    this.#self = this.#read(update)
+  }
+
+  #read({ card, addresses }: Pick<Hello, 'card' | 'addresses'>): SelfDescription {
+    if (card === undefined) throw new PeerProtocolError('card is missing')
+    if (addresses.length > MAX_NODE_ADDRESSES) throw new PeerProtocolError('too many addresses')
+    return {
+      peer: toPeer(this.#connection, card, this.#loopback),
+      sharing: card.sharing,
+      addresses: addresses.filter((address) => {
+        const host = parseMultiaddr(address)?.host
+        return host !== undefined && isPlausible(host, { loopback: this.#loopback })
+      }),
+    }
   }
 
   /** @throws {PeerProtocolError} */
@@ -373,6 +418,7 @@ class Remote implements RemoteNode {
 /** The stream this node opened to another. */
 class Speaking {
   readonly #inventory: Inventory
+  readonly #self: () => MessageInitShape<typeof UpdateSchema>
   readonly #heartbeatMs: number
   /**
    * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
@@ -383,9 +429,15 @@ class Speaking {
   #stream: Stream | undefined
   #wake = (): void => {}
   #leaving = false
+  #updated = false
 
-  constructor(inventory: Inventory, init: Pick<PeerProtocolInit, 'heartbeatMs'>) {
+  constructor(
+    inventory: Inventory,
+    self: () => MessageInitShape<typeof UpdateSchema>,
+    init: Pick<PeerProtocolInit, 'heartbeatMs'>,
+  ) {
     this.#inventory = inventory
+    this.#self = self
     this.#heartbeatMs = init.heartbeatMs
   }
 
@@ -408,6 +460,12 @@ class Speaking {
     }
   }
 
+  /** What the hello said of this node is no longer so. */
+  update(): void {
+    this.#updated = true
+    this.#wake()
+  }
+
   /** Says goodbye. */
   async leave(): Promise<void> {
     this.#leaving = true
@@ -426,6 +484,11 @@ class Speaking {
     await this.#send(stream, { case: 'hello', value: hello })
     const pieces = hello.inventory ? this.#pieces() : undefined
     while (!this.#leaving && stream.status === 'open') {
+      if (this.#updated) {
+        this.#updated = false
+        await this.#send(stream, { case: 'update', value: create(UpdateSchema, this.#self()) })
+        continue
+      }
       const piece = pieces?.next().value
       if (piece !== undefined) await this.#send(stream, { case: 'inventory', value: piece })
       else if (await this.#idle())

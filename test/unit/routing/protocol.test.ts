@@ -17,18 +17,20 @@ import {
   HelloSchema,
   InventorySchema,
   PeerMessageSchema,
+  UpdateSchema,
   type PeerMessage,
 } from '../../../src/routing/gen/peer/v1/peer_pb.ts'
-import { inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
+import { Inventory, inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
 import {
   FrameReader,
   MAX_MEMBERS,
   MAX_MESSAGE_BYTES,
   PEER_PROTOCOL,
+  PeerProtocol,
 } from '../../../src/routing/mesh/protocol.ts'
 import { holders, meshed } from '../../compliance/router.ts'
 import { until } from '../../wait.ts'
-import { captureLog, LoopbackMesh, type LoopbackNode } from './nodes.ts'
+import { captureLog, LoopbackMesh, silent, type LoopbackNode } from './nodes.ts'
 
 const KEY = digestOf('content')
 const LIE = digestOf('what nobody holds')
@@ -137,6 +139,13 @@ const OFFENCES: Record<string, () => Iterable<Uint8Array>> = {
   'an HTTP request': () => [Buffer.from(`GET / HTTP/1.1\r\nHost: ${'a'.repeat(80)}\r\n\r\n`)],
   'an inventory before the hello': () => [inventory([inventoryKey(LIE)])],
   'a second hello': () => [hello(), hello()],
+  'an update without a card': () => [
+    hello(),
+    frame({ case: 'update', value: create(UpdateSchema) }),
+  ],
+  'an update before the hello': () => [
+    frame({ case: 'update', value: create(UpdateSchema, { card: CARD }) }),
+  ],
   'half a key': () => [hello({ inventory: true }), inventory(['half'])],
   'an inventory it did not promise': () => [hello(), inventory([inventoryKey(LIE)])],
   'a change without a beginning': () => [
@@ -250,6 +259,62 @@ suite('peer protocol: what a peer may not do', () => {
     stream.send(inventory([inventoryKey(KEY)]))
     await until(async () => (await holders(a.router, KEY)).includes(rogue.id))
     assert.equal(a.router.peers().length, 1)
+  })
+})
+
+/** A node with nothing but the protocol, whose card a test changes. */
+async function speaker(card: () => MessageInitShape<typeof CardSchema>, addresses: () => string[]) {
+  const node = await createLibp2p({
+    start: false,
+    addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+    transports: [tcp()],
+    connectionEncrypters: [noise()],
+    streamMuxers: [yamux()],
+    services: { identify: identify() },
+  })
+  const init = { card, addresses, loopback: true, meshSize: 10, heartbeatMs: 60_000 }
+  const protocol = new PeerProtocol({ log: silent, node, inventory: new Inventory() }, init)
+  await protocol.start()
+  await node.start()
+  return {
+    protocol,
+    node,
+    async [Symbol.asyncDispose]() {
+      await protocol.stop()
+      await node.stop()
+    },
+  }
+}
+
+suite('peer protocol: updates', () => {
+  test('peers that are connected get the new card and addresses at once', async () => {
+    let name = 'before'
+    let addresses = ['/ip4/10.0.0.1/tcp/5002']
+    await using a = await speaker(
+      () => ({ ...CARD, name }),
+      () => addresses,
+    )
+    await using b = await speaker(
+      () => CARD,
+      () => [],
+    )
+    await b.node.dial(a.node.getMultiaddrs())
+    const seen = () => b.protocol.get(a.node.peerId.toString())
+    await until(() => seen()?.inventory === 'complete')
+    const before = seen()
+    assert.equal(before?.peer.name, 'before')
+    const updates: string[] = []
+    b.protocol.on('update', ({ peer }) => updates.push(peer.name))
+
+    name = 'between'
+    a.protocol.updateCard()
+    name = 'after'
+    addresses = ['/ip4/10.0.0.2/tcp/5002']
+    a.protocol.updateCard()
+    await until(() => updates.includes('after'))
+    assert.equal(seen(), before, 'the node is the same one')
+    assert.deepEqual(seen()?.addresses, addresses)
+    assert.equal(seen()?.inventory, 'complete')
   })
 })
 

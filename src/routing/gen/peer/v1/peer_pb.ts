@@ -23,7 +23,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEiwAEKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiCQoHR29vZGJ5ZSIHCgVBbGl2ZWIGcHJvdG8z");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi6QEKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSABCCQoHbWVzc2FnZSJ4CgVIZWxsbxIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCRImCgdtZW1iZXJzGAMgAygLMhUuc2hvYWwucGVlci52MS5NZW1iZXISEQoJaW52ZW50b3J5GAQgASgIIsABCgRDYXJkEgwKBG5hbWUYASABKAkSFwoPcmVnaXN0cnlfc2NoZW1lGAIgASgJEhUKDXJlZ2lzdHJ5X3BvcnQYAyABKA0SGgoScmVnaXN0cnlfYWRkcmVzc2VzGAQgAygJEgwKBHpvbmUYBSABKAkSDgoGcmVnaW9uGAYgASgJEg8KB3ZlcnNpb24YByABKAkSEAoIZmVhdHVyZXMYCCADKAkSDAoEbG9hZBgJIAEoDRIPCgdzaGFyaW5nGAogASgIIj4KBlVwZGF0ZRIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCSInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiCQoHR29vZGJ5ZSIHCgVBbGl2ZWIGcHJvdG8z");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -56,6 +56,12 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: Alive;
     case: "alive";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.Update update = 5;
+     */
+    value: Update;
+    case: "update";
   } | { case: undefined; value?: undefined };
 };
 
@@ -184,6 +190,31 @@ export const CardSchema: GenMessage<Card> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 2);
 
 /**
+ * The node is another than its hello said: its addresses changed, for example. What is in here counts from now on, as
+ * in Hello.
+ *
+ * @generated from message shoal.peer.v1.Update
+ */
+export type Update = Message<"shoal.peer.v1.Update"> & {
+  /**
+   * @generated from field: shoal.peer.v1.Card card = 1;
+   */
+  card?: Card | undefined;
+
+  /**
+   * @generated from field: repeated string addresses = 2;
+   */
+  addresses: string[];
+};
+
+/**
+ * Describes the message shoal.peer.v1.Update.
+ * Use `create(UpdateSchema)` to create a new message.
+ */
+export const UpdateSchema: GenMessage<Update> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 3);
+
+/**
  * @generated from message shoal.peer.v1.Member
  */
 export type Member = Message<"shoal.peer.v1.Member"> & {
@@ -207,7 +238,7 @@ export type Member = Message<"shoal.peer.v1.Member"> & {
  * Use `create(MemberSchema)` to create a new message.
  */
 export const MemberSchema: GenMessage<Member> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 3);
+  messageDesc(file_peer_v1_peer, 4);
 
 /**
  * What a node holds, or a change of that. A key is the first 16 bytes of the sha256 of its text, which is
@@ -262,7 +293,7 @@ export type Inventory = Message<"shoal.peer.v1.Inventory"> & {
  * Use `create(InventorySchema)` to create a new message.
  */
 export const InventorySchema: GenMessage<Inventory> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 4);
+  messageDesc(file_peer_v1_peer, 5);
 
 /**
  * The node stops, and means to.
@@ -277,7 +308,7 @@ export type Goodbye = Message<"shoal.peer.v1.Goodbye"> & {
  * Use `create(GoodbyeSchema)` to create a new message.
  */
 export const GoodbyeSchema: GenMessage<Goodbye> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 5);
+  messageDesc(file_peer_v1_peer, 6);
 
 /**
  * The node is there, and has nothing to say.
@@ -292,5 +323,5 @@ export type Alive = Message<"shoal.peer.v1.Alive"> & {
  * Use `create(AliveSchema)` to create a new message.
  */
 export const AliveSchema: GenMessage<Alive> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 6);
+  messageDesc(file_peer_v1_peer, 7);
 
