@@ -26,7 +26,14 @@ import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol, type RemoteNode } from './mesh/protocol.ts'
-import { createNode, DIAL_TIMEOUT_MS, ownAddresses, systemError, type RoutingNode } from './node.ts'
+import {
+  createNode,
+  DIAL_TIMEOUT_MS,
+  ownAddresses,
+  systemError,
+  type Carrier,
+  type RoutingNode,
+} from './node.ts'
 import type { Peer, Router } from './router.ts'
 
 /** Shoal's own DHT. */
@@ -76,6 +83,7 @@ export interface Libp2pRouterInit {
   readonly recordShare?: number
   readonly heartbeatMs?: number
   readonly bootstrapTiming?: BootstrapTiming
+  readonly carrier?: Carrier
 }
 
 /** What runs between `start` and `stop`. */
@@ -315,6 +323,7 @@ export class Libp2pRouter implements Router, Startable {
       maxConnections: 2 * this.#meshSize + 100,
       tokens: this.#init.tokens ?? [],
       isCut: (peer) => protocol.isCut(peer),
+      carrier: this.#init.carrier,
     })
     const id = node.peerId.toString()
     const protocol = new PeerProtocol(

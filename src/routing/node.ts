@@ -6,7 +6,7 @@ import { kadDHT, passthroughMapper, type KadDHT } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import type { Multiaddr } from '@multiformats/multiaddr'
-import { createLibp2p } from 'libp2p'
+import { createLibp2p, type Libp2pOptions } from 'libp2p'
 import {
   isLoopbackAddress,
   isPlausible,
@@ -20,6 +20,9 @@ import { noiseWithToken } from './cluster-token.ts'
 const MINUTE = 60_000
 /** A node that is not dialled within this is not there; they are all in one network. */
 export const DIAL_TIMEOUT_MS = 2000
+
+/** What carries the bytes and counts them, where it is not TCP and Noise: a simulation's own. */
+export type Carrier = Pick<Libp2pOptions, 'transports' | 'connectionEncrypters' | 'metrics'>
 
 /** What libp2p runs for us. */
 export type RoutingNode = Libp2p<{ dht: KadDHT }>
@@ -36,6 +39,7 @@ interface NodeInit {
   readonly tokens: readonly string[]
   /** True for a peer with which no connection is wanted */
   readonly isCut: (id: string) => boolean
+  readonly carrier?: Carrier | undefined
 }
 
 /** A libp2p node with the settings of a cluster; it is not started. */
@@ -53,6 +57,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     transports: [tcp()],
     connectionEncrypters: init.tokens.length > 0 ? init.tokens.map(noiseWithToken) : [noise()],
     streamMuxers: [yamux()],
+    ...init.carrier,
     connectionGater: {
       denyDialMultiaddr: (address) => !dialable(address, loopback),
       denyDialPeer: (peer) => init.isCut(peer.toString()),
