@@ -195,10 +195,14 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   /** Figures for metrics. */
-  stats(): { peerKeys: number; recordBacklog: number } {
+  stats(): { peerKeys: number; peerKeyBytes: number; recordBacklog: number } {
     let peerKeys = 0
-    for (const { keys } of this.#running?.protocol.nodes() ?? []) peerKeys += keys.size
-    return { peerKeys, recordBacklog: this.#records.backlog }
+    let peerKeyBytes = 0
+    for (const { keys } of this.#running?.protocol.nodes() ?? []) {
+      peerKeys += keys.size
+      peerKeyBytes += keys.bytes
+    }
+    return { peerKeys, peerKeyBytes, recordBacklog: this.#records.backlog }
   }
 
   async *lookup(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Peer> {

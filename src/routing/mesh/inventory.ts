@@ -2,7 +2,7 @@ import { createHash, randomBytes } from 'node:crypto'
 import type { ContentKey } from '../../oci/reference.ts'
 
 /** Enough of a sha256 that no two keys meet by chance; two made to meet only send a pull to a peer in vain. */
-const KEY_BYTES = 16
+export const KEY_BYTES = 16
 
 /** A content key as inventories carry it: the first 16 bytes of the sha256 of its text, one character a byte. */
 export function inventoryKey(key: ContentKey): string {
@@ -12,15 +12,6 @@ export function inventoryKey(key: ContentKey): string {
 /** Writes keys one after the other. */
 export function packKeys(keys: readonly string[]): Uint8Array {
   return Buffer.from(keys.join(''), 'latin1')
-}
-
-/** Reads what {@link packKeys} wrote, or nothing if that cannot be. */
-export function unpackKeys(bytes: Uint8Array): string[] | undefined {
-  if (bytes.length % KEY_BYTES !== 0) return undefined
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-  return Array.from({ length: bytes.length / KEY_BYTES }, (_, index) =>
-    text.toString('latin1', index * KEY_BYTES, (index + 1) * KEY_BYTES),
-  )
 }
 
 /** Told of each change; `held` says which way. */

@@ -21,7 +21,8 @@ import {
   type PeerMessage,
   type Update,
 } from '../gen/peer/v1/peer_pb.ts'
-import { packKeys, unpackKeys, type Inventory } from './inventory.ts'
+import { KEY_BYTES, packKeys, type Inventory } from './inventory.ts'
+import { KeySet } from './key-set.ts'
 import type { Peer } from '../router.ts'
 
 export const PEER_PROTOCOL = '/shoal/peer/1'
@@ -61,7 +62,7 @@ export interface RemoteNode {
   readonly addresses: readonly string[]
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
   readonly inventory: 'none' | 'arriving' | 'complete'
-  readonly keys: ReadonlySet<string>
+  readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
 }
 
 /** A peer sent what the protocol does not allow. */
@@ -347,7 +348,7 @@ type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'addresses'>
 
 /** What one stream told. */
 class Remote implements RemoteNode {
-  readonly keys = new Set<string>()
+  readonly keys = new KeySet()
   inventory: RemoteNode['inventory']
   readonly #connection: Connection
   readonly #loopback: boolean
@@ -405,11 +406,10 @@ class Remote implements RemoteNode {
     }
     this.#epoch = epoch
     this.#version = version
-    const gone = unpackKeys(removed)
-    const come = unpackKeys(added)
-    if (gone === undefined || come === undefined) throw new PeerProtocolError('half a key')
-    for (const key of gone) this.keys.delete(key)
-    for (const key of come) this.keys.add(key)
+    if (removed.length % KEY_BYTES !== 0 || added.length % KEY_BYTES !== 0)
+      throw new PeerProtocolError('half a key')
+    this.keys.delete(removed)
+    this.keys.add(added)
     if (this.keys.size > MAX_KEYS) throw new PeerProtocolError(`more than ${MAX_KEYS} keys`)
     if (complete) this.inventory = 'complete'
   }

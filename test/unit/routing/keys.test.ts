@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
 import { suite, test } from 'node:test'
+import fc from 'fast-check'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
 import { cidOf } from '../../../src/routing/dht/records.ts'
-import { Inventory, inventoryKey, packKeys, unpackKeys } from '../../../src/routing/mesh/inventory.ts'
+import { Inventory, inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
+import { KeySet } from '../../../src/routing/mesh/key-set.ts'
 
 const ALPINE = tagName('docker.io', 'library/alpine', '3.20')
 const EMPTY = digestOf('')
@@ -51,8 +53,12 @@ suite('keys in inventories', () => {
       Buffer.from(packed).toString('hex'),
       VECTORS.map(([, multihash]) => multihash.slice(4, 36)).join(''),
     )
-    assert.deepEqual(unpackKeys(packed), keys)
-    assert.equal(unpackKeys(packed.subarray(1)), undefined)
+    const set = new KeySet()
+    set.add(packed)
+    assert.deepEqual(
+      keys.map((key) => set.has(key)),
+      [true, true, true],
+    )
   })
 
   test('change only when something changes', () => {
@@ -70,5 +76,74 @@ suite('keys in inventories', () => {
     ])
     assert.equal(inventory.version, 3n)
     assert.equal(inventory.size, 2)
+  })
+})
+
+suite('keys of another node', () => {
+  const key = (number: number): string => inventoryKey(digestOf(`${number}`))
+
+  test('are what a Set of them would be, through anything', () => {
+    const zeros = '\0'.repeat(16)
+    const some = fc
+      .array(fc.oneof(fc.integer({ min: 0, max: 300 }).map(key), fc.constant(zeros)), {
+        maxLength: 200,
+      })
+      .map((keys) => ({ keys, packed: packKeys(keys) }))
+    const step = fc.record({
+      what: fc.constantFrom('add', 'add', 'delete', 'delete', 'clear'),
+      some,
+    })
+    const asked = [zeros, ...Array.from({ length: 300 }, (_, number) => key(number))]
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 12 }), (steps) => {
+        const set = new KeySet()
+        const model = new Set<string>()
+        for (const {
+          what,
+          some: { keys, packed },
+        } of steps) {
+          if (what === 'add') {
+            set.add(packed)
+            for (const added of keys) model.add(added)
+          } else if (what === 'delete') {
+            set.delete(packed)
+            for (const removed of keys) model.delete(removed)
+          } else {
+            set.clear()
+            model.clear()
+          }
+          assert.equal(set.size, model.size)
+          for (const text of asked) assert.equal(set.has(text), model.has(text))
+        }
+      }),
+    )
+  })
+
+  test('take at most 22 bytes each while they come, and give them back when they go', () => {
+    const set = new KeySet()
+    const empty = set.bytes
+    const packed = packKeys(Array.from({ length: 20_000 }, (_, number) => key(number)))
+    for (let size = 1; size <= 20_000; size += 1) {
+      set.add(packed.subarray(16 * (size - 1), 16 * size))
+      assert.equal(set.size, size)
+      if (size > 16) assert.ok(set.bytes <= 22 * size, `${set.bytes} for ${size}`)
+    }
+    set.delete(packed)
+    assert.equal(set.bytes, empty)
+  })
+
+  test('cost the same whichever a peer thinks of', () => {
+    // As they come from a peer that counts, in each of the eight bytes: a simple function puts them all in one place
+    for (let byte = 0; byte < 6; byte += 1) {
+      const packed = Buffer.alloc(16 * 60_000)
+      for (let number = 0; number < 60_000; number += 1) {
+        packed.writeUInt16LE(number, 16 * number + byte)
+      }
+      const set = new KeySet()
+      const before = process.cpuUsage()
+      set.add(packed)
+      const { user } = process.cpuUsage(before)
+      assert.ok(user < 1_000_000, `${user / 1000} ms of CPU`)
+    }
   })
 })
