@@ -16,6 +16,7 @@ import {
   type SocketAddress,
 } from './addresses.ts'
 import { noiseWithToken } from './cluster-token.ts'
+import { DialGuard } from './dial-guard.ts'
 
 const MINUTE = 60_000
 /** A node that is not dialled within this is not there; they are all in one network. */
@@ -46,6 +47,7 @@ interface NodeInit {
 export async function createNode(init: NodeInit): Promise<RoutingNode> {
   const { listen, nodeAddress } = init
   const loopback = isWildcard(listen.host) || isLoopbackAddress(listen.host)
+  const guard = new DialGuard()
   return createLibp2p({
     start: false,
     privateKey: init.privateKey,
@@ -59,7 +61,10 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     streamMuxers: [yamux()],
     ...init.carrier,
     connectionGater: {
-      denyDialMultiaddr: (address) => !dialable(address, loopback),
+      denyDialMultiaddr: (address) => {
+        const target = parseMultiaddr(address.toString())
+        return !dialable(address, loopback) || !target || !guard.allows(target, target.id)
+      },
       denyDialPeer: (peer) => init.isCut(peer.toString()),
       denyInboundEncryptedConnection: (peer) => init.isCut(peer.toString()),
       filterMultiaddrForPeer: (_, address) => dialable(address, loopback),
