@@ -46,6 +46,8 @@ const ARRIVAL_TIMEOUT_MS = 500
 /** A connection that brings no hello within this is no node of ours. */
 const HELLO_TIMEOUT_MS = 1000
 const DHT_TIMEOUT_MS = 2000
+/** A record may name thousands; so many are met at a time for one lookup. */
+const MAX_MEETINGS = 16
 /** Nodes that hear of one that joins leave it the time to come by itself. */
 const HEARD_OF_WITHIN_MS = 100
 const DISCOVERED_WITHIN_MS = 2000
@@ -266,7 +268,7 @@ export class Libp2pRouter implements Router, Startable {
     const enough = new AbortController()
     const limit = AbortSignal.any([enough.signal, signal, AbortSignal.timeout(DHT_TIMEOUT_MS)])
     const met: Peer[] = []
-    const bell = new EventEmitter<{ ring: [] }>()
+    const bell = new EventEmitter<{ ring: [] }>().setMaxListeners(0)
     let open = 1
     const work = async (task: Promise<void>): Promise<void> => {
       await task.catch((error: unknown) => this.#log.debug({ key, err: error }, 'DHT lookup'))
@@ -281,6 +283,8 @@ export class Libp2pRouter implements Router, Startable {
       for await (const provider of this.#records.find(key, { signal: limit })) {
         if (provider.id === running.id || seen.has(provider.id)) continue
         seen.add(provider.id)
+        // One of them is this loop
+        while (open > MAX_MEETINGS && !limit.aborted) await once(bell, 'ring')
         open += 1
         void work(meet(provider))
       }
