@@ -328,7 +328,10 @@ export class PeersSource implements ContentSource {
       )
       return
     }
-    if (outcome === 'unreachable') this.#avoided.rest(peer.id)
+    if (outcome === 'unreachable') {
+      this.#avoided.rest(peer.id)
+      this.#router.suspect(peer)
+    }
     this.#log.debug(fields, 'peer failed')
   }
 }

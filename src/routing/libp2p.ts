@@ -174,6 +174,10 @@ export class Libp2pRouter implements Router, Startable {
     return Array.from(this.#running?.protocol.nodes() ?? [], ({ peer }) => peer)
   }
 
+  suspect({ id }: Pick<Peer, 'id'>): void {
+    this.#running?.protocol.suspect(id)
+  }
+
   advertise(keys: Iterable<ContentKey>): void {
     this.#records.add(this.#inventory.add(keys))
   }

@@ -23,6 +23,11 @@ export interface Router {
    * expected, or by `signal`, without an error either way.
    */
   lookup(key: ContentKey, options: { signal: AbortSignal }): AsyncIterable<Peer>
+  /**
+   * A request to `peer` failed as one to a dead node does. Whether it is dead is found out at once, and then it is
+   * returned no more, nor by the other nodes soon after. It costs little to say this often, or without need.
+   */
+  suspect(peer: Pick<Peer, 'id'>): void
   /** Tells the others that this node holds `keys`; in addition to what was said before. Does not wait for them. */
   advertise(keys: Iterable<ContentKey>): void
   /** Takes that back. */

@@ -163,6 +163,20 @@ export function routerSuite(name: string, createMesh: () => RouterMesh): void {
       assert.deepEqual(await holders(c.router, DIGEST), [b.id])
     })
 
+    test('a node that is suspected and lives is found as before', async () => {
+      await using mesh = createMesh()
+      const nodes = await many(mesh, 3)
+      const [a, b, c] = [pick(nodes, 0), pick(nodes, 1), pick(nodes, 2)]
+      a.router.advertise([DIGEST])
+      await until(async () => (await holders(c.router, DIGEST)).includes(a.id))
+      for (let times = 0; times < 3; times += 1) {
+        c.router.suspect({ id: a.id })
+        b.router.suspect({ id: 'nobody' })
+        assert.deepEqual(await holders(c.router, DIGEST), [a.id])
+      }
+      assert.ok(c.router.peers().some(({ id }) => id === a.id))
+    })
+
     test('holders come nearest first: same zone, same region, the rest', async () => {
       await using mesh = createMesh()
       const asking = await mesh.add({ zone: 'z1', region: 'r1' })

@@ -44,6 +44,9 @@ export class MemoryRouter implements Router, Startable {
     }
   }
 
+  /** Nobody dies unnoticed in here. */
+  suspect(): void {}
+
   advertise(keys: Iterable<ContentKey>): void {
     for (const key of keys) this.#keys.add(key)
   }

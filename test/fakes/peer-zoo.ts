@@ -160,6 +160,7 @@ export async function unreachable(): Promise<ZooPeer> {
 /** Finds the same peers for every key, in this order. */
 export class FixedRouter implements Router {
   readonly lookups: ContentKey[] = []
+  readonly suspected: string[] = []
   readonly #peers: readonly Peer[]
 
   constructor(peers: readonly ZooPeer[]) {
@@ -177,6 +178,10 @@ export class FixedRouter implements Router {
   async *lookup(key: ContentKey): AsyncGenerator<Peer> {
     this.lookups.push(key)
     yield* this.#peers
+  }
+
+  suspect({ id }: Peer): void {
+    this.suspected.push(id)
   }
 
   advertise(): void {}

@@ -12,6 +12,7 @@ import {
   HelloSchema,
   InventorySchema,
   PeerMessageSchema,
+  SuspectSchema,
   UpdateSchema,
   type Card,
   type CardSchema,
@@ -48,6 +49,19 @@ const OPEN_TIMEOUT_MS = 5000
 const GOODBYE_TIMEOUT_MS = 500
 /** Signs of life a peer may leave out, in beats, before it counts as gone; not to read is one. */
 const MAX_SILENT_BEATS = 3
+/** libp2p's own protocol: whoever can agree on it lives. */
+const PING_PROTOCOL = '/ipfs/ping/1.0.0'
+/** A node that is suspected has so many times so long to answer. */
+const PROBE_BEATS = 4
+const PROBE_BEAT_MS = 250
+/** What was found counts for so long. */
+const PROBE_PAUSE_MS = 3000
+/** Checks at a time that others caused; what more they say is not heard. */
+const MAX_TOLD_PROBES = 16
+/** All nodes hear of a dead one at once, and should not ask it at once should it live. */
+const TOLD_SPREAD_MS_PER_NODE = 2
+/** Who suspected a node without reason is not heard for so long. */
+const MUTE_MS = 30_000
 /** How long a peer that broke the protocol is refused. */
 const CUT_MS = 60_000
 /** Control characters have no place in names that people and terminals read. */
@@ -114,6 +128,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #remotes = new Map<string, Listening & { node: Remote }>()
   readonly #speaking = new Map<string, Speaking>()
   readonly #cut = new Map<string, number>()
+  #toldProbes = 0
   readonly #stopped = new AbortController()
   #topology: string | undefined
   #watchdog: NodeJS.Timeout | undefined
@@ -178,7 +193,24 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 
   /** Tells all peers this node's card and addresses as they are now. */
   updateCard(): void {
-    for (const speaking of this.#speaking.values()) speaking.update()
+    for (const speaking of this.#speaking.values()) {
+      speaking.tell('card', () => ({ case: 'update', value: create(UpdateSchema, this.#self()) }))
+    }
+  }
+
+  /** Something else says that `id` is dead: a node that does not answer is forgotten, and the others are told. */
+  suspect(id: string): void {
+    const listening = this.#remotes.get(id)
+    if (listening === undefined) return
+    this.#probe(listening)
+      .then((lives) => {
+        if (lives) return
+        const value = create(SuspectSchema, { id })
+        for (const speaking of this.#speaking.values()) {
+          speaking.tell(id, () => ({ case: 'suspect', value }))
+        }
+      })
+      .catch((error: unknown) => this.#log.error({ peer: id, err: error }, 'probe failed'))
   }
 
   // Speaking
@@ -195,7 +227,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       ) {
         const connection = this.#node.getConnections(peer).find(({ status }) => status === 'open')
         if (connection === undefined) return
-        const speaking = new Speaking(this.#inventory, () => this.#self(), this.#init)
+        const speaking = new Speaking(this.#inventory, this.#init)
         this.#speaking.set(id, speaking)
         await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
           this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
@@ -266,6 +298,9 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         node.describe(message.value)
         this.emit('update', node)
         break
+      case 'suspect':
+        this.#heardSuspicion(node, message.value.id)
+        break
       case 'goodbye':
         this.#end(listening, true)
         break
@@ -290,6 +325,41 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     }
     this.emit('join', node, hello.members)
     this.emit('change')
+  }
+
+  /** A liar causes one ping, and then nothing for {@link MUTE_MS}. */
+  #heardSuspicion(from: Remote, id: string): void {
+    const listening = this.#remotes.get(id)
+    if (listening === undefined || listening.node === from) return
+    if (from.mutedUntil > performance.now() || this.#toldProbes >= MAX_TOLD_PROBES) return
+    this.#toldProbes += 1
+    delay(Math.random() * TOLD_SPREAD_MS_PER_NODE * this.size, undefined, { ref: false })
+      .then(() => this.#probe(listening))
+      .then((lives) => {
+        if (lives) from.mutedUntil = performance.now() + MUTE_MS
+      })
+      .catch((error: unknown) => this.#log.error({ peer: id, err: error }, 'probe failed'))
+      .finally(() => (this.#toldProbes -= 1))
+  }
+
+  /** Asks a peer whether it lives, and forgets it if not; what was found a moment ago counts. */
+  #probe(listening: Listening): Promise<boolean> {
+    const now = performance.now()
+    if (listening.probe === undefined || now - listening.probe.since > PROBE_PAUSE_MS) {
+      listening.probe = { since: now, lives: this.#forgetUnlessAlive(listening) }
+    }
+    return listening.probe.lives
+  }
+
+  async #forgetUnlessAlive(listening: Listening): Promise<boolean> {
+    const { connection } = listening
+    if (await answers(connection)) return true
+    const peer = connection.remotePeer
+    this.#log.debug({ peer: peer.toString() }, 'peer does not answer')
+    this.#end(listening, false)
+    for (const open of [connection, ...this.#node.getConnections(peer)])
+      open.abort(new PeerProtocolError('no answer'))
+    return false
   }
 
   #end(listening: Listening, meant: boolean): void {
@@ -342,6 +412,27 @@ interface Listening {
   /** Set by its hello */
   node?: Remote
   silentBeats: number
+  probe?: { readonly since: number; readonly lives: Promise<boolean> }
+}
+
+/** Beats are counted, not time, as in {@link PeerProtocol}: the answer may wait in the socket of a busy process. */
+async function answers(connection: Connection): Promise<boolean> {
+  const silent = new AbortController()
+  let beats = 0
+  const timer = setInterval(() => {
+    beats += 1
+    if (beats === PROBE_BEATS) silent.abort()
+  }, PROBE_BEAT_MS).unref()
+  try {
+    const stream = await connection.newStream([PING_PROTOCOL], { signal: silent.signal })
+    stream.abort(new PeerProtocolError('nothing more is expected'))
+    return true
+  } catch {
+    // Any other error on a connection that lasts is an answer
+    return !silent.signal.aborted && connection.status === 'open'
+  } finally {
+    clearInterval(timer)
+  }
 }
 
 type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'addresses'>
@@ -349,6 +440,8 @@ type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'addresses'>
 /** What one stream told. */
 class Remote implements RemoteNode {
   readonly keys = new KeySet()
+  /** Its suspicions of others are not heard until then */
+  mutedUntil = 0
   inventory: RemoteNode['inventory']
   readonly #connection: Connection
   readonly #loopback: boolean
@@ -418,7 +511,6 @@ class Remote implements RemoteNode {
 /** The stream this node opened to another. */
 class Speaking {
   readonly #inventory: Inventory
-  readonly #self: () => MessageInitShape<typeof UpdateSchema>
   readonly #heartbeatMs: number
   /**
    * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
@@ -429,15 +521,11 @@ class Speaking {
   #stream: Stream | undefined
   #wake = (): void => {}
   #leaving = false
-  #updated = false
+  /** To be told before anything else, the newest of each kind */
+  readonly #notes = new Map<string, () => PeerMessage['message']>()
 
-  constructor(
-    inventory: Inventory,
-    self: () => MessageInitShape<typeof UpdateSchema>,
-    init: Pick<PeerProtocolInit, 'heartbeatMs'>,
-  ) {
+  constructor(inventory: Inventory, init: Pick<PeerProtocolInit, 'heartbeatMs'>) {
     this.#inventory = inventory
-    this.#self = self
     this.#heartbeatMs = init.heartbeatMs
   }
 
@@ -460,9 +548,9 @@ class Speaking {
     }
   }
 
-  /** What the hello said of this node is no longer so. */
-  update(): void {
-    this.#updated = true
+  /** Tells something soon, as it is then; and not what was to be told about the same before. */
+  tell(about: string, note: () => PeerMessage['message']): void {
+    this.#notes.set(about, note)
     this.#wake()
   }
 
@@ -484,10 +572,9 @@ class Speaking {
     await this.#send(stream, { case: 'hello', value: hello })
     const pieces = hello.inventory ? this.#pieces() : undefined
     while (!this.#leaving && stream.status === 'open') {
-      if (this.#updated) {
-        this.#updated = false
-        await this.#send(stream, { case: 'update', value: create(UpdateSchema, this.#self()) })
-        continue
+      for (const [about, note] of this.#notes) {
+        this.#notes.delete(about)
+        await this.#send(stream, note())
       }
       const piece = pieces?.next().value
       if (piece !== undefined) await this.#send(stream, { case: 'inventory', value: piece })

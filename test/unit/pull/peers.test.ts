@@ -24,16 +24,22 @@ const timeouts = { dial: 400, firstByte: 400, progress: 400 }
 function source(peers: readonly zoo.ZooPeer[], hedge = 100) {
   const client = new RegistryClient({ timeouts })
   const outcomes: PeerOutcome[] = []
+  const router = new zoo.FixedRouter(peers)
   const peersSource = new PeersSource(
     {
-      router: new zoo.FixedRouter(peers),
+      router,
       client,
       log: createLogger({ level: 'silent' }),
       onAttempt: (outcome) => outcomes.push(outcome),
     },
     { lookup: 2_000, hedge },
   )
-  return { source: peersSource, outcomes, [Symbol.asyncDispose]: async () => client.close() }
+  return {
+    source: peersSource,
+    outcomes,
+    router,
+    [Symbol.asyncDispose]: async () => client.close(),
+  }
 }
 
 function request(of: zoo.ZooContent, options: Partial<PullRequest> = {}): PullRequest {
@@ -213,6 +219,16 @@ suite('peers source', () => {
       code: 'ERR_CONTENT_NOT_FOUND',
     })
     assert.deepEqual([one.requests.length, two.requests.length], [1, 1])
+  })
+
+  test('the router is told of a peer that cannot be reached, and of no other', async () => {
+    await using gone = await zoo.unreachable()
+    await using without = await zoo.answers(404)
+    await using good = await zoo.good(blob)
+    await using peers = source([gone, without, good])
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    await content.body?.discard()
+    assert.deepEqual(peers.router.suspected, [gone.peer.id])
   })
 
   test('the only holder is asked a second time, and also when it failed a moment ago', async () => {

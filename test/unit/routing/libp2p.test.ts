@@ -11,7 +11,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { holders, meshed, routerSuite, type RouterNode } from '../../compliance/router.ts'
 import { until } from '../../wait.ts'
-import { captureLog, LoopbackMesh, wayTo } from './nodes.ts'
+import { captureLog, LoopbackMesh, wayTo, type LoopbackNode } from './nodes.ts'
 
 const KEY = digestOf('content')
 const OTHER = digestOf('other content')
@@ -270,6 +270,33 @@ suite('router: peers', () => {
     await until(async () => (await holders(a.router, KEY)).includes(frozen.id))
   })
 
+  test('a node that stands still is found out by the first that asks, and told on', async () => {
+    // Signs of life of no use: nodes count as gone after minutes
+    await using mesh = new LoopbackMesh({ heartbeatMs: 60_000 })
+    const nodes = [await mesh.add(), await mesh.add(), await mesh.add()]
+    const [a, ...others] = nodes as [LoopbackNode, LoopbackNode, LoopbackNode]
+    const slowly = { heartbeatMs: 60_000 }
+    const dataDir = await mesh.directory()
+    await using frozen = await child(a.router.address().port, dataDir, slowly)
+    for (const { router } of nodes) {
+      await until(async () => (await holders(router, KEY)).includes(frozen.id))
+    }
+    await until(() => nodes.every(({ router }) => router.peers().length === 3))
+    frozen.process.kill('SIGSTOP')
+    const since = performance.now()
+    a.router.suspect({ id: frozen.id })
+    a.router.suspect({ id: frozen.id })
+    for (const { router } of [a, ...others]) {
+      await until(() => router.peers().every(({ id }) => id !== frozen.id))
+    }
+    const tookMs = performance.now() - since
+    assert.ok(tookMs < 4000, `took ${tookMs} ms`)
+    for (const { router } of nodes) {
+      assert.deepEqual(await holders(router, KEY), [])
+      assert.equal(router.peers().length, 2, 'nobody else was forgotten')
+    }
+  })
+
   test('a port that is taken is a clear error, and nothing stays behind', async () => {
     await using mesh = new LoopbackMesh()
     const a = await mesh.add()
@@ -301,11 +328,11 @@ suite('router: peers', () => {
 async function child(
   port: number,
   dataDir: string,
+  { heartbeatMs = 200 } = {},
 ): Promise<{ process: ChildProcess; id: string } & AsyncDisposable> {
   const script = fileURLToPath(new URL('router-process.ts', import.meta.url))
-  const spawned = spawn(process.execPath, [script, dataDir, String(port), KEY], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
+  const args = [script, dataDir, `${port}`, KEY, `${heartbeatMs}`]
+  const spawned = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] })
   const exit = once(spawned, 'exit')
   const [id] = await once(createInterface(spawned.stdout), 'line')
   return {

@@ -17,6 +17,7 @@ import {
   HelloSchema,
   InventorySchema,
   PeerMessageSchema,
+  SuspectSchema,
   UpdateSchema,
   type PeerMessage,
 } from '../../../src/routing/gen/peer/v1/peer_pb.ts'
@@ -90,7 +91,7 @@ class Rogue implements AsyncDisposable {
     return rogue
   }
 
-  async open({ router }: LoopbackNode): Promise<Stream> {
+  async open({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<Stream> {
     const addresses = router.self().addresses.map((address) => multiaddr(address))
     return this.#node.dialProtocol(addresses, PEER_PROTOCOL)
   }
@@ -262,6 +263,11 @@ suite('peer protocol: what a peer may not do', () => {
   })
 })
 
+function self(node: Libp2p) {
+  const addresses = node.getMultiaddrs().map((address) => address.toString())
+  return { id: node.peerId.toString(), addresses }
+}
+
 /** A node with nothing but the protocol, whose card a test changes. */
 async function speaker(card: () => MessageInitShape<typeof CardSchema>, addresses: () => string[]) {
   const node = await createLibp2p({
@@ -285,6 +291,46 @@ async function speaker(card: () => MessageInitShape<typeof CardSchema>, addresse
     },
   }
 }
+
+suite('peer protocol: suspicions', () => {
+  test('a liar costs the one it speaks of one question, and then is not heard', async () => {
+    const speakers = []
+    await using stack = new AsyncDisposableStack()
+    for (let count = 0; count < 2; count += 1) {
+      speakers.push(
+        stack.use(
+          await speaker(
+            () => CARD,
+            () => [],
+          ),
+        ),
+      )
+    }
+    const [a, b] = speakers
+    assert.ok(a !== undefined && b !== undefined)
+    let asked = 0
+    await b.node.handle('/ipfs/ping/1.0.0', () => {
+      asked += 1
+    })
+    const victim = b.node.peerId.toString()
+    await a.node.dial(b.node.getMultiaddrs())
+    await until(() => a.protocol.get(victim) !== undefined)
+
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open({ router: { self: () => self(a.node) } })
+    stream.send(hello({ inventory: true }))
+    for (let times = 0; times < 100; times += 1) {
+      for (const id of [victim, a.node.peerId.toString(), rogue.id, 'nobody', '']) {
+        stream.send(frame({ case: 'suspect', value: create(SuspectSchema, { id }) }))
+      }
+    }
+    stream.send(inventory([inventoryKey(LIE)]))
+    await until(() => asked > 0 && a.protocol.get(rogue.id)?.inventory === 'complete')
+    assert.equal(asked, 1)
+    assert.ok(a.protocol.get(victim) !== undefined, 'nobody is forgotten')
+    assert.equal(a.protocol.size, 2)
+  })
+})
 
 suite('peer protocol: updates', () => {
   test('peers that are connected get the new card and addresses at once', async () => {

@@ -23,7 +23,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi6QEKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSABCCQoHbWVzc2FnZSJ4CgVIZWxsbxIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCRImCgdtZW1iZXJzGAMgAygLMhUuc2hvYWwucGVlci52MS5NZW1iZXISEQoJaW52ZW50b3J5GAQgASgIIsABCgRDYXJkEgwKBG5hbWUYASABKAkSFwoPcmVnaXN0cnlfc2NoZW1lGAIgASgJEhUKDXJlZ2lzdHJ5X3BvcnQYAyABKA0SGgoScmVnaXN0cnlfYWRkcmVzc2VzGAQgAygJEgwKBHpvbmUYBSABKAkSDgoGcmVnaW9uGAYgASgJEg8KB3ZlcnNpb24YByABKAkSEAoIZmVhdHVyZXMYCCADKAkSDAoEbG9hZBgJIAEoDRIPCgdzaGFyaW5nGAogASgIIj4KBlVwZGF0ZRIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCSInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiCQoHR29vZGJ5ZSIHCgVBbGl2ZWIGcHJvdG8z");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEilAIKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIgkKB0dvb2RieWUiBwoFQWxpdmUiFQoHU3VzcGVjdBIKCgJpZBgBIAEoCWIGcHJvdG8z");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -62,6 +62,12 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: Update;
     case: "update";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.Suspect suspect = 6;
+     */
+    value: Suspect;
+    case: "suspect";
   } | { case: undefined; value?: undefined };
 };
 
@@ -324,4 +330,26 @@ export type Alive = Message<"shoal.peer.v1.Alive"> & {
  */
 export const AliveSchema: GenMessage<Alive> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 7);
+
+/**
+ * A node does not answer the one that speaks, which found so itself and forgot it. Who hears that asks the node too,
+ * and neither believes it nor says it on.
+ *
+ * @generated from message shoal.peer.v1.Suspect
+ */
+export type Suspect = Message<"shoal.peer.v1.Suspect"> & {
+  /**
+   * libp2p peer id, in text
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message shoal.peer.v1.Suspect.
+ * Use `create(SuspectSchema)` to create a new message.
+ */
+export const SuspectSchema: GenMessage<Suspect> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 8);
 
