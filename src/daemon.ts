@@ -77,6 +77,7 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
       nodeName: config.nodeName,
       nodeAddress: config.nodeAddress,
       topology: config.topology,
+      meshSize: config.limits.meshSize,
       version: manifest.version,
     },
   )

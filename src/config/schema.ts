@@ -392,6 +392,17 @@ export const configSchema = z.strictObject(
               description:
                 'Requests in work at a time on each listener; what comes beyond is answered 503.',
             }),
+          meshSize: z
+            .int({ error: 'expected a whole number from 0 to 2000' })
+            .min(0)
+            .max(2000)
+            .prefault(500)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Up to so many other nodes, each is connected with each and knows what all of them hold, at some 20 bytes ' +
+                'for every digest of each; beyond it the DHT answers what these do not. The same on all nodes.',
+            }),
         },
         SECTION,
       )
