@@ -30,6 +30,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   '@libp2p': ['routing'],
   '@multiformats/multiaddr': ['routing'],
   commander: ['cli'],
+  'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
   libp2p: ['routing'],

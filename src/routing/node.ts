@@ -17,6 +17,7 @@ import {
 } from './addresses.ts'
 import { noiseWithToken } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
+import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
 /** A node that is not dialled within this is not there; they are all in one network. */
@@ -59,6 +60,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     transports: [tcp()],
     connectionEncrypters: init.tokens.length > 0 ? init.tokens.map(noiseWithToken) : [noise()],
     streamMuxers: [yamux()],
+    datastore: new PeerBook(),
     ...init.carrier,
     connectionGater: {
       denyDialMultiaddr: (address) => {
