@@ -48,9 +48,6 @@ const HELLO_TIMEOUT_MS = 1000
 const DHT_TIMEOUT_MS = 2000
 /** A record may name thousands; so many are met at a time for one lookup. */
 const MAX_MEETINGS = 16
-/** Nodes that hear of one that joins leave it the time to come by itself. */
-const HEARD_OF_WITHIN_MS = 100
-const DISCOVERED_WITHIN_MS = 2000
 
 /** Asked for what only a running router has. */
 export class RouterNotRunningError extends Error {
@@ -378,24 +375,23 @@ export class Libp2pRouter implements Router, Startable {
 
   /** Who comes, goes, or is heard of. */
   #follow({ node, protocol, mesh, known, bootstrapper, id: self }: Running): void {
-    const hear = (id: string, addresses: readonly string[], withinMs: number): void => {
-      if (id !== self && protocol.size < this.#meshSize) mesh.hear({ id, addresses }, withinMs)
-    }
+    const isWanted = (id: string): boolean => id !== self && protocol.size < this.#meshSize
     protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('join', (remote, members) => {
       mesh.forget(remote.peer.id)
       known.saw(remote.peer.id, remote.addresses)
-      for (const { id, addresses } of members) hear(id, addresses, HEARD_OF_WITHIN_MS)
+      for (const member of members) if (isWanted(member.id)) mesh.hear(member, 'hello')
     })
     protocol.on('update', (remote) => known.saw(remote.peer.id, remote.addresses))
     protocol.on('leave', ({ peer, addresses }, meant) => {
       known.saw(peer.id, addresses)
-      if (!meant && !protocol.isCut(peer.id)) hear(peer.id, addresses, HEARD_OF_WITHIN_MS)
+      if (!meant && !protocol.isCut(peer.id) && isWanted(peer.id))
+        mesh.lost({ id: peer.id, addresses })
       if (protocol.size === 0) bootstrapper.hurry()
     })
     node.addEventListener('peer:discovery', ({ detail: { id, multiaddrs } }) => {
       const addresses = multiaddrs.map((address) => address.toString())
-      hear(id.toString(), addresses, DISCOVERED_WITHIN_MS)
+      if (isWanted(id.toString())) mesh.hear({ id: id.toString(), addresses }, 'discovery')
     })
   }
 
