@@ -48,6 +48,8 @@ const HELLO_TIMEOUT_MS = 1000
 const DHT_TIMEOUT_MS = 2000
 /** A record may name thousands; so many are met at a time for one lookup. */
 const MAX_MEETINGS = 16
+/** Of those that are said to be at one address so many are met; one of them may be what a node was before it began anew. */
+const MAX_CLAIMS = 3
 
 /** Asked for what only a running router has. */
 export class RouterNotRunningError extends Error {
@@ -269,6 +271,8 @@ export class Libp2pRouter implements Router, Startable {
     const enough = new AbortController()
     const limit = AbortSignal.any([enough.signal, signal, AbortSignal.timeout(DHT_TIMEOUT_MS)])
     const met: Peer[] = []
+    /** How many nodes are said to be at an address */
+    const claims = new Map<string, number>()
     const bell = new EventEmitter<{ ring: [] }>().setMaxListeners(0)
     let open = 1
     const work = async (task: Promise<void>): Promise<void> => {
@@ -284,6 +288,11 @@ export class Libp2pRouter implements Router, Startable {
       for await (const provider of this.#records.find(key, { signal: limit })) {
         if (provider.id === running.id || seen.has(provider.id)) continue
         seen.add(provider.id)
+        if (running.protocol.get(provider.id) === undefined) {
+          const free = provider.addresses.filter((at) => (claims.get(at) ?? 0) < MAX_CLAIMS)
+          if (free.length === 0) continue
+          for (const at of free) claims.set(at, (claims.get(at) ?? 0) + 1)
+        }
         // One of them is this loop
         while (open > MAX_MEETINGS && !limit.aborted) await once(bell, 'ring')
         open += 1

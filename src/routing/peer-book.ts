@@ -22,7 +22,7 @@ export class PeerBook extends MemoryDatastore {
     return key
   }
 
-  override get(key: Key): Uint8Array {
+  override get(key: Key): ReturnType<MemoryDatastore['get']> {
     const value = super.get(key)
     this.#use(key)
     return value
