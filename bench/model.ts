@@ -32,7 +32,8 @@ const TABLE_BITS = 6
 // Measured: bench/RESULTS.md
 const MS_PER_RECORD = 0.4
 const BYTES_PER_RECORD = 360
-const MS_PER_BEAT = 0.05
+/** The most of 11 to 22. */
+const BYTES_PER_FOREIGN_KEY = 22
 
 const WALKS = 300
 const SAMPLED_KEYS = 20_000
@@ -41,11 +42,13 @@ type Run = Record<string, number> & { mode?: unknown }
 const RUNS = new URL('simulation.json', import.meta.url)
 const runs: Run[] = JSON.parse(await readFile(RUNS, 'utf8'))
 const runsOf = (mode: string): Run[] => runs.filter((run) => run.mode === mode)
-const measured = (mode: string, figure: string, otherwise: number): number =>
-  runsOf(mode).at(-1)?.[figure] ?? otherwise
+const largest = runsOf('mesh').at(-1) ?? {}
 
-const BYTES_PER_FOREIGN_KEY = measured('mesh', 'bytesPerForeignKey', 22)
-const KILOBYTES_PER_CONNECTION = measured('mesh', 'kilobytesPerConnection', 80)
+/** This end's share of the heap. */
+const KILOBYTES_PER_CONNECTION = largest['kilobytesPerConnection'] ?? Number.NaN
+/** To send one and to be sent one, without sockets and encryption: the whole process while nothing happens. */
+const MS_PER_MESSAGE =
+  ((largest['cpuPercent'] ?? Number.NaN) * 600) / (largest['messagesPerMinute'] ?? Number.NaN)
 
 /** The same sequence each time, so that a table changes only when the model does. */
 let state = 1
@@ -168,7 +171,7 @@ function meshMessages(n: number, heartbeatS: number): number {
 
 function table(title: string, rows: readonly (readonly [string, ...(string | number)[]])[]): void {
   const [head = [''], ...body] = rows
-  console.log(`\n### ${title}\n`)
+  console.log(`\n${title}:\n`)
   console.log(`| ${head.join(' | ')} |\n|${'---|'.repeat(head.length)}`)
   for (const row of body) console.log(`| ${row.map((cell) => show(cell)).join(' | ')} |`)
 }
@@ -223,7 +226,7 @@ const foreign = SIZES.map((n) => (n - 1) * DIGESTS)
 const inventoryMb = foreign.map((keys) => (keys * BYTES_PER_FOREIGN_KEY) / 1e6)
 const connectionsMb = SIZES.map((n) => ((n - 1) * KILOBYTES_PER_CONNECTION) / 1000)
 const beats = SIZES.map((n) => meshMessages(n, HEARTBEAT_S) / 60)
-const meshCpu = beats.map((rate) => rate * 2 * MS_PER_BEAT * 0.1)
+const meshCpu = beats.map((rate) => rate * MS_PER_MESSAGE * 0.1)
 
 table('A full mesh with inventories', [
   ['nodes', ...SIZES.map(String)],

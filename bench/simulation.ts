@@ -289,7 +289,7 @@ async function churn(): Promise<void> {
   const gone: number[] = []
   const offered: Record<string, number[]> = { killed: [], vanished: [], left: [] }
   const watching: Promise<void>[] = []
-  const counts = { lookups: 0, falseMisses: 0, deadFirst: 0, events: 0 }
+  const counts = { lookups: 0, falseMisses: 0, deadOffered: 0, events: 0 }
   const ends = performance.now() + Number(values.seconds) * 1000
 
   const look = async (): Promise<void> => {
@@ -309,7 +309,10 @@ async function churn(): Promise<void> {
           counts.lookups += 1
           if (!found.some((id) => ids.includes(id))) counts.falseMisses += 1
           const alive = [...nodes.values()].map(({ router }) => router.self().id)
-          if (found[0] !== undefined && !alive.includes(found[0])) counts.deadFirst += 1
+          const dead = found.filter((id) => !alive.includes(id))
+          if (dead.length > 0) counts.deadOffered += 1
+          // As a pull does whose connection to it fails
+          for (const id of dead) asking.router.suspect({ id })
         }
       }
       await delay(2)
