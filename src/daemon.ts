@@ -1,9 +1,9 @@
 import { networkInterfaces } from 'node:os'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
-import { formatAddress } from './config/schema.ts'
+import { formatAddress, P2P_PORT, PEER_FALLBACK_PORT, PEER_PORT } from './config/schema.ts'
 import { createAdminServer } from './http/admin.ts'
-import { Listener } from './http/listener.ts'
+import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
 import type { Logger } from './observe/log.ts'
@@ -15,13 +15,14 @@ import { PeersSource } from './pull/peers.ts'
 import { RegistryClient } from './pull/registry-client.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
+import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
 
 /** A running node. */
 export interface Daemon extends Startable {
-  /** Where it listens, as `host:port`. */
+  /** Where it listens, as `host:port`, or several of them separated by commas. */
   addresses(): { local: string; peer: string; p2p: string; admin: string }
   /** The other nodes it knows and is connected to. */
   peers(): readonly Peer[]
@@ -30,8 +31,23 @@ export interface Daemon extends Startable {
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }): Daemon {
   const metrics = createMetrics()
-  const naming = { homeRegistry: config.registry.name, ownAddresses: ownAddresses(config) }
   const component = (name: string): Logger => log.child({ component: name })
+  const own = new OwnAddresses(
+    { log: component('addresses') },
+    {
+      fixed: config.nodeAddress === 'auto' ? undefined : config.nodeAddress,
+      apply: async (addresses) => {
+        if (config.listen.peer === 'auto') await peerListener.move(addresses)
+        await router.move(addresses)
+        for (const address of hostAddresses()) naming.ownAddresses.add(address)
+      },
+    },
+  )
+  const naming = {
+    homeRegistry: config.registry.name,
+    /** Every address somebody on or near this node may have used to reach it */
+    ownAddresses: new Set([...own.current, ...hostAddresses()]),
+  }
 
   const layout =
     config.store === 'layout'
@@ -59,23 +75,26 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
   const drainTimeout = config.shutdownTimeout
 
   const local = new LocalSource({ store, onMiss: (key) => advertiser.missed(key) })
-  const peerListener = new Listener(
-    registry('peer', chain([local]), () => router.self()),
+  const { peer } = config.listen
+  const peerListener: MovingListener = new MovingListener(
+    () => registry('peer', chain([local]), () => router.self()),
     {
       key: 'listen.peer',
-      listen: config.listen.peer,
-      ...(config.listen.peerFallback !== undefined && { otherPort: config.listen.peerFallback }),
       drainTimeout,
+      // Somebody who asks for a port gets that one or an error
+      ...(peer === 'auto'
+        ? { hosts: own.current, ports: [PEER_PORT, PEER_FALLBACK_PORT] }
+        : { hosts: [peer.host], ports: [peer.port] }),
     },
   )
   const router: Libp2pRouter = new Libp2pRouter(
-    { log: component('routing'), registryPort: () => peerListener.address().port },
+    { log: component('routing'), registryPort: () => peerListener.port },
     {
-      listen: config.listen.p2p,
+      listen: config.listen.p2p === 'auto' ? { port: P2P_PORT } : config.listen.p2p,
       dataDir: config.dataDir,
       bootstrap: config.bootstrap,
       nodeName: config.nodeName,
-      nodeAddress: config.nodeAddress,
+      nodeAddress: own.current,
       topology: config.topology,
       meshSize: config.limits.meshSize,
       version: manifest.version,
@@ -139,14 +158,15 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
     layout ?? { start: async () => {}, stop: async () => containerd.close() },
     peerListener,
     router,
+    own,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
     localListener,
   ]
   const addresses = () => ({
     local: formatAddress(localListener.address()),
-    peer: formatAddress(peerListener.address()),
-    p2p: formatAddress(router.address()),
+    peer: peerListener.addresses().map(formatAddress).join(),
+    p2p: router.addresses().map(formatAddress).join(),
     admin: formatAddress(adminListener.address()),
   })
   return {
@@ -165,8 +185,8 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
   }
 }
 
-/** Every address somebody on or near this node may have used to reach it. */
-function ownAddresses(config: EffectiveConfig): Set<string> {
-  const interfaces = Object.values(networkInterfaces()).flatMap((entries) => entries ?? [])
-  return new Set([config.nodeAddress, ...interfaces.map(({ address }) => address.toLowerCase())])
+function hostAddresses(): string[] {
+  return Object.values(networkInterfaces())
+    .flatMap((entries) => entries ?? [])
+    .map(({ address }) => address.toLowerCase())
 }

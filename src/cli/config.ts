@@ -1,5 +1,5 @@
 import { existsSync, readFileSync, statfsSync } from 'node:fs'
-import { homedir, hostname, networkInterfaces } from 'node:os'
+import { homedir, hostname } from 'node:os'
 import { dirname } from 'node:path'
 import { Command, Option } from 'commander'
 import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
@@ -74,9 +74,6 @@ export function hostFacts(): HostFacts {
     homeDirectory: homedir(),
     xdgDataHome: process.env['XDG_DATA_HOME'],
     hostName: hostname(),
-    interfaces: networkInterfaces(),
-    routes: readOptional('/proc/net/route'),
-    routes6: readOptional('/proc/net/ipv6_route'),
     exists: existsSync,
     diskBytes: (path) => {
       let existing = path

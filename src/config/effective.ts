@@ -1,11 +1,4 @@
-import type { NetworkInterfaceInfo } from 'node:os'
-import {
-  P2P_PORT,
-  PEER_FALLBACK_PORT,
-  PEER_PORT,
-  type Config,
-  type SocketAddress,
-} from './schema.ts'
+import type { Config } from './schema.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */
 export interface HostFacts {
@@ -15,26 +8,18 @@ export interface HostFacts {
   /** `XDG_DATA_HOME`, if set */
   readonly xdgDataHome?: string | undefined
   readonly hostName: string
-  readonly interfaces: NodeJS.Dict<NetworkInterfaceInfo[]>
-  /** Text of `/proc/net/route`, empty where there is none */
-  readonly routes: string
-  /** Text of `/proc/net/ipv6_route`, empty where there is none */
-  readonly routes6: string
   exists(path: string): boolean
   /** Size of the file system that holds `path`, or will when `path` is created */
   diskBytes(path: string): number
 }
 
-/** The configuration with everything `auto` decided, except `containerd.contentPath`, which only containerd knows. */
+/**
+ * The configuration with everything `auto` decided that stays as it is. `containerd.contentPath` only containerd knows;
+ * the addresses of the node, and where it listens at them, may change while it runs.
+ */
 export interface EffectiveConfig extends Config {
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
-  listen: Config['listen'] & {
-    peer: SocketAddress
-    /** Where to listen if the port of `peer` is taken; only if nobody asked for that very port */
-    peerFallback?: number
-    p2p: SocketAddress
-  }
 }
 
 const CONTAINERD_SOCKET = '/run/containerd/containerd.sock'
@@ -56,9 +41,7 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
   const address = decide(config.containerd.address, () => found ?? CONTAINERD_SOCKET)
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
-  const nodeAddress = decide(config.nodeAddress, () => defaultRouteAddress(facts) ?? '127.0.0.1')
   const { maxBytes } = config.layout
-  const { peer, p2p } = config.listen
   return {
     ...config,
     store:
@@ -76,14 +59,6 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
           : maxBytes,
     },
     dataDir,
-    listen: {
-      ...config.listen,
-      ...(peer === 'auto'
-        ? { peer: { host: nodeAddress, port: PEER_PORT }, peerFallback: PEER_FALLBACK_PORT }
-        : { peer }),
-      p2p: p2p === 'auto' ? { host: nodeAddress, port: P2P_PORT } : p2p,
-    },
-    nodeAddress,
     nodeName: decide(config.nodeName, () => facts.hostName),
     certsDir: decide(config.certsDir, () =>
       facts.exists(K3S_DATA_DIR) ? K3S_CERTS_DIR : CERTS_DIR,
@@ -110,57 +85,4 @@ function defaultDataDir(facts: HostFacts): string {
   if (facts.uid === 0) return '/var/lib/shoal'
   const xdg = facts.xdgDataHome
   return `${xdg?.startsWith('/') ? xdg : `${facts.homeDirectory}/.local/share`}/shoal`
-}
-
-/** The address of the interface that the default route leaves by: IPv4 if there is such a route, else IPv6. */
-function defaultRouteAddress({ interfaces, routes, routes6 }: HostFacts): string | undefined {
-  const usable = (name: string, family: 'IPv4' | 'IPv6') =>
-    interfaces[name]?.find(
-      (entry) => entry.family === family && !entry.internal && !/^fe80:/i.test(entry.address),
-    )?.address
-  for (const name of defaultInterfaces(routes)) {
-    const found = usable(name, 'IPv4')
-    if (found !== undefined) return found
-  }
-  for (const name of defaultInterfaces6(routes6)) {
-    const found = usable(name, 'IPv6')
-    if (found !== undefined) return found
-  }
-  return undefined
-}
-
-interface Route {
-  name: string
-  metric: number
-}
-
-function byMetric(routes: Route[]): string[] {
-  return routes.toSorted((a, b) => a.metric - b.metric).map((route) => route.name)
-}
-
-/** @see https://man7.org/linux/man-pages/man5/proc_pid_net.5.html */
-function defaultInterfaces(routes: string): string[] {
-  const columns = routes.split('\n').map((line) => line.trim().split(/\s+/))
-  return byMetric(
-    columns
-      .filter(
-        ([, destination, , , , , , mask]) => destination === '00000000' && mask === '00000000',
-      )
-      .map(([name = '', , , , , , metric]) => ({ name, metric: Number(metric) })),
-  )
-}
-
-/** Columns: destination, its prefix length, source, its prefix length, next hop, metric, …, interface. */
-function defaultInterfaces6(routes: string): string[] {
-  const columns = routes.split('\n').map((line) => line.trim().split(/\s+/))
-  return byMetric(
-    columns
-      .filter(([destination, length]) => /^0{32}$/.test(destination ?? '') && length === '00')
-      .map((fields) => ({
-        name: fields.at(-1) ?? '',
-        metric: Number.parseInt(fields[5] ?? '', 16),
-      }))
-      // The kernel's own "unreachable" entry stands for having no route
-      .filter((route) => route.name !== 'lo'),
-  )
 }

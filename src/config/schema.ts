@@ -10,7 +10,7 @@ export interface SocketAddress {
 
 /** A way into the mesh, as `bootstrap` lists it. */
 export type BootstrapEntry =
-  /** `srv`: a name without a port, whose SRV records are asked first */
+  /** `srv`: no port was written; the SRV records of a name are asked first, and `port` is the default */
   | ({ readonly type: 'host'; readonly srv?: true } & SocketAddress)
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   | { readonly type: 'http'; readonly url: string }
@@ -30,6 +30,12 @@ export const P2P_PORT = 5002
 export const PEER_PORT = 5001
 /** And here if that one is taken: with `embedded-registry`, K3s has it for its own mesh. */
 export const PEER_FALLBACK_PORT = 5003
+/** The same in a mesh of Spegel nodes, as these have them: each asks all others at its own registry port. */
+export const SPEGEL_P2P_PORT = 5001
+export const SPEGEL_PEER_PORT = 5000
+
+/** As many as a node tells the others */
+const MAX_NODE_ADDRESSES = 3
 
 /** Timers count in 32 bits; a day is more than anybody waits here. */
 const MAX_DURATION_MS = 24 * 3600 * 1000
@@ -86,6 +92,17 @@ export function formatAddress({ host, port }: SocketAddress): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
 }
 
+/** Some IP addresses as a Node has them, in the form in which the kernel writes them. */
+function parseNodeAddress(text: string): readonly string[] | 'auto' | undefined {
+  if (text === 'auto') return text
+  const addresses = text.split(',').map((part) => part.trim())
+  if (addresses.length > MAX_NODE_ADDRESSES) return undefined
+  if (addresses.some((address) => isIP(address) === 0 || address.includes('%'))) return undefined
+  return addresses.map((address) =>
+    isIP(address) === 6 ? new URL(`http://[${address}]`).hostname.slice(1, -1) : address,
+  )
+}
+
 const MULTIADDR =
   /^\/(?:ip4|ip6|dns|dns4|dns6)\/([^/]+)\/tcp\/([0-9]{1,5})(?:\/p2p\/[a-zA-Z0-9]+)?$|^\/dnsaddr\/([^/]+)(?:\/p2p\/[a-zA-Z0-9]+)?$/
 
@@ -110,7 +127,7 @@ function parseBootstrap(text: string): BootstrapEntry | undefined {
   }
   const address = parseAddress(text, P2P_PORT)
   if (address === undefined || address.port === 0) return undefined
-  return isIP(address.host) === 0 && parseAddress(text) === undefined
+  return parseAddress(text) === undefined
     ? { type: 'host', ...address, srv: true }
     : { type: 'host', ...address }
 }
@@ -286,13 +303,13 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is \`<nodeAddress>:${PEER_PORT}\`, or port ${PEER_FALLBACK_PORT} if that one is taken.`,
+              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken.`,
             }),
           p2p: autoAddress()
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `libp2p, over TCP. \`auto\` is \`<nodeAddress>:${P2P_PORT}\`.`,
+              description: `libp2p, over TCP. \`auto\` is port ${P2P_PORT} of each \`nodeAddress\`.`,
             }),
           admin: address().prefault('127.0.0.1:9090').register(docs, {
             placeholder: 'HOST:PORT',
@@ -302,16 +319,17 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
-    nodeAddress: plain(
-      'auto or an IP address',
-      (text) => text === 'auto' || (isIP(text) > 0 && !text.includes('%')),
+    nodeAddress: textual<readonly string[] | 'auto'>(
+      'auto or an IP address, or some of them separated by commas',
+      parseNodeAddress,
+      (value) => (value === 'auto' ? value : value.join(',')),
     )
       .prefault('auto')
       .register(docs, {
-        placeholder: 'ADDRESS',
+        placeholder: 'ADDRESS,…',
         env: 'NODE_IP',
         description:
-          "The address other nodes reach this one at. `auto` is the address of the default route's interface, 127.0.0.1 without one.",
+          "The addresses other nodes reach this one at, most useful first, three at most: for example an IPv4 and an IPv6 address. `auto` is those of the default route's interfaces, of each family one, IPv4 first, and follows them while they change; loopback, link-local addresses and the bridges of containers are never among them. Without a default route a node waits for one.",
       }),
     nodeName: label().prefault('auto').register(docs, {
       placeholder: 'NAME',
@@ -338,8 +356,13 @@ export const configSchema = z.strictObject(
       .prefault([])
       .register(docs, {
         placeholder: 'PEER',
-        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
       }),
+    mesh: choice(['shoal', 'spegel']).prefault('shoal').register(docs, {
+      placeholder: 'MESH',
+      description:
+        'Which nodes to join: `shoal`, or `spegel` for a mesh that has, or is to have, Spegel nodes in it. Then the ports are those of Spegel, and the same on all nodes.',
+    }),
     topology: z
       .strictObject(
         {

@@ -26,12 +26,9 @@ export class Listener implements Startable {
 
   /** @throws {ListenError} */
   async start(): Promise<void> {
-    const { key, listen, otherPort } = this.#init
+    const { key, listen } = this.#init
     try {
-      await this.#server.listen({ ...listen }).catch(async (error: unknown) => {
-        if (otherPort === undefined || codeOf(error) !== 'EADDRINUSE') throw error
-        await this.#server.listen({ ...listen, port: otherPort })
-      })
+      await this.#server.listen({ ...listen })
     } catch (error) {
       throw new ListenError(key, listen, error)
     }
@@ -50,9 +47,109 @@ export interface ListenerInit {
   /** The configuration key this comes from, for messages */
   readonly key: string
   readonly listen: ListenAddress
-  /** Tried when the port is taken */
-  readonly otherPort?: number
   /** How long requests may go on after `stop`, in ms */
+  readonly drainTimeout: number
+}
+
+/**
+ * The same server at several addresses, which may change while it runs; at all of them on one port, because nodes tell
+ * each other only one.
+ */
+export class MovingListener implements Startable {
+  readonly #create: () => FastifyInstance
+  readonly #init: MovingListenerInit
+  /** By address and port, in the order of the addresses */
+  #open = new Map<string, Listener>()
+  #hosts: readonly string[]
+  #port: number
+  #started = false
+  readonly #closing = new Set<Promise<void>>()
+
+  /** `create` makes a server for each address. */
+  constructor(create: () => FastifyInstance, init: MovingListenerInit) {
+    this.#create = create
+    this.#init = init
+    this.#hosts = init.hosts
+    this.#port = init.ports[0]
+  }
+
+  /** The port it really listens on; before, the one it will try first. */
+  get port(): number {
+    const [first] = this.#open.values()
+    return first?.address().port ?? this.#port
+  }
+
+  addresses(): ListenAddress[] {
+    return Array.from(this.#open.values(), (listener) => listener.address())
+  }
+
+  /** @throws {ListenError} */
+  async start(): Promise<void> {
+    this.#started = true
+    await this.move(this.#hosts)
+  }
+
+  /**
+   * Listens at `hosts` and then nowhere else; what is being sent from elsewhere may end until the deadline of `stop`.
+   * @throws {ListenError} when that cannot be; then everything is as before
+   */
+  async move(hosts: readonly string[]): Promise<void> {
+    this.#hosts = hosts
+    if (!this.#started) return
+    const ports = [this.#port, ...this.#init.ports.filter((port) => port !== this.#port)]
+    for (const [index, port] of ports.entries()) {
+      try {
+        await this.#listen(hosts, port)
+        this.#port = port
+        return
+      } catch (error) {
+        const taken = error instanceof ListenError && codeOf(error.cause) === 'EADDRINUSE'
+        if (!taken || index === ports.length - 1) throw error
+      }
+    }
+  }
+
+  async #listen(hosts: readonly string[], port: number): Promise<void> {
+    const { key, drainTimeout } = this.#init
+    const wanted = new Map<string, Listener>()
+    const before = this.#open
+    try {
+      for (const host of hosts) {
+        const name = `${host} ${port}`
+        const kept = before.get(name)
+        const listener =
+          kept ?? new Listener(this.#create(), { key, listen: { host, port }, drainTimeout })
+        if (kept === undefined) await listener.start()
+        wanted.set(name, listener)
+      }
+    } catch (error) {
+      for (const [name, listener] of wanted) if (!before.has(name)) await listener.stop()
+      throw error
+    }
+    this.#open = wanted
+    for (const [name, listener] of before) {
+      if (wanted.has(name)) continue
+      const closed = listener.stop().finally(() => this.#closing.delete(closed))
+      this.#closing.add(closed)
+    }
+  }
+
+  async stop(): Promise<void> {
+    this.#started = false
+    const open = [...this.#open.values()]
+    this.#open = new Map()
+    await Promise.all([...open.map((listener) => listener.stop()), ...this.#closing])
+  }
+}
+
+export interface MovingListenerInit {
+  /** The configuration key this comes from, for messages */
+  readonly key: string
+  /** Where to listen at first */
+  readonly hosts: readonly string[]
+  /** One after the other is tried until one is free at all addresses */
+  readonly ports: readonly [number, ...number[]]
+  /** How long requests may go on after their address is left, in ms */
   readonly drainTimeout: number
 }
 

@@ -21,6 +21,7 @@ import {
   type BootstrapTiming,
 } from './bootstrap/bootstrapper.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
+import { RecordStore } from './dht/record-store.ts'
 import { loadIdentity } from './identity.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
@@ -57,6 +58,12 @@ export class RouterNotRunningError extends Error {
   readonly code = 'ERR_ROUTER_NOT_RUNNING'
 }
 
+/** A connection was made from an address that this node, or the other one, has no more. */
+export class AddressLostError extends Error {
+  override readonly name = 'AddressLostError'
+  readonly code = 'ERR_ADDRESS_LOST'
+}
+
 interface Libp2pRouterComponents {
   readonly log: Logger
   /** Where this node's peer listener answers; asked when a peer connects */
@@ -65,9 +72,10 @@ interface Libp2pRouterComponents {
 
 /** What this node is to the others. */
 export interface Libp2pRouterInit {
-  readonly listen: SocketAddress
-  /** The address to announce when `listen` means all of them, and that of the registry */
-  readonly nodeAddress: string
+  /** Where to listen for libp2p; without a host, at the addresses of this node */
+  readonly listen: { readonly host?: string; readonly port: number }
+  /** Address of this node, and its registry, for the others; or several, most useful first */
+  readonly nodeAddress: string | readonly string[]
   readonly nodeName: string
   /** Keeps this node's identity */
   readonly dataDir: string
@@ -95,6 +103,8 @@ interface Running {
   readonly known: KnownPeers
   readonly bootstrapper: Bootstrapper
   readonly id: string
+  /** Where libp2p is to listen now */
+  readonly listen: () => SocketAddress[]
 }
 
 /**
@@ -108,8 +118,11 @@ export class Libp2pRouter implements Router, Startable {
   readonly #meshSize: number
   readonly #inventory = new Inventory()
   readonly #records: DhtRecords
+  /** What other nodes put into the DHT here */
+  readonly #foreign = new RecordStore()
   /** Rings when a lookup may find more than a moment ago. */
   readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
+  #nodeAddresses: readonly string[]
   #running: Running | undefined
   #twinSeen = false
 
@@ -117,6 +130,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#log = log
     this.#registryPort = registryPort
     this.#init = init
+    this.#nodeAddresses = [init.nodeAddress].flat()
     this.#meshSize = init.meshSize ?? MESH_SIZE
     this.#records = new DhtRecords(
       { log, needed: () => (this.#running?.protocol.size ?? 0) >= this.#meshSize },
@@ -140,12 +154,13 @@ export class Libp2pRouter implements Router, Startable {
       await protocol.start()
       await this.#records.start(node)
       await node.start()
+      await node.services.sockets.listen(running.listen())
     } catch (error) {
       this.#records.stop()
       await protocol.stop()
       await node.stop()
       await known.stop()
-      throw new ListenError('listen.p2p', this.#init.listen, systemError(error))
+      throw this.#listenError(error)
     }
     this.#running = running
     await mesh.start()
@@ -191,12 +206,47 @@ export class Libp2pRouter implements Router, Startable {
     return { id, addresses: ownAddresses(node) }
   }
 
-  /** Where libp2p listens, with the port it got. */
+  /** Where libp2p listens, with the port it got; the first of {@link addresses}. */
   address(): SocketAddress {
-    const { node } = this.#started()
-    const [first] = node.getMultiaddrs()
-    const port = first === undefined ? undefined : parseMultiaddr(first.toString())?.port
-    return { host: this.#init.listen.host, port: port ?? this.#init.listen.port }
+    const { host, port } = this.#init.listen
+    const [first] = this.addresses()
+    return { host: host ?? first?.host ?? '', port: first?.port ?? port }
+  }
+
+  /** Where others reach libp2p, most useful first. */
+  addresses(): SocketAddress[] {
+    return this.#started().node.services.sockets.announced()
+  }
+
+  /**
+   * This node is at other addresses from now on: it listens there and tells everybody. Connections of a family that lost
+   * its address are dead, though nothing says so; they are made again.
+   * @throws {ListenError} when it cannot listen there; then it is still where it was
+   */
+  async move(addresses: readonly string[]): Promise<void> {
+    const before = this.#nodeAddresses
+    this.#nodeAddresses = addresses
+    const running = this.#running
+    if (running === undefined) return
+    const { node, protocol, bootstrapper } = running
+    try {
+      await node.services.sockets.listen(running.listen())
+    } catch (error) {
+      this.#nodeAddresses = before
+      throw this.#listenError(error)
+    }
+    const lost = new Set(before.filter((address) => !addresses.includes(address)).map(isIP))
+    for (const connection of node.getConnections()) {
+      const host = parseMultiaddr(connection.remoteAddr.toString())?.host ?? ''
+      if (lost.has(isIP(host))) connection.abort(new AddressLostError('own address is gone'))
+    }
+    protocol.updateCard()
+    if (protocol.size === 0) bootstrapper.hurry()
+  }
+
+  #listenError(error: unknown): ListenError {
+    const { host = this.#nodeAddresses.join(), port } = this.#init.listen
+    return new ListenError('listen.p2p', { host, port }, systemError(error))
   }
 
   /** Figures for metrics. */
@@ -327,17 +377,22 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   async #create(): Promise<Running> {
-    const { listen, nodeAddress, dataDir } = this.#init
+    const { listen, dataDir } = this.#init
     const privateKey = await loadIdentity(dataDir, { log: this.#log })
-    const host = isIP(listen.host) === 0 ? (await lookupHost(listen.host)).address : listen.host
-    const loopback = isWildcard(host) || isLoopbackAddress(host)
+    const host =
+      listen.host === undefined || isIP(listen.host) > 0
+        ? listen.host
+        : (await lookupHost(listen.host)).address
+    const hosts = (): readonly string[] => (host === undefined ? this.#nodeAddresses : [host])
+    const loopback = hosts().some((each) => isWildcard(each) || isLoopbackAddress(each))
     const connected = (): number => this.#running?.protocol.size ?? 0
 
     const node = await createNode({
       privateKey,
-      listen: { host, port: listen.port },
-      nodeAddress,
+      nodeAddresses: () => this.#nodeAddresses,
+      loopback,
       dhtProtocol: DHT_PROTOCOL,
+      records: this.#foreign,
       maxConnections: 2 * this.#meshSize + 100,
       tokens: this.#init.tokens ?? [],
       isCut: (peer) => protocol.isCut(peer),
@@ -359,10 +414,15 @@ export class Libp2pRouter implements Router, Startable {
       node,
       protocol,
       id,
+      listen: () => hosts().map((each) => ({ host: each, port: listen.port })),
       mesh: new Mesh({
         log: this.#log,
         isConnected: (peer) => protocol.get(peer) !== undefined,
-        connect: (member) => this.#dial(running, member, AbortSignal.timeout(DIAL_TIMEOUT_MS)),
+        connect: (member) => {
+          // One after the other is dialled, and the first may be of a family that does not get there
+          const timeoutMs = DIAL_TIMEOUT_MS * Math.max(1, member.addresses.length)
+          return this.#dial(running, member, AbortSignal.timeout(timeoutMs))
+        },
       }),
       known,
       bootstrapper: new Bootstrapper(
@@ -387,6 +447,7 @@ export class Libp2pRouter implements Router, Startable {
     const isWanted = (id: string): boolean => id !== self && protocol.size < this.#meshSize
     protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('join', (remote, members) => {
+      dropStale(node, remote)
       mesh.forget(remote.peer.id)
       known.saw(remote.peer.id, remote.addresses)
       for (const member of members) if (isWanted(member.id)) mesh.hear(member, 'hello')
@@ -405,12 +466,12 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   #card() {
-    const { nodeName, nodeAddress, topology = {}, registryScheme, version, sharing } = this.#init
+    const { nodeName, topology = {}, registryScheme, version, sharing } = this.#init
     return {
       name: nodeName,
       registryScheme: registryScheme ?? 'http',
       registryPort: this.#registryPort(),
-      registryAddresses: [nodeAddress],
+      registryAddresses: [...this.#nodeAddresses],
       zone: topology.zone ?? '',
       region: topology.region ?? '',
       version: version ?? '',
@@ -482,4 +543,21 @@ function isOwnAddress(host: string): boolean {
   return Object.values(networkInterfaces()).some((entries) =>
     entries?.some(({ address }) => address === host),
   )
+}
+
+/**
+ * A node that comes again from another address has left the connection behind that it had at the old one. Nothing says
+ * so on this side, where that connection would be spoken on until it runs into a deadline.
+ */
+function dropStale(node: RoutingNode, { peer, addresses }: RemoteNode): void {
+  const hosts = new Set(addresses.map((address) => parseMultiaddr(address)?.host))
+  const [, ...older] = node
+    .getConnections()
+    .filter(({ remotePeer }) => remotePeer.toString() === peer.id)
+    .toSorted((a, b) => b.timeline.open - a.timeline.open)
+  for (const connection of older) {
+    if (!hosts.has(parseMultiaddr(connection.remoteAddr.toString())?.host)) {
+      connection.abort(new AddressLostError('peer is at another address'))
+    }
+  }
 }

@@ -2,21 +2,17 @@ import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { identify } from '@libp2p/identify'
 import type { Libp2p, PrivateKey } from '@libp2p/interface'
-import { kadDHT, passthroughMapper, type KadDHT } from '@libp2p/kad-dht'
+import { kadDHT, passthroughMapper, type KadDHT, type KadDHTComponents } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
-import type { Multiaddr } from '@multiformats/multiaddr'
+import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p, type Libp2pOptions } from 'libp2p'
-import {
-  isLoopbackAddress,
-  isPlausible,
-  isWildcard,
-  parseMultiaddr,
-  toMultiaddr,
-  type SocketAddress,
-} from './addresses.ts'
+import { isPlausible, parseMultiaddr, toMultiaddr } from './addresses.ts'
+import { Sockets, type Transports } from './sockets.ts'
 import { noiseWithToken } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
+import { withProviders } from './dht/provider-addresses.ts'
+import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
 import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
@@ -27,15 +23,17 @@ export const DIAL_TIMEOUT_MS = 2000
 export type Carrier = Pick<Libp2pOptions, 'transports' | 'connectionEncrypters' | 'metrics'>
 
 /** What libp2p runs for us. */
-export type RoutingNode = Libp2p<{ dht: KadDHT }>
+export type RoutingNode = Libp2p<{ dht: KadDHT; sockets: Sockets }>
 
 interface NodeInit {
   readonly privateKey: PrivateKey
-  /** An IP address and a port, which may be 0 */
-  readonly listen: SocketAddress
-  /** The address to announce when `listen` means all of them */
-  readonly nodeAddress: string
+  /** The addresses of this node now, most useful first */
+  readonly nodeAddresses: () => readonly string[]
+  /** This node is, or listens, on loopback: others there are plausible */
+  readonly loopback: boolean
   readonly dhtProtocol: string
+  /** Where the DHT keeps what others say they have */
+  readonly records: RecordStore
   readonly maxConnections: number
   /** Who holds one of them may connect; none: anybody */
   readonly tokens: readonly string[]
@@ -44,18 +42,19 @@ interface NodeInit {
   readonly carrier?: Carrier | undefined
 }
 
-/** A libp2p node with the settings of a cluster; it is not started. */
+/** A libp2p node with the settings of a cluster; it is not started, and then listens where its `sockets` are told to. */
 export async function createNode(init: NodeInit): Promise<RoutingNode> {
-  const { listen, nodeAddress } = init
-  const loopback = isWildcard(listen.host) || isLoopbackAddress(listen.host)
+  const { loopback } = init
   const guard = new DialGuard()
-  return createLibp2p({
+  const node: RoutingNode = await createLibp2p({
     start: false,
     privateKey: init.privateKey,
     addresses: {
-      // An address, port 0 included, that parseMultiaddr would refuse for a peer
-      listen: [toMultiaddr(listen)],
-      announceFilter: (addresses) => announced(addresses, nodeAddress),
+      // Asked only while it runs
+      announceFilter: () =>
+        node.services.sockets
+          .announced()
+          .map((address) => multiaddr(toMultiaddr(address, node.peerId.toString()))),
     },
     transports: [tcp()],
     connectionEncrypters: init.tokens.length > 0 ? init.tokens.map(noiseWithToken) : [noise()],
@@ -84,20 +83,26 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     // Nodes of ours show signs of life on the peer protocol, at a fraction of a ping's cost
     connectionMonitor: { pingInterval: MINUTE },
     services: {
+      sockets: (components: { transportManager: Transports }) =>
+        new Sockets(components.transportManager, init.nodeAddresses),
       identify: identify(),
       ping: ping(),
-      dht: kadDHT({
-        protocol: init.dhtProtocol,
-        clientMode: false,
-        // Clusters live on private addresses, which the default mapper drops
-        peerInfoMapper: passthroughMapper,
-        initialQuerySelfInterval: 250,
-        // A record lives 19 minutes, as Spegel's. Looking for those that have expired scans all of them at once, 0.6 s
-        // of standing still for 50,000; that a dead node's live a little longer costs a dial at most.
-        reprovide: { validity: 19 * MINUTE, interval: 10 * MINUTE },
-      }),
+      dht: (components: KadDHTComponents) =>
+        kadDHT({
+          protocol: init.dhtProtocol,
+          clientMode: false,
+          // Clusters live on private addresses, which the default mapper drops
+          peerInfoMapper: passthroughMapper,
+          initialQuerySelfInterval: 250,
+          reprovide: { validity: RECORD_LIFE_MS, interval: MINUTE },
+        })({
+          ...components,
+          datastore: init.records,
+          peerStore: withProviders(components.peerStore),
+        }),
     },
   })
+  return node
 }
 
 /** A multiaddr of an IP address and a TCP port where a node may be; nothing else is dialled, whoever names it. */
@@ -106,22 +111,9 @@ function dialable(address: Multiaddr, loopback: boolean): boolean {
   return host !== undefined && isPlausible(host, { loopback })
 }
 
-/** Of all addresses of this host: the one it goes by, else all that others may reach, else loopback. */
-function announced(addresses: Multiaddr[], nodeAddress: string): Multiaddr[] {
-  const host = (address: Multiaddr): string => parseMultiaddr(address.toString())?.host ?? ''
-  const own = addresses.filter((address) => host(address) === nodeAddress)
-  if (own.length > 0) return own
-  const plausible = addresses.filter((address) => isPlausible(host(address), { loopback: false }))
-  return plausible.length > 0 ? plausible : addresses
-}
-
 /** Where a node listens and may be reached, as multiaddrs without its id. */
-export function ownAddresses(node: Libp2p): string[] {
-  return node
-    .getMultiaddrs()
-    .map((address) => parseMultiaddr(address.toString()))
-    .filter((address) => address !== undefined)
-    .map((address) => toMultiaddr(address))
+export function ownAddresses(node: RoutingNode): string[] {
+  return node.services.sockets.announced().map((address) => toMultiaddr(address))
 }
 
 /** libp2p tells the system's code of a failed listen only inside of its text. */

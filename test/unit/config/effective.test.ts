@@ -5,22 +5,6 @@ import { configSchema } from '../../../src/config/schema.ts'
 
 const GIB = 1024 ** 3
 
-const interfaceAddress = (address: string, internal = false) => ({
-  address,
-  internal,
-  family: address.includes(':') ? ('IPv6' as const) : ('IPv4' as const),
-  netmask: '',
-  mac: '',
-  cidr: null,
-  ...(address.includes(':') && { scopeid: 0 }),
-})
-
-const HEADER = 'Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n'
-const route = (name: string, metric: number, mask = '00000000') =>
-  `${name}\t00000000\t010200C0\t0003\t0\t0\t${metric}\t${mask}\t0\t0\t0\n`
-const route6 = (name: string, metric: string) =>
-  `${'0'.repeat(32)} 00 ${'0'.repeat(32)} 00 ${'0'.repeat(32)} ${metric} 00000001 00000000 00000003 ${name}\n`
-
 /** A root's machine without containerd, K3s or network, changed by `changes`. */
 function facts(changes: Partial<HostFacts> & { present?: readonly string[] } = {}): HostFacts {
   const { present = [], ...others } = changes
@@ -28,9 +12,6 @@ function facts(changes: Partial<HostFacts> & { present?: readonly string[] } = {
     uid: 0,
     homeDirectory: '/home/u',
     hostName: 'node-1',
-    interfaces: { lo: [interfaceAddress('127.0.0.1', true)] } as HostFacts['interfaces'],
-    routes: HEADER,
-    routes6: '',
     exists: (path) => present.includes(path),
     diskBytes: () => 1000 * GIB,
     ...others,
@@ -94,34 +75,24 @@ suite('what auto means', () => {
     assert.deepEqual(decide(given).layout, { path: '/l', maxBytes: 60 * GIB })
   })
 
-  test('nodeAddress: that of the default route with the lowest metric', () => {
-    const interfaces = {
-      lo: [interfaceAddress('127.0.0.1', true)],
-      eth0: [interfaceAddress('fe80::1'), interfaceAddress('192.0.2.1')],
-      wlan0: [interfaceAddress('192.0.2.2')],
-      docker0: [interfaceAddress('172.17.0.1')],
-      six0: [interfaceAddress('fe80::2'), interfaceAddress('2001:db8::2')],
-    } as HostFacts['interfaces']
-    const address = (routes: string, routes6 = '') =>
-      decide({}, { interfaces, routes: HEADER + routes, routes6 }).nodeAddress
-    assert.equal(address(route('wlan0', 600) + route('eth0', 100)), '192.0.2.1')
-    assert.equal(address(route('docker0', 0, '00FFFFFF') + route('wlan0', 600)), '192.0.2.2')
-    assert.equal(address(route('gone0', 0) + route('wlan0', 600)), '192.0.2.2')
-    assert.equal(address('', route6('six0', '00000400')), '2001:db8::2')
-    // The kernel's own entry, which means that there is none
-    assert.equal(address('', route6('lo', 'ffffffff')), '127.0.0.1')
-    assert.equal(address(''), '127.0.0.1')
+  test('addresses may change, and so auto stays what it is', () => {
+    const { nodeAddress, listen } = decide({})
+    assert.deepEqual([nodeAddress, listen.peer, listen.p2p], ['auto', 'auto', 'auto'])
   })
 
-  test('listen: on the address of the node', () => {
-    const { listen } = decide({ nodeAddress: 'fd00::1' })
-    assert.deepEqual(listen.peer, { host: 'fd00::1', port: 5001 })
-    assert.equal(listen.peerFallback, 5003)
-    assert.deepEqual(listen.p2p, { host: 'fd00::1', port: 5002 })
-    // Somebody who asks for a port gets that one or an error
-    const given = decide({ listen: { peer: '10.0.0.1:5001' } }).listen
-    assert.deepEqual(given.peer, { host: '10.0.0.1', port: 5001 })
-    assert.equal(given.peerFallback, undefined)
+  test('nodeAddress: one or several, IPv6 as the kernel writes it', () => {
+    const addresses = (nodeAddress: string) => decide({ nodeAddress }).nodeAddress
+    assert.deepEqual(addresses('10.0.0.1'), ['10.0.0.1'])
+    assert.deepEqual(addresses('10.0.0.1, FD00:0:0::01'), ['10.0.0.1', 'fd00::1'])
+    for (const wrong of [
+      '',
+      '10.0.0.1,',
+      'fe80::1%eth0',
+      '10.0.0.256',
+      'node-1',
+      '1.1.1.1,'.repeat(4),
+    ])
+      assert.throws(() => addresses(wrong), /expected auto or an IP address/)
   })
 
   test('nodeName and certsDir: those of the machine', () => {

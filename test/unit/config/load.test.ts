@@ -79,7 +79,7 @@ suite('a configuration', () => {
       ]),
     })
     assert.equal(config.nodeName, 'of-the-flag')
-    assert.equal(config.nodeAddress, '10.0.0.2')
+    assert.deepEqual(config.nodeAddress, ['10.0.0.2'])
     assert.deepEqual(config.listen.local, { host: '::1', port: 0 })
     assert.deepEqual(config.bootstrap, [
       { type: 'host', host: 'b', port: 1 },
@@ -169,7 +169,7 @@ suite('a configuration that is wrong', () => {
       ]),
     })
     assert.deepEqual(problems, [
-      'NODE_IP: expected auto or an IP address, found "here"',
+      'NODE_IP: expected auto or an IP address, or some of them separated by commas, found "here"',
       '--bootstrap: expected HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, or http(s)://HOST:PORT, found ":::"',
       '--limits-requests: expected a whole number from 1 to 65536, found "many"',
     ])
