@@ -19,11 +19,9 @@ import { MemoryNetwork, type Traffic } from './memory-network.ts'
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
 const LOOKUPS = 1000
-/** No more nodes than that join at the same time. */
-const JOINING = 4
 /** In a DHT without inventories each node keeps to so many. */
 const SMALL_MESH = 20
-const WINDOW_MS = 60_000
+const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
 const DEAD = ['killed', 'vanished'] as const
@@ -100,16 +98,17 @@ async function join_(number: number): Promise<SimulatedNode> {
 }
 
 async function joinAll(): Promise<void> {
+  const enough = mode === 'dht' ? SMALL_MESH / 2 : size
   await join_(0)
-  let next = 1
-  const worker = async (): Promise<void> => {
-    while (next < size) {
-      const { router } = await join_(next++)
-      await until(() => router.peers().length > 0, { timeoutMs: 60_000, what: 'a way in' })
-      progress(`${nodes.size} of ${size} nodes`)
-    }
+  while (nodes.size < size) {
+    const { router } = await join_(nodes.size)
+    // One after the other: in one process the dials of many at once would all take too long, and begin anew
+    await until(() => router.peers().length >= Math.min(nodes.size - 1, enough), {
+      timeoutMs: 60_000,
+      what: 'connections with the others',
+    })
+    progress(`${nodes.size} of ${size} nodes`)
   }
-  await Promise.all(Array.from({ length: JOINING }, worker))
 }
 
 function progress(text: string, now = false): void {
