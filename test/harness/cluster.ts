@@ -87,6 +87,7 @@ export class Cluster implements AsyncDisposable {
     await network.exec(['ip', 'address', 'add', `${SWITCH}/16`, 'dev', 'br0'])
     await network.exec(['ip', 'address', 'add', `${NAME_SERVER}/32`, 'dev', 'br0'])
     await network.exec(['ip', 'link', 'set', 'br0', 'up'])
+    await network.exec(['ip', 'link', 'add', 'br1', 'up', 'type', 'bridge'])
     const script = fileURLToPath(new URL('name-server.ts', import.meta.url))
     const nameServer = network.run([process.execPath, script, NAME_SERVER])
     await until(() => nameServer.log().includes('ready'), { what: 'the name server listens' })
@@ -153,6 +154,14 @@ class Link {
 
   async restore(): Promise<void> {
     await this.#switch.exec(['ip', 'link', 'set', this.#port, 'up'])
+  }
+
+  /**
+   * Plugs it into the switch `br0`, where everybody is at first, or into `br1`, from which nothing passes to there.
+   * Nobody is told.
+   */
+  async plugInto(bridge: 'br0' | 'br1'): Promise<void> {
+    await this.#switch.exec(['ip', 'link', 'set', this.#port, 'master', bridge])
   }
 
   /** Lets only so much pass, in each direction. */

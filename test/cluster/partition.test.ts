@@ -1,0 +1,105 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const skip = skipWithout('namespaces', 'registry', 'skopeo')
+
+/** Known to the others this soon after it came in */
+const KNOWN_WITHIN_MS = 5000
+/** All are one mesh again this soon after nothing is between them */
+const HEALED_WITHIN_MS = 10_000
+/** Nobody has it: all that may hold it are asked, and it is not waited for those that are out of reach */
+const MISS_WITHIN_MS = 5000
+
+suite('a network that falls in two and heals', { skip }, () => {
+  let cluster: Cluster
+  let halves: readonly [here: [ClusterNode, ClusterNode], there: [ClusterNode, ClusterNode]]
+
+  before(async () => {
+    cluster = await Cluster.create({ nodes: ['layout', 'layout', 'layout', 'layout'] })
+    const [a, b, c, d] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode, ClusterNode]
+    halves = [
+      [a, b],
+      [c, d],
+    ]
+    await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
+    await peers(3, 20_000)
+  })
+  after(() => cluster[Symbol.asyncDispose]())
+
+  /** Resolves when each node is connected with so many. */
+  async function peers(count: number, timeoutMs: number): Promise<void> {
+    for (const node of cluster.nodes) {
+      const what = `${node.name} has ${count} peers`
+      await until(
+        async () => {
+          const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+          return body.includes(`\nshoal_peers ${count}\n`)
+        },
+        { timeoutMs, what },
+      ).catch((error: unknown) => {
+        const logs = cluster.nodes.map((each) => `${each.name}:\n${each.daemon.tail()}`)
+        throw new Error(`${String(error)}\n${logs.join('\n')}`, { cause: error })
+      })
+    }
+  }
+
+  async function get(node: ClusterNode, path: string) {
+    return node.machine.get(`http://127.0.0.1:5001/v2/ksd.test.com/split/${path}`)
+  }
+
+  async function finds(node: ClusterNode, name: string): Promise<void> {
+    await until(async () => (await get(node, `${name}/manifests/1`)).status === 200, {
+      timeoutMs: KNOWN_WITHIN_MS,
+      what: `${node.name} finds ${name}`,
+    })
+  }
+
+  async function pulls(node: ClusterNode, name: string, image: DemoImage): Promise<void> {
+    await finds(node, name)
+    for (const { descriptor } of image.layers) {
+      const { status, headers } = await get(node, `${name}/blobs/${descriptor.digest}`)
+      assert.equal(status, 200)
+      assert.equal(headers.get('content-length'), `${descriptor.size}`)
+    }
+  }
+
+  test('each half goes on by itself, and both are one again within seconds', async () => {
+    const [[a, b], [c, d]] = halves
+    const before = await buildImage({ layers: [50_000], seed: 'before' })
+    await c.import(before, 'ksd.test.com/split/before:1')
+    await pulls(a, 'before', before)
+
+    await Promise.all([c, d].map((node) => node.link.plugInto('br1')))
+    const here = await buildImage({ layers: [100_000, 10], seed: 'here' })
+    const there = await buildImage({ layers: [100_000, 10], seed: 'there' })
+    await a.import(here, 'ksd.test.com/split/here:1')
+    await c.import(there, 'ksd.test.com/split/there:1')
+    // The nodes on the other side still count as connected
+    await pulls(b, 'here', here)
+    await pulls(d, 'there', there)
+    await peers(1, 30_000)
+    for (const [node, name] of [
+      [b, 'there'],
+      [d, 'here'],
+      [b, 'nowhere'],
+    ] as const) {
+      const since = performance.now()
+      const { status } = await get(node, `${name}/manifests/1`)
+      assert.equal(status, 404, `${node.name} does not find ${name}`)
+      const tookMs = performance.now() - since
+      assert.ok(tookMs < MISS_WITHIN_MS, `${node.name} said so after ${tookMs} ms`)
+    }
+
+    await Promise.all([c, d].map((node) => node.link.plugInto('br0')))
+    const healed = performance.now()
+    await peers(3, HEALED_WITHIN_MS)
+    const tookMs = performance.now() - healed
+    assert.ok(tookMs < HEALED_WITHIN_MS, `healed after ${tookMs} ms`)
+    await pulls(b, 'there', there)
+    await pulls(d, 'here', here)
+  })
+})
