@@ -2,7 +2,7 @@ import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { identify } from '@libp2p/identify'
 import type { Libp2p, PrivateKey } from '@libp2p/interface'
-import { kadDHT, passthroughMapper, type KadDHT, type KadDHTComponents } from '@libp2p/kad-dht'
+import { kadDHT, type KadDHT, type KadDHTComponents } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
 import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
@@ -46,6 +46,14 @@ interface NodeInit {
 export async function createNode(init: NodeInit): Promise<RoutingNode> {
   const { loopback } = init
   const guard = new DialGuard()
+  const allowed = (address: Multiaddr, id?: string): boolean => {
+    const target = parseMultiaddr(address.toString())
+    return (
+      target !== undefined &&
+      isPlausible(target.host, { loopback }) &&
+      guard.allows(target, id ?? target.id)
+    )
+  }
   const node: RoutingNode = await createLibp2p({
     start: false,
     privateKey: init.privateKey,
@@ -62,10 +70,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     datastore: new PeerBook(),
     ...init.carrier,
     connectionGater: {
-      denyDialMultiaddr: (address) => {
-        const target = parseMultiaddr(address.toString())
-        return !dialable(address, loopback) || !target || !guard.allows(target, target.id)
-      },
+      denyDialMultiaddr: (address) => !allowed(address),
       denyDialPeer: (peer) => init.isCut(peer.toString()),
       denyInboundEncryptedConnection: (peer) => init.isCut(peer.toString()),
       filterMultiaddrForPeer: (_, address) => dialable(address, loopback),
@@ -91,8 +96,12 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
         kadDHT({
           protocol: init.dhtProtocol,
           clientMode: false,
-          // Clusters live on private addresses, which the default mapper drops
-          peerInfoMapper: passthroughMapper,
+          // Whom an answer names is asked for a sign of life at once, so a crowd has no place here. The default drops
+          // private addresses, where clusters live.
+          peerInfoMapper: ({ id, multiaddrs }) => ({
+            id,
+            multiaddrs: multiaddrs.filter((address) => allowed(address, id.toString())),
+          }),
           initialQuerySelfInterval: 250,
           reprovide: { validity: RECORD_LIFE_MS, interval: MINUTE },
         })({
