@@ -26,7 +26,8 @@ import { loadIdentity } from './identity.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
-import { PeerProtocol, type RemoteNode } from './mesh/protocol.ts'
+import { PeerProtocol } from './mesh/protocol.ts'
+import type { RemoteNode } from './mesh/remote.ts'
 import {
   createNode,
   DIAL_TIMEOUT_MS,

@@ -22,13 +22,10 @@ import {
   type PeerMessage,
 } from '../../../src/routing/gen/peer/v1/peer_pb.ts'
 import { Inventory, inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
-import {
-  FrameReader,
-  MAX_MEMBERS,
-  MAX_MESSAGE_BYTES,
-  PEER_PROTOCOL,
-  PeerProtocol,
-} from '../../../src/routing/mesh/protocol.ts'
+import { FrameReader, MAX_MESSAGE_BYTES } from '../../../src/routing/mesh/frames.ts'
+import { PeerProtocol } from '../../../src/routing/mesh/protocol.ts'
+import { MAX_MEMBERS } from '../../../src/routing/mesh/remote.ts'
+import { PEER_PROTOCOL } from '../../../src/routing/mesh/speaking.ts'
 import { holders, meshed } from '../../compliance/router.ts'
 import { until } from '../../wait.ts'
 import { captureLog, LoopbackMesh, silent, type LoopbackNode } from './nodes.ts'

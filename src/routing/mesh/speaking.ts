@@ -1,0 +1,190 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { create } from '@bufbuild/protobuf'
+import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
+import type { Connection, Stream } from '@libp2p/interface'
+import {
+  AliveSchema,
+  GoodbyeSchema,
+  InventorySchema,
+  PeerMessageSchema,
+  type Hello,
+  type Inventory as InventoryMessage,
+  type PeerMessage,
+} from '../gen/peer/v1/peer_pb.ts'
+import { PeerProtocolError } from './frames.ts'
+import { packKeys, type Inventory } from './inventory.ts'
+
+/** What libp2p calls the protocol. */
+export const PEER_PROTOCOL = '/shoal/peer/1'
+
+/** Keys a message: under 64 KiB, so that one message never holds up the others on a thin link for long. */
+const KEYS_PER_MESSAGE = 4000
+/** What a stream may hold back before it is given up; several messages, and more than the muxer's window. */
+const MAX_WRITE_BUFFER_BYTES = 1024 * 1024
+const OPEN_TIMEOUT_MS = 5000
+const GOODBYE_TIMEOUT_MS = 500
+/** Signs of life a peer may leave out, in beats, before it counts as gone; not to read is one. */
+export const MAX_SILENT_BEATS = 3
+
+/** The stream this node opened to another. */
+export class Speaking {
+  readonly #inventory: Inventory
+  readonly #heartbeatMs: number
+  /**
+   * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
+   * is not for long.
+   */
+  readonly #pending = new Map<string, boolean>()
+  readonly #ended = Promise.withResolvers<void>()
+  #stream: Stream | undefined
+  #wake = (): void => {}
+  #leaving = false
+  /** To be told before anything else, the newest of each kind */
+  readonly #notes = new Map<string, () => PeerMessage['message']>()
+
+  constructor(inventory: Inventory, init: { readonly heartbeatMs: number }) {
+    this.#inventory = inventory
+    this.#heartbeatMs = init.heartbeatMs
+  }
+
+  /** Speaks until the stream ends or {@link leave} is called. */
+  async run(connection: Connection, hello: Hello): Promise<void> {
+    const unsubscribe = this.#inventory.onChange((keys, held) => {
+      for (const key of keys) this.#pending.set(key, held)
+      this.#wake()
+    })
+    try {
+      const signal = AbortSignal.timeout(OPEN_TIMEOUT_MS)
+      this.#stream = await connection.newStream([PEER_PROTOCOL], { signal })
+      await this.#speak(this.#stream, hello)
+    } catch (error) {
+      this.#stream?.abort(error instanceof Error ? error : new PeerProtocolError('unknown'))
+      throw error
+    } finally {
+      unsubscribe()
+      this.#ended.resolve()
+    }
+  }
+
+  /** Tells something soon, as it is then; and not what was to be told about the same before. */
+  tell(about: string, note: () => PeerMessage['message']): void {
+    this.#notes.set(about, note)
+    this.#wake()
+  }
+
+  /** Says goodbye. */
+  async leave(): Promise<void> {
+    this.#leaving = true
+    this.#wake()
+    const timer = setTimeout(this.#ended.resolve, GOODBYE_TIMEOUT_MS)
+    await this.#ended.promise
+    clearTimeout(timer)
+  }
+
+  async #speak(stream: Stream, hello: Hello): Promise<void> {
+    stream.maxWriteBufferLength = MAX_WRITE_BUFFER_BYTES
+    stream.addEventListener('close', () => this.#wake())
+    stream.addEventListener('message', () =>
+      stream.abort(new PeerProtocolError('a peer answered on a stream that it only reads')),
+    )
+    await this.#send(stream, { case: 'hello', value: hello })
+    const pieces = hello.inventory ? this.#pieces() : undefined
+    while (!this.#leaving && stream.status === 'open') {
+      for (const [about, note] of this.#notes) {
+        this.#notes.delete(about)
+        await this.#send(stream, note())
+      }
+      const piece = pieces?.next().value
+      if (piece !== undefined) await this.#send(stream, { case: 'inventory', value: piece })
+      else if (await this.#idle())
+        await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
+    }
+    if (stream.status !== 'open') return
+    await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema) })
+    await stream.close({ signal: AbortSignal.timeout(GOODBYE_TIMEOUT_MS) })
+  }
+
+  /**
+   * The inventory, then its changes, piece by piece; nothing when there is nothing to tell at the moment. The inventory
+   * is read while it may change, so what changed since the beginning is told once more after it.
+   */
+  *#pieces(): Generator<InventoryMessage | undefined, never> {
+    const all = this.#inventory.keys()
+    let rest = true
+    for (let reset = true; rest; reset = false) {
+      const added: string[] = []
+      while (rest && added.length < KEYS_PER_MESSAGE) {
+        const next = all.next()
+        if (next.done === true) rest = false
+        else added.push(next.value)
+      }
+      yield this.#piece({ reset, added, removed: [], rest })
+    }
+    for (;;) {
+      const added: string[] = []
+      const removed: string[] = []
+      for (const [key, held] of this.#pending) {
+        if (added.length + removed.length === KEYS_PER_MESSAGE) break
+        this.#pending.delete(key)
+        if (held) added.push(key)
+        else removed.push(key)
+      }
+      if (added.length + removed.length === 0) yield undefined
+      else yield this.#piece({ reset: false, added, removed, rest: false })
+    }
+  }
+
+  #piece(told: { reset: boolean; added: string[]; removed: string[]; rest: boolean }) {
+    return create(InventorySchema, {
+      epoch: this.#inventory.epoch,
+      version: this.#inventory.version,
+      reset: told.reset,
+      complete: !told.rest && this.#pending.size === 0,
+      removed: packKeys(told.removed),
+      added: packKeys(told.added),
+    })
+  }
+
+  /** Resolves when there may be something to do; true when nothing was for the time of a heartbeat. */
+  async #idle(): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>()
+    const timer = setTimeout(resolve, this.#heartbeatMs, true).unref()
+    this.#wake = () => resolve(false)
+    const idle = await promise
+    clearTimeout(timer)
+    this.#wake = () => {}
+    return idle
+  }
+
+  async #send(stream: Stream, message: PeerMessage['message']): Promise<void> {
+    const more = stream.send(
+      sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message })),
+    )
+    // A large inventory shares the event loop with pulls
+    await nextTurn()
+    if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)
+  }
+}
+
+/**
+ * Resolves when `stream` takes more or is closed. libp2p's own `onDrain` keeps its first promise for ever, and so waits
+ * only once in a stream's life.
+ * @throws {PeerProtocolError} when that takes longer than `timeoutMs`
+ */
+async function drained(stream: Stream, timeoutMs: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>()
+  const check = (): void => {
+    if (stream.status !== 'open' || !stream.writableNeedsDrain) resolve()
+  }
+  const timer = setTimeout(() => reject(new PeerProtocolError('peer does not read')), timeoutMs)
+  stream.addEventListener('drain', check)
+  stream.addEventListener('close', check)
+  check()
+  try {
+    await promise
+  } finally {
+    clearTimeout(timer)
+    stream.removeEventListener('drain', check)
+    stream.removeEventListener('close', check)
+  }
+}
