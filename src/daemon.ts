@@ -1,7 +1,13 @@
 import { networkInterfaces } from 'node:os'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
-import { formatAddress, P2P_PORT, PEER_FALLBACK_PORT, PEER_PORT } from './config/schema.ts'
+import {
+  formatAddress,
+  p2pPort,
+  PEER_FALLBACK_PORT,
+  PEER_PORT,
+  SPEGEL_PEER_PORT,
+} from './config/schema.ts'
 import { createAdminServer } from './http/admin.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
@@ -12,7 +18,7 @@ import { chain } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
-import { RegistryClient } from './pull/registry-client.ts'
+import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
@@ -76,6 +82,7 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
 
   const local = new LocalSource({ store, onMiss: (key) => advertiser.missed(key) })
   const { peer } = config.listen
+  const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
     () => registry('peer', chain([local]), () => router.self()),
     {
@@ -83,16 +90,20 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
       drainTimeout,
       // Somebody who asks for a port gets that one or an error
       ...(peer === 'auto'
-        ? { hosts: own.current, ports: [PEER_PORT, PEER_FALLBACK_PORT] }
+        ? {
+            hosts: own.current,
+            ports: spegel ? [SPEGEL_PEER_PORT] : [PEER_PORT, PEER_FALLBACK_PORT],
+          }
         : { hosts: [peer.host], ports: [peer.port] }),
     },
   )
   const router: Libp2pRouter = new Libp2pRouter(
     { log: component('routing'), registryPort: () => peerListener.port },
     {
-      listen: config.listen.p2p === 'auto' ? { port: P2P_PORT } : config.listen.p2p,
+      listen: config.listen.p2p === 'auto' ? { port: p2pPort(config.mesh) } : config.listen.p2p,
       dataDir: config.dataDir,
       bootstrap: config.bootstrap,
+      mesh: config.mesh,
       nodeName: config.nodeName,
       nodeAddress: own.current,
       topology: config.topology,
@@ -102,7 +113,10 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
   )
   const advertiser = new Advertiser({ store, router, log: component('advertiser') })
 
-  const client = new RegistryClient({ timeouts: config.peers })
+  const client = new RegistryClient({
+    timeouts: config.peers,
+    ...(spegel && { headers: SPEGEL_HEADERS }),
+  })
   const peers = new PeersSource(
     {
       router,

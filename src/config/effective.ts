@@ -1,4 +1,4 @@
-import type { Config } from './schema.ts'
+import { p2pPort, type Config } from './schema.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */
 export interface HostFacts {
@@ -59,6 +59,11 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
           : maxBytes,
     },
     dataDir,
+    bootstrap: config.bootstrap.map((entry) =>
+      entry.type === 'host' && entry.srv === true
+        ? { ...entry, port: p2pPort(config.mesh) }
+        : entry,
+    ),
     nodeName: decide(config.nodeName, () => facts.hostName),
     certsDir: decide(config.certsDir, () =>
       facts.exists(K3S_DATA_DIR) ? K3S_CERTS_DIR : CERTS_DIR,

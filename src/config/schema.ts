@@ -31,8 +31,13 @@ export const PEER_PORT = 5001
 /** And here if that one is taken: with `embedded-registry`, K3s has it for its own mesh. */
 export const PEER_FALLBACK_PORT = 5003
 /** The same in a mesh of Spegel nodes, as these have them: each asks all others at its own registry port. */
-export const SPEGEL_P2P_PORT = 5001
+const SPEGEL_P2P_PORT = 5001
 export const SPEGEL_PEER_PORT = 5000
+
+/** Where libp2p listens in a mesh when nothing else is said. */
+export function p2pPort(mesh: 'shoal' | 'spegel'): number {
+  return mesh === 'spegel' ? SPEGEL_P2P_PORT : P2P_PORT
+}
 
 /** As many as a node tells the others */
 const MAX_NODE_ADDRESSES = 3
@@ -135,7 +140,9 @@ function parseBootstrap(text: string): BootstrapEntry | undefined {
 function formatBootstrap(entry: BootstrapEntry): string {
   switch (entry.type) {
     case 'host':
-      return entry.srv === true ? entry.host : formatAddress(entry)
+      return entry.srv === true
+        ? formatAddress(entry).replace(/:[0-9]+$/, '')
+        : formatAddress(entry)
     case 'multiaddr':
       return entry.multiaddr
     case 'http':
@@ -303,13 +310,13 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken.`,
+              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
             }),
           p2p: autoAddress()
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `libp2p, over TCP. \`auto\` is port ${P2P_PORT} of each \`nodeAddress\`.`,
+              description: `libp2p, over TCP. \`auto\` is port ${P2P_PORT} of each \`nodeAddress\`, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}.`,
             }),
           admin: address().prefault('127.0.0.1:9090').register(docs, {
             placeholder: 'HOST:PORT',

@@ -36,6 +36,12 @@ export interface RegistryAnswer {
   close(): void
 }
 
+/** What a Spegel node must be told to answer from what it holds itself; the login is empty, as Spegel sends it. */
+export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
+  'X-Spegel-Mirrored': 'true',
+  Authorization: 'Basic Og==',
+}
+
 /** Why a request to one registry failed; the reason decides what is concluded about it. */
 export class RegistryRequestError extends Error {
   override readonly name = 'RegistryRequestError'
@@ -50,10 +56,15 @@ export class RegistryRequestError extends Error {
 /** Asks registries over HTTP: one answer or one error, no retries but for a connection that was closed while idle. */
 export class RegistryClient {
   readonly #timeouts: StageTimeouts
+  /** Header lines of every request */
+  readonly #headers: string
   readonly #pool = new ConnectionPool()
 
-  constructor(init: { timeouts: StageTimeouts }) {
+  constructor(init: { timeouts: StageTimeouts; headers?: Readonly<Record<string, string>> }) {
     this.#timeouts = init.timeouts
+    this.#headers = Object.entries(init.headers ?? {})
+      .map(([name, value]) => `${name}: ${value}\r\n`)
+      .join('')
   }
 
   /**
@@ -67,7 +78,7 @@ export class RegistryClient {
   ): Promise<RegistryAnswer> {
     const { range, signal } = options
     signal.throwIfAborted()
-    const request = render(origin, pull, range)
+    const request = render(origin, pull, range, this.#headers)
     for (;;) {
       const connection = this.#connect(origin)
       const wasUsed = connection.used
@@ -160,11 +171,16 @@ export class RegistryClient {
   }
 }
 
-function render(origin: string, pull: PullRequest, range: ByteRange | undefined): string {
+function render(
+  origin: string,
+  pull: PullRequest,
+  range: ByteRange | undefined,
+  headers: string,
+): string {
   const accept = pull.kind === 'manifest' ? `Accept: ${MANIFEST_MEDIA_TYPES.join(', ')}\r\n` : ''
   const part = range === undefined ? '' : `Range: bytes=${range.start}-${range.end}\r\n`
   const host = origin.slice(origin.indexOf('//') + 2)
-  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${accept}${part}\r\n`
+  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}\r\n`
 }
 
 function translate(error: unknown): unknown {

@@ -37,6 +37,7 @@ import {
   type RoutingNode,
 } from './node.ts'
 import type { Peer, Router } from './router.ts'
+import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
 
 /** Shoal's own DHT. */
 const DHT_PROTOCOL = '/shoal/kad/1.0.0'
@@ -81,6 +82,8 @@ export interface Libp2pRouterInit {
   /** Keeps this node's identity */
   readonly dataDir: string
   readonly bootstrap: readonly BootstrapEntry[]
+  /** `spegel`: Spegel nodes are in it, or may be; `shoal` by default */
+  readonly mesh?: 'shoal' | 'spegel'
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
@@ -104,6 +107,8 @@ interface Running {
   readonly known: KnownPeers
   readonly bootstrapper: Bootstrapper
   readonly id: string
+  /** Loopback addresses are plausible, because this node has one */
+  readonly loopback: boolean
   /** Where libp2p is to listen now */
   readonly listen: () => SocketAddress[]
 }
@@ -117,6 +122,7 @@ export class Libp2pRouter implements Router, Startable {
   readonly #registryPort: () => number
   readonly #init: Libp2pRouterInit
   readonly #meshSize: number
+  readonly #spegel: boolean
   readonly #inventory = new Inventory()
   readonly #records: DhtRecords
   /** What other nodes put into the DHT here */
@@ -133,13 +139,21 @@ export class Libp2pRouter implements Router, Startable {
     this.#init = init
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#meshSize = init.meshSize ?? MESH_SIZE
+    this.#spegel = init.mesh === 'spegel'
     this.#records = new DhtRecords(
-      { log, needed: () => (this.#running?.protocol.size ?? 0) >= this.#meshSize },
       {
-        protocol: DHT_PROTOCOL,
+        log,
+        needed: () => this.#spegel || (this.#running?.protocol.size ?? 0) >= this.#meshSize,
+      },
+      {
+        protocol: this.#dhtProtocol,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
       },
     )
+  }
+
+  get #dhtProtocol(): string {
+    return this.#spegel ? SPEGEL_DHT_PROTOCOL : DHT_PROTOCOL
   }
 
   /**
@@ -272,7 +286,7 @@ export class Libp2pRouter implements Router, Startable {
     // Whoever asks on has found none so far, or none of use. Before that is the last word, look again: what is on its
     // way may bring another holder, and then the DHT may know of one that this node has never met.
     const arrival = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
-    while (isArriving(running) && !arrival.aborted) {
+    while (isArriving(running, this.#spegel) && !arrival.aborted) {
       await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
       for (const peer of this.#holders(running, key, seen)) {
         yield peer
@@ -281,6 +295,7 @@ export class Libp2pRouter implements Router, Startable {
     }
     if (signal.aborted || this.#knowsAll(running)) return
     yield* this.#fromDht(running, key, seen, signal)
+    if (!signal.aborted) yield* this.#holders(running, key, seen)
   }
 
   /** Holders that are not in `seen` yet, nearest first; those equally near in random order, so that they share the load. */
@@ -302,9 +317,11 @@ export class Libp2pRouter implements Router, Startable {
    * True when a miss is certain without the DHT. Only a node can be found through it that is in somebody's routing
    * table. Every node this one hears of, in a hello or in any answer of the DHT, becomes a connection or proves to be out
    * of reach; so when all connections have told their whole inventory and nobody heard of is unsettled, a record could
-   * only name a node that was just asked, or one that cannot be read from anyhow.
+   * only name a node that was just asked, or one that cannot be read from anyhow. What a Spegel node holds only records
+   * tell.
    */
   #knowsAll({ node, protocol, mesh }: Running): boolean {
+    if (this.#spegel) return false
     if (protocol.size >= this.#meshSize && protocol.size > 0) return false
     if (mesh.unsettled) return false
     return node
@@ -331,7 +348,13 @@ export class Libp2pRouter implements Router, Startable {
       open -= 1
       bell.emit('ring')
     }
+    const { protocol, loopback } = running
     const meet = async (provider: Provider): Promise<void> => {
+      if (this.#spegel && protocol.get(provider.id) === undefined) {
+        const peer = spegelPeer(provider, { registryPort: this.#registryPort(), loopback })
+        if (peer !== undefined) met.push(peer)
+        return
+      }
       const remote = await this.#meet(running, provider, limit)
       if (remote?.sharing === true) met.push(remote.peer)
     }
@@ -386,13 +409,12 @@ export class Libp2pRouter implements Router, Startable {
         : (await lookupHost(listen.host)).address
     const hosts = (): readonly string[] => (host === undefined ? this.#nodeAddresses : [host])
     const loopback = hosts().some((each) => isWildcard(each) || isLoopbackAddress(each))
-    const connected = (): number => this.#running?.protocol.size ?? 0
 
     const node = await createNode({
       privateKey,
       nodeAddresses: () => this.#nodeAddresses,
       loopback,
-      dhtProtocol: DHT_PROTOCOL,
+      dhtProtocol: this.#dhtProtocol,
       records: this.#foreign,
       maxConnections: 2 * this.#meshSize + 100,
       tokens: this.#init.tokens ?? [],
@@ -410,15 +432,22 @@ export class Libp2pRouter implements Router, Startable {
         heartbeatMs: this.#init.heartbeatMs ?? 4000,
       },
     )
+    // A Spegel node says no hello
+    const isConnected = (peer: string): boolean =>
+      protocol.get(peer) !== undefined ||
+      (this.#spegel && node.getPeers().some((other) => other.toString() === peer))
+    const connected = (): boolean =>
+      protocol.size > 0 || (this.#spegel && node.getPeers().length > 0)
     const known = new KnownPeers({ log: this.#log }, { dataDir, loopback })
     const running: Running = {
       node,
       protocol,
       id,
+      loopback,
       listen: () => hosts().map((each) => ({ host: each, port: listen.port })),
       mesh: new Mesh({
         log: this.#log,
-        isConnected: (peer) => protocol.get(peer) !== undefined,
+        isConnected,
         connect: (member) => {
           // One after the other is dialled, and the first may be of a family that does not get there
           const timeoutMs = DIAL_TIMEOUT_MS * Math.max(1, member.addresses.length)
@@ -429,7 +458,7 @@ export class Libp2pRouter implements Router, Startable {
       bootstrapper: new Bootstrapper(
         {
           log: this.#log,
-          connected: () => connected() > 0,
+          connected,
           known: () => known.targets(),
           connect: (target, { signal }) => this.#bootstrap(running, target, signal),
         },
@@ -459,6 +488,9 @@ export class Libp2pRouter implements Router, Startable {
       if (!meant && !protocol.isCut(peer.id) && isWanted(peer.id))
         mesh.lost({ id: peer.id, addresses })
       if (protocol.size === 0) bootstrapper.hurry()
+    })
+    node.addEventListener('peer:disconnect', () => {
+      if (this.#spegel && node.getPeers().length === 0) bootstrapper.hurry()
     })
     node.addEventListener('peer:discovery', ({ detail: { id, multiaddrs } }) => {
       const addresses = multiaddrs.map((address) => address.toString())
@@ -519,10 +551,12 @@ export class Libp2pRouter implements Router, Startable {
 }
 
 /** Inventories, hellos or connections are on their way that may answer in a moment. */
-function isArriving({ node, protocol, mesh }: Running): boolean {
+function isArriving({ node, protocol, mesh }: Running, spegel: boolean): boolean {
   for (const { inventory } of protocol.nodes()) {
     if (inventory === 'arriving') return true
   }
+  // Connections that never say hello are no reason to wait
+  if (spegel) return false
   const young = Date.now() - HELLO_TIMEOUT_MS
   return (
     mesh.unsettled ||

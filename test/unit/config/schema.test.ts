@@ -72,8 +72,8 @@ suite('the schema', () => {
     assert.deepEqual(parsed.bootstrap, [
       { type: 'host', host: 'seed', port: 5002, srv: true },
       { type: 'host', host: 'seed', port: 1 },
-      { type: 'host', host: '10.0.0.1', port: 5002 },
-      { type: 'host', host: 'fd00::1', port: 5002 },
+      { type: 'host', host: '10.0.0.1', port: 5002, srv: true },
+      { type: 'host', host: 'fd00::1', port: 5002, srv: true },
       { type: 'host', host: 'fd00::1', port: 9 },
       { type: 'http', url: 'https://a.b' },
     ])
