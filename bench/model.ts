@@ -46,9 +46,34 @@ const largest = runsOf('mesh').at(-1) ?? {}
 
 /** This end's share of the heap. */
 const KILOBYTES_PER_CONNECTION = largest['kilobytesPerConnection'] ?? Number.NaN
+/** To send one and to be sent one, without sockets and encryption: by how much CPU grows with messages. */
+const MS_PER_MESSAGE = slope(
+  runs.map((run) => [run['messagesPerMinute'] ?? Number.NaN, (run['cpuPercent'] ?? 0) * 600]),
+)
+
+const WALKS = 300
+const SAMPLED_KEYS = 20_000
+
+type Run = Record<string, number> & { mode?: unknown }
+const RUNS = new URL('simulation.json', import.meta.url)
+const runs: Run[] = JSON.parse(await readFile(RUNS, 'utf8'))
+const runsOf = (mode: string): Run[] => runs.filter((run) => run.mode === mode)
+const largest = runsOf('mesh').at(-1) ?? {}
+
+/** This end's share of the heap. */
+const KILOBYTES_PER_CONNECTION = largest['kilobytesPerConnection'] ?? Number.NaN
 /** To send one and to be sent one, without sockets and encryption: the whole process while nothing happens. */
 const MS_PER_MESSAGE =
   ((largest['cpuPercent'] ?? Number.NaN) * 600) / (largest['messagesPerMinute'] ?? Number.NaN)
+
+/** By how much y grows with x, by least squares. */
+function slope(all: readonly (readonly [number, number])[]): number {
+  const known = all.filter(([x]) => Number.isFinite(x))
+  const meanX = known.reduce((sum, [x]) => sum + x, 0) / known.length
+  const meanY = known.reduce((sum, [, y]) => sum + y, 0) / known.length
+  const up = known.reduce((sum, [x, y]) => sum + (x - meanX) * (y - meanY), 0)
+  return up / known.reduce((sum, [x]) => sum + (x - meanX) ** 2, 0)
+}
 
 /** The same sequence each time, so that a table changes only when the model does. */
 let state = 1

@@ -18,9 +18,9 @@ import { MemoryNetwork, type Traffic } from './memory-network.ts'
  * mesh|dht|churn --nodes 200 --keys 1000`
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
-const LOOKUPS = 1000
+const LOOKUPS = { mesh: 2000, dht: 200 }
 /** In a DHT without inventories each node keeps to so many. */
-const SMALL_MESH = 20
+const SMALL_MESH = 8
 const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
@@ -244,7 +244,7 @@ async function lookups(): Promise<void> {
   const hops: number[] = []
   let asked = 0
   let found = 0
-  for (let round = 0; round < LOOKUPS; round += 1) {
+  for (let round = 0; round < (mode === 'dht' ? LOOKUPS.dht : LOOKUPS.mesh); round += 1) {
     const asking = any(all)
     const holding = any(all.filter((node) => node !== asking))
     asking.traffic.walk = { requests: 0 }
