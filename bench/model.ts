@@ -51,21 +51,6 @@ const MS_PER_MESSAGE = slope(
   runs.map((run) => [run['messagesPerMinute'] ?? Number.NaN, (run['cpuPercent'] ?? 0) * 600]),
 )
 
-const WALKS = 300
-const SAMPLED_KEYS = 20_000
-
-type Run = Record<string, number> & { mode?: unknown }
-const RUNS = new URL('simulation.json', import.meta.url)
-const runs: Run[] = JSON.parse(await readFile(RUNS, 'utf8'))
-const runsOf = (mode: string): Run[] => runs.filter((run) => run.mode === mode)
-const largest = runsOf('mesh').at(-1) ?? {}
-
-/** This end's share of the heap. */
-const KILOBYTES_PER_CONNECTION = largest['kilobytesPerConnection'] ?? Number.NaN
-/** To send one and to be sent one, without sockets and encryption: the whole process while nothing happens. */
-const MS_PER_MESSAGE =
-  ((largest['cpuPercent'] ?? Number.NaN) * 600) / (largest['messagesPerMinute'] ?? Number.NaN)
-
 /** By how much y grows with x, by least squares. */
 function slope(all: readonly (readonly [number, number])[]): number {
   const known = all.filter(([x]) => Number.isFinite(x))
