@@ -31,9 +31,12 @@ const TABLE_BITS = 6
 
 // Measured: bench/RESULTS.md
 const MS_PER_RECORD = 0.4
-const BYTES_PER_RECORD = 360
-/** The most of 11 to 22. */
-const BYTES_PER_FOREIGN_KEY = 22
+/** `RecordStore`'s own estimate. */
+const BYTES_PER_RECORD = 200
+const MAX_RECORDS = 500_000
+const MAX_PROVIDERS_OF_KEY = 1000
+/** A table of 32,768 slots of 8 bytes for 20,000 keys. */
+const BYTES_PER_FOREIGN_KEY = 13.1
 
 const WALKS = 300
 const SAMPLED_KEYS = 20_000
@@ -110,11 +113,13 @@ function recordsPerNode(n: number, replicas = REPLICAS, enough = Number.POSITIVE
   sample((n * (DIGESTS - COMMON)) / HOLDERS, HOLDERS)
   let most = 0
   let total = 0
+  let over = 0
   for (const records of kept.values()) {
+    if (records > MAX_RECORDS) over += 1
     most = Math.max(most, records)
     total += records
   }
-  return { mean: total / n, most }
+  return { mean: total / n, most, over }
 }
 
 /**
@@ -206,19 +211,21 @@ const records = SIZES.map((n) => recordsPerNode(n))
 const fewer = SIZES.map((n) => recordsPerNode(n, 5))
 const enough = SIZES.map((n) => recordsPerNode(n, REPLICAS, REPLICAS))
 const perSecond = records.map(({ mean }) => mean / RENEW_S)
+const providers = (n: number): number => Math.min(n, MAX_PROVIDERS_OF_KEY)
 const cpuOf = (kept: number): number => (kept / RENEW_S) * MS_PER_RECORD * 0.1
 
 table(`Records of the DHT: ${DIGESTS} digests a node, ${COMMON} of them held by all`, [
   ['nodes', ...SIZES.map(String)],
   ['records kept by a node, mean', ...records.map(({ mean }) => mean)],
   ['the same, fullest node', ...records.map(({ most }) => most)],
+  ['nodes that would need more than they keep', ...records.map(({ over }) => over)],
   ['records received a second', ...perSecond],
   ['the same, kB/s', ...perSecond.map((rate) => (rate * RECORD_BYTES) / 1000)],
   ['CPU for them, % of a core, mean', ...records.map(({ mean }) => cpuOf(mean))],
   ['the same, fullest node', ...records.map(({ most }) => cpuOf(most))],
   ['memory for them, MB, mean', ...records.map(({ mean }) => (mean * BYTES_PER_RECORD) / 1e6)],
-  ['providers in an answer for what all hold', ...SIZES],
-  ['the same, kB an answer', ...SIZES.map((n) => (n * PROVIDER_BYTES) / 1000)],
+  ['providers in an answer for what all hold', ...SIZES.map(providers)],
+  ['the same, kB an answer', ...SIZES.map((n) => (providers(n) * PROVIDER_BYTES) / 1000)],
 ])
 
 table('What would cure that: CPU for records, % of a core, mean', [
