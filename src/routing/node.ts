@@ -104,14 +104,22 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
           }),
           initialQuerySelfInterval: 250,
           reprovide: { validity: RECORD_LIFE_MS, interval: MINUTE },
-        })({
-          ...components,
-          datastore: init.records,
-          peerStore: withProviders(components.peerStore),
-        }),
+        })(
+          overriding(components, {
+            datastore: init.records,
+            peerStore: withProviders(components.peerStore),
+          }),
+        ),
     },
   })
   return node
+}
+
+/** libp2p's components cannot be copied: they complain when they are asked for what is not there. */
+function overriding<T extends object>(components: T, own: Partial<T>): T {
+  return new Proxy(components, {
+    get: (target, name): unknown => Reflect.get(name in own ? own : target, name),
+  })
 }
 
 /** A multiaddr of an IP address and a TCP port where a node may be; nothing else is dialled, whoever names it. */

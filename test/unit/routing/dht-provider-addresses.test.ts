@@ -1,0 +1,26 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { generateKeyPair } from '@libp2p/crypto/keys'
+import { peerIdFromPrivateKey } from '@libp2p/peer-id'
+import { multiaddr } from '@multiformats/multiaddr'
+import { createLibp2p } from 'libp2p'
+import { withProviders } from '../../../src/routing/dht/provider-addresses.ts'
+
+suite('addresses of those who provide', () => {
+  test('who was forgotten is where he last was, and a stranger is nowhere', async (context) => {
+    const node = await createLibp2p({ start: false })
+    const id = peerIdFromPrivateKey(await generateKeyPair('Ed25519'))
+    const store = withProviders(node.peerStore)
+    assert.deepEqual((await store.get(id)).addresses, [])
+    const write = context.mock.method(node.peerStore, 'merge')
+    const home = multiaddr('/ip4/10.0.0.1/tcp/5001')
+    const away = multiaddr('/ip4/10.0.0.2/tcp/5001')
+    for (let count = 0; count < 3; count += 1) await store.merge(id, { multiaddrs: [home] })
+    assert.equal(write.mock.callCount(), 1)
+    await store.merge(id, { multiaddrs: [away] })
+    assert.equal(write.mock.callCount(), 2)
+    await node.peerStore.delete(id)
+    const texts = (await store.get(id)).addresses.map((each) => String(each.multiaddr))
+    assert.ok(texts.includes(String(away)))
+  })
+})

@@ -1,0 +1,92 @@
+import assert from 'node:assert/strict'
+import { hash } from 'node:crypto'
+import { suite, test, type TestContext } from 'node:test'
+import { Key } from 'interface-datastore'
+import { base32 } from 'multiformats/bases/base32'
+import { RecordStore } from '../../../src/routing/dht/record-store.ts'
+
+const MINUTE = 60_000
+
+/** kad-dht's name of the records of content `number`. */
+function nameOf(number: number): string {
+  const digest = hash('sha256', String(number), 'buffer')
+  const multihash = Buffer.concat([Buffer.of(0x12, 0x20), digest])
+  return `/dht/provider/${base32.baseEncode(multihash)}`
+}
+
+function put(store: RecordStore, number: number, provider: string): void {
+  store.put(new Key(`${nameOf(number)}/${provider}`))
+}
+
+async function providersOf(store: RecordStore, number: number): Promise<string[]> {
+  const providers: string[] = []
+  for await (const { key } of store.query({ prefix: nameOf(number) })) {
+    providers.push(key.toString().split('/').at(-1) ?? '')
+  }
+  return providers.toSorted()
+}
+
+function later(context: TestContext, ms: number): void {
+  const now = performance.now.bind(performance)
+  context.mock.method(performance, 'now', () => now() + ms)
+}
+
+suite('store of DHT records', () => {
+  test('a key has the providers that were said, each once', async () => {
+    const store = new RecordStore()
+    for (const provider of ['a', 'b', 'a', 'c']) put(store, 1, provider)
+    put(store, 2, 'b')
+    store.delete(new Key(`${nameOf(1)}/b`))
+    assert.deepEqual(await providersOf(store, 1), ['a', 'c'])
+    assert.deepEqual(await providersOf(store, 2), ['b'])
+    assert.deepEqual(await providersOf(store, 3), [])
+    assert.equal(store.stats().records, 3)
+  })
+
+  test('a record that is not said again expires, in the answer and in memory', async (context) => {
+    const store = new RecordStore()
+    for (let number = 0; number < 5000; number += 1) put(store, number, 'a')
+    later(context, 18 * MINUTE)
+    put(store, 1, 'a')
+    later(context, 2 * MINUTE)
+    assert.deepEqual(await providersOf(store, 2), [])
+    assert.equal(store.stats().records, 5000)
+    let turns = 0
+    const timer = setInterval(() => (turns += 1))
+    for await (const _ of store.query({ prefix: '/dht/provider' })) assert.fail()
+    clearInterval(timer)
+    assert.equal(store.stats().records, 1)
+    assert.deepEqual(await providersOf(store, 1), ['a'])
+    assert.ok(turns > 0, 'nothing else ran while the old were dropped')
+  })
+
+  test('what names no content is not kept', () => {
+    const store = new RecordStore()
+    const absurd = [
+      '/dht/provider/a/b',
+      `${nameOf(1)}x/a`,
+      nameOf(1),
+      `${nameOf(1)}/${'a'.repeat(1000)}`,
+      '/dht/record/abc',
+    ]
+    for (const name of absurd) store.put(new Key(name))
+    assert.deepEqual(store.stats(), { records: 0, bytes: 0, refused: absurd.length })
+  })
+
+  test('one that says too much does not crowd out the others', async () => {
+    const store = new RecordStore({ maxRecords: 100, maxRecordsOfProvider: 60 })
+    for (let number = 0; number < 1000; number += 1) put(store, number, 'greedy')
+    assert.equal(store.stats().records, 60)
+    for (let number = 0; number < 1000; number += 1) put(store, number, 'accomplice')
+    assert.equal(store.stats().records, 100)
+    for (let number = 5000; number < 5020; number += 1) put(store, number, 'modest')
+    assert.equal(store.stats().records, 100)
+    assert.deepEqual(await providersOf(store, 5019), ['modest'])
+  })
+
+  test('of one key a thousand providers are kept', async () => {
+    const store = new RecordStore()
+    for (let number = 0; number < 1100; number += 1) put(store, 1, `p${number}`)
+    assert.equal((await providersOf(store, 1)).length, 1000)
+  })
+})
