@@ -161,6 +161,11 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
     () => router.stats().peerKeys,
   )
   metrics.observe(
+    'shoal_peer_keys_bytes',
+    'Memory that the keys of other nodes take',
+    () => router.stats().peerKeyBytes,
+  )
+  metrics.observe(
     'shoal_dht_backlog',
     'Own keys that are not in the DHT yet',
     () => router.stats().recordBacklog,
