@@ -12,12 +12,12 @@ export class PeerBook extends MemoryDatastore {
   /** The one used last is the last */
   readonly #used = new Map<string, Key>()
 
-  override put(key: Key, value: Uint8Array): Key {
+  override async put(key: Key, value: Uint8Array): Promise<Key> {
     this.#use(key)
-    super.put(key, value)
+    await super.put(key, value)
     for (const oldest of this.#used.values()) {
       if (this.#used.size <= MAX_ENTRIES) break
-      this.delete(oldest)
+      await this.delete(oldest)
     }
     return key
   }
@@ -28,9 +28,9 @@ export class PeerBook extends MemoryDatastore {
     return value
   }
 
-  override delete(key: Key): void {
+  override async delete(key: Key): Promise<void> {
     this.#used.delete(key.toString())
-    super.delete(key)
+    await super.delete(key)
   }
 
   get size(): number {
