@@ -1,7 +1,5 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
-import { generateKeyPair } from '@libp2p/crypto/keys'
-import { peerIdFromPrivateKey } from '@libp2p/peer-id'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { withProviders } from '../../../src/routing/dht/provider-addresses.ts'
@@ -9,7 +7,7 @@ import { withProviders } from '../../../src/routing/dht/provider-addresses.ts'
 suite('addresses of those who provide', () => {
   test('who was forgotten is where he last was, and a stranger is nowhere', async (context) => {
     const node = await createLibp2p({ start: false })
-    const id = peerIdFromPrivateKey(await generateKeyPair('Ed25519'))
+    const { peerId: id } = await createLibp2p({ start: false })
     const store = withProviders(node.peerStore)
     assert.deepEqual((await store.get(id)).addresses, [])
     const write = context.mock.method(node.peerStore, 'merge')
