@@ -22,6 +22,17 @@ const decide = (input: unknown, changes?: Parameters<typeof facts>[0]) =>
   effectiveConfig(configSchema.parse(input), facts(changes))
 
 suite('what auto means', () => {
+  test("a bootstrap host without a port is asked at the mesh's own", () => {
+    const bootstrap = ['seed', '10.0.0.1', '[fd00::1]', 'seed:9']
+    const ports = ['shoal', 'spegel'].map((mesh) =>
+      decide({ mesh, bootstrap }).bootstrap.map((entry) => entry.type === 'host' && entry.port),
+    )
+    assert.deepEqual(ports, [
+      [5002, 5002, 5002, 9],
+      [5001, 5001, 5001, 9],
+    ])
+  })
+
   test('store: containerd where its socket is, else layout', () => {
     const socket = '/run/containerd/containerd.sock'
     const k3s = '/run/k3s/containerd/containerd.sock'

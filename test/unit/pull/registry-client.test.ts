@@ -4,7 +4,11 @@ import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { suite, test } from 'node:test'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
-import { RegistryClient, type RegistryAnswer } from '../../../src/pull/registry-client.ts'
+import {
+  RegistryClient,
+  SPEGEL_HEADERS,
+  type RegistryAnswer,
+} from '../../../src/pull/registry-client.ts'
 import { until } from '../../wait.ts'
 
 const timeouts = { dial: 300, firstByte: 300, progress: 300 }
@@ -19,8 +23,11 @@ const pull: PullRequest = {
 const OK = `HTTP/1.1 200 OK\r\nContent-Length: ${content.length}\r\n\r\n`
 const signal = (): AbortSignal => AbortSignal.timeout(10_000)
 
-/** A server that answers each request on a connection with what `answer` writes; `requests` counts on that connection. */
-async function serve(answer: (socket: Socket, requests: number) => void) {
+/**
+ * A server that answers each request on a connection with what `answer` writes; `requests` counts on that connection,
+ * `log` takes what comes in.
+ */
+async function serve(answer: (socket: Socket, requests: number) => void, log: string[] = []) {
   const sockets = new Set<Socket>()
   let connections = 0
   const server = createServer((socket) => {
@@ -30,6 +37,7 @@ async function serve(answer: (socket: Socket, requests: number) => void) {
     socket.on('error', () => {})
     socket.on('close', () => sockets.delete(socket))
     socket.on('data', (data) => {
+      log.push(data.toString())
       if (!data.toString().endsWith('\r\n\r\n')) return
       requests += 1
       answer(socket, requests)
@@ -59,6 +67,15 @@ async function read(answer: RegistryAnswer): Promise<Buffer> {
 }
 
 suite('registry client', () => {
+  test('a Spegel node is told to answer only from what it holds', async () => {
+    const requests: string[] = []
+    await using server = await serve((socket) => socket.write(OK + content.toString()), requests)
+    const client = new RegistryClient({ timeouts, headers: SPEGEL_HEADERS })
+    await read(await client.fetch(server.origin, pull, { signal: signal() }))
+    client.close()
+    assert.match(requests.join(''), /\r\nX-Spegel-Mirrored: true\r\nAuthorization: Basic Og==\r\n/)
+  })
+
   test('one connection serves request after request', async () => {
     await using server = await serve((socket) => socket.write(OK + content.toString()))
     for (let request = 0; request < 3; request += 1) {
