@@ -42,6 +42,8 @@ const QUARANTINE_LONGEST = 3_600_000
 const REST = 2_000
 /** Requests for one blob, resumptions included; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
+/** Peers of which is remembered where they answer. */
+const MAX_ANSWERING = 1024
 
 /**
  * Gets content from other nodes. All of it is in here: peers are asked as the lookup finds them, a second one when the
@@ -56,6 +58,8 @@ export class PeersSource implements ContentSource {
   readonly #onAttempt: (outcome: PeerOutcome) => void
   readonly #init: PeersInit
   readonly #avoided = new Avoided()
+  /** By peer id, where one of several addresses answered last: a family may lead nowhere, and that costs a dial. */
+  readonly #answering = new Map<string, string>()
 
   constructor(components: PeersComponents, init: PeersInit) {
     this.#router = components.router
@@ -295,7 +299,9 @@ export class PeersSource implements ContentSource {
     signal: AbortSignal,
     again: (peer: Peer) => void,
   ): Promise<Transfer | undefined> {
-    for (const origin of peer.origins) {
+    const last = this.#answering.get(peer.id)
+    const origins = peer.origins.toSorted((a, b) => Number(b === last) - Number(a === last))
+    for (const origin of origins) {
       try {
         const options = { signal, ...(range !== undefined && { range }) }
         const answer = await this.#client.fetch(origin, request, options)
@@ -304,6 +310,7 @@ export class PeersSource implements ContentSource {
           throw new RegistryRequestError('bad answer', 'answered with another size')
         }
         this.#onAttempt('ok')
+        if (origin !== last && origins.length > 1) this.#answered(peer, origin)
         return { peer, answer }
       } catch (error) {
         if (signal.aborted) return undefined
@@ -314,6 +321,14 @@ export class PeersSource implements ContentSource {
     }
     again(peer)
     return undefined
+  }
+
+  #answered(peer: Peer, origin: string): void {
+    this.#answering.set(peer.id, origin)
+    for (const oldest of this.#answering.keys()) {
+      if (this.#answering.size <= MAX_ANSWERING) break
+      this.#answering.delete(oldest)
+    }
   }
 
   #failed(peer: Peer, error: unknown): void {

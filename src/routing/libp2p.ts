@@ -60,7 +60,7 @@ export class RouterNotRunningError extends Error {
   readonly code = 'ERR_ROUTER_NOT_RUNNING'
 }
 
-/** A connection was made from an address that this node, or the other one, has no more. */
+/** A connection leads over an address that this node, or the other one, is not reached at any more. */
 export class AddressLostError extends Error {
   override readonly name = 'AddressLostError'
   readonly code = 'ERR_ADDRESS_LOST'
@@ -476,14 +476,17 @@ export class Libp2pRouter implements Router, Startable {
   #follow({ node, protocol, mesh, known, bootstrapper, id: self }: Running): void {
     const isWanted = (id: string): boolean => id !== self && protocol.size < this.#meshSize
     protocol.on('change', () => this.#changes.emit('change'))
+    const here = new Set<string>()
     protocol.on('join', (remote, members) => {
-      dropStale(node, remote)
+      if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
+      here.add(remote.peer.id)
       mesh.forget(remote.peer.id)
       known.saw(remote.peer.id, remote.addresses)
       for (const member of members) if (isWanted(member.id)) mesh.hear(member, 'hello')
     })
     protocol.on('update', (remote) => known.saw(remote.peer.id, remote.addresses))
     protocol.on('leave', ({ peer, addresses }, meant) => {
+      here.delete(peer.id)
       known.saw(peer.id, addresses)
       if (!meant && !protocol.isCut(peer.id) && isWanted(peer.id))
         mesh.lost({ id: peer.id, addresses })
@@ -581,18 +584,13 @@ function isOwnAddress(host: string): boolean {
 }
 
 /**
- * A node that comes again from another address has left the connection behind that it had at the old one. Nothing says
- * so on this side, where that connection would be spoken on until it runs into a deadline.
+ * A node that says hello again though it never left is at another address, or its network failed and came back: the
+ * connection before is dead. Nothing says so on this side, where it would be spoken on until it runs into a deadline.
  */
-function dropStale(node: RoutingNode, { peer, addresses }: RemoteNode): void {
-  const hosts = new Set(addresses.map((address) => parseMultiaddr(address)?.host))
+function dropStale(node: RoutingNode, id: string): void {
   const [, ...older] = node
     .getConnections()
-    .filter(({ remotePeer }) => remotePeer.toString() === peer.id)
+    .filter(({ remotePeer }) => remotePeer.toString() === id)
     .toSorted((a, b) => b.timeline.open - a.timeline.open)
-  for (const connection of older) {
-    if (!hosts.has(parseMultiaddr(connection.remoteAddr.toString())?.host)) {
-      connection.abort(new AddressLostError('peer is at another address'))
-    }
-  }
+  for (const connection of older) connection.abort(new AddressLostError('peer came anew'))
 }
