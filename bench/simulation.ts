@@ -20,7 +20,7 @@ import { MemoryNetwork, type Traffic } from './memory-network.ts'
 const RESULTS = new URL('simulation.json', import.meta.url)
 const LOOKUPS = { mesh: 2000, dht: 200 }
 /** In a DHT without inventories each node keeps to so many. */
-const SMALL_MESH = 8
+const SMALL_MESH = 20
 const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
