@@ -20,6 +20,7 @@ import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { Advertiser } from './routing/advertiser.ts'
+import type { KubernetesApi } from './routing/bootstrap/kubernetes.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
@@ -35,7 +36,10 @@ export interface Daemon extends Startable {
 }
 
 /** Puts a node together: the only place that knows every concrete class. */
-export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }): Daemon {
+export function createDaemon(
+  config: EffectiveConfig,
+  { log, kubernetes }: { log: Logger; kubernetes?: KubernetesApi | undefined },
+): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
   const own = new OwnAddresses(
@@ -103,6 +107,10 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
       listen: config.listen.p2p === 'auto' ? { port: p2pPort(config.mesh) } : config.listen.p2p,
       dataDir: config.dataDir,
       bootstrap: config.bootstrap,
+      kubernetes: kubernetes && {
+        api: kubernetes,
+        port: (config.listen.p2p !== 'auto' && config.listen.p2p.port) || p2pPort(config.mesh),
+      },
       mesh: config.mesh,
       nodeName: config.nodeName,
       nodeAddress: own.current,
@@ -169,6 +177,26 @@ export function createDaemon(config: EffectiveConfig, { log }: { log: Logger }):
     'shoal_dht_backlog',
     'Own keys that are not in the DHT yet',
     () => router.stats().recordBacklog,
+  )
+  metrics.observe(
+    'shoal_dht_records_sent',
+    'Records that other nodes took from this one since it started',
+    () => router.stats().recordsSent,
+  )
+  metrics.observe(
+    'shoal_dht_records',
+    'Records this node keeps for other nodes',
+    () => router.stats().foreign.records,
+  )
+  metrics.observe(
+    'shoal_dht_records_bytes',
+    'Memory that records of other nodes take, in bytes, estimated',
+    () => router.stats().foreign.bytes,
+  )
+  metrics.observe(
+    'shoal_dht_records_refused',
+    'Records of other nodes not kept since the start: too many, or they name no content',
+    () => router.stats().foreign.refused,
   )
 
   // Probes answer first, and the peer listener is there before the card that names its port.

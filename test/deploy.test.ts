@@ -27,6 +27,9 @@ interface Manifest {
   readonly kind: string
   readonly metadata: { name: string; namespace?: string }
   readonly data: Record<string, string>
+  readonly rules: readonly { resources: readonly string[]; verbs: readonly string[] }[]
+  readonly roleRef: { name: string }
+  readonly subjects: readonly { kind: string; name: string; namespace: string }[]
   readonly spec: {
     template: {
       metadata: { labels: Record<string, string> }
@@ -73,6 +76,7 @@ test('the manifests configure the daemon by keys that exist', () => {
   assert.equal(config.store, 'containerd')
   const { metadata } = only('Service')
   assert.deepEqual(config.bootstrap, [
+    { type: 'kubernetes' },
     { type: 'host', host: `${metadata.name}.${metadata.namespace}.svc`, port: 5002 },
   ])
   for (const { args } of [...pod.initContainers, ...pod.containers]) checkArguments(args)
@@ -112,9 +116,19 @@ test('what belongs together in the manifests carries the same names', () => {
   const { labels } = only('DaemonSet').spec.template.metadata
   assert.deepEqual(only('Service').spec.selector, labels)
   const namespaces = manifests
-    .filter(({ kind }) => kind !== 'Namespace')
+    .filter(({ kind }) => kind !== 'Namespace' && !kind.startsWith('Cluster'))
     .map(({ metadata }) => metadata.namespace)
   assert.deepEqual(new Set(namespaces), new Set([only('Namespace').metadata.name]))
+})
+
+test('the service account may read nodes and nothing else', () => {
+  const role = only('ClusterRole')
+  assert.deepEqual(role.rules, [
+    { apiGroups: [''], resources: ['nodes'], verbs: ['get', 'list', 'watch'] },
+  ])
+  const { roleRef, subjects } = only('ClusterRoleBinding')
+  assert.equal(roleRef.name, role.metadata.name)
+  assert.deepEqual(subjects, [{ kind: 'ServiceAccount', ...only('ServiceAccount').metadata }])
 })
 
 test('the systemd unit starts the daemon by arguments that exist', () => {

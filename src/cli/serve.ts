@@ -2,6 +2,9 @@ import { Command } from 'commander'
 import { createLogger } from '../observe/log.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 
+/** Where the kubelet puts a pod's credentials, and renews them. */
+const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
+
 /** `shoal serve`: the daemon, until a signal ends it. */
 export function serveCommand(): Command {
   return addConfigOptions(new Command('serve').description('run a node: the daemon')).action(
@@ -10,7 +13,7 @@ export function serveCommand(): Command {
       const log = createLogger({ level: config.log.level })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
-      const daemon = createDaemon(config, { log })
+      const daemon = createDaemon(config, { log, kubernetes: inCluster() })
       await daemon.start()
 
       const ended = Promise.withResolvers<number>()
@@ -40,4 +43,10 @@ export function serveCommand(): Command {
       process.exitCode = await ended.promise
     },
   )
+}
+
+/** The API server that a pod is told of. */
+function inCluster(): { host: string; port: number; directory: string } | undefined {
+  const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env
+  return host ? { host, port: Number(port) || 443, directory: SERVICE_ACCOUNT } : undefined
 }

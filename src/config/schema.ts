@@ -14,6 +14,8 @@ export type BootstrapEntry =
   | ({ readonly type: 'host'; readonly srv?: true } & SocketAddress)
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   | { readonly type: 'http'; readonly url: string }
+  /** The Nodes of the cluster */
+  | { readonly type: 'kubernetes' }
 
 /** What help texts and documentation say of a key beside its type. */
 export interface KeyDoc {
@@ -121,6 +123,7 @@ function isMultiaddr(text: string): boolean {
 }
 
 function parseBootstrap(text: string): BootstrapEntry | undefined {
+  if (text === 'kubernetes') return { type: 'kubernetes' }
   if (text.startsWith('/'))
     return isMultiaddr(text) ? { type: 'multiaddr', multiaddr: text } : undefined
   if (/^https?:\/\//.test(text)) {
@@ -147,6 +150,8 @@ function formatBootstrap(entry: BootstrapEntry): string {
       return entry.multiaddr
     case 'http':
       return entry.url
+    case 'kubernetes':
+      return 'kubernetes'
   }
 }
 
@@ -346,24 +351,20 @@ export const configSchema = z.strictObject(
     bootstrap: z
       .array(
         z
-          .string({ error: 'expected HOST[:PORT], a multiaddr or http(s)://HOST:PORT' })
-          .refine((text) => text !== 'kubernetes', {
-            error: 'kubernetes is not supported by this version',
-            abort: true,
-          })
+          .string({ error: 'expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes' })
           .pipe(
             textual(
-              'HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, or http(s)://HOST:PORT',
+              'HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes',
               parseBootstrap,
               formatBootstrap,
             ),
           ),
-        { error: 'expected a list of HOST[:PORT], multiaddrs and http(s)://HOST:PORT' },
+        { error: 'expected a list of HOST[:PORT], multiaddrs, http(s)://HOST:PORT and kubernetes' },
       )
       .prefault([])
       .register(docs, {
         placeholder: 'PEER',
-        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`), \`kubernetes\` (in a pod: the internal addresses of all Nodes that are ready, which the API server is watched for; the service account may get, list and watch nodes). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
       }),
     mesh: choice(['shoal', 'spegel']).prefault('shoal').register(docs, {
       placeholder: 'MESH',

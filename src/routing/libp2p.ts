@@ -20,6 +20,7 @@ import {
   type BootstrapTarget,
   type BootstrapTiming,
 } from './bootstrap/bootstrapper.ts'
+import type { KubernetesApi } from './bootstrap/kubernetes.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
 import { RecordStore } from './dht/record-store.ts'
 import { loadIdentity } from './identity.ts'
@@ -82,6 +83,8 @@ export interface Libp2pRouterInit {
   /** Keeps this node's identity */
   readonly dataDir: string
   readonly bootstrap: readonly BootstrapEntry[]
+  /** The API server that `kubernetes` among them means, and the port that nodes have libp2p on */
+  readonly kubernetes?: { readonly api: KubernetesApi; readonly port: number } | undefined
   /** `spegel`: Spegel nodes are in it, or may be; `shoal` by default */
   readonly mesh?: 'shoal' | 'spegel'
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
@@ -265,14 +268,26 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   /** Figures for metrics. */
-  stats(): { peerKeys: number; peerKeyBytes: number; recordBacklog: number } {
+  stats(): {
+    peerKeys: number
+    peerKeyBytes: number
+    recordBacklog: number
+    recordsSent: number
+    foreign: ReturnType<RecordStore['stats']>
+  } {
     let peerKeys = 0
     let peerKeyBytes = 0
     for (const { keys } of this.#running?.protocol.nodes() ?? []) {
       peerKeys += keys.size
       peerKeyBytes += keys.bytes
     }
-    return { peerKeys, peerKeyBytes, recordBacklog: this.#records.backlog }
+    return {
+      peerKeys,
+      peerKeyBytes,
+      recordBacklog: this.#records.backlog,
+      recordsSent: this.#records.sent,
+      foreign: this.#foreign.stats(),
+    }
   }
 
   async *lookup(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Peer> {
@@ -464,6 +479,7 @@ export class Libp2pRouter implements Router, Startable {
         },
         {
           entries: this.#init.bootstrap,
+          kubernetes: this.#init.kubernetes,
           ...(this.#init.bootstrapTiming && { timing: this.#init.bootstrapTiming }),
         },
       ),

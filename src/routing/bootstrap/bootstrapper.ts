@@ -4,6 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { parseMultiaddr, type SocketAddress } from '../addresses.ts'
+import { KubernetesNodes, type KubernetesApi } from './kubernetes.ts'
 
 /** A way into the mesh, as the configuration lists it. */
 export type BootstrapEntry =
@@ -12,6 +13,8 @@ export type BootstrapEntry =
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   /** Origin of a peer's registry, which is asked for `/id` */
   | { readonly type: 'http'; readonly url: string }
+  /** The Nodes of the cluster that this node is in */
+  | { readonly type: 'kubernetes' }
 
 /** An address to try; `id` is who must be there, if that is known. */
 export type BootstrapTarget = SocketAddress & { readonly id?: string }
@@ -53,6 +56,8 @@ const MAX_SRV = 32
 const SRV_PATIENCE_MS = 500
 /** A lost packet is sent again before the deadline. */
 const PERSISTENT = { timeout: 500, tries: 3 }
+/** So many nodes, on average, dial one that is new in the cluster. */
+const MAX_GREETERS = 32
 const MAX_ID_BYTES = 64 * 1024
 
 /** Finds other nodes by the configured ways in: again and again while there is none, and rarely once there is one. */
@@ -64,6 +69,8 @@ export class Bootstrapper implements Startable {
   readonly #entries: readonly BootstrapEntry[]
   readonly #timing: BootstrapTiming
   readonly #resolver: () => Resolver
+  /** There if it is one of the ways in */
+  readonly #cluster: KubernetesNodes | undefined
   /** Questions to the resolver on their way; it has few threads, and a dead name server must not take them all */
   readonly #names = new Map<string, Promise<string[]>>()
   readonly #stopped = new AbortController()
@@ -78,6 +85,8 @@ export class Bootstrapper implements Startable {
       timing?: BootstrapTiming
       /** Makes what asks for SRV and TXT records; new for each question, as the system's name servers change */
       resolver?: () => Resolver
+      /** What `kubernetes` means: the API server, and the port that nodes have libp2p on */
+      kubernetes?: { readonly api: KubernetesApi; readonly port: number } | undefined
     },
   ) {
     this.#log = log
@@ -87,16 +96,29 @@ export class Bootstrapper implements Startable {
     this.#entries = init.entries
     this.#timing = init.timing ?? TIMING
     this.#resolver = init.resolver ?? (() => new Resolver(PERSISTENT))
+    if (!init.entries.some(({ type }) => type === 'kubernetes')) return
+    if (init.kubernetes === undefined) {
+      log.warn('bootstrap: kubernetes leads nowhere, as this is no pod with a service account')
+      return
+    }
+    const found = (targets: BootstrapTarget[]): void => {
+      // Whom the first list names the round meets; who is new later is met at once, but not by thousands
+      const greets = Math.random() * (this.#cluster?.size ?? 0) < MAX_GREETERS
+      if (this.#settled && greets) void this.#dial(targets)
+    }
+    this.#cluster = new KubernetesNodes({ log, connected, found }, init.kubernetes)
   }
 
   async start(): Promise<void> {
     this.#settled = !this.#hasWays()
+    await this.#cluster?.start()
     this.#running ??= this.#run()
   }
 
   async stop(): Promise<void> {
     this.#stopped.abort()
     this.#hurry.abort()
+    await this.#cluster?.stop()
     await this.#running
   }
 
@@ -145,7 +167,16 @@ export class Bootstrapper implements Startable {
       const found = await Promise.all(this.#entries.map((entry) => this.#targets(entry)))
       await this.#dial(shuffle(found.flat()).slice(0, MAX_TARGETS))
     }
-    await Promise.all([this.#dial(shuffle([...this.#known()]).slice(0, MAX_KNOWN)), configured()])
+    const cluster = async (): Promise<void> => {
+      if (this.#cluster === undefined) return
+      await before(this.#cluster.asked, this.#deadline()).catch(() => {})
+      await this.#dial(shuffle(this.#cluster.targets()).slice(0, MAX_TARGETS))
+    }
+    await Promise.all([
+      this.#dial(shuffle([...this.#known()]).slice(0, MAX_KNOWN)),
+      configured(),
+      cluster(),
+    ])
   }
 
   async #dial(targets: BootstrapTarget[]): Promise<void> {
@@ -169,6 +200,8 @@ export class Bootstrapper implements Startable {
           return await this.#fromMultiaddr(entry.multiaddr)
         case 'http':
           return await fetchId(entry.url, this.#deadline())
+        case 'kubernetes':
+          return []
       }
     } catch (error) {
       this.#log.debug({ entry, err: error }, 'bootstrap entry leads nowhere')

@@ -83,7 +83,7 @@ suite('the schema', () => {
       ])
     for (const text of [
       '',
-      'kubernetes',
+      'Kubernetes:',
       'seed:0',
       'fd00::1',
       '/ip4/10.0.0.1',
