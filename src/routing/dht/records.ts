@@ -23,6 +23,8 @@ const SHARE_NEEDED = 0.04
 const SHARE_SPARE = 0.01
 /** One slow answer is no reason to tell a node nothing for long. */
 const MAX_PAUSE_MS = 10_000
+/** What a batch costs a receiver is how long the quickest of so many took: the others waited for something else. */
+const PACE_BATCHES = 10
 /**
  * Records live for 19 minutes. They are said again every 13, a little at a time for 6 of these, and for the first time
  * 7 minutes after they went out in one go; so none gets older than 13.
@@ -110,6 +112,7 @@ export class DhtRecords {
   readonly #wanted = new Map<ContentKey, number>()
   readonly #receivers = new Map<string, Receiver>()
   #running: Running | undefined
+  #sent = 0
 
   constructor({ log, needed }: DhtRecordsComponents, init: DhtRecordsInit) {
     this.#log = log
@@ -142,6 +145,11 @@ export class DhtRecords {
     let backlog = 0
     for (const { missing } of this.#receivers.values()) backlog += missing.size
     return backlog
+  }
+
+  /** Records that were taken since the start. */
+  get sent(): number {
+    return this.#sent
   }
 
   add(keys: Iterable<ContentKey>): void {
@@ -225,6 +233,8 @@ export class DhtRecords {
     let renewsAt = performance.now() + RENEW_MS - RENEW_OVER_MS
     let roundAt = renewsAt
     let retryMs = MIN_RETRY_MS
+    /** Milliseconds a record of the last batches */
+    const costs: number[] = []
     for (;;) {
       signal.throwIfAborted()
       const waitMs = missing.size > 0 ? 0 : renewsAt - performance.now()
@@ -254,7 +264,10 @@ export class DhtRecords {
         retryMs = Math.min(2 * retryMs, MAX_RETRY_MS)
         continue
       }
-      const elapsed = performance.now() - started
+      this.#sent += keys.length
+      costs.push((performance.now() - started) / keys.length)
+      if (costs.length > PACE_BATCHES) costs.shift()
+      const elapsed = Math.min(...costs) * keys.length
       // All must be out before the first is to be said again, however many they are and however slow the node
       const part = Math.min(1, REPLICAS / this.#receivers.size)
       const batches = Math.max(1, Math.ceil((this.#wanted.size * part) / BATCH))
