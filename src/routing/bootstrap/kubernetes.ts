@@ -37,6 +37,8 @@ const MAX_ADDRESSES = 4
 const ANSWER_MS = 5000
 /** The server ends a watch after this; one that lasts longer by a deadline is broken. */
 const WATCH_SECONDS = 300
+/** After a watch that lasted so long the next begins at once; a server that ends them as they begin is asked ever less. */
+const LASTING_MS = 1000
 const PAUSE_MS = { first: 250, alone: 2000, connected: 60_000 } as const
 
 /** Follows the Nodes of a cluster by one list and a watch, and tells where those that are ready may be reached. */
@@ -106,8 +108,9 @@ export class KubernetesNodes implements Startable {
       try {
         if (this.#version === undefined) await this.#list()
         this.#asked.resolve()
-        const told = await this.#watch()
-        if (told) pauseMs = PAUSE_MS.first
+        const since = performance.now()
+        await this.#watch()
+        if (performance.now() - since > LASTING_MS) pauseMs = PAUSE_MS.first
       } catch (error) {
         if (!signal.aborted) this.#failed(error)
       }
@@ -156,8 +159,8 @@ export class KubernetesNodes implements Startable {
     for (const [name, hosts] of nodes) this.#set(name, hosts)
   }
 
-  /** True when the server told anything before it ended the watch. */
-  async #watch(): Promise<boolean> {
+  /** Follows the nodes until the server ends the watch, or the connection breaks. */
+  async #watch(): Promise<void> {
     const headers = new AbortController()
     const timer = setTimeout(() => headers.abort(), this.#answerMs)
     const signal = AbortSignal.any([
@@ -165,7 +168,6 @@ export class KubernetesNodes implements Startable {
       headers.signal,
       AbortSignal.timeout(WATCH_SECONDS * 1000 + this.#answerMs),
     ])
-    let told = false
     try {
       const response = await this.#get(
         {
@@ -177,10 +179,7 @@ export class KubernetesNodes implements Startable {
         signal,
       )
       clearTimeout(timer)
-      for await (const line of lines(response)) {
-        this.#event(parse(line))
-        told = true
-      }
+      for await (const line of lines(response)) this.#event(parse(line))
     } catch (error) {
       // A cut stream is gone on with from where it was
       if (error instanceof KubernetesError || this.#stopped.signal.aborted) throw error
@@ -188,7 +187,6 @@ export class KubernetesNodes implements Startable {
     } finally {
       clearTimeout(timer)
     }
-    return told
   }
 
   #event(event: unknown): void {
