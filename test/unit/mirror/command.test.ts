@@ -75,7 +75,7 @@ test('shoal config prints what is in effect, and checks with an exit status', as
   assert.equal(print.code, 0)
   assert.ok(print.stdout.includes(`  dial: 2s # ${file}:3\n`), print.stdout)
   assert.match(print.stdout, /^bootstrap: \[ a\.lan, b\.lan:1 \] # --bootstrap$/m)
-  assert.match(print.stdout, /^ {2}p2p: \S+:5002 # default$/m)
+  assert.match(print.stdout, /^ {2}p2p: auto # default$/m)
   assert.deepEqual(await shoal('config', 'check', ...options), { code: 0, stdout: '', stderr: '' })
 
   await writeFile(file, 'store: shelf\n')
