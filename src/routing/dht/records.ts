@@ -1,6 +1,6 @@
 import { hash } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
-import { setTimeout as delay } from 'node:timers/promises'
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises'
 import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
 import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
 import type { KadDHT } from '@libp2p/kad-dht'
@@ -33,6 +33,10 @@ const RENEW_MS = 13 * MINUTE
 const RENEW_OVER_MS = 6 * MINUTE
 /** When many nodes join at once, their turns begin at different times. */
 const SPREAD_MS_PER_NODE = 10
+/** So long after a node left others keep its records in its place: one that only restarts is back by then. */
+const SETTLE_MS = 5000
+/** Going through the keys holds up the event loop no longer than this at a time. */
+const TURN_MS = 2
 const SEND_TIMEOUT_MS = 10_000
 const MIN_RETRY_MS = 1000
 const MAX_RETRY_MS = MINUTE
@@ -78,12 +82,15 @@ interface DhtRecordsInit {
   readonly protocol: string
   /** Of a receiver's time for each sender, while lookups need records */
   readonly shareNeeded?: number
+  /** Milliseconds from the leaving of a node until others are told its records */
+  readonly settleMs?: number
 }
 
 /** What runs between `start` and `stop`. */
 interface Running {
   readonly node: Libp2p<{ dht: KadDHT }>
   readonly topology: string
+  readonly stopped: AbortController
 }
 
 /** A connected node that keeps records. */
@@ -108,10 +115,14 @@ export class DhtRecords {
   readonly #needed: () => boolean
   readonly #protocol: string
   readonly #shareNeeded: number
+  readonly #settleMs: number
   /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
   readonly #wanted = new Map<ContentKey, number>()
   readonly #receivers = new Map<string, Receiver>()
+  /** Those that left and whose records others do not keep yet */
+  readonly #departed = new Map<string, Receiver>()
   #running: Running | undefined
+  #handingOver = false
   #sent = 0
 
   constructor({ log, needed }: DhtRecordsComponents, init: DhtRecordsInit) {
@@ -119,6 +130,7 @@ export class DhtRecords {
     this.#needed = needed
     this.#protocol = init.protocol
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
+    this.#settleMs = init.settleMs ?? SETTLE_MS
   }
 
   /** Sends records to whom `node` meets; call it before the node starts. */
@@ -131,13 +143,15 @@ export class DhtRecords {
         if (receiver !== undefined && receiver.connection.status !== 'open') this.#leave(receiver)
       },
     })
-    this.#running = { node, topology }
+    this.#running = { node, topology, stopped: new AbortController() }
   }
 
   stop(): void {
     this.#running?.node.unregister(this.#running.topology)
+    this.#running?.stopped.abort()
     this.#running = undefined
     for (const receiver of this.#receivers.values()) this.#leave(receiver)
+    this.#departed.clear()
   }
 
   /** Records still to be sent. */
@@ -157,7 +171,7 @@ export class DhtRecords {
       const place = placeOf(cidOf(key).multihash.bytes)
       this.#wanted.set(key, place)
       for (const receiver of this.#receivers.values()) {
-        if (this.#isClose(receiver, place)) receiver.missing.add(key)
+        if (this.#isClose(receiver.place, place)) receiver.missing.add(key)
       }
     }
     for (const { bell } of this.#receivers.values()) bell.emit('missing')
@@ -196,8 +210,9 @@ export class DhtRecords {
       bell: new EventEmitter(),
     }
     this.#receivers.set(id.toString(), receiver)
+    this.#departed.delete(id.toString())
     for (const [key, place] of this.#wanted) {
-      if (this.#isClose(receiver, place)) receiver.missing.add(key)
+      if (this.#isClose(receiver.place, place)) receiver.missing.add(key)
     }
     this.#tell(node, receiver).catch((error: unknown) => {
       if (!receiver.left.signal.aborted)
@@ -205,16 +220,65 @@ export class DhtRecords {
     })
   }
 
-  /** Its share goes to others only when they are told the next time: of 20 who keep a record few leave in between. */
   #leave(receiver: Receiver): void {
     this.#receivers.delete(receiver.id.toString())
     receiver.left.abort()
+    this.#departed.set(receiver.id.toString(), receiver)
+    const stopped = this.#running?.stopped.signal
+    if (stopped === undefined || this.#handingOver) return
+    this.#handOver(stopped).catch((error: unknown) => {
+      if (!stopped.aborted) this.#log.error({ err: error }, 'DHT records are not handed over')
+    })
   }
 
-  /** True when `receiver` is one of those that keep the record of a key at `place`. */
-  #isClose(receiver: Receiver, place: number): boolean {
+  /** Has the next closest keep what departed nodes kept: one pass over the keys for all that leave at about a time. */
+  async #handOver(signal: AbortSignal): Promise<void> {
+    this.#handingOver = true
+    try {
+      while (this.#departed.size > 0) {
+        const spreadMs = Math.random() * this.#receivers.size * SPREAD_MS_PER_NODE
+        await delay(this.#settleMs + spreadMs, undefined, { signal, ref: false })
+        const departed = Array.from(this.#departed)
+        let turnAt = performance.now() + TURN_MS
+        for (const [key, place] of this.#wanted) {
+          if (performance.now() > turnAt) {
+            await nextTurn(undefined, { signal })
+            turnAt = performance.now() + TURN_MS
+          }
+          this.#replace(key, place)
+        }
+        for (const { bell } of this.#receivers.values()) bell.emit('missing')
+        // Whoever left meanwhile was missed by the first of the keys
+        for (const [id, receiver] of departed) {
+          if (this.#departed.get(id) === receiver) this.#departed.delete(id)
+        }
+      }
+    } finally {
+      this.#handingOver = false
+    }
+  }
+
+  /** Puts `key` into `missing` of those that are close to it only since others departed. */
+  #replace(key: ContentKey, place: number): void {
+    const gone: number[] = []
+    for (const departed of this.#departed.values()) {
+      if (this.#isClose(departed.place, place)) gone.push(distanceOf(departed.place, place))
+    }
+    if (gone.length === 0) return
+    const all = this.#receivers.values().map((receiver) => distanceOf(receiver.place, place))
+    const nearest = Uint32Array.from(all).sort().subarray(0, REPLICAS)
+    for (const receiver of this.#receivers.values()) {
+      const distance = distanceOf(receiver.place, place)
+      if (distance > (nearest.at(-1) ?? 0)) continue
+      const before = nearest.indexOf(distance) + gone.filter((other) => other < distance).length
+      if (before >= REPLICAS) receiver.missing.add(key)
+    }
+  }
+
+  /** True when a node at `at` is one of those that keep the record of a key at `place`. */
+  #isClose(at: number, place: number): boolean {
     if (this.#receivers.size <= REPLICAS) return true
-    const distance = distanceOf(receiver.place, place)
+    const distance = distanceOf(at, place)
     let closer = 0
     for (const other of this.#receivers.values()) {
       if (distanceOf(other.place, place) < distance) closer += 1
@@ -244,14 +308,14 @@ export class DhtRecords {
         continue
       }
       const renews = missing.size === 0
-      const keys = renews ? this.#next(receiver, renewed) : Array.from(missing.values().take(BATCH))
+      const keys = this.#next(receiver, renews ? renewed : missing.values())
       if (keys.length === 0) {
+        if (!renews) continue
         // The round is over
         renewed = this.#wanted.keys()
         renewsAt = roundAt = Math.max(roundAt + RENEW_MS, performance.now() + MIN_RETRY_MS)
         continue
       }
-      for (const key of keys) missing.delete(key)
       const started = performance.now()
       try {
         await this.#send(node, receiver, keys)
@@ -282,14 +346,15 @@ export class DhtRecords {
     }
   }
 
-  /** The next of `keys` whose records `receiver` keeps. */
+  /** The next of `keys` whose records `receiver` keeps. It may have missed more before closer nodes joined. */
   #next(receiver: Receiver, keys: Iterator<ContentKey>): ContentKey[] {
     const batch: ContentKey[] = []
     while (batch.length < BATCH) {
       const { done, value } = keys.next()
       if (done === true) break
+      receiver.missing.delete(value)
       const place = this.#wanted.get(value)
-      if (place !== undefined && this.#isClose(receiver, place)) batch.push(value)
+      if (place !== undefined && this.#isClose(receiver.place, place)) batch.push(value)
     }
     return batch
   }

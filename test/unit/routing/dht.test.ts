@@ -39,7 +39,7 @@ async function sender() {
   })
   const records = new DhtRecords(
     { log: silent, needed: () => true },
-    { protocol: PROTOCOL, shareNeeded: 0.5 },
+    { protocol: PROTOCOL, shareNeeded: 0.5, settleMs: 100 },
   )
   await records.start(node)
   await node.start()
@@ -82,6 +82,39 @@ async function receiver(answers: boolean) {
 
 async function connect(from: Libp2p, to: Libp2p): Promise<void> {
   await from.dial(to.getMultiaddrs())
+}
+
+/** So many receivers, the closest to KEY first */
+async function receivers(count: number, stack: AsyncDisposableStack) {
+  const others = await Promise.all(Array.from({ length: count }, () => receiver(true)))
+  for (const other of others) stack.use(other)
+  const keyAt = createHash('sha256').update(cidOf(KEY).multihash.bytes).digest()
+  const distances = others.map((other) => {
+    const nodeAt = createHash('sha256').update(other.node.peerId.toMultihash().bytes).digest()
+    return { other, distance: nodeAt.map((byte, index) => byte ^ (keyAt[index] ?? 0)) }
+  })
+  return distances
+    .toSorted((x, y) => Buffer.compare(x.distance, y.distance))
+    .map(({ other }) => other)
+}
+
+type Receiver = Awaited<ReturnType<typeof receiver>>
+
+/** Connects `from` to all of `others`, and waits until it knows that they keep records. */
+async function meet(from: Libp2p, others: readonly Receiver[]): Promise<void> {
+  let met = 0
+  await from.register(PROTOCOL, { onConnect: () => void (met += 1) })
+  for (const { node } of others) await connect(from, node)
+  await until(() => met === others.length)
+}
+
+/** Which of `others` were told KEY */
+function told(others: readonly Receiver[]): number[] {
+  return [...others.keys()].filter((index) => (others[index]?.count(KEY) ?? 0) > 0)
+}
+
+function range(from: number, to: number): number[] {
+  return Array.from({ length: to - from }, (_, index) => from + index)
 }
 
 /** Lets performance.now and timers go on by so much. */
@@ -136,26 +169,44 @@ suite('records in the DHT', () => {
   test('of many nodes the 20 closest to a key keep it', async () => {
     await using stack = new AsyncDisposableStack()
     const a = stack.use(await sender())
-    const others = await Promise.all(Array.from({ length: 24 }, () => receiver(true)))
-    for (const other of others) stack.use(other)
-    let met = 0
-    await a.node.register(PROTOCOL, { onConnect: () => void (met += 1) })
-    for (const { node } of others) await connect(a.node, node)
-    const keyAt = createHash('sha256').update(cidOf(KEY).multihash.bytes).digest()
-    const distances = others.map(({ node }) => {
-      const nodeAt = createHash('sha256').update(node.peerId.toMultihash().bytes).digest()
-      return { node, distance: nodeAt.map((byte, index) => byte ^ (keyAt[index] ?? 0)) }
-    })
-    const closest = distances
-      .toSorted((x, y) => Buffer.compare(x.distance, y.distance))
-      .slice(0, 20)
-      .map(({ node }) => node)
-    await until(() => met === others.length)
+    const others = await receivers(24, stack)
+    await meet(a.node, others)
     a.records.add([KEY])
-    await until(() => others.filter((other) => other.count(KEY) > 0).length >= 20)
+    await until(() => told(others).length >= 20)
     await until(() => a.records.backlog === 0)
-    const told = others.filter((other) => other.count(KEY) > 0).map(({ node }) => node)
-    assert.deepEqual(new Set(told), new Set(closest))
+    assert.deepEqual(told(others), range(0, 20))
+  })
+
+  test('when some of the 20 leave, those that are now among them are told soon', async () => {
+    await using stack = new AsyncDisposableStack()
+    const a = stack.use(await sender())
+    const others = await receivers(26, stack)
+    await meet(a.node, others)
+    a.records.add([KEY])
+    await until(() => told(others).length >= 20)
+    await others[7]?.node.stop()
+    await until(() => others[20]?.count(KEY) === 1)
+    assert.deepEqual(told(others), range(0, 21))
+    // It keeps nothing, so nobody is told for it
+    await others[25]?.node.stop()
+    await Promise.all([others[0]?.node.stop(), others[20]?.node.stop()])
+    await until(() => told(others).length >= 23)
+    await until(() => a.records.backlog === 0)
+    assert.deepEqual(told(others), range(0, 23))
+    assert.ok(others.every((other) => other.count(KEY) <= 1))
+  })
+
+  test('who is no longer among the 20 is not sent what it still missed', async () => {
+    await using stack = new AsyncDisposableStack()
+    const a = stack.use(await sender())
+    const others = await receivers(21, stack)
+    await meet(a.node, others.slice(1))
+    await others[20]?.node.unhandle(PROTOCOL)
+    a.records.add([KEY])
+    await until(() => told(others).length === 19 && a.records.backlog === 1)
+    await meet(a.node, others.slice(0, 1))
+    await until(() => a.records.backlog === 0)
+    assert.deepEqual(told(others), range(0, 20))
   })
 
   test('after minutes they are said again, but not what was withdrawn', async (context) => {
