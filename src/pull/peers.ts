@@ -314,9 +314,14 @@ export class PeersSource implements ContentSource {
         return { peer, answer }
       } catch (error) {
         if (signal.aborted) return undefined
+        const unreachable = outcomeOf(error) === 'unreachable'
+        if (unreachable && origin !== origins.at(-1)) {
+          // A node is not taken for dead because one of its addresses is
+          this.#onAttempt('unreachable')
+          continue
+        }
         this.#failed(peer, error)
-        const reason = error instanceof RegistryRequestError ? error.reason : 'bad answer'
-        if (reason !== 'unreachable') return undefined
+        if (!unreachable) return undefined
       }
     }
     again(peer)

@@ -231,6 +231,22 @@ suite('peers source', () => {
     assert.deepEqual(peers.router.suspected, [gone.peer.id])
   })
 
+  test('a peer is not taken for dead as long as it answers at one of its addresses', async () => {
+    await using gone = await zoo.unreachable()
+    await using good = await zoo.good(blob)
+    const origins = [...gone.peer.origins, ...good.peer.origins]
+    await using peers = source([{ ...good, peer: { ...good.peer, origins } }])
+    for (const outcomes of [
+      ['unreachable', 'ok'],
+      ['unreachable', 'ok', 'ok'],
+    ]) {
+      const content = await peers.source.open(request(blob), { signal: signal() })
+      assert.ok((await read(content)).equals(bytes))
+      assert.deepEqual(peers.outcomes, outcomes)
+    }
+    assert.deepEqual(peers.router.suspected, [])
+  })
+
   test('the only holder is asked a second time, and also when it failed a moment ago', async () => {
     await using only = await zoo.lateBloomer(blob, 1)
     await using peers = source([only])
