@@ -118,9 +118,13 @@ suite('the addresses of nodes', { skip }, () => {
     )
 
     const image = await buildImage({ layers: [1000], seed: 'before the cut' })
+    const before = await metric(a, 'shoal_advertised_keys')
     await a.import(image, 'ksd.test.com/cut:1')
-    // One image from before has four keys: a tag, a manifest, a config and a layer
-    await until(async () => (await metric(b, 'shoal_peer_keys')) > 4)
+    // A tag, a manifest, a config and a layer
+    await until(async () => {
+      const held = await metric(a, 'shoal_advertised_keys')
+      return held >= before + 4 && (await metric(b, 'shoal_peer_keys')) === held
+    })
 
     // What is sent to the other one arrives nowhere, and nobody says so
     const nowhere = ['lladdr', '02:00:00:00:00:01', 'dev', 'eth0', 'nud', 'permanent']
