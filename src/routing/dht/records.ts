@@ -18,7 +18,7 @@ const REPLICAS = 20
 /** So many go out at a time. They keep the receiver's event loop busy for some 15 ms, which is not to be felt. */
 const BATCH = 100
 /** The share of a receiver's time that each sender takes at most, where lookups need records … */
-const SHARE_NEEDED = 0.04
+const SHARE_NEEDED = 0.035
 /** … and where inventories answer them. */
 const SHARE_SPARE = 0.01
 /** One slow answer is no reason to tell a node nothing for long. */
