@@ -1,237 +1,315 @@
-import { execFileSync, spawn, type ChildProcess } from 'node:child_process'
-import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
-import { mkdir, mkdtemp, open, rename, rm, writeFile } from 'node:fs/promises'
-import { connect, createServer, type AddressInfo } from 'node:net'
-import { cpus, tmpdir } from 'node:os'
-import { join } from 'node:path'
-import { request } from 'undici'
+import { execFileSync } from 'node:child_process'
+import { mkdir, writeFile } from 'node:fs/promises'
+import { parseArgs } from 'node:util'
+import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
+import { containerdBinaries } from '../test/harness/tools.ts'
 import { until } from '../test/wait.ts'
+import {
+  cpuSeconds,
+  forget,
+  load,
+  mirror,
+  pull,
+  residentMb,
+  Shoal,
+  Spegel,
+  type Contender,
+} from './contender.ts'
+import { importImages, type Image } from './images.ts'
+import { circumstances, toMarkdown, toPlots, type Figure, type Section } from './report.ts'
 
 /**
- * First figures: a large blob through the local listener of one node from one peer, and the memory of an idle node.
- * Prints Markdown. `npm run bench -- [--runs N]`
+ * How bytes move: every figure of the byte path, with real containerds on four nodes in network namespaces of their own.
+ *
+ *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only blob,manifest,pull,rollout,memory] [--containerd 1|2] [--to DIRECTORY]
+ *
+ * The contenders run in turns in the same namespaces, all daemons fresh for each run. Writes a report (Markdown and SVG)
+ * into bench/results/. The client, both daemons and containerd share the machine's cores.
  */
-const BLOB_BYTES = 512 * 1024 * 1024
-const GB = 1e9
+const { values: flags } = parseArgs({
+  options: {
+    vs: { type: 'string' },
+    runs: { type: 'string', default: '5' },
+    only: { type: 'string', default: 'blob,manifest,pull,rollout,memory' },
+    containerd: { type: 'string', default: '2' },
+    to: { type: 'string', default: 'bench/results' },
+  },
+})
 const root = new URL('..', import.meta.url).pathname
-const bundled = [join(root, 'dist/shoal.mjs')]
-const unbundled = [join(root, 'src/cli/main.ts')]
-/** Long enough for start-up garbage to be collected and for the mesh to be quiet, in ms. */
-const IDLE = 15_000
-const runsFlag = process.argv.indexOf('--runs')
-const runs = runsFlag > 0 ? Number(process.argv[runsFlag + 1]) : 5
-
-interface Node {
-  readonly process: ChildProcess
-  readonly local: number
-  readonly p2p: number
-  stop(): Promise<void>
+const runs = Number(flags.runs)
+const wanted = new Set(flags.only.split(','))
+const [rival, spegel] = flags.vs?.split('=', 2) ?? []
+if (rival !== undefined && (rival !== 'spegel' || spegel === undefined)) {
+  throw new Error(`--vs ${flags.vs}: only spegel=PATH is known`)
 }
+const contenders: readonly Contender[] = [
+  new Shoal(),
+  ...(spegel === undefined ? [] : [new Spegel(spegel)]),
+]
 
-async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from({ length: count }, async () => {
-      const server = createServer()
-      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
-      return server
-    }),
-  )
-  const ports = servers.map((server) => (server.address() as AddressInfo).port)
-  await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
-  return ports
-}
+const MIB = 1024 * 1024
+const BLOB = 512 * MIB
+const IDLE_IMAGES = 1000
+const PARALLEL = 32
+/** Requests are made for so long, in s. */
+const HAMMER = 5
+/** Until start-up garbage is collected and the mesh is quiet, in ms. */
+const SETTLE = 15_000
 
-async function startNode(
-  program: readonly string[],
-  directory: string,
-  name: string,
-  options: { store: readonly string[]; bootstrap?: number },
-): Promise<Node> {
-  const [local = 0, peer = 0, p2p = 0, admin = 0] = await freePorts(4)
-  const address = (port: number): string => `127.0.0.1:${port}`
-  const config = join(directory, `${name}.yaml`)
-  await writeFile(
-    config,
-    [
-      `nodeName: ${name}`,
-      'nodeAddress: 127.0.0.1',
-      `dataDir: ${join(directory, name)}`,
-      ...options.store,
-      'log: {level: warn}',
-      `listen: {local: "${address(local)}", peer: "${address(peer)}", p2p: "${address(p2p)}", admin: "${address(admin)}"}`,
-      ...(options.bootstrap === undefined ? [] : [`bootstrap: ["${address(options.bootstrap)}"]`]),
-      '',
-    ].join('\n'),
-  )
-  const child = spawn(process.execPath, [...program, 'serve', '--config', config], {
-    stdio: ['ignore', 'inherit', 'inherit'],
-  })
-  const metric = async (metricName: string): Promise<number> => {
-    const { body } = await request(`http://${address(admin)}/metrics`)
-    const text = await body.text()
-    return Number(new RegExp(`^${metricName} (\\S+)$`, 'm').exec(text)?.[1] ?? Number.NaN)
+/** Collects the values of figures by name. */
+class Sheet {
+  readonly #figures = new Map<string, Figure & { values: Map<string, number[]> }>()
+
+  add(contender: Contender, name: string, better: Figure['better'], value: number, digits = 1) {
+    const figure = this.#figures.get(name) ?? { name, better, digits, values: new Map() }
+    this.#figures.set(name, figure)
+    const values = figure.values.get(contender.name) ?? []
+    figure.values.set(contender.name, [...values, value])
   }
-  await until(
-    () =>
-      metric('shoal_peers').then(
-        (peers) => peers === (options.bootstrap === undefined ? 0 : 1),
-        () => false,
-      ),
-    { timeoutMs: 30_000, what: `node ${name} is up` },
-  )
-  return {
-    process: child,
-    local,
-    p2p,
-    async stop() {
-      const exited = new Promise((resolve) => child.once('exit', resolve))
-      child.kill('SIGTERM')
-      await exited
-    },
+
+  figures(): Figure[] {
+    return [...this.#figures.values()]
   }
 }
 
-/** User and system time of a process so far, in seconds. */
-function cpuSeconds(pid: number): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ') ?? []
-  const ticks = Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }))
-  return (Number(fields[11]) + Number(fields[12])) / ticks
-}
-
-/** Resident memory of a process in MB (10^6 bytes). */
-function residentMb(pid: number): number {
-  const kib = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
-  return (Number(kib) * 1024) / 1e6
-}
-
-/** Reads one blob to its end, as cheaply as this language can; returns seconds. */
-async function drain(port: number, path: string, length: number): Promise<number> {
-  const started = performance.now()
-  const buffer = Buffer.allocUnsafeSlow(1024 * 1024)
-  let received = 0
-  let head = ''
-  await new Promise<void>((resolve, reject) => {
-    const socket = connect({
-      port,
-      host: '127.0.0.1',
-      onread: {
-        buffer,
-        callback: (bytes) => {
-          if (!head.includes('\r\n\r\n'))
-            head += buffer.toString('latin1', 0, Math.min(bytes, 4096))
-          received += bytes
-          return true
-        },
-      },
-    })
-    socket.once('error', reject)
-    socket.once('close', () => resolve())
-    socket.write(`GET ${path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n`)
-  })
-  const body = received - (head.indexOf('\r\n\r\n') + 4)
-  if (
-    !head.startsWith('HTTP/1.1 200') ||
-    body !== length ||
-    !head.includes('Shoal-Source: peer'.toLowerCase())
-  ) {
-    throw new Error(`expected ${length} bytes from a peer, got ${body}: ${head.split('\r\n')[0]}`)
-  }
-  return (performance.now() - started) / 1000
-}
-
-/** A layout with one blob of random bytes, written without going through the daemon. */
-async function makeBlob(store: string): Promise<string> {
-  const blobs = join(store, 'blobs/sha256')
-  await mkdir(blobs, { recursive: true })
-  const hash = createHash('sha256')
-  const path = join(blobs, '.new')
-  const file = await open(path, 'w')
-  const chunk = Buffer.allocUnsafe(1024 * 1024)
-  for (let written = 0; written < BLOB_BYTES; written += chunk.length) {
-    crypto.getRandomValues(chunk.subarray(0, 65536))
-    chunk.copyWithin(65536, 0, 65536)
-    chunk.writeUInt32LE(written / chunk.length, 0)
-    hash.update(chunk)
-    await file.write(chunk)
-  }
-  await file.close()
-  const hex = hash.digest('hex')
-  await rename(path, join(blobs, hex))
-  await writeFile(join(store, 'oci-layout'), '{"imageLayoutVersion":"1.0.0"}')
-  await writeFile(join(store, 'index.json'), '{"schemaVersion":2,"manifests":[]}')
-  return `sha256:${hex}`
-}
-
-function spread(values: readonly number[], digits: number): string {
-  const sorted = values.toSorted((a, b) => a - b)
-  const at = (share: number): string =>
-    (sorted[Math.floor((sorted.length - 1) * share)] ?? Number.NaN).toFixed(digits)
-  return `${at(0.5)} (${at(0)} to ${at(1)})`
-}
-
-async function blobFromPeer(directory: string): Promise<string[]> {
-  const digest = await makeBlob(join(directory, 'a/store'))
-  // The pulling node's store is a containerd that is not there: it then keeps no copy, as with containerd.
-  const nowhere = ['store: containerd', `containerd: {address: ${directory}/none.sock}`]
-  const a = await startNode(bundled, directory, 'a', { store: ['store: layout'] })
-  const b = await startNode(bundled, directory, 'b', { store: nowhere, bootstrap: a.p2p })
-  try {
-    const path = `/v2/bench/blob/blobs/${digest}?ns=bench.test`
-    const [serving = 0, pulling = 0] = [a.process.pid, b.process.pid]
-    const rates: number[] = []
-    const servingCpu: number[] = []
-    const pullingCpu: number[] = []
-    for (let run = 0; run <= runs; run += 1) {
-      const before = [cpuSeconds(serving), cpuSeconds(pulling)] as const
-      const seconds = await drain(b.local, path, BLOB_BYTES)
-      // The first run warms up.
-      if (run === 0) continue
-      rates.push(BLOB_BYTES / 1e6 / seconds)
-      servingCpu.push(((cpuSeconds(serving) - before[0]) * GB) / BLOB_BYTES)
-      pullingCpu.push(((cpuSeconds(pulling) - before[1]) * GB) / BLOB_BYTES)
+/** Each contender once per run, in turns; `measure` finds all its daemons fresh and ready. */
+async function inTurns(
+  what: string,
+  nodes: readonly ClusterNode[],
+  measure: (contender: Contender, run: number) => Promise<void>,
+): Promise<void> {
+  for (let run = 0; run < runs; run += 1) {
+    const turn = run % 2 === 0 ? contenders : contenders.toReversed()
+    for (const contender of turn) {
+      process.stderr.write(`${what}: run ${run + 1} of ${runs}, ${contender.name}\n`)
+      await Promise.all(nodes.map((node) => mirror(node, contender)))
+      await contender.start(nodes)
+      try {
+        await measure(contender, run)
+      } finally {
+        await contender.stop()
+      }
     }
-    return [
-      `| 512 MiB blob, one peer, through the local listener, verified: MB/s | ${spread(rates, 0)} |`,
-      `| the same, pulling daemon: CPU s/GB | ${spread(pullingCpu, 2)} |`,
-      `| the same, serving daemon: CPU s/GB | ${spread(servingCpu, 2)} |`,
-      `| resident memory after that, pulling / serving daemon: MB | ${residentMb(pulling).toFixed(0)} / ${residentMb(serving).toFixed(0)} |`,
-    ]
-  } finally {
-    await b.stop()
-    await a.stop()
   }
 }
 
-async function idleMemory(directory: string): Promise<string[]> {
-  const rows: string[] = []
-  for (const [name, program] of [
-    ['bundled', bundled],
-    ['unbundled', unbundled],
-  ] as const) {
-    const node = await startNode(program, directory, name, { store: ['store: layout'] })
-    await new Promise((resolve) => setTimeout(resolve, IDLE))
-    rows.push(
-      `| idle daemon, ${name}, resident memory: MB | ${residentMb(node.process.pid ?? 0).toFixed(0)} |`,
-    )
-    await node.stop()
-  }
-  return rows
+/** Resolves when a node's registry answers for content that another has. */
+async function reachable(node: ClusterNode, contender: Contender, path: string): Promise<void> {
+  await until(async () => (await load(node, contender, path)).statuses['200'] === 1, {
+    timeoutMs: 60_000,
+    what: `${contender.name} of ${node.name} answers ${path}`,
+  })
 }
 
-// The launcher builds the bundle if a source is newer.
-execFileSync(join(root, 'bin/shoal'), ['--version'])
-const directory = await mkdtemp(join(tmpdir(), 'shoal-bench-'))
-try {
-  const rows = [...(await blobFromPeer(directory)), ...(await idleMemory(directory))]
-  const commit = execFileSync('git', ['-C', root, 'rev-parse', '--short', 'HEAD'], {
-    encoding: 'utf8',
-  }).trim()
-  console.log(
-    `Commit ${commit}, Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model.trim() ?? 'unknown'}, ${runs} runs, median (minimum to maximum).\n`,
+function manifestPath({ manifest }: Image): string {
+  return `/v2/bench/image/manifests/${manifest.digest}`
+}
+
+async function blob(holder: ClusterNode, puller: ClusterNode): Promise<Section> {
+  const reference = `${Upstream.host}/bench/blob:1`
+  const [image] = await importImages(holder, [{ reference, layers: [BLOB] }])
+  const layer = image?.layers[0]
+  if (image === undefined || layer === undefined) throw new Error('no image was made')
+  const path = `/v2/bench/blob/blobs/${layer.digest}`
+  const sheet = new Sheet()
+  await inTurns('blob', [holder, puller], async (contender) => {
+    await reachable(puller, contender, manifestPath(image))
+    // The first one warms up
+    for (const [name, flag] of [
+      ['', []],
+      ['whole', []],
+      ['as a range', ['--range']],
+    ] as const) {
+      const pids = [contender.pid(puller), contender.pid(holder)] as const
+      let failures = 0
+      for (;;) {
+        const before = pids.map(cpuSeconds)
+        const { seconds, bytes } = await load(puller, contender, path, ...flag)
+        if (bytes < layer.size) {
+          failures += 1
+          if (failures > 20) throw new Error(`${contender.name} does not find the blob`)
+          continue
+        }
+        if (name === '') break
+        const [pulling = 0, serving = 0] = pids.map(
+          (pid, index) => ((cpuSeconds(pid) - (before[index] ?? 0)) * 1e9) / layer.size,
+        )
+        sheet.add(contender, `${name}: MB/s`, 'more', layer.size / 1e6 / seconds, 0)
+        sheet.add(contender, `${name}: CPU s/GB, pulling daemon`, 'less', pulling, 2)
+        sheet.add(contender, `${name}: CPU s/GB, serving daemon`, 'less', serving, 2)
+        sheet.add(contender, `${name}: failed requests before it`, 'less', failures, 0)
+        break
+      }
+    }
+  })
+  return {
+    title: 'A blob of 512 MiB from one peer',
+    method:
+      'Through the local listener of the node that pulls, plain HTTP, to a client that throws the bytes away. Shoal verifies the digest of a whole blob; of a range it cannot, so that is the figure without verification. Spegel verifies nothing.',
+    figures: sheet.figures(),
+  }
+}
+
+async function manifest(holder: ClusterNode, puller: ClusterNode): Promise<Section> {
+  const reference = `${Upstream.host}/bench/manifest:1`
+  const [image] = await importImages(holder, [{ reference, layers: [1000, 1000, 1000] }])
+  if (image === undefined) throw new Error('no image was made')
+  const path = manifestPath(image)
+  const sheet = new Sheet()
+  await inTurns('manifest', [holder, puller], async (contender) => {
+    await reachable(puller, contender, path)
+    for (const [name, node, connections] of [
+      ['from a peer, 4 connections', puller, 4],
+      ['local, 8 connections', holder, 8],
+    ] as const) {
+      const hammer = ['--parallel', String(connections), '--seconds']
+      await load(node, contender, path, ...hammer, '1')
+      const result = await load(node, contender, path, ...hammer, String(HAMMER))
+      const { 200: good = 0, ...others } = result.statuses
+      const bad = Object.values(others).reduce((sum, count) => sum + count, 0)
+      sheet.add(contender, `${name}: answers/s`, 'more', good / result.seconds, 0)
+      sheet.add(contender, `${name}: p50, ms`, 'less', result.p50, 2)
+      sheet.add(contender, `${name}: p99, ms`, 'less', result.p99, 2)
+      sheet.add(contender, `${name}: not 200, %`, 'less', (100 * bad) / (good + bad), 2)
+    }
+  })
+  return {
+    title: 'A manifest by digest',
+    method: `Each connection asks again as soon as it was answered, for ${HAMMER} s after 1 s to warm up.`,
+    figures: sheet.figures(),
+  }
+}
+
+/** Times of `ctr` on several nodes that pull one after the other, or all at once; a failed pull is tried again. */
+async function rollout(
+  title: string,
+  holder: ClusterNode,
+  pullers: readonly ClusterNode[],
+  shapes: readonly { name: string; layers: readonly number[] }[],
+  modes: readonly ('rolling' | 'at once')[],
+): Promise<Section> {
+  const images = await importImages(
+    holder,
+    shapes.map(({ name, layers }) => ({
+      reference: `${Upstream.host}/bench/${name.replaceAll(/\W+/g, '-').toLowerCase()}:1`,
+      layers,
+    })),
   )
-  console.log('| figure | value |\n|---|---|')
-  console.log(rows.join('\n'))
-} finally {
-  await rm(directory, { recursive: true, force: true })
+  const sheet = new Sheet()
+  for (const [index, image] of images.entries()) {
+    const shape = shapes[index]?.name ?? ''
+    for (const mode of modes) {
+      await inTurns(`${shape}, ${mode}`, [holder, ...pullers], async (contender) => {
+        await Promise.all(pullers.map((node) => reachable(node, contender, manifestPath(image))))
+        let failures = 0
+        const pulled = async (node: ClusterNode): Promise<void> => {
+          for (;;) {
+            try {
+              await pull(node, image.reference)
+              return
+            } catch (error) {
+              failures += 1
+              if (failures > 20) throw error
+            }
+          }
+        }
+        const started = performance.now()
+        if (mode === 'rolling') for (const node of pullers) await pulled(node)
+        else await Promise.all(pullers.map(pulled))
+        const name = pullers.length === 1 ? shape : `${shape}, ${mode}`
+        sheet.add(contender, `${name}: s`, 'less', (performance.now() - started) / 1000, 2)
+        if (failures > 0) sheet.add(contender, `${name}: failed pulls`, 'less', failures, 0)
+        await Promise.all(pullers.map((node) => forget(node, image.reference)))
+      })
+    }
+    await forget(holder, image.reference)
+  }
+  return {
+    title,
+    method: `\`ctr images pull\` through containerd on ${pullers.length === 1 ? 'one node' : `${pullers.length} nodes`}, from the one that has it, unpacked as well; until the last has it. A pull that fails is made again, and counted.`,
+    figures: sheet.figures(),
+  }
 }
+
+async function memory(holder: ClusterNode, crowded: ClusterNode): Promise<Section> {
+  const reference = `${Upstream.host}/bench/memory:1`
+  const [image] = await importImages(holder, [{ reference, layers: [BLOB] }])
+  const layer = image?.layers[0]
+  if (image === undefined || layer === undefined) throw new Error('no image was made')
+  await importImages(
+    crowded,
+    Array.from({ length: IDLE_IMAGES }, (_, index) => ({
+      reference: `${Upstream.host}/bench/idle-${index}:1`,
+      layers: [100],
+    })),
+  )
+  const path = `/v2/bench/memory/blobs/${layer.digest}`
+  const sheet = new Sheet()
+  await inTurns('memory', [holder, crowded], async (contender) => {
+    await reachable(crowded, contender, manifestPath(image))
+    await new Promise((resolve) => setTimeout(resolve, SETTLE))
+    const [pulling, serving] = [contender.pid(crowded), contender.pid(holder)]
+    sheet.add(contender, `idle, ${IDLE_IMAGES} images: MB`, 'less', residentMb(pulling), 0)
+    const most = { pulling: 0, serving: 0 }
+    const sampling = setInterval(() => {
+      most.pulling = Math.max(most.pulling, residentMb(pulling))
+      most.serving = Math.max(most.serving, residentMb(serving))
+    }, 100)
+    const result = await load(crowded, contender, path, '--parallel', String(PARALLEL)).finally(
+      () => clearInterval(sampling),
+    )
+    const name = `${PARALLEL} x 512 MiB at once`
+    sheet.add(contender, `${name}, pulling daemon: MB`, 'less', most.pulling, 0)
+    sheet.add(contender, `${name}, serving daemon: MB`, 'less', most.serving, 0)
+    const complete = result.statuses['200'] ?? 0
+    sheet.add(contender, `${name}: answers that are no 200`, 'less', PARALLEL - complete, 0)
+    sheet.add(contender, `${name}: MB/s in sum`, 'more', result.bytes / 1e6 / result.seconds, 0)
+  })
+  return {
+    title: 'Resident memory',
+    method: `VmRSS of the daemons; idle is ${SETTLE / 1000} s after the start, the highest of ten samples a second otherwise.`,
+    figures: sheet.figures(),
+  }
+}
+
+const binaries = containerdBinaries().find(({ version }) => version.startsWith(flags.containerd))
+if (binaries === undefined) throw new Error(`no containerd ${flags.containerd}.x here`)
+await using cluster = await Cluster.create({ nodes: Array(4).fill(binaries) as never })
+const [holder, first, second, third] = cluster.nodes
+if (!holder || !first || !second || !third) throw new Error('a node is missing')
+await cluster.upstream.stop()
+await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
+
+const sections: Section[] = []
+if (wanted.has('blob')) sections.push(await blob(holder, first))
+if (wanted.has('manifest')) sections.push(await manifest(holder, first))
+if (wanted.has('pull')) {
+  const shape = [{ name: '1 GB, 1 layer', layers: [1e9] }]
+  sections.push(await rollout('One node pulls 1 GB', holder, [first], shape, ['rolling']))
+}
+if (wanted.has('rollout')) {
+  const shapes = [10e6, 100e6, 1e9].flatMap((bytes) =>
+    [1, 4].map((layers) => ({
+      name: `${bytes / 1e6} MB, ${layers} ${layers === 1 ? 'layer' : 'layers'}`,
+      layers: Array<number>(layers).fill(bytes / layers),
+    })),
+  )
+  const all = [first, second, third]
+  sections.push(await rollout('Three nodes pull', holder, all, shapes, ['rolling', 'at once']))
+}
+if (wanted.has('memory')) sections.push(await memory(holder, third))
+
+const about = circumstances(root, {
+  containerd: binaries.version,
+  ...(spegel !== undefined && {
+    Spegel:
+      execFileSync('go', ['version', '-m', spegel], { encoding: 'utf8' }).match(
+        /\n\tmod\t\S+\t(\S+)/,
+      )?.[1] ?? '?',
+  }),
+})
+const report = toMarkdown(sections, about, runs)
+await mkdir(flags.to, { recursive: true })
+await writeFile(`${flags.to}/bytes.md`, report)
+for (const [file, svg] of toPlots(sections)) await writeFile(`${flags.to}/${file}`, svg)
+console.log(report)

@@ -1,0 +1,140 @@
+import { readFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { Upstream, type ClusterNode } from '../test/harness/cluster.ts'
+import type { Program } from '../test/harness/machine.ts'
+import { until } from '../test/wait.ts'
+import type { LoadResult } from './load.ts'
+
+const CERTS = '/etc/containerd/certs.d'
+const LOAD = '/opt/shoal/bench/load.ts'
+const SPEGEL_ID_PORT = 5004
+const TICKS = Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }))
+
+/** What is compared: a daemon that runs on every node of a cluster, one of them at a time. */
+export interface Contender {
+  readonly name: string
+  /** Of the registry a node's own containerd asks */
+  readonly port: number
+  /** Starts it on all nodes and resolves when each says that it is ready. */
+  start(nodes: readonly ClusterNode[]): Promise<void>
+  stop(): Promise<void>
+  /** Of the daemon on a node */
+  pid(node: ClusterNode): number
+}
+
+/** This project's daemon as its systemd unit starts it. */
+export class Shoal implements Contender {
+  readonly name = 'Shoal'
+  readonly port = 5001
+  #nodes: readonly ClusterNode[] = []
+
+  async start(nodes: readonly ClusterNode[]): Promise<void> {
+    this.#nodes = nodes
+    await Promise.all(nodes.map((node) => node.startDaemon()))
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all(this.#nodes.map((node) => node.daemon.stop()))
+  }
+
+  pid(node: ClusterNode): number {
+    return node.daemon.pid
+  }
+}
+
+/** Spegel with its own defaults. */
+export class Spegel implements Contender {
+  readonly name: string
+  readonly port = 5000
+  readonly #binary: string
+  readonly #programs = new Map<ClusterNode, Program>()
+
+  constructor(binary: string) {
+    this.#binary = binary
+    this.name = 'Spegel'
+  }
+
+  async start(nodes: readonly ClusterNode[]): Promise<void> {
+    const [first, second] = nodes
+    for (const node of nodes) {
+      const other = node === first ? second : first
+      this.#programs.set(
+        node,
+        node.machine.run([
+          this.#binary,
+          'registry',
+          '--bootstrap-kind=http',
+          `--http-bootstrap-addr=:${SPEGEL_ID_PORT}`,
+          `--http-bootstrap-peer=http://${other?.address}:${SPEGEL_ID_PORT}`,
+          '--metrics-addr=127.0.0.1:9091',
+          '--data-dir=/var/lib/spegel',
+          '--log-level=WARN',
+        ]),
+      )
+    }
+    for (const [node, program] of this.#programs) {
+      await until(
+        async () => (await node.machine.get(`http://127.0.0.1:${this.port}/readyz`)).status === 200,
+        { timeoutMs: 60_000, what: `Spegel of ${node.name} is ready` },
+      ).catch((error: unknown) => {
+        throw new Error(`${String(error)}\n${program.tail()}`, { cause: error })
+      })
+    }
+  }
+
+  async stop(): Promise<void> {
+    await Promise.all([...this.#programs.values()].map((program) => program.stop()))
+    this.#programs.clear()
+  }
+
+  pid(node: ClusterNode): number {
+    const program = this.#programs.get(node)
+    if (program === undefined) throw new Error(`no Spegel on ${node.name}`)
+    return program.pid
+  }
+}
+
+/** Lets a node's containerd ask this contender, and nobody else, for what the upstream would have. */
+export async function mirror(node: ClusterNode, { port }: Contender): Promise<void> {
+  await node.writeFile(
+    `${CERTS}/${Upstream.host}/hosts.toml`,
+    `server = "http://127.0.0.1:1"\n[host."http://127.0.0.1:${port}"]\ncapabilities = ["pull", "resolve"]\n`,
+  )
+}
+
+/** Pulls by `ctr`, which keeps to hosts.toml. @returns seconds */
+export async function pull(node: ClusterNode, reference: string): Promise<number> {
+  const started = performance.now()
+  const argv = ['ctr', '--namespace', 'k8s.io', 'images', 'pull', '--hosts-dir', CERTS, reference]
+  await node.exec(argv, { timeoutMs: 300_000 })
+  return (performance.now() - started) / 1000
+}
+
+/** Forgets an image; its content is gone when this resolves. */
+export async function forget(node: ClusterNode, reference: string): Promise<void> {
+  await node.ctr('images', 'rm', '--sync', reference)
+}
+
+/** Runs the client on a node, against the node's own registry. */
+export async function load(
+  node: ClusterNode,
+  { port }: Contender,
+  path: string,
+  ...flags: readonly string[]
+): Promise<LoadResult> {
+  const [host, rest] = [`http://127.0.0.1:${port}`, `${path}?ns=${Upstream.host}`]
+  const argv = [process.execPath, LOAD, '--url', `${host}${rest}`, ...flags]
+  return JSON.parse(await node.exec(argv, { timeoutMs: 300_000 })) as LoadResult
+}
+
+/** User and system time of a process so far, in seconds. */
+export function cpuSeconds(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ') ?? []
+  return (Number(fields[11]) + Number(fields[12])) / TICKS
+}
+
+/** Resident memory of a process in MB (10^6 bytes). */
+export function residentMb(pid: number): number {
+  const kib = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
+  return (Number(kib) * 1024) / 1e6
+}
