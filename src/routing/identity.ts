@@ -1,9 +1,10 @@
-import { createPrivateKey, generateKeyPairSync, randomBytes, type KeyObject } from 'node:crypto'
-import { chmod, mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
+import { chmod, mkdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import type { PrivateKey } from '@libp2p/interface'
 import type { Logger } from '../observe/log.ts'
+import { replaceFile } from './replace-file.ts'
 
 /** Where a node's key lives in its data directory. */
 export const IDENTITY_FILE = 'identity.key'
@@ -52,21 +53,7 @@ export async function loadIdentity(dataDir: string, { log }: { log: Logger }): P
 async function create(dataDir: string, path: string): Promise<KeyObject> {
   const { privateKey } = generateKeyPairSync('ed25519')
   await mkdir(dataDir, { recursive: true, mode: 0o700 })
-  // Half a key must never be found: it is written aside, to the disk, and then gets its name
-  const temporary = `${path}.${randomBytes(4).toString('hex')}`
-  try {
-    const file = await open(temporary, 'wx', 0o600)
-    try {
-      await file.writeFile(privateKey.export({ type: 'pkcs8', format: 'pem' }))
-      await file.sync()
-    } finally {
-      await file.close()
-    }
-    await rename(temporary, path)
-  } catch (error) {
-    await rm(temporary, { force: true })
-    throw error
-  }
+  await replaceFile(path, privateKey.export({ type: 'pkcs8', format: 'pem' }))
   return privateKey
 }
 

@@ -1,8 +1,9 @@
-import { open, readFile, rename, rm, stat } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { isPlausible, parseMultiaddr, toMultiaddr, type SocketAddress } from '../addresses.ts'
+import { replaceFile } from '../replace-file.ts'
 
 /** Where the nodes this one was connected with live in its data directory. */
 export const KNOWN_PEERS_FILE = 'peers.json'
@@ -107,20 +108,10 @@ export class KnownPeers implements Startable {
     const peers = Array.from(this.targets(), (target) => toMultiaddr(target, target.id))
     const text = `${JSON.stringify({ peers }, undefined, 2)}\n`
     if (peers.length === 0 || text === this.#written) return
-    const temporary = `${this.#path}.tmp`
     try {
-      // Half a file must never be found: it is written aside, to the disk, and then gets its name
-      const file = await open(temporary, 'w', 0o600)
-      try {
-        await file.writeFile(text)
-        await file.sync()
-      } finally {
-        await file.close()
-      }
-      await rename(temporary, this.#path)
+      await replaceFile(this.#path, text)
       this.#written = text
     } catch (error) {
-      await rm(temporary, { force: true }).catch(() => {})
       if (!this.#warned) {
         this.#warned = true
         this.#log.warn({ path: this.#path, err: error }, 'known peers cannot be written')
