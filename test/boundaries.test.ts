@@ -13,7 +13,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'lifecycle.ts': [],
   observe: [],
   config: ['oci'],
-  mirror: ['oci'],
+  mirror: ['oci', 'config/endpoints.ts', 'config/registries.ts'],
   store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
   routing: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
   pull: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'routing/router.ts'],

@@ -4,6 +4,7 @@ import { dirname } from 'node:path'
 import { Command, Option } from 'commander'
 import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
 import { DEFAULT_CONFIG_FILE, loadConfig, printConfig, type LoadedConfig } from '../config/load.ts'
+import { readK3sConfig } from '../config/k3s.ts'
 import { configKeys, type ConfigKey } from '../config/schema.ts'
 
 /** Adds `--config` and the flags of the keys, all of them if none are named. */
@@ -46,7 +47,8 @@ export async function loadFromCommand(
     flags,
     env: process.env,
   })
-  return { config: effectiveConfig(loaded.config, hostFacts()), source: loaded.source }
+  const k3s = await readK3sConfig(loaded.config.k3s.config)
+  return { config: effectiveConfig(loaded.config, hostFacts(), k3s), source: loaded.source }
 }
 
 /** `shoal config`. */

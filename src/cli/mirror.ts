@@ -1,11 +1,12 @@
 import { Command } from 'commander'
-import { readRegistries } from '../config/k3s.ts'
+import { formatProblem } from '../config/yaml-file.ts'
+import { readRegistries } from '../config/registries.ts'
 import {
   mirrorEndpoint,
   perform,
   planApply,
   planRestore,
-  selectMirrors,
+  selectRoutes,
   type Change,
 } from '../mirror/certs-dir.ts'
 import { unifiedDiff } from '../mirror/diff.ts'
@@ -66,7 +67,13 @@ function planning(name: string, description: string): Command {
       '[registry...]',
       'registries, as in docker.io; without any those of registries.yaml, else all',
     )
-  return addConfigOptions(command, ['certsDir', 'registries', 'registry.name', 'listen.local'])
+  return addConfigOptions(command, [
+    'certsDir',
+    'registries',
+    'k3s.config',
+    'registry.name',
+    'listen.local',
+  ])
 }
 
 async function plan(
@@ -74,11 +81,16 @@ async function plan(
   command: Command,
 ): Promise<{ changes: Change[]; certsDir: string }> {
   const { config } = await loadFromCommand(command)
-  const { mirrors } = await readRegistries(config.registries)
+  const registries = await readRegistries(config.registries)
+  for (const warning of registries.warnings)
+    process.stderr.write(`warning: ${formatProblem(warning)}\n`)
+  const reader = config.k3s.present ? 'k3s' : 'containerd'
+  const { disableDefaultEndpoint } = config.k3s
   const changes = await planApply(config.certsDir, {
     endpoint: mirrorEndpoint(config.listen.local),
     homeRegistry: config.registry.name,
-    mirrors: selectMirrors(named, mirrors),
+    routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),
+    reader,
   })
   return { changes, certsDir: config.certsDir }
 }

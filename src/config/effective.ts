@@ -1,3 +1,4 @@
+import type { K3sConfig } from './k3s.ts'
 import { p2pPort, type Config } from './schema.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */
@@ -20,6 +21,11 @@ export interface HostFacts {
 export interface EffectiveConfig extends Config {
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
+  k3s: Config['k3s'] & {
+    /** K3s' rules hold here: its containerd reads the files of `certsDir` */
+    present: boolean
+    disableDefaultEndpoint: boolean
+  }
 }
 
 const CONTAINERD_SOCKET = '/run/containerd/containerd.sock'
@@ -27,17 +33,22 @@ const K3S_SOCKET = '/run/k3s/containerd/containerd.sock'
 /** Where containerd keeps what outlives a reboot; unlike its socket it is there before containerd has started. */
 const CONTAINERD_ROOT = '/var/lib/containerd'
 const K3S_DATA_DIR = '/var/lib/rancher/k3s'
-const K3S_CONTAINERD_ROOT = `${K3S_DATA_DIR}/agent/containerd`
-const K3S_CERTS_DIR = `${K3S_DATA_DIR}/agent/etc/containerd/certs.d`
+const K3S_REGISTRIES = '/etc/rancher/k3s/registries.yaml'
 const CERTS_DIR = '/etc/containerd/certs.d'
 
 const LAYOUT_MAX_BYTES = 50 * 1024 ** 3
 const LAYOUT_DISK_SHARE = 0.8
 
-/** Decides what the configuration leaves to `auto`, from what the machine has. */
-export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConfig {
+/** Decides what the configuration leaves to `auto`, from what the machine and K3s' configuration, if there is one, say. */
+export function effectiveConfig(
+  config: Config,
+  facts: HostFacts,
+  k3s?: K3sConfig,
+): EffectiveConfig {
   const decide = (value: string, auto: () => string) => (value === 'auto' ? auto() : value)
-  const found = findContainerd(facts)
+  const k3sDataDir = k3s?.dataDir ?? K3S_DATA_DIR
+  const hasK3s = k3s !== undefined || facts.exists(k3sDataDir)
+  const found = findContainerd(facts, k3sDataDir)
   const address = decide(config.containerd.address, () => found ?? CONTAINERD_SOCKET)
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
@@ -65,8 +76,14 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
         : entry,
     ),
     nodeName: decide(config.nodeName, () => facts.hostName),
+    registries: decide(config.registries, () => k3s?.registries ?? K3S_REGISTRIES),
+    k3s: {
+      ...config.k3s,
+      present: hasK3s,
+      disableDefaultEndpoint: k3s?.disableDefaultEndpoint ?? false,
+    },
     certsDir: decide(config.certsDir, () =>
-      facts.exists(K3S_DATA_DIR) ? K3S_CERTS_DIR : CERTS_DIR,
+      hasK3s ? `${k3sDataDir}/agent/etc/containerd/certs.d` : CERTS_DIR,
     ),
   }
 }
@@ -75,10 +92,10 @@ export function effectiveConfig(config: Config, facts: HostFacts): EffectiveConf
  * The socket of this host's containerd. For root also where only its state is there yet: a daemon that starts before
  * containerd at boot must wait for it, not settle for an empty store of its own.
  */
-function findContainerd(facts: HostFacts): string | undefined {
+function findContainerd(facts: HostFacts, k3sDataDir: string): string | undefined {
   const places = [
     { socket: CONTAINERD_SOCKET, root: CONTAINERD_ROOT },
-    { socket: K3S_SOCKET, root: K3S_CONTAINERD_ROOT },
+    { socket: K3S_SOCKET, root: `${k3sDataDir}/agent/containerd` },
   ]
   const running = places.find(({ socket }) => facts.exists(socket))
   const installed = facts.uid === 0 ? places.find(({ root }) => facts.exists(root)) : undefined

@@ -1,3 +1,5 @@
+import { readdir } from 'node:fs/promises'
+import { join } from 'node:path'
 import {
   ConfigInvalidError,
   describe,
@@ -6,67 +8,100 @@ import {
   type ConfigProblem,
 } from './yaml-file.ts'
 
-/** What K3s' registries.yaml asks for, as far as `shoal mirror` acts on it. */
-export interface Registries {
-  /** Endpoints by registry as written there (`*` for all); an entry may well have none */
-  readonly mirrors: ReadonlyMap<string, readonly string[]>
+/** What K3s' own configuration says of what concerns us; K3s knows many keys more. */
+export interface K3sConfig {
+  /** `embedded-registry`; a key of servers, agents inherit it */
+  readonly embeddedRegistry?: boolean
+  /** `disable-default-registry-endpoint` */
+  readonly disableDefaultEndpoint?: boolean
+  /** `private-registry`: where registries.yaml is */
+  readonly registries?: string
+  /** `data-dir` */
+  readonly dataDir?: string
 }
+
+/** Where K3s looks for its configuration when nothing else is said. */
+export const K3S_CONFIG_FILE = '/etc/rancher/k3s/config.yaml'
+
+/** The booleans of Go's flags. @see https://pkg.go.dev/strconv#ParseBool */
+const TRUE = ['1', 't', 'T', 'TRUE', 'true', 'True']
+const FALSE = ['0', 'f', 'F', 'FALSE', 'false', 'False']
 
 /**
- * Reads registries.yaml; a missing file is one without entries.
- * @see https://docs.k3s.io/installation/private-registry
- * @throws {ConfigInvalidError}
+ * Reads K3s' config.yaml and the drop-ins in `config.yaml.d` beside it, the later one winning key by key; undefined if
+ * there is none of them.
+ * @see https://docs.k3s.io/installation/configuration#multiple-config-files
+ * @throws {ConfigInvalidError} where K3s would not start
  */
-export async function readRegistries(path: string): Promise<Registries> {
-  // K3s reads YAML 1.1 and takes the last of duplicate keys. In the failsafe schema a plain scalar keeps its written
-  // text, as it does there for everything that is text: registries and endpoints are never numbers or dates.
-  const yaml = await readYamlFile(path, {
-    version: '1.1',
-    schema: 'failsafe',
-    merge: true,
-    uniqueKeys: false,
-  })
+export async function readK3sConfig(path: string): Promise<K3sConfig | undefined> {
   const problems: ConfigProblem[] = []
-  /** The value as `kind`; nothing at all is an empty one, anything else a problem. */
-  const expect = <T>(
-    value: unknown,
-    keys: readonly PropertyKey[],
-    kind: string,
-    is: (value: unknown) => value is T,
-  ): T | undefined => {
-    if (isNothing(value)) return undefined
-    if (is(value)) return value
-    problems.push({
-      file: path,
-      line: yaml?.lineOf(keys) ?? 1,
-      key: keys.map(String).join('.'),
-      message: `expected ${kind}, found ${describe(value)}`,
-    })
+  const values = new Map<string, { value: unknown; at: Omit<ConfigProblem, 'message'> }>()
+  let found = false
+  for (const file of [path, ...(await listDropIns(`${path}.d`))]) {
+    // Of two equal keys K3s takes the last one.
+    const yaml = await readYamlFile(file, { version: '1.1', merge: true, uniqueKeys: false })
+    if (yaml === undefined) continue
+    found = true
+    const root = yaml.root ?? {}
+    if (!isMapping(root)) {
+      const message = `expected a mapping, found ${describe(root)}`
+      problems.push({ file, line: yaml.lineOf([]), message })
+      continue
+    }
+    for (const [key, value] of Object.entries(root))
+      values.set(key, { value, at: { file, line: yaml.lineOf([key]), key } })
+  }
+  if (!found) return undefined
+
+  /** The value as text: a key that may be given once only takes the last of a list. */
+  const text = (key: string): string | undefined => {
+    const value: unknown = values.get(key)?.value
+    const last: unknown = Array.isArray(value) ? value.at(-1) : value
+    if (last === undefined || last === null) return undefined
+    return typeof last === 'string' ? last : JSON.stringify(last)
+  }
+  const wrong = (key: string, expected: string): undefined => {
+    const { value, at } = values.get(key) ?? {}
+    problems.push({ ...at, message: `expected ${expected}, found ${describe(value)}` })
     return undefined
   }
-
-  const root = expect(yaml?.root, [], 'a mapping', isMapping) ?? {}
-  const section = expect(root['mirrors'], ['mirrors'], 'a mapping', isMapping) ?? {}
-  const mirrors = new Map<string, readonly string[]>()
-  for (const [registry, value] of Object.entries(section)) {
-    const keys = ['mirrors', registry]
-    const mirror = expect(value, keys, 'a mapping', isMapping) ?? {}
-    const list = expect(mirror['endpoint'], [...keys, 'endpoint'], 'a list', Array.isArray) ?? []
-    const endpoints = list.flatMap(
-      (item: unknown, index) =>
-        expect(item, [...keys, 'endpoint', index], 'a URL', (url) => typeof url === 'string') ?? [],
-    )
-    mirrors.set(registry, endpoints)
+  const boolean = (key: string): boolean | undefined => {
+    if (!values.has(key)) return undefined
+    const written = text(key) ?? ''
+    if (TRUE.includes(written)) return true
+    return FALSE.includes(written) ? false : wrong(key, 'true or false')
   }
+  const absolutePath = (key: string): string | undefined => {
+    const written = text(key)
+    return written === undefined || written.startsWith('/')
+      ? written
+      : wrong(key, 'an absolute path')
+  }
+  const embeddedRegistry = boolean('embedded-registry')
+  const disableDefaultEndpoint = boolean('disable-default-registry-endpoint')
+  const registries = absolutePath('private-registry')
+  const dataDir = absolutePath('data-dir')
   if (problems.length > 0) throw new ConfigInvalidError(problems)
-  return { mirrors }
+  return {
+    ...(embeddedRegistry !== undefined && { embeddedRegistry }),
+    ...(disableDefaultEndpoint !== undefined && { disableDefaultEndpoint }),
+    ...(registries !== undefined && { registries }),
+    ...(dataDir !== undefined && { dataDir }),
+  }
 }
 
-/** The failsafe schema has no null of its own; these are the ways to write it. */
-function isNothing(value: unknown): boolean {
-  return (
-    value === undefined ||
-    value === null ||
-    (typeof value === 'string' && /^(?:|~|null|Null|NULL)$/.test(value))
-  )
+/** In the order of the bytes of their names. */
+async function listDropIns(directory: string): Promise<string[]> {
+  try {
+    const entries = await readdir(directory, { withFileTypes: true })
+    return entries
+      .filter((entry) => !entry.isDirectory() && /\.ya?ml$/i.test(entry.name))
+      .map(({ name }) => name)
+      .toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
+      .map((name) => join(directory, name))
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return []
+    const message = `cannot be listed: ${error instanceof Error ? error.message : String(error)}`
+    throw new ConfigInvalidError([{ file: directory, message }], { cause: error })
+  }
 }

@@ -1,5 +1,6 @@
 import { Document } from 'yaml'
 import { configKeys, configSchema, type Config, type ConfigKey } from './schema.ts'
+import { nearest } from './suggest.ts'
 import {
   ConfigInvalidError,
   describe,
@@ -169,24 +170,5 @@ function suggest(key: string, keys: readonly ConfigKey[]): string | undefined {
   const names = [...new Set([...keys.map(({ name }) => name), ...sections])]
   if (names.includes(key)) return `${key.split('.').join(': { ')}: … }`
   const last = (name: string) => name.slice(name.lastIndexOf('.') + 1).toLowerCase()
-  const near = names
-    .map((name) => ({ name, distance: distance(name.toLowerCase(), key.toLowerCase()) }))
-    .toSorted((a, b) => a.distance - b.distance)[0]
-  if (near !== undefined && near.distance <= Math.max(1, Math.floor(last(key).length / 3)))
-    return near.name
-  return names.find((name) => last(name) === last(key))
-}
-
-/** Levenshtein's: how many letters must be changed, put in or taken out. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, index) => index)
-  for (const [i, letter] of Array.from(a).entries()) {
-    const next = [i + 1]
-    for (const [j, other] of Array.from(b).entries()) {
-      const kept = (row[j] ?? 0) + (letter === other ? 0 : 1)
-      next.push(Math.min(kept, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1))
-    }
-    row = next
-  }
-  return row[b.length] ?? 0
+  return nearest(key, names) ?? names.find((name) => last(name) === last(key))
 }

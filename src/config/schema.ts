@@ -1,6 +1,7 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
 import { isRegistry } from '../oci/reference.ts'
+import { K3S_CONFIG_FILE } from './k3s.ts'
 
 /** Where something listens or is reached. Port 0 lets the kernel choose. */
 export interface SocketAddress {
@@ -386,15 +387,28 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
-    registries: absolutePath().prefault('/etc/rancher/k3s/registries.yaml').register(docs, {
+    registries: autoPath().prefault('auto').register(docs, {
       placeholder: 'FILE',
       description:
-        "K3s' registries.yaml, which `shoal mirror` reads for registries and their endpoints. It may be missing.",
+        "K3s' registries.yaml, from which `shoal mirror` has registries, their endpoints and certificates. `auto` is what K3s' configuration names as `private-registry`, else `/etc/rancher/k3s/registries.yaml`. It may be missing.",
     }),
+    k3s: z
+      .strictObject(
+        {
+          config: absolutePath().prefault(K3S_CONFIG_FILE).register(docs, {
+            placeholder: 'FILE',
+            env: 'K3S_CONFIG_FILE',
+            description:
+              "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     certsDir: autoPath().prefault('auto').register(docs, {
       placeholder: 'DIRECTORY',
       description:
-        "containerd's directory of hosts.toml files, where `shoal mirror` writes. `auto` is K3s' `/var/lib/rancher/k3s/agent/etc/containerd/certs.d` if K3s is installed, else `/etc/containerd/certs.d`.",
+        "containerd's directory of hosts.toml files, where `shoal mirror` writes. `auto` is `agent/etc/containerd/certs.d` in K3s' data directory if K3s is installed, else `/etc/containerd/certs.d`.",
     }),
     log: z
       .strictObject(

@@ -7,6 +7,7 @@ import {
   isSeq,
   LineCounter,
   parseDocument,
+  Scalar,
   type DocumentOptions,
   type ParseOptions,
   type SchemaOptions,
@@ -36,7 +37,8 @@ export class ConfigInvalidError extends Error {
   }
 }
 
-function formatProblem({ file, line, column, key, message }: ConfigProblem): string {
+/** A problem as one line: where, and what. */
+export function formatProblem({ file, line, column, key, message }: ConfigProblem): string {
   const place = [file, line, column].filter((part) => part !== undefined).join(':')
   return [place, key, message].filter((part) => part !== undefined && part !== '').join(': ')
 }
@@ -54,6 +56,8 @@ export interface YamlFile {
   readonly root: unknown
   /** Line of the key or list item, or of the nearest thing above it that is in the file */
   lineOf(path: KeyPath): number
+  /** True for a value that is a scalar in quotes: YAML then means text, whatever it looks like. */
+  isQuoted(path: KeyPath): boolean
 }
 
 /**
@@ -92,7 +96,8 @@ export async function readYamlFile(
     throw new ConfigInvalidError([{ file, message }], { cause: error })
   }
 
-  const lineOf = (path: KeyPath): number => {
+  /** The value at a path, and where its key begins, or that of the nearest thing above it. */
+  const find = (path: KeyPath): { node: unknown; offset: number } => {
     let node: unknown = document.contents
     let offset = isNode(node) ? (node.range?.[0] ?? 0) : 0
     for (const segment of path) {
@@ -109,12 +114,20 @@ export async function readYamlFile(
         key = node.items[segment]
         node = key
       }
-      if (!isNode(key)) break
+      if (!isNode(key)) return { node: undefined, offset }
       offset = key.range?.[0] ?? offset
     }
-    return lines.linePos(offset).line
+    return { node: isAlias(node) ? node.resolve(document) : node, offset }
   }
-  return { file, root, lineOf }
+  return {
+    file,
+    root,
+    lineOf: (path) => lines.linePos(find(path).offset).line,
+    isQuoted: (path) => {
+      const { node } = find(path)
+      return isScalar(node) && node.type !== Scalar.PLAIN
+    },
+  }
 }
 
 async function readText(file: string): Promise<string | undefined> {

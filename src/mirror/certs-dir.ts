@@ -13,13 +13,14 @@ import {
   stat,
 } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { readRoutes, WILDCARD, type Endpoint, type RegistryRoute } from '../config/endpoints.ts'
+import type { Registries, RegistryMirror } from '../config/registries.ts'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
 import {
   directoriesMadeFor,
   hasInsertedHost,
   HostsTomlError,
   insertHost,
-  normalizeEndpoint,
   PULL,
   removeHost,
   renderHosts,
@@ -53,13 +54,16 @@ export interface MirrorInit {
   readonly endpoint: string
   /** Name of the home registry */
   readonly homeRegistry: string
-  /** The registries to stand before, each with the endpoints registries.yaml lists for it */
-  readonly mirrors: ReadonlyMap<string, readonly string[]>
+  /** By directory: the registries to stand before, and those whose access only is configured */
+  readonly routes: ReadonlyMap<string, RegistryRoute>
+  /** Whose containerd reads the files: K3s' own understands more, and asks the registry itself only where it is told to. */
+  readonly reader: 'containerd' | 'k3s'
 }
 
 /** The directory whose hosts.toml counts for registries that have none of their own. */
 const DEFAULT = '_default'
 const FILE = 'hosts.toml'
+const NO_MIRROR: RegistryMirror = { endpoints: [], rewrites: new Map() }
 /** What the home registry is for; to others we only stand before. */
 const HOME: readonly Capability[] = [...PULL, 'push']
 /** More than any hosts.toml has; a bigger file is something else. */
@@ -73,52 +77,66 @@ export function mirrorEndpoint({ host, port }: { host: string; port: number }): 
 }
 
 /**
- * The registries to stand before: those named, else those of registries.yaml except loopback names, else all by
- * `_default`.
+ * The registries to write files for, by directory. To be mirrored are those named, else those under `mirrors` except
+ * loopback names; if there are none, a K3s node shares nothing, and any other everything, by `_default`. Beside them, with
+ * none named, are those of whose access something is to be said.
  */
-export function selectMirrors(
+export function selectRoutes(
   named: readonly string[],
-  configured: ReadonlyMap<string, readonly string[]>,
-): ReadonlyMap<string, readonly string[]> {
-  const known = new Map(
-    [...configured].map(([name, endpoints]) => [name === '*' ? DEFAULT : name, endpoints]),
+  registries: Registries,
+  options: { reader: MirrorInit['reader']; disableDefaultEndpoint?: boolean },
+): Map<string, RegistryRoute> {
+  const chosen =
+    named.length > 0
+      ? named.map((name) => (name === DEFAULT ? WILDCARD : name))
+      : [...registries.mirrors.keys()].filter((name) => !isLoopback(name))
+  if (chosen.length === 0 && options.reader === 'containerd') chosen.push(WILDCARD)
+  const mirrors = new Map(
+    chosen.map((registry) => [registry, registries.mirrors.get(registry) ?? NO_MIRROR]),
   )
-  const chosen = named.length > 0 ? named : [...known.keys()].filter((name) => !isLoopback(name))
-  const names = chosen.length > 0 ? chosen : [DEFAULT]
-  return new Map(
-    names.map((written) => {
-      const name = written === '*' ? DEFAULT : written
-      if (name !== DEFAULT && !isRegistry(name)) {
-        throw new CertsDirError(
-          `${JSON.stringify(name)} is not the name of a registry (HOST or HOST:PORT)`,
-        )
-      }
-      return [name, known.get(name) ?? []]
-    }),
-  )
+  const routes = new Map<string, RegistryRoute>()
+  for (const [registry, route] of readRoutes({ ...registries, mirrors }, options)) {
+    // K3s itself writes the others for its containerd
+    if (!route.mirrored && (named.length > 0 || options.reader === 'k3s' || !hasAccess(route)))
+      continue
+    if (registry !== WILDCARD && !isRegistry(registry)) {
+      throw new CertsDirError(
+        `${JSON.stringify(registry)} is not the name of a registry (HOST or HOST:PORT)`,
+      )
+    }
+    routes.set(registry === WILDCARD ? DEFAULT : registry, route)
+  }
+  return routes
+}
+
+function hasAccess({ origin }: RegistryRoute): boolean {
+  return origin?.access.auth !== undefined || origin?.access.tls !== undefined
 }
 
 /** What `apply` would do. Nothing is written. */
 export async function planApply(certsDir: string, init: MirrorInit): Promise<Change[]> {
-  const { endpoint, homeRegistry, mirrors } = init
+  const { endpoint, homeRegistry, routes } = init
   const present = await listDirectories(certsDir)
   const directoryOf = (registry: string) =>
     // What containerd looks for first wins, should both be there.
     present.find((name) => name === registry.replace(/:([0-9]+)$/, '_$1_')) ?? registry
   const targets = new Map(
-    [homeRegistry, ...mirrors.keys()].map((registry) => [registry, directoryOf(registry)]),
+    [homeRegistry, ...routes.keys()].map((registry) => [registry, directoryOf(registry)]),
   )
   const { owner: defaultOwner } = await inspect(join(certsDir, DEFAULT, FILE))
   const changes: Change[] = []
   for (const [registry, directory] of targets) {
-    const isHome = registry === homeRegistry
-    const { hosts, notes } = isHome
-      ? { hosts: homeHosts(endpoint), notes: [] }
-      : registryHosts(registry, endpoint, mirrors.get(registry) ?? [])
-    const change = await planFile(join(certsDir, directory, FILE), hosts, {
-      url: endpoint,
-      capabilities: isHome ? HOME : PULL,
-    })
+    const route = registry === homeRegistry ? undefined : routes.get(registry)
+    const path = join(certsDir, directory, FILE)
+    const change =
+      route === undefined
+        ? await planFile(path, homeHosts(endpoint), { url: endpoint, capabilities: HOME })
+        : await planFile(
+            path,
+            routeHosts(route, init),
+            route.mirrored ? { url: endpoint, capabilities: PULL } : undefined,
+          )
+    const notes = route === undefined ? [] : notesOn(route, init)
     const isNew = change.before === undefined && change.after !== undefined
     if (registry === DEFAULT) {
       const passed = await listPassedOver(certsDir, present, new Set(targets.values()))
@@ -126,7 +144,11 @@ export async function planApply(certsDir: string, init: MirrorInit): Promise<Cha
         notes.push(
           `${DEFAULT} does not count for what has a directory of its own: ${passed.join(', ')}`,
         )
-    } else if (!isHome && isNew && (defaultOwner === 'others' || defaultOwner === 'shared')) {
+    } else if (
+      registry !== homeRegistry &&
+      isNew &&
+      (defaultOwner === 'others' || defaultOwner === 'shared')
+    ) {
       notes.push(`${DEFAULT}, which names other hosts, no longer counts for ${registry}`)
     }
     changes.push({ ...change, notes })
@@ -182,35 +204,65 @@ export async function perform(changes: readonly Change[]): Promise<void> {
 
 /** The home registry is nowhere but here: nothing else is asked, and we are asked once. */
 function homeHosts(endpoint: string): Hosts {
-  return { hosts: [], server: endpoint, serverCapabilities: HOME }
+  return { hosts: [], server: { url: endpoint, capabilities: HOME } }
 }
 
-/** Us, then the endpoints of registries.yaml, then the registry itself. */
-function registryHosts(
-  registry: string,
-  endpoint: string,
-  endpoints: readonly string[],
-): { hosts: Hosts; notes: string[] } {
-  const notes: string[] = []
-  const server = registry === DEFAULT ? undefined : normalizeEndpoint(registry)?.url
-  const hosts = new Map([[endpoint, { url: endpoint, capabilities: PULL }]])
-  for (const [index, text] of endpoints.entries()) {
-    const host = normalizeEndpoint(text)
-    if (host === undefined)
-      notes.push(`endpoint ${JSON.stringify(text)} is no URL of a registry, left out`)
-    // The registry itself comes last anyway; listed earlier, it is asked there and again at the end.
-    else if (!hosts.has(host.url) && !(host.url === server && index === endpoints.length - 1))
-      hosts.set(host.url, { ...host, capabilities: PULL })
+/** Us, then the endpoints, then the registry itself if it may be asked. */
+function routeHosts(route: RegistryRoute, { endpoint, reader }: MirrorInit): Hosts {
+  const ours: Host[] = route.mirrored ? [{ url: endpoint, capabilities: PULL }] : []
+  const others = route.endpoints
+    // Listed by hand, as K3s nodes have it to outlive K3s' restarts
+    .filter(({ url }) => url !== endpoint)
+    .map((each) => ({ ...hostOf(each), ...(reader === 'k3s' && { rewrites: each.rewrites }) }))
+  const hosts = [...ours, ...others]
+  if (route.origin !== undefined) {
+    // K3s' containerd asks the registry itself only if there is a server, be it an empty one; to others that is no URL.
+    const silent = route.origin.url === '' && reader === 'containerd'
+    const { capabilities: _, ...server } = hostOf(route.origin)
+    return silent && server.tls === undefined ? { hosts } : { hosts, server }
   }
-  return { hosts: { hosts: [...hosts.values()], ...(server !== undefined && { server }) }, notes }
+  if (reader === 'k3s') return { hosts }
+  // Where there is no server containerd asks the registry itself: what is asked last has to take its place.
+  const server = hosts.pop()
+  return { hosts, ...(server !== undefined && { server }) }
 }
 
-async function planFile(path: string, hosts: Hosts, ours: Host): Promise<Change> {
+function hostOf({ url, overridePath, access }: Endpoint): Host {
+  return {
+    url,
+    capabilities: PULL,
+    ...(overridePath && { overridePath }),
+    ...(access.tls !== undefined && { tls: access.tls }),
+  }
+}
+
+function notesOn({ endpoints, origin, notes }: RegistryRoute, { reader }: MirrorInit): string[] {
+  const all = [...endpoints, ...(origin === undefined ? [] : [origin])]
+  const half = all.filter(
+    ({ access: { tls } }) => (tls?.certFile === undefined) !== (tls?.keyFile === undefined),
+  )
+  return [
+    ...notes,
+    ...half.map(({ url }) => `client certificate for ${url} needs both cert_file and key_file`),
+    ...(reader === 'containerd' && endpoints.some(({ rewrites }) => rewrites.size > 0)
+      ? ["rewrites are left out: only K3s' own containerd knows them"]
+      : []),
+    ...(reader === 'containerd' && all.some(({ access }) => access.auth !== undefined)
+      ? [
+          "credentials are left out: containerd has them from its own configuration or from the pod's pull secrets",
+        ]
+      : []),
+  ]
+}
+
+/** A file of ours, or `ours` in somebody else's; without it that stays as it is. */
+async function planFile(path: string, hosts: Hosts, ours: Host | undefined): Promise<Change> {
   const directory = dirname(path)
   const { owner, text, problem } = await inspect(path)
   return planned(path, text, async () => {
     if (problem !== undefined) throw new HostsTomlError(problem)
-    if (text !== undefined && owner !== 'us') return insertHost(text, ours)
+    if (text !== undefined && owner !== 'us')
+      return ours === undefined ? removeHost(text) : insertHost(text, ours)
     const made = text === undefined ? await countMissing(directory) : directoriesMadeFor(text)
     return renderHosts(hosts, made ?? 0, await listCertificates(directory))
   })

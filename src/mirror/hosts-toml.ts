@@ -1,6 +1,7 @@
 import { isDeepStrictEqual } from 'node:util'
 import { parse, TomlError, type TomlTable } from 'smol-toml'
-import { isLoopback } from '../oci/reference.ts'
+import { parseEndpoint } from '../config/endpoints.ts'
+import type { RegistryTls } from '../config/registries.ts'
 
 /** A hosts.toml that is no TOML, or that nothing can be put into. */
 export class HostsTomlError extends Error {
@@ -11,10 +12,11 @@ export class HostsTomlError extends Error {
 /** Where containerd may go for a registry, in this order; `server`, the registry itself, comes last. */
 export interface Hosts {
   readonly hosts: readonly Host[]
-  /** Absent for `_default`: then it is the registry that was asked for */
-  readonly server?: string
-  /** What `server` may be asked for, if that is not everything */
-  readonly serverCapabilities?: readonly Capability[]
+  /** Absent: then it is the registry that was asked for */
+  readonly server?: Omit<Host, 'capabilities' | 'rewrites'> & {
+    /** What it may be asked for, if that is not everything */
+    readonly capabilities?: readonly Capability[]
+  }
 }
 
 export interface Host {
@@ -23,6 +25,9 @@ export interface Host {
   readonly capabilities: readonly Capability[]
   /** The URL has a path of its own, so that containerd adds no `/v2` */
   readonly overridePath?: boolean
+  readonly tls?: RegistryTls
+  /** Only K3s' own containerd knows them */
+  readonly rewrites?: ReadonlyMap<string, string>
 }
 
 export type Capability = 'pull' | 'resolve' | 'push'
@@ -55,7 +60,7 @@ export function directoriesMadeFor(text: string): number | undefined {
  * @see https://github.com/containerd/containerd/blob/main/docs/hosts.md
  */
 export function renderHosts(
-  { hosts, server, serverCapabilities }: Hosts,
+  { hosts, server }: Hosts,
   directories: number,
   certificates: CertificateFiles = { ca: [], client: [] },
 ): string {
@@ -64,12 +69,12 @@ export function renderHosts(
     '# To keep it as a file of your own, delete the line above.',
     '',
   ]
-  if (server !== undefined) lines.push(`server = ${quote(server)}`)
-  if (serverCapabilities !== undefined) lines.push(`capabilities = ${list(serverCapabilities)}`)
-  // Without a hosts.toml containerd takes the certificates that lie in the directory; with one, only those it names.
-  if (certificates.ca.length > 0) lines.push(`ca = ${list(certificates.ca)}`)
-  if (certificates.client.length > 0)
-    lines.push(`client = [${certificates.client.map(list).join(', ')}]`)
+  if (server !== undefined) {
+    lines.push(`server = ${quote(server.url)}`)
+    if (server.capabilities !== undefined) lines.push(`capabilities = ${list(server.capabilities)}`)
+    if (server.overridePath === true) lines.push('override_path = true')
+  }
+  lines.push(...trust(server?.tls, certificates))
   // containerd 1.6 refuses a file that has no host table at all.
   if (hosts.length === 0) lines.push('[host]')
   for (const host of hosts) lines.push('', ...table(host))
@@ -143,22 +148,6 @@ export function readsCertsDir(containerdConfig: string, certsDir: string): boole
   })
 }
 
-/** An endpoint of registries.yaml as containerd wants it; undefined if it is no URL of a registry. */
-export function normalizeEndpoint(text: string): Omit<Host, 'capabilities'> | undefined {
-  const hasScheme = text.includes('://')
-  // K3s' rule: without a scheme it is https, except for a loopback address with a port.
-  const authority = text.split('/')[0] ?? ''
-  const plain = isLoopback(authority) && /:(?!443$)[0-9]+$/.test(authority)
-  const url = URL.parse(hasScheme ? text : `${plain ? 'http' : 'https'}://${text}`)
-  if (url === null || !/^https?:$/.test(url.protocol) || url.search !== '' || url.hash !== '')
-    return undefined
-  // The name of an image is docker.io, the registry behind it has another.
-  if (url.host === 'docker.io') url.host = 'registry-1.docker.io'
-  return url.pathname === '/' || url.pathname === '/v2'
-    ? { url: url.origin }
-    : { url: url.origin + url.pathname, overridePath: true }
-}
-
 function quote(text: string): string {
   return JSON.stringify(text)
 }
@@ -167,11 +156,32 @@ function list(texts: readonly string[]): string {
   return `[${texts.map(quote).join(', ')}]`
 }
 
-function table({ url, capabilities, overridePath = false }: Host): string[] {
+function table({ url, capabilities, overridePath = false, tls, rewrites }: Host): string[] {
   return [
     `[host.${quote(url)}]`,
     `  capabilities = ${list(capabilities)}`,
     ...(overridePath ? ['  override_path = true'] : []),
+    ...trust(tls).map((line) => `  ${line}`),
+    ...(rewrites === undefined || rewrites.size === 0
+      ? []
+      : [
+          `  [host.${quote(url)}.rewrite]`,
+          ...Array.from(rewrites, ([pattern, text]) => `    ${quote(pattern)} = ${quote(text)}`),
+        ]),
+  ]
+}
+
+/** Without a hosts.toml containerd takes the certificates that lie in the directory; with one, only those it names. */
+function trust(tls: RegistryTls | undefined, found?: CertificateFiles): string[] {
+  const ca = tls?.caFile === undefined ? (found?.ca ?? []) : [tls.caFile]
+  const client =
+    tls?.certFile === undefined || tls.keyFile === undefined
+      ? (found?.client ?? [])
+      : [[tls.certFile, tls.keyFile]]
+  return [
+    ...(ca.length > 0 ? [`ca = ${list(ca)}`] : []),
+    ...(client.length > 0 ? [`client = [${client.map(list).join(', ')}]`] : []),
+    ...(tls?.insecureSkipVerify === true ? ['skip_verify = true'] : []),
   ]
 }
 
@@ -196,13 +206,13 @@ function isTable(value: TomlTable[string] | undefined): value is TomlTable {
 
 /** True if the file sends containerd to `url` already, however it is written. */
 function names(toml: TomlTable, url: string): boolean {
-  const wanted = normalizeEndpoint(url)?.url
+  const wanted = parseEndpoint(url)?.url
   const { server } = toml
   return (
     [...Object.keys(tableAt(toml, 'host')), ...(typeof server === 'string' ? [server] : [])]
       // To containerd a name without a scheme is https, whatever registries.yaml means by it
       .map((name) => (name.includes('://') ? name : `https://${name}`))
-      .some((name) => normalizeEndpoint(name.replace(/\/$/, ''))?.url === wanted)
+      .some((name) => parseEndpoint(name.replace(/\/$/, ''))?.url === wanted)
   )
 }
 

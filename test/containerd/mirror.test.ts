@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
-import { perform, planApply, planRestore, selectMirrors } from '../../src/mirror/certs-dir.ts'
+import { perform, planApply, planRestore, selectRoutes } from '../../src/mirror/certs-dir.ts'
 import { Containerd, withEachContainerd } from '../harness/containerd.ts'
 
 /** Registries that have nothing, and in what order they were asked. */
@@ -82,14 +82,17 @@ capabilities = ["pull", "resolve", "push"]
     const before = await pull('k3s.test.com')
     assert.deepEqual(before, ['endpoint for k3s.test.com', 'theirs for k3s.test.com'])
 
+    const rewrites = new Map<string, string>()
     const mirrors = new Map([
-      [mirrored, [`http://${endpoint}`]],
-      ['*', []],
+      [mirrored, { endpoints: [`http://${endpoint}`], rewrites }],
+      ['*', { endpoints: [], rewrites }],
     ])
+    const written = { mirrors, configs: new Map(), warnings: [] }
     const changes = await planApply(certsDir, {
       endpoint: `http://${us}`,
       homeRegistry: 'registry.localhost',
-      mirrors: selectMirrors(['k3s.test.com', mirrored, '*'], mirrors),
+      routes: selectRoutes(['k3s.test.com', mirrored, '*'], written, { reader: 'containerd' }),
+      reader: 'containerd',
     })
     await perform(changes)
 
@@ -112,6 +115,16 @@ capabilities = ["pull", "resolve", "push"]
     for (const asked of await registries.during(push))
       assert.match(asked, /^us( for registry\.localhost)?$/)
     assert.notEqual(registries.asked.length, 0)
+
+    // Without a default endpoint: not even the registry itself
+    const kept = selectRoutes([mirrored, '*'], written, {
+      reader: 'containerd',
+      disableDefaultEndpoint: true,
+    })
+    const alone = { endpoint: `http://${us}`, homeRegistry: 'registry.localhost' }
+    await perform(await planApply(certsDir, { ...alone, routes: kept, reader: 'containerd' }))
+    assert.deepEqual(await pull(mirrored), [`us for ${mirrored}`, `endpoint for ${mirrored}`])
+    assert.deepEqual(await pull(other), [`us for ${other}`])
 
     await perform(await planRestore(certsDir))
     assert.deepEqual(await pull('k3s.test.com'), before)

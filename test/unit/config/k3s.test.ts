@@ -1,90 +1,66 @@
 import assert from 'node:assert/strict'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
-import { readRegistries } from '../../../src/config/k3s.ts'
+import { readK3sConfig } from '../../../src/config/k3s.ts'
 
-async function registriesFile(t: TestContext, text: string): Promise<string> {
-  const directory = await mkdtemp(join(tmpdir(), 'shoal-registries-'))
+async function files(t: TestContext, texts: Record<string, string>): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-k3s-'))
   t.after(() => rm(directory, { recursive: true }))
-  const file = join(directory, 'registries.yaml')
-  await writeFile(file, text)
-  return file
+  await mkdir(join(directory, 'config.yaml.d', 'folder.yaml'), { recursive: true })
+  for (const [name, text] of Object.entries(texts)) await writeFile(join(directory, name), text)
+  return join(directory, 'config.yaml')
 }
 
-async function mirrorsOf(t: TestContext, text: string): Promise<Record<string, readonly string[]>> {
-  return Object.fromEntries((await readRegistries(await registriesFile(t, text))).mirrors)
-}
+suite("K3s' config.yaml", () => {
+  test('is missing, or says nothing that concerns us', async (t) => {
+    assert.equal(await readK3sConfig(await files(t, {})), undefined)
+    const path = await files(t, { 'config.yaml': 'token: secret\nnode-label: [a=b]\n' })
+    assert.deepEqual(await readK3sConfig(path), {})
+  })
 
-suite('registries.yaml', () => {
-  test('names registries, with endpoints or without', async (t) => {
-    const text = `
-mirrors:
-  docker.io:
-    endpoint:
-      - https://mirror.lan:5000
-      - http://127.0.0.1:5001
-  ghcr.io:
-  quay.io: ~
-  "*": {}
-  registry.lan:5000:
-    endpoint:
-    rewrite: {"^a/(.*)": "b/$1"}
-configs:
-  registry.lan:5000:
-    auth: {username: 0815, password: yes}
-    tls: {insecure_skip_verify: on}
-auths: {}
-`
-    assert.deepEqual(await mirrorsOf(t, text), {
-      'docker.io': ['https://mirror.lan:5000', 'http://127.0.0.1:5001'],
-      'ghcr.io': [],
-      'quay.io': [],
-      '*': [],
-      'registry.lan:5000': [],
+  test('says what is on, where registries.yaml is and where the data are', async (t) => {
+    const path = await files(t, {
+      'config.yaml':
+        'embedded-registry: yes\ndisable-default-registry-endpoint: "T"\nprivate-registry: /r.yaml\ndata-dir: /k3s\n',
     })
-    assert.deepEqual(await mirrorsOf(t, 'mirrors: {ksd.test.com: }\n'), { 'ksd.test.com': [] })
-  })
-
-  test('may be empty or missing', async (t) => {
-    for (const text of ['', 'mirrors:\n', 'configs: {a: }\n', '# nothing\n'])
-      assert.deepEqual(await mirrorsOf(t, text), {})
-    assert.equal((await readRegistries('/nonexistent/registries.yaml')).mirrors.size, 0)
-  })
-
-  test('is YAML 1.1 as K3s reads it: merged keys, the last of two, text as written', async (t) => {
-    const text = `
-base: &base {endpoint: [http://base]}
-mirrors:
-  a: {<<: *base}
-  b: *base
-  b:
-  1.50: {endpoint: [007, 2001-01-01, on]}
-`
-    assert.deepEqual(await mirrorsOf(t, text), {
-      a: ['http://base'],
-      b: [],
-      '1.50': ['007', '2001-01-01', 'on'],
+    assert.deepEqual(await readK3sConfig(path), {
+      embeddedRegistry: true,
+      disableDefaultEndpoint: true,
+      registries: '/r.yaml',
+      dataDir: '/k3s',
     })
   })
 
-  test('names file, line and key of what is wrong', async (t) => {
-    const file = await registriesFile(
-      t,
-      'mirrors:\n  a:\n    endpoint: http://x\n  b:\n    - c\n  c:\n    endpoint:\n      - ok\n      - {a: b}\n',
-    )
-    await assert.rejects(readRegistries(file), {
+  test('is followed by its drop-ins in the order of their names', async (t) => {
+    const path = await files(t, {
+      'config.yaml': 'embedded-registry: false\nembedded-registry: true\ndata-dir: /base\n',
+      'config.yaml.d/b.yaml': 'data-dir: /b\n',
+      'config.yaml.d/Z.YML': 'data-dir: /z\n',
+      'config.yaml.d/c.yaml.off': 'data-dir: /off\n',
+    })
+    assert.deepEqual(await readK3sConfig(path), { embeddedRegistry: true, dataDir: '/b' })
+    // Only drop-ins will do as well
+    const alone = await files(t, { 'config.yaml.d/a.yaml': 'embedded-registry: 1\n' })
+    assert.deepEqual(await readK3sConfig(alone), { embeddedRegistry: true })
+  })
+
+  test('names file and line of what K3s would not start with', async (t) => {
+    const path = await files(t, {
+      'config.yaml': 'data-dir: k3s\n',
+      'config.yaml.d/a.yaml': '# here\nembedded-registry: maybe\n',
+      'config.yaml.d/b.yaml': '- a\n',
+    })
+    await assert.rejects(readK3sConfig(path), {
       code: 'ERR_CONFIG_INVALID',
       message: [
-        `${file}:3: mirrors.a.endpoint: expected a list, found "http://x"`,
-        `${file}:4: mirrors.b: expected a mapping, found a list`,
-        `${file}:9: mirrors.c.endpoint.1: expected a URL, found a mapping`,
+        `${path}.d/b.yaml:1: expected a mapping, found a list`,
+        `${path}.d/a.yaml:2: embedded-registry: expected true or false, found "maybe"`,
+        `${path}:1: data-dir: expected an absolute path, found "k3s"`,
       ].join('\n'),
     })
-    const star = await registriesFile(t, 'mirrors:\n  *:\n    endpoint: [a]\n')
-    await assert.rejects(readRegistries(star), (error: Error) =>
-      error.message.startsWith(`${star}:`),
-    )
+    const broken = await files(t, { 'config.yaml': 'a: [\n' })
+    await assert.rejects(readK3sConfig(broken), { code: 'ERR_CONFIG_INVALID' })
   })
 })

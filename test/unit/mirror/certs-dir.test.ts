@@ -18,12 +18,13 @@ import { dirname, join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import fc from 'fast-check'
 import { parse } from 'smol-toml'
+import type { Registries, RegistryAccess } from '../../../src/config/registries.ts'
 import {
   mirrorEndpoint,
   perform,
   planApply,
   planRestore,
-  selectMirrors,
+  selectRoutes,
 } from '../../../src/mirror/certs-dir.ts'
 
 const URL = 'http://127.0.0.1:5001'
@@ -55,15 +56,41 @@ async function picture(directory: string): Promise<Record<string, string>> {
   return Object.fromEntries(await Promise.all(entries))
 }
 
+/** A registries.yaml that was read. */
+function registries(
+  mirrors: Record<string, readonly string[]>,
+  configs: Record<string, RegistryAccess> = {},
+  rewrites: Record<string, string> = {},
+): Registries {
+  return {
+    mirrors: new Map(
+      Object.entries(mirrors).map(([name, endpoints]) => [
+        name,
+        { endpoints, rewrites: new Map(Object.entries(rewrites)) },
+      ]),
+    ),
+    configs: new Map(Object.entries(configs)),
+    warnings: [],
+  }
+}
+
 async function apply(
   certsDir: string,
   names: readonly string[] = [],
-  configured: Record<string, string[]> = {},
+  configured: Record<string, string[]> | Registries = {},
+  options: { reader: 'containerd' | 'k3s'; disableDefaultEndpoint?: boolean } = {
+    reader: 'containerd',
+  },
 ) {
+  const read =
+    configured.mirrors instanceof Map
+      ? (configured as Registries)
+      : registries(configured as Record<string, string[]>)
   const changes = await planApply(certsDir, {
     endpoint: URL,
     homeRegistry: 'registry.localhost',
-    mirrors: selectMirrors(names, new Map(Object.entries(configured))),
+    routes: selectRoutes(names, read, options),
+    reader: options.reader,
   })
   await perform(changes)
   return changes
@@ -123,6 +150,104 @@ suite('mirror apply', () => {
       changes.flatMap(({ notes }) => notes),
       ['endpoint "ftp://x" is no URL of a registry, left out'],
     )
+  })
+
+  const tls = {
+    caFile: '/ca.crt',
+    certFile: undefined,
+    keyFile: undefined,
+    insecureSkipVerify: false,
+  }
+
+  test('says how endpoints and registries are reached, and what it cannot say', async (t) => {
+    const certsDir = await temporaryDirectory(t)
+    const auth = { username: 'u', password: 'p', auth: undefined, identityToken: undefined }
+    const configured = registries(
+      { 'a.lan': ['https://m.lan:5000'] },
+      {
+        'm.lan:5000': { tls: { ...tls, insecureSkipVerify: true }, auth },
+        'a.lan': { tls: { ...tls, certFile: '/half.crt' } },
+        'only.lan': { tls },
+        'nothing.lan': {},
+      },
+      { '^x/(.*)': '$1' },
+    )
+    const changes = await apply(certsDir, [], configured)
+    assert.deepEqual((await readdir(certsDir)).toSorted(), [
+      'a.lan',
+      'm.lan:5000',
+      'only.lan',
+      'registry.localhost',
+    ])
+    const pull = { capabilities: ['pull', 'resolve'] }
+    assert.deepEqual(await hostsToml(certsDir, 'a.lan'), {
+      server: 'https://a.lan',
+      ca: ['/ca.crt'],
+      host: { [URL]: pull, 'https://m.lan:5000': { ...pull, ca: ['/ca.crt'], skip_verify: true } },
+    })
+    // Only how it is reached: its images are not shared, so we do not stand before it
+    assert.deepEqual(await hostsToml(certsDir, 'only.lan'), {
+      server: 'https://only.lan',
+      ca: ['/ca.crt'],
+      host: {},
+    })
+    assert.deepEqual(changes.find(({ path }) => path.includes('a.lan'))?.notes, [
+      'client certificate for https://a.lan needs both cert_file and key_file',
+      "rewrites are left out: only K3s' own containerd knows them",
+      "credentials are left out: containerd has them from its own configuration or from the pod's pull secrets",
+    ])
+    // Named ones only
+    const other = await temporaryDirectory(t)
+    await apply(other, ['a.lan'], configured)
+    assert.deepEqual((await readdir(other)).toSorted(), ['a.lan', 'registry.localhost'])
+  })
+
+  test('keeps containerd from the registry itself where there is no default endpoint', async (t) => {
+    const certsDir = await temporaryDirectory(t)
+    const options = { reader: 'containerd', disableDefaultEndpoint: true } as const
+    await apply(certsDir, [], { 'a.lan': ['https://m.lan/x'], 'b.lan': [], '*': [] }, options)
+    const pull = { capabilities: ['pull', 'resolve'] }
+    // What is asked last is the server: containerd would take the registry itself if there were none
+    assert.deepEqual(await hostsToml(certsDir, 'a.lan'), {
+      server: 'https://m.lan/x',
+      ...pull,
+      override_path: true,
+      host: { [URL]: pull },
+    })
+    for (const registry of ['b.lan', '_default'])
+      assert.deepEqual(await hostsToml(certsDir, registry), { server: URL, ...pull, host: {} })
+  })
+
+  test("writes for K3s' containerd what K3s would, with us before it", async (t) => {
+    const certsDir = await temporaryDirectory(t)
+    const configured = registries(
+      { 'a.lan': ['https://m.lan'], '*': [] },
+      { 'only.lan': { tls } },
+      { '^x/(.*)': '$1' },
+    )
+    await apply(certsDir, [], configured, { reader: 'k3s' })
+    assert.deepEqual((await readdir(certsDir)).toSorted(), [
+      '_default',
+      'a.lan',
+      'registry.localhost',
+    ])
+    const pull = { capabilities: ['pull', 'resolve'] }
+    const host = { [URL]: pull, 'https://m.lan': { ...pull, rewrite: { '^x/(.*)': '$1' } } }
+    assert.deepEqual(await hostsToml(certsDir, 'a.lan'), { server: 'https://a.lan', host })
+    // An empty server is to K3s' containerd the registry that was asked for; without the key it would ask nobody else
+    assert.deepEqual(await hostsToml(certsDir, '_default'), { server: '', host: { [URL]: pull } })
+
+    const disabled = await temporaryDirectory(t)
+    const options = { reader: 'k3s', disableDefaultEndpoint: true } as const
+    await apply(disabled, [], { ...configured, configs: new Map() }, options)
+    assert.deepEqual(await hostsToml(disabled, 'a.lan'), { host })
+    assert.deepEqual(await hostsToml(disabled, '_default'), { host: { [URL]: pull } })
+  })
+
+  test('shares nothing of a K3s node that mirrors nothing', async (t) => {
+    const certsDir = await temporaryDirectory(t)
+    await apply(certsDir, [], {}, { reader: 'k3s' })
+    assert.deepEqual(await readdir(certsDir), ['registry.localhost'])
   })
 
   test('stands before all registries when none is named anywhere', async (t) => {
@@ -220,7 +345,9 @@ suite('mirror apply', () => {
 
   test('takes no name that is not a registry', () => {
     for (const name of ['../x', 'a/b', '', 'https://a', '.', 'a b'])
-      assert.throws(() => selectMirrors([name], new Map()), { code: 'ERR_CERTS_DIR' })
+      assert.throws(() => selectRoutes([name], registries({}), { reader: 'containerd' }), {
+        code: 'ERR_CERTS_DIR',
+      })
   })
 
   test('says what to do where it may not write', async (t) => {

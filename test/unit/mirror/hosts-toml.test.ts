@@ -7,7 +7,6 @@ import {
   hasInsertedHost,
   HostsTomlError,
   insertHost,
-  normalizeEndpoint,
   PULL,
   readsCertsDir,
   removeHost,
@@ -212,7 +211,7 @@ suite('a hosts.toml of our own', () => {
   test('says what containerd needs, and that it is ours', () => {
     const text = renderHosts(
       {
-        server: 'https://registry-1.docker.io',
+        server: { url: 'https://registry-1.docker.io' },
         hosts: [ours, { url: 'https://m.lan/dockerhub', capabilities: PULL, overridePath: true }],
       },
       2,
@@ -232,35 +231,48 @@ suite('a hosts.toml of our own', () => {
     assert.equal(directoriesMadeFor(text.split('\n').slice(1).join('\n')), undefined)
   })
 
-  test('has a host table even without hosts', () => {
-    assert.match(renderHosts({ hosts: [], server: URL }, 0), /^\[host\]$/m)
-  })
-})
-
-test('endpoints are read as K3s reads them', () => {
-  for (const [written, url, overridePath] of [
-    ['https://mirror.lan', 'https://mirror.lan'],
-    ['http://mirror.lan:5000/', 'http://mirror.lan:5000'],
-    ['https://mirror.lan/v2', 'https://mirror.lan'],
-    ['https://mirror.lan/v2/', 'https://mirror.lan/v2/', true],
-    ['https://mirror.lan/prefix/v2', 'https://mirror.lan/prefix/v2', true],
-    ['mirror.lan:5000', 'https://mirror.lan:5000'],
-    ['mirror.lan/prefix', 'https://mirror.lan/prefix', true],
-    ['localhost', 'https://localhost'],
-    ['localhost:80', 'http://localhost'],
-    ['127.0.0.1:5001', 'http://127.0.0.1:5001'],
-    ['[::1]:5001', 'http://[::1]:5001'],
-    ['127.0.0.1:443', 'https://127.0.0.1'],
-    ['docker.io', 'https://registry-1.docker.io'],
-    ['https://docker.io/v2', 'https://registry-1.docker.io'],
-  ] as const)
-    assert.deepEqual(
-      normalizeEndpoint(written),
-      { url, ...(overridePath === true && { overridePath }) },
-      written,
+  test('names certificates, rewrites and what is not to be verified', () => {
+    const tls = (name: string) => ({
+      caFile: `/${name}.ca`,
+      certFile: `/${name}.crt`,
+      keyFile: `/${name}.key`,
+      insecureSkipVerify: name === 'b',
+    })
+    const text = renderHosts(
+      {
+        server: { url: 'https://a/x', overridePath: true, tls: tls('a') },
+        hosts: [
+          {
+            url: 'https://b',
+            capabilities: PULL,
+            tls: tls('b'),
+            rewrites: new Map([['^a\\."(.*)$', 'b/$1']]),
+          },
+        ],
+      },
+      0,
+      { ca: ['beside.crt'], client: [['beside.cert', 'beside.key']] },
     )
-  for (const nonsense of ['', 'ftp://a', 'https://', 'a b', 'https://a?b=c', 'http://a:99999'])
-    assert.equal(normalizeEndpoint(nonsense), undefined, nonsense)
+    assert.deepEqual(structuredClone(parse(text)), {
+      server: 'https://a/x',
+      override_path: true,
+      ca: ['/a.ca'],
+      client: [['/a.crt', '/a.key']],
+      host: {
+        'https://b': {
+          capabilities: ['pull', 'resolve'],
+          ca: ['/b.ca'],
+          client: [['/b.crt', '/b.key']],
+          skip_verify: true,
+          rewrite: { '^a\\."(.*)$': 'b/$1' },
+        },
+      },
+    })
+  })
+
+  test('has a host table even without hosts', () => {
+    assert.match(renderHosts({ hosts: [], server: { url: URL } }, 0), /^\[host\]$/m)
+  })
 })
 
 test("containerd's configuration says whether it reads the directory", () => {
