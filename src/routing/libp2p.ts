@@ -430,6 +430,7 @@ export class Libp2pRouter implements Router, Startable {
       nodeAddresses: () => this.#nodeAddresses,
       loopback,
       dhtProtocol: this.#dhtProtocol,
+      strangers: this.#spegel,
       records: this.#foreign,
       maxConnections: 2 * this.#meshSize + 100,
       tokens: this.#init.tokens ?? [],

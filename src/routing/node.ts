@@ -1,7 +1,7 @@
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { identify } from '@libp2p/identify'
-import type { Libp2p, PrivateKey } from '@libp2p/interface'
+import { isPeerId, type Libp2p, type Logger, type PrivateKey } from '@libp2p/interface'
 import { kadDHT, type KadDHT, type KadDHTComponents } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
@@ -32,6 +32,8 @@ interface NodeInit {
   /** This node is, or listens, on loopback: others there are plausible */
   readonly loopback: boolean
   readonly dhtProtocol: string
+  /** Nodes take part that do not speak the peer protocol */
+  readonly strangers: boolean
   /** Where the DHT keeps what others say they have */
   readonly records: RecordStore
   readonly maxConnections: number
@@ -57,6 +59,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
   const node: RoutingNode = await createLibp2p({
     start: false,
     privateKey: init.privateKey,
+    logger: { forComponent: () => SILENT },
     addresses: {
       // Asked only while it runs
       announceFilter: () =>
@@ -86,7 +89,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
       reconnectRetries: 0,
     },
     // Nodes of ours show signs of life on the peer protocol, at a fraction of a ping's cost
-    connectionMonitor: { pingInterval: MINUTE },
+    connectionMonitor: { enabled: init.strangers, pingInterval: MINUTE },
     services: {
       sockets: (components: { transportManager: Transports }) =>
         new Sockets(components.transportManager, init.nodeAddresses),
@@ -108,11 +111,34 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
           overriding(components, {
             datastore: init.records,
             peerStore: withProviders(components.peerStore),
+            ping: pingUnlessConnected(components),
           }),
         ),
     },
   })
   return node
+}
+
+/** libp2p makes three loggers for every stream, also where nobody reads them: 6 % of what a connection costs. */
+const SILENT: Logger = Object.assign(() => {}, {
+  enabled: false,
+  error: () => {},
+  trace: () => {},
+  newScope: () => SILENT,
+})
+
+/**
+ * kad-dht pings whom it is to remember, a stream each way with every connection. Who is connected need not be asked: if
+ * it is gone, the connection soon is, too.
+ */
+function pingUnlessConnected(components: KadDHTComponents): KadDHTComponents['ping'] {
+  return {
+    async ping(peer, options) {
+      const connections = isPeerId(peer) ? components.connectionManager.getConnections(peer) : []
+      if (connections.some(({ status }) => status === 'open')) return 0
+      return components.ping.ping(peer, options)
+    },
+  }
 }
 
 /** libp2p's components cannot be copied: they complain when they are asked for what is not there. */
