@@ -29,14 +29,7 @@ import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
 import type { RemoteNode } from './mesh/remote.ts'
-import {
-  createNode,
-  DIAL_TIMEOUT_MS,
-  ownAddresses,
-  systemError,
-  type Carrier,
-  type RoutingNode,
-} from './node.ts'
+import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
 import type { Peer, Router } from './router.ts'
 import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
 
@@ -45,6 +38,12 @@ const DHT_PROTOCOL = '/shoal/kad/1.0.0'
 
 /** Up to so many nodes, each is connected with each and knows what all the others hold. */
 const MESH_SIZE = 500
+/** A node that is not dialled within this is not there; they are all in one network. */
+const DIAL_TIMEOUT_MS = 2000
+/** To a node with all the connections that it keeps so many more may come at a time … */
+const MAX_GUESTS = 100
+/** … for so long: to learn of others that have room, to look something up, or to leave records. */
+const GUEST_MS = 5000
 /** So long a lookup waits for inventories that are on their way. */
 const ARRIVAL_TIMEOUT_MS = 500
 /** A connection that brings no hello within this is no node of ours. */
@@ -95,9 +94,12 @@ export interface Libp2pRouterInit {
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
   readonly meshSize?: number
+  /** Connections that it keeps; by default some more than the node itself and as many others make */
+  readonly maxConnections?: number
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
   readonly recordShare?: number
   readonly heartbeatMs?: number
+  readonly dialTimeoutMs?: number
   readonly bootstrapTiming?: BootstrapTiming
   readonly carrier?: Carrier
 }
@@ -125,6 +127,7 @@ export class Libp2pRouter implements Router, Startable {
   readonly #registryPort: () => number
   readonly #init: Libp2pRouterInit
   readonly #meshSize: number
+  readonly #maxConnections: number
   readonly #spegel: boolean
   readonly #inventory = new Inventory()
   readonly #records: DhtRecords
@@ -142,11 +145,12 @@ export class Libp2pRouter implements Router, Startable {
     this.#init = init
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#meshSize = init.meshSize ?? MESH_SIZE
+    this.#maxConnections = init.maxConnections ?? 2 * this.#meshSize + 100
     this.#spegel = init.mesh === 'spegel'
     this.#records = new DhtRecords(
       {
         log,
-        needed: () => this.#spegel || (this.#running?.protocol.size ?? 0) >= this.#meshSize,
+        needed: () => this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running)),
       },
       {
         protocol: this.#dhtProtocol,
@@ -328,6 +332,11 @@ export class Libp2pRouter implements Router, Startable {
     return holders.toSorted((a, b) => a.distance - b.distance).map(({ peer }) => peer)
   }
 
+  /** More nodes are there than one is connected with, so that their lookups depend on the DHT. */
+  #isLarge({ protocol }: Running): boolean {
+    return protocol.turnedAway || protocol.size >= this.#meshSize
+  }
+
   /**
    * True when a miss is certain without the DHT. Only a node can be found through it that is in somebody's routing
    * table. Every node this one hears of, in a hello or in any answer of the DHT, becomes a connection or proves to be out
@@ -335,9 +344,10 @@ export class Libp2pRouter implements Router, Startable {
    * only name a node that was just asked, or one that cannot be read from anyhow. What a Spegel node holds only records
    * tell.
    */
-  #knowsAll({ node, protocol, mesh }: Running): boolean {
+  #knowsAll(running: Running): boolean {
+    const { node, protocol, mesh } = running
     if (this.#spegel) return false
-    if (protocol.size >= this.#meshSize && protocol.size > 0) return false
+    if (protocol.size > 0 && this.#isLarge(running)) return false
     if (mesh.unsettled) return false
     return node
       .getConnections()
@@ -416,7 +426,7 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   async #create(): Promise<Running> {
-    const { listen, dataDir } = this.#init
+    const { listen, dataDir, dialTimeoutMs = DIAL_TIMEOUT_MS } = this.#init
     const privateKey = await loadIdentity(dataDir, { log: this.#log })
     const host =
       listen.host === undefined || isIP(listen.host) > 0
@@ -432,7 +442,8 @@ export class Libp2pRouter implements Router, Startable {
       dhtProtocol: this.#dhtProtocol,
       strangers: this.#spegel,
       records: this.#foreign,
-      maxConnections: 2 * this.#meshSize + 100,
+      maxConnections: this.#maxConnections + MAX_GUESTS,
+      dialTimeoutMs,
       tokens: this.#init.tokens ?? [],
       isCut: (peer) => protocol.isCut(peer),
       carrier: this.#init.carrier,
@@ -466,7 +477,7 @@ export class Libp2pRouter implements Router, Startable {
         isConnected,
         connect: (member) => {
           // One after the other is dialled, and the first may be of a family that does not get there
-          const timeoutMs = DIAL_TIMEOUT_MS * Math.max(1, member.addresses.length)
+          const timeoutMs = dialTimeoutMs * Math.max(1, member.addresses.length)
           return this.#dial(running, member, AbortSignal.timeout(timeoutMs))
         },
       }),
@@ -511,6 +522,17 @@ export class Libp2pRouter implements Router, Startable {
     })
     node.addEventListener('peer:disconnect', () => {
       if (this.#spegel && node.getPeers().length === 0) bootstrapper.hurry()
+    })
+    const isFull = (): boolean => node.getConnections().length > this.#maxConnections
+    node.addEventListener('connection:open', ({ detail: connection }) => {
+      if (!isFull()) return
+      const leave = (): void => {
+        if (connection.status !== 'open' || !isFull()) return
+        protocol
+          .turnAway(connection)
+          .catch((error: unknown) => this.#log.error({ err: error }, 'guest stays'))
+      }
+      setTimeout(leave, GUEST_MS).unref()
     })
     node.addEventListener('peer:discovery', ({ detail: { id, multiaddrs } }) => {
       const addresses = multiaddrs.map((address) => address.toString())

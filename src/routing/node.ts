@@ -16,9 +16,6 @@ import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
 import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
-/** A node that is not dialled within this is not there; they are all in one network. */
-export const DIAL_TIMEOUT_MS = 2000
-
 /** What carries the bytes and counts them, where it is not TCP and Noise: a simulation's own. */
 export type Carrier = Pick<Libp2pOptions, 'transports' | 'connectionEncrypters' | 'metrics'>
 
@@ -37,6 +34,8 @@ interface NodeInit {
   /** Where the DHT keeps what others say they have */
   readonly records: RecordStore
   readonly maxConnections: number
+  /** Until an address is given up */
+  readonly dialTimeoutMs: number
   /** Who holds one of them may connect; none: anybody */
   readonly tokens: readonly string[]
   /** True for a peer with which no connection is wanted */
@@ -83,8 +82,8 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
       // Default 5: all nodes of a host, or behind one address, may come at once after an outage
       inboundConnectionThreshold: 200,
       maxIncomingPendingConnections: 200,
-      dialTimeout: DIAL_TIMEOUT_MS,
-      addressDialTimeout: DIAL_TIMEOUT_MS,
+      dialTimeout: init.dialTimeoutMs,
+      addressDialTimeout: init.dialTimeoutMs,
       // The mesh itself looks for nodes that went without a goodbye
       reconnectRetries: 0,
     },

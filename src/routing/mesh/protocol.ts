@@ -34,6 +34,7 @@ const MAX_TOLD_PROBES = 16
 const TOLD_SPREAD_MS_PER_NODE = 2
 /** Who suspected a node without reason is not heard for so long. */
 const MUTE_MS = 30_000
+const CLOSE_TIMEOUT_MS = 500
 /** How long a peer that broke the protocol is refused. */
 const CUT_MS = 60_000
 
@@ -81,6 +82,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #speaking = new Map<string, Speaking>()
   readonly #cut = new Map<string, number>()
   #toldProbes = 0
+  #turnedAway = false
   readonly #stopped = new AbortController()
   #topology: string | undefined
   #watchdog: NodeJS.Timeout | undefined
@@ -132,6 +134,21 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 
   get size(): number {
     return this.#remotes.size
+  }
+
+  /** Some node had no room for this one: the mesh is larger than what one node sees of it. */
+  get turnedAway(): boolean {
+    return this.#turnedAway
+  }
+
+  /** Ends a connection for which there is no room, so that the peer knows why. */
+  async turnAway(connection: Connection): Promise<void> {
+    await this.#speaking.get(connection.remotePeer.toString())?.leave({ full: true })
+    try {
+      await connection.close({ signal: AbortSignal.timeout(CLOSE_TIMEOUT_MS) })
+    } catch {
+      connection.abort(new PeerProtocolError('no room for one more connection'))
+    }
   }
 
   /** True for a peer that broke the protocol a short while ago: no connection with it is wanted. */
@@ -200,7 +217,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     })).filter(({ id, addresses }) => id !== to && addresses.length > 0)
     return create(HelloSchema, {
       ...this.#self(),
-      members: members.slice(0, MAX_MEMBERS),
+      // Those that came last have most room for one more
+      members: members.slice(-MAX_MEMBERS),
       inventory: this.#speaking.size <= this.#init.meshSize,
     })
   }
@@ -254,6 +272,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         this.#heardSuspicion(node, message.value.id)
         break
       case 'goodbye':
+        if (message.value.full) this.#turnedAway = true
         this.#end(listening, true)
         break
       case 'alive':

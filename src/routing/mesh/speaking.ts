@@ -38,7 +38,7 @@ export class Speaking {
   readonly #ended = Promise.withResolvers<void>()
   #stream: Stream | undefined
   #wake = (): void => {}
-  #leaving = false
+  #goodbye: { readonly full: boolean } | undefined
   /** To be told before anything else, the newest of each kind */
   readonly #notes = new Map<string, () => PeerMessage['message']>()
 
@@ -72,9 +72,9 @@ export class Speaking {
     this.#wake()
   }
 
-  /** Says goodbye. */
-  async leave(): Promise<void> {
-    this.#leaving = true
+  /** Says goodbye; `full`: only because there is no room for the peer. */
+  async leave({ full }: { readonly full: boolean } = { full: false }): Promise<void> {
+    this.#goodbye = { full }
     this.#wake()
     const timer = setTimeout(this.#ended.resolve, GOODBYE_TIMEOUT_MS)
     await this.#ended.promise
@@ -89,7 +89,7 @@ export class Speaking {
     )
     await this.#send(stream, { case: 'hello', value: hello })
     const pieces = hello.inventory ? this.#pieces() : undefined
-    while (!this.#leaving && stream.status === 'open') {
+    while (this.#goodbye === undefined && stream.status === 'open') {
       for (const [about, note] of this.#notes) {
         this.#notes.delete(about)
         await this.#send(stream, note())
@@ -100,7 +100,7 @@ export class Speaking {
         await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
     }
     if (stream.status !== 'open') return
-    await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema) })
+    await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema, this.#goodbye) })
     await stream.close({ signal: AbortSignal.timeout(GOODBYE_TIMEOUT_MS) })
   }
 

@@ -253,6 +253,28 @@ suite('router: peers', () => {
     assert.deepEqual(await holders(b.router, keys[0] ?? KEY), [])
   })
 
+  test('a node with all the connections it keeps names others to those that come, and is found', async () => {
+    await using mesh = new LoopbackMesh()
+    const full = await mesh.add({ maxConnections: 2 })
+    const [b, c] = [await mesh.add(), await mesh.add()]
+    await meshed(mesh.nodes)
+    full.router.advertise([KEY])
+    // It knows no way but the one to the full node
+    const late = await mesh.add()
+    await until(() => late.router.peers().length === 3)
+    await until(() => full.router.peers().length === 2, { what: 'one has to go' })
+    await until(() => late.router.peers().length === 2)
+    assert.deepEqual(
+      late.router
+        .peers()
+        .map(({ id }) => id)
+        .toSorted(),
+      [b.id, c.id].toSorted(),
+    )
+    await until(() => full.router.stats().recordBacklog === 0)
+    assert.deepEqual(await holders(late.router, KEY), [full.id])
+  })
+
   test('a node that is killed is forgotten, and one that only falls silent too', async () => {
     await using mesh = new LoopbackMesh({ heartbeatMs: 200 })
     const a = await mesh.add()
