@@ -1,6 +1,7 @@
 import { networkInterfaces } from 'node:os'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
+import { readRoutes } from './config/endpoints.ts'
 import {
   formatAddress,
   p2pPort,
@@ -8,6 +9,7 @@ import {
   PEER_PORT,
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
+import { WatchedRegistries } from './config/watched-registries.ts'
 import { createAdminServer } from './http/admin.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
@@ -19,6 +21,8 @@ import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
+import { UpstreamRoutes } from './pull/upstream/routes.ts'
+import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import type { KubernetesApi } from './routing/bootstrap/kubernetes.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
@@ -134,8 +138,28 @@ export function createDaemon(
     },
     config.peers,
   )
-  const pulls = chain([local, peers])
-  const localListener = new Listener(
+  const routes = new UpstreamRoutes({
+    homeRegistry: config.registry.name,
+    localPort: () => localListener.address().port,
+  })
+  const registries = new WatchedRegistries(
+    { log: component('registries') },
+    {
+      path: config.registries,
+      changed: (read) => routes.update(readRoutes(read, config.k3s)),
+    },
+  )
+  const upstream = new UpstreamSource({
+    connect: async () => {
+      const { UpstreamClient } = await import('./pull/upstream/client.ts')
+      return new UpstreamClient({ log: component('pull:upstream') }, { timeouts: config.uplink })
+    },
+    endpointsOf: (name) => routes.endpointsOf(name),
+    log: component('pull:upstream'),
+    onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
+  })
+  const pulls = chain([local, peers, ...(config.upstream === 'on' ? [upstream] : [])])
+  const localListener: Listener = new Listener(
     registry(
       'local',
       layout === undefined ? pulls : keep(pulls, { store: layout, log: component('pull:keep') }),
@@ -208,6 +232,8 @@ export function createDaemon(
     own,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
+    { start: async () => {}, stop: async () => upstream.close() },
+    ...(config.upstream === 'on' ? [registries] : []),
     localListener,
   ]
   const addresses = () => ({

@@ -116,6 +116,8 @@ async function startNode(
   const config = effectiveConfig(
     configSchema.parse({
       store: 'layout',
+      // The demo shows what the nodes do for each other, with no traffic to anywhere else
+      upstream: 'off',
       dataDir: join(directory, name),
       nodeName: name,
       nodeAddress: '127.0.0.1',

@@ -390,7 +390,7 @@ export const configSchema = z.strictObject(
     registries: autoPath().prefault('auto').register(docs, {
       placeholder: 'FILE',
       description:
-        "K3s' registries.yaml, from which `shoal mirror` has registries, their endpoints and certificates. `auto` is what K3s' configuration names as `private-registry`, else `/etc/rancher/k3s/registries.yaml`. It may be missing.",
+        "K3s' registries.yaml, from which `shoal mirror` and the daemon have registries, their endpoints, credentials and certificates. The daemon takes up changes within a second. `auto` is what K3s' configuration names as `private-registry`, else `/etc/rancher/k3s/registries.yaml`. It may be missing.",
     }),
     k3s: z
       .strictObject(
@@ -400,6 +400,31 @@ export const configSchema = z.strictObject(
             env: 'K3S_CONFIG_FILE',
             description:
               "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    upstream: choice(['on', 'off']).prefault('on').register(docs, {
+      placeholder: 'MODE',
+      description:
+        'Whether this node itself goes to the registries when no node has what was asked for: `on` or `off`. It goes where registries.yaml says, with the credentials and certificates there, else to the registry itself; proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`). What needs a login that is not there is answered 404, so that containerd goes itself.',
+    }),
+    uplink: z
+      .strictObject(
+        {
+          dial: duration().prefault('3s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long connecting to an upstream may take.',
+          }),
+          firstByte: duration().prefault('10s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long a connected upstream may take to begin its answer.',
+          }),
+          progress: duration().prefault('10s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long a transfer from an upstream may stand still before it is resumed.',
           }),
         },
         SECTION,

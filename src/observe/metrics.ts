@@ -34,6 +34,12 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    upstreamAttempts: new Counter({
+      name: 'shoal_upstream_attempts_total',
+      help: 'Requests to upstream registries, by how they ended; skipped are those to one that is known to be down',
+      labelNames: ['outcome'] as const,
+      registers,
+    }),
     /** A gauge that is read when it is asked for. */
     observe(name: string, help: string, read: () => number): void {
       new Gauge({

@@ -1,0 +1,55 @@
+import type { Endpoint } from '../../config/endpoints.ts'
+import type { Digest } from '../../oci/digest.ts'
+import type { ByteRange, PullRequest } from '../../oci/distribution.ts'
+
+/** Why an upstream did not give what it was asked for. */
+export class UpstreamError extends Error {
+  override readonly name = 'UpstreamError'
+  readonly code = 'ERR_UPSTREAM'
+  readonly reason:
+    | 'not found'
+    | 'denied'
+    | 'rate limited'
+    | 'unreachable'
+    | 'bad answer'
+    | 'bad content'
+  /** For `rate limited`: how long to leave it alone, in ms */
+  readonly retryAfter: number
+
+  constructor(
+    reason: UpstreamError['reason'],
+    message: string,
+    options: ErrorOptions & { retryAfter?: number } = {},
+  ) {
+    super(message, options)
+    this.reason = reason
+    this.retryAfter = options.retryAfter ?? 0
+  }
+}
+
+/** A good answer. The body must be read to its end or closed. */
+export interface UpstreamAnswer {
+  readonly mediaType: string
+  /** From `Docker-Content-Digest`, if there was one */
+  readonly digest?: Digest
+  /** Bytes of the whole content */
+  readonly size: number
+  readonly body: AsyncIterable<Uint8Array>
+  close(): void
+}
+
+/** What is asked of an endpoint; `repository` is the one it knows it by. */
+export interface UpstreamRequest {
+  readonly pull: PullRequest
+  readonly repository: string
+  readonly range?: ByteRange
+}
+
+/** Asks one endpoint; {@link UpstreamClient} does. */
+export interface UpstreamFetcher {
+  /** @throws {UpstreamError} */
+  fetch(endpoint: Endpoint, asked: UpstreamRequest, signal: AbortSignal): Promise<UpstreamAnswer>
+  /** Resolves when the endpoint answers anything at all. @throws {UpstreamError} */
+  probe(endpoint: Endpoint, signal: AbortSignal): Promise<void>
+  close(): Promise<void>
+}

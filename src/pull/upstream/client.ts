@@ -1,0 +1,261 @@
+import { readFile } from 'node:fs/promises'
+import { EnvHttpProxyAgent, errors, request, type Dispatcher } from 'undici'
+import type { Endpoint } from '../../config/endpoints.ts'
+import type { Logger } from '../../observe/log.ts'
+import { isDigest } from '../../oci/digest.ts'
+import { parseContentRange, rangeLength } from '../../oci/distribution.ts'
+import { MANIFEST_MEDIA_TYPES, MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
+import type { StageTimeouts } from '../registry-client.ts'
+import {
+  UpstreamError,
+  type UpstreamAnswer,
+  type UpstreamFetcher,
+  type UpstreamRequest,
+} from './answer.ts'
+import { Authorizer } from './authorizer.ts'
+
+/** As many as Docker Hub, quay.io and their object stores need together, twice. */
+const MAX_REDIRECTS = 5
+/** Without a `Retry-After`, and the longest that is believed, in ms. */
+const RATE_LIMITED = 60_000
+const RATE_LIMITED_LONGEST = 3_600_000
+/** Endpoints whose connections are kept; those of registries.yaml and a few others. */
+const MAX_ENDPOINTS = 64
+
+/**
+ * Asks registries on the internet or in the organization: TLS with the endpoint's own certificates, proxies from the
+ * environment, logins, redirects. One answer or one error; who is asked next is decided elsewhere. Its library takes 25 MB,
+ * so it is loaded when the first upstream is asked.
+ */
+export class UpstreamClient implements UpstreamFetcher {
+  readonly #log: Logger
+  readonly #timeouts: StageTimeouts
+  readonly #ways = new Map<string, Promise<Way>>()
+  readonly #authorizer: Authorizer
+
+  constructor({ log }: { log: Logger }, init: { timeouts: StageTimeouts }) {
+    this.#log = log
+    this.#timeouts = init.timeouts
+    this.#authorizer = new Authorizer()
+  }
+
+  /** @throws {UpstreamError} */
+  async fetch(
+    endpoint: Endpoint,
+    asked: UpstreamRequest,
+    signal: AbortSignal,
+  ): Promise<UpstreamAnswer> {
+    const way = await this.#way(endpoint)
+    const { pull, repository } = asked
+    const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
+    const url = new URL(`${base(endpoint)}/${repository}/${pull.kind}s/${target}`)
+    const scope = `repository:${repository}:pull`
+    const context = { endpoint, scope, dispatcher: way.own, signal }
+    let authorization = this.#authorizer.known(context)
+    for (let attempt = 1; ; attempt += 1) {
+      const response = await this.#send(url, way, asked, authorization, signal)
+      const { statusCode, headers } = response
+      if (statusCode !== 401 || attempt > 1) return readAnswer(response, asked)
+      await drain(response)
+      const next = await this.#authorizer
+        .answer(context, headers['www-authenticate'], authorization)
+        .catch((error: unknown) => {
+          throw translate(error, 'the login failed')
+        })
+      if (next === undefined) throw new UpstreamError('denied', 'wants a login that is not there')
+      authorization = next
+    }
+  }
+
+  /** Resolves when the endpoint answers anything at all. @throws {UpstreamError} */
+  async probe(endpoint: Endpoint, signal: AbortSignal): Promise<void> {
+    const way = await this.#way(endpoint)
+    try {
+      const response = await request(`${base(endpoint)}/`, { dispatcher: way.own, signal })
+      await drain(response)
+    } catch (error) {
+      throw translate(error, 'does not answer')
+    }
+  }
+
+  async close(): Promise<void> {
+    const ways = await Promise.allSettled(this.#ways.values())
+    this.#ways.clear()
+    await Promise.all(
+      ways.flatMap((way) =>
+        way.status === 'fulfilled' ? [way.value.own.destroy(), way.value.other.destroy()] : [],
+      ),
+    )
+  }
+
+  /** Follows redirects: what authorizes us goes to the registry's own host only, and never from https to http. */
+  async #send(
+    start: URL,
+    way: Way,
+    { pull, range }: UpstreamRequest,
+    authorization: string | undefined,
+    signal: AbortSignal,
+  ): Promise<Dispatcher.ResponseData> {
+    let url = start
+    for (let redirects = 0; ; redirects += 1) {
+      const own = url.origin === start.origin
+      let response: Dispatcher.ResponseData
+      try {
+        response = await request(url, {
+          method: pull.method,
+          dispatcher: own ? way.own : way.other,
+          signal,
+          headers: {
+            'user-agent': 'shoal',
+            ...(pull.kind === 'manifest' && { accept: MANIFEST_MEDIA_TYPES.join(', ') }),
+            ...(range !== undefined && { range: `bytes=${range.start}-${range.end}` }),
+            ...(own && authorization !== undefined && { authorization }),
+          },
+        })
+      } catch (error) {
+        signal.throwIfAborted()
+        throw translate(error, 'does not answer')
+      }
+      const { location } = response.headers
+      if (response.statusCode < 301 || response.statusCode > 308 || typeof location !== 'string') {
+        return response
+      }
+      await drain(response)
+      const next = URL.parse(location, url)
+      if (next === null || !/^https?:$/.test(next.protocol))
+        throw new UpstreamError('bad answer', 'redirects to no URL')
+      if (url.protocol === 'https:' && next.protocol === 'http:')
+        throw new UpstreamError('bad answer', 'redirects from https to http')
+      if (redirects >= MAX_REDIRECTS)
+        throw new UpstreamError('bad answer', `redirects more than ${MAX_REDIRECTS} times`)
+      url = next
+    }
+  }
+
+  /** The connections of an endpoint; its certificates are read when it is first asked, and again after that failed. */
+  #way(endpoint: Endpoint): Promise<Way> {
+    const key = JSON.stringify([endpoint.url, endpoint.access.tls])
+    const known = this.#ways.get(key)
+    if (known !== undefined) return known
+    const way = this.#connect(endpoint).catch((error: unknown) => {
+      this.#ways.delete(key)
+      const message = error instanceof Error ? error.message : String(error)
+      this.#log.warn({ endpoint: endpoint.url, err: error }, 'certificates cannot be used')
+      throw new UpstreamError('unreachable', `certificates cannot be used: ${message}`, {
+        cause: error,
+      })
+    })
+    this.#ways.set(key, way)
+    for (const [oldest, unused] of this.#ways) {
+      if (this.#ways.size <= MAX_ENDPOINTS) break
+      this.#ways.delete(oldest)
+      void unused
+        .then(({ own, other }) => Promise.all([own.close(), other.close()]))
+        .catch(() => {})
+    }
+    return way
+  }
+
+  async #connect({ access: { tls } }: Endpoint): Promise<Way> {
+    const read = async (path: string | undefined) =>
+      path === undefined ? undefined : readFile(path)
+    const trust = {
+      ...(tls?.caFile !== undefined && { ca: await read(tls.caFile) }),
+      ...(tls?.insecureSkipVerify === true && { rejectUnauthorized: false }),
+    }
+    const [cert, key] = [await read(tls?.certFile), await read(tls?.keyFile)]
+    const identity = cert === undefined || key === undefined ? {} : { cert, key }
+    const agent = (options: object): Dispatcher => {
+      const connect = { ...options, timeout: this.#timeouts.dial }
+      return new EnvHttpProxyAgent({
+        connect,
+        requestTls: connect,
+        headersTimeout: this.#timeouts.firstByte,
+        bodyTimeout: this.#timeouts.progress,
+      })
+    }
+    // Elsewhere, say to an object store, this node does not show who it is.
+    return { own: agent({ ...trust, ...identity }), other: agent(trust) }
+  }
+}
+
+/** Connections to an endpoint itself, and to where it redirects. */
+interface Way {
+  readonly own: Dispatcher
+  readonly other: Dispatcher
+}
+
+function base({ url, overridePath }: Endpoint): string {
+  return overridePath ? url.replace(/\/$/, '') : `${url}/v2`
+}
+
+async function drain({ body }: Dispatcher.ResponseData): Promise<void> {
+  await body.dump({ limit: 64 * 1024 }).catch(() => {})
+}
+
+/** Checks everything that can be checked before the bytes come. */
+function readAnswer(
+  response: Dispatcher.ResponseData,
+  { pull, range }: UpstreamRequest,
+): UpstreamAnswer {
+  const { statusCode, headers, body } = response
+  const fail = (reason: UpstreamError['reason'], message: string, retryAfter = 0): never => {
+    body.on('error', () => {}).destroy()
+    throw new UpstreamError(reason, message, { retryAfter })
+  }
+  const header = (name: string): string | undefined => {
+    const value = headers[name]
+    return Array.isArray(value) ? value.at(-1) : value
+  }
+  if (statusCode === 404 || statusCode === 410) return fail('not found', 'does not have it')
+  if (statusCode === 401 || statusCode === 403) return fail('denied', `answered ${statusCode}`)
+  if (statusCode === 429)
+    return fail('rate limited', 'answered 429', retryAfter(header('retry-after')))
+  if (statusCode >= 500) return fail('unreachable', `answered ${statusCode}`)
+  if (statusCode !== (range === undefined ? 200 : 206))
+    return fail('bad answer', `answered ${statusCode}`)
+  const length = Number(header('content-length') ?? Number.NaN)
+  if (!Number.isSafeInteger(length) || length < 0)
+    return fail('bad answer', 'answered without a length')
+  let size = length
+  if (range !== undefined) {
+    const part = parseContentRange(header('content-range'))
+    if (part?.start !== range.start || part.end !== range.end || length !== rangeLength(part))
+      return fail('bad answer', 'answered with another range')
+    size = part.total
+  }
+  if (pull.kind === 'manifest' && size > MAX_MANIFEST_BYTES)
+    return fail('bad answer', 'answered with a manifest over 4 MiB')
+  const digest = header('docker-content-digest')
+  return {
+    mediaType: header('content-type') ?? 'application/octet-stream',
+    size,
+    ...(digest !== undefined && isDigest(digest) && { digest }),
+    body: translated(body),
+    close: () => void body.on('error', () => {}).destroy(),
+  }
+}
+
+async function* translated(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  try {
+    yield* body
+  } catch (error) {
+    throw translate(error, 'broke off')
+  }
+}
+
+/** @see https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after */
+function retryAfter(value: string | undefined): number {
+  const seconds = Number(value)
+  const until = Number.isFinite(seconds) ? seconds * 1000 : Date.parse(value ?? '') - Date.now()
+  return until > 0 ? Math.min(until, RATE_LIMITED_LONGEST) : RATE_LIMITED
+}
+
+function translate(error: unknown, what: string): unknown {
+  if (error instanceof UpstreamError) return error
+  if (error instanceof Error && error.name === 'AbortError') return error
+  const late =
+    error instanceof errors.HeadersTimeoutError || error instanceof errors.BodyTimeoutError
+  const detail = late ? 'in time' : error instanceof Error ? error.message : String(error)
+  return new UpstreamError('unreachable', `${what}: ${detail}`, { cause: error })
+}

@@ -1,0 +1,125 @@
+import type { Endpoint } from '../../config/endpoints.ts'
+import type { Logger } from '../../observe/log.ts'
+import type { UpstreamError } from './answer.ts'
+
+/** A registry that does not answer is left alone this long at first, in ms; twice as long each further time. */
+const REST_FIRST = 1000
+const REST_LONGEST = 60_000
+/** How long a probe of one that was down may take, in ms. */
+const PROBE = 10_000
+/** How long "not found" and "denied" are believed, in ms: a pull asks the same several times. */
+const NEGATIVE = 5000
+const MAX_NEGATIVE = 10_000
+const MAX_ENDPOINTS = 1000
+
+export interface EndpointHealthComponents {
+  readonly log: Logger
+  readonly probe: (endpoint: Endpoint, signal: AbortSignal) => Promise<void>
+}
+
+/**
+ * What is known of upstreams, so that a request never waits for one that is known to be down: such a one is tried again
+ * in the background, and asked again once it answers.
+ */
+export class EndpointHealth {
+  readonly #log: Logger
+  readonly #probe: EndpointHealthComponents['probe']
+  readonly #states = new Map<string, State>()
+  /** Until when an answer of one endpoint for one name holds */
+  readonly #negative = new Map<string, { until: number; why: string }>()
+
+  constructor({ log, probe }: EndpointHealthComponents) {
+    this.#log = log
+    this.#probe = probe
+  }
+
+  /** Why an endpoint is not to be asked for `path` now; undefined if it is. */
+  resting(endpoint: Endpoint, path: string): string | undefined {
+    const now = performance.now()
+    const negative = this.#negative.get(keyOf(endpoint, path))
+    if (negative !== undefined && negative.until > now) return negative.why
+    const state = this.#states.get(endpoint.url)
+    if (state === undefined) return undefined
+    if (state.limited) {
+      if (state.until > now) return state.why
+      this.#states.delete(endpoint.url)
+      return undefined
+    }
+    if (state.until <= now && !state.probing) void this.#try(endpoint, state)
+    return state.why
+  }
+
+  /** It has answered. */
+  well({ url }: Endpoint): void {
+    if (this.#states.delete(url)) this.#log.info({ endpoint: url }, 'upstream answers again')
+  }
+
+  failed(endpoint: Endpoint, path: string, error: UpstreamError): void {
+    const { url } = endpoint
+    const why = error.message
+    switch (error.reason) {
+      case 'not found':
+      case 'denied':
+      case 'bad answer':
+      case 'bad content':
+        remember(
+          this.#negative,
+          keyOf(endpoint, path),
+          { until: performance.now() + NEGATIVE, why: `${why} (a moment ago)` },
+          MAX_NEGATIVE,
+        )
+        this.#states.delete(url)
+        return
+      case 'rate limited':
+        this.#log.warn({ endpoint: url, forMs: error.retryAfter }, 'upstream limits this node')
+        this.#rest(url, error.retryAfter, `limits this node's requests`, true)
+        return
+      case 'unreachable':
+        if (!this.#states.has(url))
+          this.#log.warn({ endpoint: url, err: error }, 'upstream is down')
+        this.#rest(url, REST_FIRST, `${why} (is left alone)`, false)
+    }
+  }
+
+  #rest(url: string, duration: number, why: string, limited: boolean): void {
+    const state = { until: performance.now() + duration, duration, why, limited, probing: false }
+    remember(this.#states, url, state, MAX_ENDPOINTS)
+  }
+
+  async #try(endpoint: Endpoint, state: State): Promise<void> {
+    state.probing = true
+    try {
+      await this.#probe(endpoint, AbortSignal.timeout(PROBE))
+      if (this.#states.get(endpoint.url) === state) this.well(endpoint)
+    } catch {
+      state.duration = Math.min(state.duration * 2, REST_LONGEST)
+      state.until = performance.now() + state.duration
+    } finally {
+      state.probing = false
+    }
+  }
+}
+
+/** Of an endpoint that is not asked now. */
+interface State {
+  until: number
+  /** Of the rest, in ms */
+  duration: number
+  readonly why: string
+  /** It answers, but has asked for a pause */
+  readonly limited: boolean
+  probing: boolean
+}
+
+function keyOf({ url }: Endpoint, path: string): string {
+  return `${url} ${path}`
+}
+
+function remember<V>(map: Map<string, V>, key: string, value: V, most: number): void {
+  map.delete(key)
+  map.set(key, value)
+  for (const oldest of map.keys()) {
+    if (map.size <= most) break
+    map.delete(oldest)
+  }
+}

@@ -1,0 +1,177 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
+import type { HttpAnswer } from '../harness/machine.ts'
+import { containerdBinaries, skipWithout, tools } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const CERTS = '/etc/containerd/certs.d'
+const REGISTRIES = '/etc/rancher/k3s/registries.yaml'
+const PASSWORD = 'correct-horse'
+/** Of {@link PASSWORD}, as htpasswd writes it. */
+const HTPASSWD = 'alice:$2y$04$po1PgeA9/G7y5mLfVi2TeuZ5ImYiTmwAZfSPMZZDWaGWnYJtm2TCW\n'
+
+/**
+ * Three upstreams that hold the same repositories in different ways: plain, behind a login and a private CA, and for those
+ * who show a certificate. The nodes' containerds know none of them, only their own daemon.
+ */
+const REGISTRIES_YAML = `
+mirrors:
+  plain.test:
+    endpoint: [http://${Upstream.host}]
+    rewrite: {"^(.*)$": "org/$1"}
+  login.test: {endpoint: ["https://upstream.test:5443"]}
+  certificate.test: {endpoint: ["https://missing.test", "https://upstream.test:5444"]}
+configs:
+  upstream.test:5443:
+    auth: {username: alice, password: ${PASSWORD}}
+    tls: {ca_file: /etc/shoal/ca.crt}
+  upstream.test:5444:
+    tls: {ca_file: /etc/shoal/ca.crt, cert_file: /etc/shoal/node.crt, key_file: /etc/shoal/node.key}
+`
+
+const CONFIG = {
+  version: 0.1,
+  log: { level: 'warn', accesslog: { disabled: true } },
+  storage: { filesystem: { rootdirectory: '/var/lib/registry' } },
+}
+
+for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
+  const skip = skipWithout('namespaces', 'registry', 'skopeo', `containerd ${version}`)
+  const binaries = containerdBinaries().find((each) => each.version.startsWith(`${index + 1}.`))
+
+  suite(`upstreams of two nodes with containerd ${binaries?.version ?? version}`, { skip }, () => {
+    let cluster: Cluster
+    let nodes: [ClusterNode, ClusterNode]
+
+    before(async () => {
+      assert.ok(binaries && tools.registry !== undefined)
+      cluster = await Cluster.create({ nodes: [binaries, binaries] })
+      const [a, b] = cluster.nodes
+      assert.ok(a && b)
+      nodes = [a, b]
+      const { machine } = cluster.upstream
+      const certificates = `cd /run
+        key="-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+        openssl req -x509 $key -subj /CN=upstream.test -addext subjectAltName=DNS:upstream.test -keyout tls.key -out tls.crt
+        openssl req -x509 $key -subj /CN=node -keyout node.key -out node.crt
+        echo '${HTPASSWD}' > htpasswd`
+      await machine.exec(['sh', '-ec', certificates])
+      const read = (name: string) => machine.exec(['cat', `/run/${name}`])
+      const tls = { certificate: '/run/tls.crt', key: '/run/tls.key' }
+      for (const [port, more] of [
+        [5443, { auth: { htpasswd: { realm: 'r', path: '/run/htpasswd' } }, http: { tls } }],
+        [5444, { http: { tls: { ...tls, clientcas: ['/run/node.crt'] } } }],
+      ] as const) {
+        const config = { ...CONFIG, ...more, http: { ...more.http, addr: `:${port}` } }
+        const path = `/run/registry-${port}.json`
+        await machine.exec(['sh', '-c', `cat > ${path} <<'END'\n${JSON.stringify(config)}\nEND`])
+        const registry = machine.run([tools.registry, 'serve', path])
+        await until(
+          () => machine.exec(['sh', '-c', `ss -tln | grep -q :${port}`]).then(() => true),
+          {
+            what: `the upstream listens on ${port}`,
+          },
+        ).catch((error: unknown) => {
+          throw new Error(`${String(error)}\n${registry.tail()}`, { cause: error })
+        })
+      }
+      await Promise.all(
+        nodes.map(async (node) => {
+          await node.writeFile('/etc/shoal/ca.crt', await read('tls.crt'))
+          await node.writeFile('/etc/shoal/node.crt', await read('node.crt'))
+          await node.writeFile('/etc/shoal/node.key', await read('node.key'))
+          await node.writeFile(REGISTRIES, REGISTRIES_YAML)
+          const us = 'server = "http://127.0.0.1:5001"\n[host]\n'
+          await node.writeFile(`${CERTS}/_default/hosts.toml`, us)
+          await Promise.all([node.startContainerd(), node.startDaemon()])
+        }),
+      )
+    })
+    after(() => cluster[Symbol.asyncDispose]())
+
+    async function pulled(node: ClusterNode, reference: string, how: 'ctr' | 'CRI'): Promise<void> {
+      const pull =
+        how === 'ctr'
+          ? node.ctr('images', 'pull', '--hosts-dir', CERTS, reference)
+          : node.cri.pull(reference)
+      await pull.catch((error: unknown) => {
+        throw new Error(`${reference} by ${how}: ${String(error)}\n${node.daemon.tail()}`, {
+          cause: error,
+        })
+      })
+    }
+
+    function ask(node: ClusterNode, registry: string, path: string): Promise<HttpAnswer> {
+      return node.machine.get(`http://127.0.0.1:5001/v2/${path}?ns=${registry}`)
+    }
+
+    test('are those that registries.yaml names now', async () => {
+      const [a] = nodes
+      const image = await buildImage({ layers: [1000], seed: `${version} live` })
+      await cluster.upstream.push(image, 'org/live:1')
+      const path = 'live/manifests/1'
+      assert.equal((await ask(a, 'renamed.test', path)).status, 404)
+      const read = () => a.daemon.log().split('registries.yaml read').length
+      const before = read()
+      await a.writeFile(REGISTRIES, REGISTRIES_YAML.replace('plain.test', 'renamed.test'))
+      await until(() => read() > before, { what: 'the file is read again' })
+      const { status, headers } = await ask(a, 'renamed.test', path)
+      assert.deepEqual([status, headers.get('shoal-source')], [200, 'upstream'])
+      // One that is broken is reported, and the last good one stays
+      await a.writeFile(REGISTRIES, 'mirrors: [\n')
+      await until(() => a.daemon.log().includes('registries.yaml cannot be used'))
+      assert.equal((await ask(a, 'renamed.test', path)).status, 200)
+      await a.writeFile(REGISTRIES, REGISTRIES_YAML)
+      await until(() => read() > before + 1, { what: 'the file is read once more' })
+    })
+
+    test('are asked by one node once; then they may stop, and the other pulls from it', async () => {
+      const [a, b] = nodes
+      const images: { reference: string; how: 'ctr' | 'CRI'; image: DemoImage }[] = []
+      for (const registry of ['plain.test', 'login.test', 'certificate.test']) {
+        for (const how of ['ctr', 'CRI'] as const) {
+          const name = `${registry.replace('.test', '')}-${how.toLowerCase()}`
+          const image = await buildImage({ layers: [1_500_000, 1000], seed: `${version} ${name}` })
+          await cluster.upstream.push(image, `org/${name}:1`)
+          const repository = registry === 'plain.test' ? name : `org/${name}`
+          images.push({ reference: `${registry}/${repository}:1`, how, image })
+        }
+      }
+      for (const { reference, how } of images) await pulled(a, reference, how)
+      const { body } = await a.machine.get('http://127.0.0.1:9090/metrics')
+      const fromUpstream = Number(
+        /^shoal_bytes_total\{.*source="upstream".*\} (\d+)$/m.exec(body)?.[1],
+      )
+      const size = images
+        .flatMap(({ image }) => image.blobs())
+        .reduce((sum, { descriptor }) => sum + descriptor.size, 0)
+      // Once each, but for the manifests, which are asked for by tag and by digest
+      assert.ok(fromUpstream >= size && fromUpstream < size + 100_000, `${fromUpstream} of ${size}`)
+
+      await cluster.upstream.machine[Symbol.asyncDispose]()
+      for (const { reference, how } of images) {
+        await pulled(b, reference, how)
+        assert.equal(await b.rootfs(reference), await a.rootfs(reference), reference)
+      }
+      for (const node of nodes) assert.doesNotMatch(node.daemon.log(), new RegExp(PASSWORD))
+    })
+
+    test('that are gone cost a wait once, and nothing after that', async () => {
+      const [a] = nodes
+      const skipped = async () => {
+        const { body } = await a.machine.get('http://127.0.0.1:9090/metrics')
+        return Number(
+          /^shoal_upstream_attempts_total\{outcome="skipped"\} (\d+)$/m.exec(body)?.[1] ?? 0,
+        )
+      }
+      for (const tag of ['1', '2'])
+        assert.equal((await ask(a, 'certificate.test', `org/nothing/manifests/${tag}`)).status, 404)
+      const before = await skipped()
+      assert.equal((await ask(a, 'certificate.test', 'org/nothing/manifests/3')).status, 404)
+      // Both endpoints and the registry itself
+      assert.equal((await skipped()) - before, 3)
+    })
+  })
+}

@@ -1,0 +1,439 @@
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, suite, test } from 'node:test'
+import type { Endpoint } from '../../../src/config/endpoints.ts'
+import type { RegistryAuth } from '../../../src/config/registries.ts'
+import { createLogger } from '../../../src/observe/log.ts'
+import { digestOf } from '../../../src/oci/digest.ts'
+import type { PullRequest } from '../../../src/oci/distribution.ts'
+import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import type { Content } from '../../../src/pull/source.ts'
+import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
+import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
+import { UpstreamRoutes } from '../../../src/pull/upstream/routes.ts'
+import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
+import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
+import { until } from '../../wait.ts'
+
+const blob = randomBytes(300_000)
+const blobDigest = digestOf(blob)
+const manifest = Buffer.from(
+  JSON.stringify({ schemaVersion: 2, config: { digest: blobDigest, size: 3 } }),
+)
+const manifestDigest = digestOf(manifest)
+const MANIFEST_TYPE = { 'content-type': MEDIA_TYPE.ociManifest }
+
+const BLOB = `/v2/library/alpine/blobs/${blobDigest}`
+const TAG = '/v2/library/alpine/manifests/3.20'
+const TOKEN = '/token'
+
+const timeouts = { dial: 500, firstByte: 500, progress: 500 }
+
+function endpoint(url: string, changes: Partial<Endpoint> = {}): Endpoint {
+  return { url, overridePath: false, access: {}, rewrites: new Map(), ...changes }
+}
+
+function login(changes: Partial<RegistryAuth>): RegistryAuth {
+  return {
+    username: undefined,
+    password: undefined,
+    auth: undefined,
+    identityToken: undefined,
+    ...changes,
+  }
+}
+
+/** Asks `endpoints` in this order. */
+function upstream(...endpoints: readonly Endpoint[]) {
+  const log = createLogger({ level: 'silent' })
+  const client = new UpstreamClient({ log }, { timeouts })
+  const outcomes: UpstreamOutcome[] = []
+  const source = new UpstreamSource({
+    connect: async () => client,
+    endpointsOf: () => endpoints,
+    log,
+    onAttempt: (outcome) => outcomes.push(outcome),
+  })
+  return { source, outcomes, [Symbol.asyncDispose]: () => client.close() }
+}
+
+function pull(changes: Partial<PullRequest> = {}): PullRequest {
+  return {
+    method: 'GET',
+    kind: 'blob',
+    registry: 'docker.io',
+    repository: 'library/alpine',
+    target: { digest: blobDigest },
+    ...changes,
+  }
+}
+
+const byTag = pull({ kind: 'manifest', target: { tag: '3.20' } })
+const signal = (): AbortSignal => AbortSignal.timeout(20_000)
+
+async function read({ body }: Content): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  await body?.writeTo(
+    { write: async (chunk) => void chunks.push(Buffer.from(chunk)) },
+    { signal: signal() },
+  )
+  return Buffer.concat(chunks)
+}
+
+const notFound = { code: 'ERR_CONTENT_NOT_FOUND' }
+
+suite('an upstream', () => {
+  test('gives blobs, parts of them and manifests by tag and digest', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(BLOB, blob)
+    registry.serve(TAG, manifest, { ...MANIFEST_TYPE, 'docker-content-digest': manifestDigest })
+    await using up = upstream(endpoint(registry.url))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+
+    const range = { kind: 'from', start: 1000 } as const
+    const part = await up.source.open(pull({ range }), { signal: signal() })
+    assert.deepEqual(part.range, { start: 1000, end: blob.length - 1 })
+    assert.deepEqual(await read(part), blob.subarray(1000))
+
+    const tagged = await up.source.open(byTag, { signal: signal() })
+    const descriptor = {
+      digest: manifestDigest,
+      mediaType: MEDIA_TYPE.ociManifest,
+      size: manifest.length,
+    }
+    assert.deepEqual(tagged.descriptor, descriptor)
+    assert.deepEqual(await read(tagged), manifest)
+    const head = await up.source.open({ ...byTag, method: 'HEAD' }, { signal: signal() })
+    assert.deepEqual([head.descriptor, head.body], [descriptor, undefined])
+    assert.ok(up.outcomes.every((outcome) => outcome === 'ok'))
+  })
+
+  test('that names no digest is asked for the manifest itself', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(TAG, manifest, MANIFEST_TYPE)
+    await using up = upstream(endpoint(registry.url))
+    const head = await up.source.open({ ...byTag, method: 'HEAD' }, { signal: signal() })
+    assert.equal(head.descriptor.digest, manifestDigest)
+    assert.equal(head.body, undefined)
+  })
+
+  test('that does not have it is followed by the next, and remembered for a moment', async () => {
+    await using without = await UpstreamRegistry.start()
+    await using having = await UpstreamRegistry.start()
+    having.serve(BLOB, blob)
+    await using up = upstream(endpoint(without.url), endpoint(having.url))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    assert.equal(without.asked.length, 1)
+    await using none = upstream(endpoint(without.url))
+    await assert.rejects(none.source.open(pull(), { signal: signal() }), {
+      ...notFound,
+      message: `${without.url}: does not have it`,
+    })
+  })
+
+  test('with a path of its own is asked there, and by the rewritten name', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(`/mirror/hub/alpine/blobs/${blobDigest}`, blob)
+    const rewrites = new Map([['^library/(.*)$', 'hub/$1']])
+    await using up = upstream(endpoint(`${registry.url}/mirror`, { overridePath: true, rewrites }))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+  })
+
+  test('that breaks off goes on at the same byte', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.on(BLOB, (_request, response) => {
+      registry.serve(BLOB, blob)
+      response.writeHead(200, { 'content-length': blob.length })
+      response.write(blob.subarray(0, 100_000), () => response.destroy())
+    })
+    await using up = upstream(endpoint(registry.url))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    assert.match(registry.asked[1]?.range ?? '', /^bytes=\d+-299999$/)
+  })
+
+  test('that gives wrong bytes never gives the last of them', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(BLOB, Buffer.alloc(blob.length))
+    registry.serve(TAG, Buffer.from('{}'), {
+      ...MANIFEST_TYPE,
+      'docker-content-digest': manifestDigest,
+    })
+    await using up = upstream(endpoint(registry.url))
+    const content = await up.source.open(pull(), { signal: signal() })
+    let written = 0
+    const sink = { write: async (chunk: Uint8Array) => void (written += chunk.length) }
+    await assert.rejects(content.body?.writeTo(sink, { signal: signal() }) ?? assert.fail(), {
+      code: 'ERR_DIGEST_MISMATCH',
+    })
+    assert.ok(written < blob.length)
+    await assert.rejects(up.source.open(byTag, { signal: signal() }), notFound)
+  })
+
+  for (const [what, handler] of [
+    ['hangs', () => {}],
+    ['answers 503', (_: unknown, response) => response.writeHead(503).end()],
+    ['closes the connection', (request) => request.socket.destroy()],
+  ] as const satisfies readonly (readonly [string, Parameters<UpstreamRegistry['on']>[1]])[]) {
+    test(`that ${what} costs its budget once, and then nothing until it is well`, async () => {
+      await using registry = await UpstreamRegistry.start()
+      registry.on(BLOB, handler)
+      await using up = upstream(endpoint(registry.url))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      assert.deepEqual(up.outcomes, ['unreachable', 'skipped'])
+      registry.serve(BLOB, blob)
+      // Found out in the background, by somebody else's request
+      const content = await until(
+        () => up.source.open(pull(), { signal: signal() }).catch(() => undefined),
+        { what: 'the upstream is asked again' },
+      )
+      assert.deepEqual(await read(content), blob)
+    })
+  }
+
+  test('that limits this node is left alone as long as it says', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.on(BLOB, (_request, response) => response.writeHead(429, { 'retry-after': '1' }).end())
+    await using up = upstream(endpoint(registry.url))
+    await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+    registry.serve(BLOB, blob)
+    await assert.rejects(up.source.open(byTag, { signal: signal() }), notFound)
+    assert.deepEqual(up.outcomes, ['rate limited', 'skipped'])
+    await until(() => up.source.open(pull(), { signal: signal() }).catch(() => undefined))
+    // Nobody asked while it rested
+    assert.equal(registry.asked.length, 2)
+  })
+
+  test('that redirects without end, or to no registry, is not followed', async () => {
+    await using registry = await UpstreamRegistry.start()
+    for (const location of [BLOB, 'ftp://a/b', 'http://[']) {
+      registry.on(BLOB, (_request, response) => response.writeHead(307, { location }).end())
+      await using up = upstream(endpoint(registry.url))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      assert.deepEqual(up.outcomes, ['bad answer'])
+    }
+  })
+})
+
+suite('a login', () => {
+  const basic = `Basic ${Buffer.from('alice:hunter2').toString('base64')}`
+
+  test('is shown to the registry that asks for it, and not where it redirects', async () => {
+    await using store = await UpstreamRegistry.start()
+    store.serve('/object', blob)
+    await using registry = await UpstreamRegistry.start()
+    registry.on(BLOB, (request, response) => {
+      if (request.headers.authorization === basic)
+        response.writeHead(307, { location: `${store.url}/object` }).end()
+      else response.writeHead(401, { 'www-authenticate': 'Basic realm="x"' }).end()
+    })
+    for (const auth of [
+      login({ username: 'alice', password: 'hunter2' }),
+      login({ auth: Buffer.from('alice:hunter2').toString('base64') }),
+    ]) {
+      await using up = upstream(endpoint(registry.url, { access: { auth } }))
+      assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+      // It knows by now what is asked for
+      const asked = registry.asked.length
+      await read(await up.source.open(pull(), { signal: signal() }))
+      assert.equal(registry.asked.length, asked + 1)
+    }
+    assert.ok(store.asked.length > 0)
+    assert.ok(store.asked.every(({ authorization }) => authorization === undefined))
+  })
+
+  test('is exchanged for a token, anonymously, by password or by identity token', async () => {
+    await using registry = await UpstreamRegistry.start()
+    const granted: string[] = []
+    registry.on(TOKEN, (request, response) => {
+      let body = ''
+      request.on('data', (chunk) => (body += String(chunk)))
+      request.on('end', () => {
+        granted.push(
+          `${request.method} ${request.headers.authorization ?? 'nobody'} ${body || (request.url ?? '')}`,
+        )
+        response.end(JSON.stringify({ access_token: 'good', expires_in: 300 }))
+      })
+    })
+    registry.serve(BLOB, blob, {}, (request, response) => {
+      if (request.headers.authorization === 'Bearer good') return true
+      const challenge = `Bearer realm="${registry.url}${TOKEN}",service="reg",scope="repository:library/alpine:pull"`
+      response.writeHead(401, { 'www-authenticate': challenge }).end('{}')
+      return false
+    })
+    const query = `${TOKEN}?service=reg&scope=repository%3Alibrary%2Falpine%3Apull`
+    for (const [auth, expected] of [
+      [undefined, `GET nobody ${query}`],
+      [login({ username: 'alice', password: 'hunter2' }), `GET ${basic} ${query}`],
+      [
+        login({ identityToken: 'id' }),
+        'POST nobody grant_type=refresh_token&refresh_token=id&service=reg&scope=repository%3Alibrary%2Falpine%3Apull&client_id=shoal',
+      ],
+    ] as const) {
+      granted.length = 0
+      await using up = upstream(
+        endpoint(registry.url, { access: auth === undefined ? {} : { auth } }),
+      )
+      await read(await up.source.open(pull(), { signal: signal() }))
+      await read(await up.source.open(pull(), { signal: signal() }))
+      assert.deepEqual(granted, [expected])
+    }
+  })
+
+  test('that is wrong or missing is a quick miss', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.on(TOKEN, (_request, response) => response.writeHead(401).end())
+    for (const challenge of [
+      'Basic realm="x"',
+      `Bearer realm="${registry.url}${TOKEN}",service="reg"`,
+      'Bearer realm="ftp://a"',
+      'Negotiate',
+      '',
+    ]) {
+      registry.on(BLOB, (_request, response) =>
+        response.writeHead(401, { 'www-authenticate': challenge }).end(),
+      )
+      const auth = login({ username: 'alice', password: 'wrong' })
+      await using up = upstream(endpoint(registry.url, { access: { auth } }))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), (error: Error) => {
+        assert.doesNotMatch(error.message, /wrong|alice/)
+        return true
+      })
+      assert.deepEqual(up.outcomes, ['denied'], challenge)
+    }
+  })
+})
+
+suite('TLS to an upstream', () => {
+  const directory = mkdtempSync(join(tmpdir(), 'shoal-upstream-'))
+  after(() => rmSync(directory, { recursive: true }))
+  const file = (name: string) => join(directory, name)
+  const openssl = (...args: readonly string[]) =>
+    execFileSync('openssl', args, { stdio: 'ignore', cwd: directory })
+  const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2']
+  for (const [name, subject] of [
+    ['server', '/CN=127.0.0.1'],
+    ['client', '/CN=node'],
+  ] as const) {
+    const alternative = ['-addext', 'subjectAltName=IP:127.0.0.1']
+    openssl(
+      'req',
+      '-x509',
+      ...kind,
+      '-subj',
+      subject,
+      ...alternative,
+      '-keyout',
+      `${name}.key`,
+      '-out',
+      `${name}.crt`,
+    )
+  }
+  const server = {
+    key: readFileSync(file('server.key')),
+    cert: readFileSync(file('server.crt')),
+    ca: readFileSync(file('client.crt')),
+    requestCert: true,
+  }
+  const tls = {
+    caFile: file('server.crt'),
+    certFile: file('client.crt'),
+    keyFile: file('client.key'),
+    insecureSkipVerify: false,
+  }
+
+  test('takes the certificates of the endpoint, its own and the CA', async () => {
+    await using registry = await UpstreamRegistry.start(server)
+    registry.serve(BLOB, blob)
+    await using up = upstream(endpoint(registry.url, { access: { tls } }))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    const insecure = { ...tls, caFile: undefined, insecureSkipVerify: true }
+    await using careless = upstream(endpoint(registry.url, { access: { tls: insecure } }))
+    assert.deepEqual(await read(await careless.source.open(pull(), { signal: signal() })), blob)
+  })
+
+  test('fails without them, and says why', async () => {
+    await using registry = await UpstreamRegistry.start(server)
+    registry.serve(BLOB, blob)
+    for (const [access, message] of [
+      [{}, /self-signed certificate/],
+      [
+        { tls: { ...tls, certFile: undefined, keyFile: undefined } },
+        /certificate required|socket|closed|ECONNRESET/i,
+      ],
+      [
+        { tls: { ...tls, caFile: file('missing.crt') } },
+        /certificates cannot be used: ENOENT.*missing\.crt/,
+      ],
+    ] as const) {
+      await using up = upstream(endpoint(registry.url, { access }))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), (error: Error) => {
+        assert.match(error.message, message)
+        return true
+      })
+    }
+    assert.equal(registry.asked.length, 0)
+  })
+})
+
+test('names are rewritten as Go would', () => {
+  for (const [pattern, replacement, name, expected] of [
+    ['^library/(.*)$', 'hub/$1', 'library/alpine', 'hub/alpine'],
+    ['^(?P<first>[^/]+)/', '${first}x/', 'a/b', 'ax/b'],
+    // `$1x` is a group of that name, which there is none of
+    ['^(a)/', '$1x/', 'a/b', '/b'],
+    ['(?i)^A', 'c', 'a/b', 'c/b'],
+    ['b', '$$', 'a/b', 'a/$'],
+    ['x', 'y', 'a/b', 'a/b'],
+    ['(', 'y', 'a/b', 'a/b'],
+  ] as const)
+    assert.equal(rewrite(name, new Map([[pattern, replacement]])), expected, pattern)
+  assert.equal(
+    rewrite(
+      'a',
+      new Map([
+        ['b', 'x'],
+        ['a', 'c'],
+        ['c', 'd'],
+      ]),
+    ),
+    'c',
+  )
+})
+
+test('upstreams are those of registries.yaml, the registry itself, and never this node', () => {
+  const mirror = endpoint('https://m')
+  const selves = ['http://127.0.0.1:5001', 'http://localhost:5001', 'http://[::1]:5001'].map(
+    (url) => endpoint(url),
+  )
+  const route = (origin: Endpoint | undefined, ...endpoints: Endpoint[]) => ({
+    endpoints,
+    origin,
+    mirrored: true,
+    notes: [],
+  })
+  const init = { homeRegistry: 'registry.localhost', localPort: () => 5001 }
+  const urls = (routes: Record<string, ReturnType<typeof route>>, registry: string) => {
+    const upstreams = new UpstreamRoutes(init)
+    upstreams.update(new Map(Object.entries(routes)))
+    return upstreams.endpointsOf(registry).map(({ url }) => url)
+  }
+  // Where it is not known what is allowed nobody is asked
+  assert.deepEqual(new UpstreamRoutes(init).endpointsOf('docker.io'), [])
+  assert.deepEqual(urls({}, 'docker.io'), ['https://registry-1.docker.io'])
+  assert.deepEqual(urls({ a: route(endpoint('https://a'), mirror) }, 'a'), [
+    'https://m',
+    'https://a',
+  ])
+  assert.deepEqual(urls({ a: route(undefined, ...selves, mirror) }, 'a'), ['https://m'])
+  const wildcard = { '*': route(endpoint(''), mirror) }
+  assert.deepEqual(urls(wildcard, 'b.io'), ['https://m', 'https://b.io'])
+  assert.deepEqual(urls({ '*': route(undefined) }, 'b.io'), [])
+  for (const here of ['registry.localhost', 'localhost:5000', '127.0.0.1'])
+    assert.deepEqual(urls(wildcard, here), [])
+})
