@@ -21,6 +21,7 @@ import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
+import { trustedTags } from './pull/tags.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
@@ -158,7 +159,20 @@ export function createDaemon(
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
   })
-  const pulls = chain([local, peers, ...(config.upstream === 'on' ? [upstream] : [])])
+  const pulls =
+    config.upstream === 'on'
+      ? trustedTags(
+          {
+            open: chain([local, peers, upstream]),
+            upstream: (request, options) => upstream.open(request, options),
+          },
+          {
+            rules: config.tags,
+            budget: config.uplink.revalidate,
+            homeRegistry: config.registry.name,
+          },
+        )
+      : chain([local, peers])
   const localListener: Listener = new Listener(
     registry(
       'local',

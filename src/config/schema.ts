@@ -228,6 +228,31 @@ function label() {
   )
 }
 
+/** A rule of `tags`, written as a mapping or in short. */
+function tagRule() {
+  const expected = 'expected PATTERN=WHEN or {match: PATTERN, revalidate: WHEN}'
+  const written = z.union(
+    [z.string(), z.strictObject({ match: z.string(), revalidate: z.string() })],
+    { error: expected },
+  )
+  return z.codec(written, z.custom<{ match: string; revalidate: 'always' | 'never' | number }>(), {
+    decode: (rule, context) => {
+      const [, match = '', when = ''] =
+        typeof rule === 'string'
+          ? (/^(.*)=([^=]*)$/.exec(rule) ?? [])
+          : ['', rule.match, rule.revalidate]
+      const revalidate: 'always' | 'never' | number | undefined =
+        when === 'always' || when === 'never' ? when : parseQuantity(when, DURATION_UNITS)
+      if (match !== '' && revalidate !== undefined) return { match, revalidate }
+      const message = 'expected PATTERN=WHEN, where WHEN is always, never or a duration such as 10m'
+      context.issues.push({ code: 'custom', message, input: rule })
+      return z.NEVER
+    },
+    encode: ({ match, revalidate }) =>
+      `${match}=${typeof revalidate === 'number' ? formatQuantity(revalidate, DURATION_UNITS) : revalidate}`,
+  })
+}
+
 const SECTION = { error: 'expected a mapping' }
 
 /**
@@ -410,6 +435,14 @@ export const configSchema = z.strictObject(
       description:
         'Whether this node itself goes to the registries when no node has what was asked for: `on` or `off`. It goes where registries.yaml says, with the credentials and certificates there, else to the registry itself; proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`). What needs a login that is not there is answered 404, so that containerd goes itself.',
     }),
+    tags: z
+      .array(tagRule(), { error: 'expected a list of rules' })
+      .prefault(['*:latest=always', '*=never'])
+      .register(docs, {
+        placeholder: 'PATTERN=WHEN',
+        description:
+          "When the upstream is asked again what a tag means, as `{match: PATTERN, revalidate: WHEN}` or `PATTERN=WHEN`; the first rule that matches counts. A pattern is a full name such as `docker.io/library/alpine:3.20`, in which `*` stands for anything; WHEN is `always`, `never` or a duration for which its last answer is good. If it answers within `uplink.revalidate` its digest wins; else what the nodes know is served. Tags of the home registry are nobody else's.",
+      }),
     uplink: z
       .strictObject(
         {
@@ -425,6 +458,11 @@ export const configSchema = z.strictObject(
             placeholder: 'DURATION',
             description:
               'How long a transfer from an upstream may stand still before it is resumed.',
+          }),
+          revalidate: duration().prefault('500ms').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long an upstream is waited for that is asked what a tag means. One that is known to be down is not waited for.',
           }),
         },
         SECTION,

@@ -200,6 +200,7 @@ export function createRegistryServer(
       'content-length': range === undefined ? descriptor.size : rangeLength(range),
       'docker-content-digest': descriptor.digest,
       'shoal-source': content.source,
+      ...(content.tag !== undefined && { 'shoal-tag': content.tag }),
       ...(request.kind === 'blob' && { 'accept-ranges': 'bytes' }),
       ...(range !== undefined && {
         'content-range': `bytes ${range.start}-${range.end}/${descriptor.size}`,

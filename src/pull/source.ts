@@ -23,6 +23,8 @@ export interface Content {
   /** Set when only this part of it is in the body; both ends inclusive. */
   readonly range?: ByteRange
   readonly body?: ContentBody
+  /** For what was asked for by tag: how good it is known that the tag means this. Values of the header `Shoal-Tag`. */
+  readonly tag?: 'fresh' | 'cached' | 'last-known-good'
 }
 
 /** A source does not have it. An ordinary answer, not a fault. */

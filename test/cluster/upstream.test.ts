@@ -127,6 +127,29 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await until(() => read() > before + 1, { what: 'the file is read once more' })
     })
 
+    test('say what a tag means that moves; without them the nodes know', async () => {
+      const [a, b] = nodes
+      const asked = async (node: ClusterNode, tag: string) => {
+        const { headers } = await ask(node, 'plain.test', `moving/manifests/${tag}`)
+        return [headers.get('docker-content-digest'), headers.get('shoal-tag')]
+      }
+      const push = async (seed: string) => {
+        const image = await buildImage({ layers: [1000], seed: `${version} ${seed}` })
+        for (const tag of ['latest', '1']) await cluster.upstream.push(image, `org/moving:${tag}`)
+        return image.manifest.descriptor.digest
+      }
+      const first = await push('first')
+      for (const tag of ['latest', '1']) await pulled(a, `plain.test/moving:${tag}`, 'ctr')
+      const second = await push('second')
+      // What is said of `latest` in the default rules; other tags are taken to stay
+      assert.deepEqual(await asked(a, 'latest'), [second, 'fresh'])
+      assert.deepEqual(await asked(a, '1'), [first, 'last-known-good'])
+      await cluster.upstream.stop()
+      await until(async () => (await asked(b, 'latest'))[0] === first)
+      assert.deepEqual(await asked(b, 'latest'), [first, 'last-known-good'])
+      await cluster.upstream.start()
+    })
+
     test('are asked by one node once; then they may stop, and the other pulls from it', async () => {
       const [a, b] = nodes
       const images: { reference: string; how: 'ctr' | 'CRI'; image: DemoImage }[] = []

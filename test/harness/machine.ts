@@ -147,7 +147,10 @@ export class Machine implements AsyncDisposable {
     const [, status, head = '', body = ''] =
       /^HTTP\/1\.[01] (\d{3}).*\r\n([^]*?)\r\n\r\n([^]*)$/.exec(answer) ?? []
     if (status === undefined) throw new Error(`${url} was answered with: ${answer}`)
-    const headers = head.split('\r\n').map((line) => line.split(/: */, 2) as [string, string])
+    const headers = head.split('\r\n').map((line): [string, string] => {
+      const colon = line.indexOf(':')
+      return [line.slice(0, colon), line.slice(colon + 1).trim()]
+    })
     return { status: Number(status), headers: new Headers(headers), body }
   }
 

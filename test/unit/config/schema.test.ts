@@ -100,6 +100,21 @@ suite('the schema', () => {
       assert.ok(!accepts({ bootstrap: [text] }), text)
   })
 
+  test('takes rules for tags in both forms, and gives them back in short', () => {
+    const { tags } = configSchema.parse({
+      tags: [{ match: '*:latest', revalidate: 'always' }, 'a.lan:5000/x=y=10m', '*=never'],
+    })
+    assert.deepEqual(tags, [
+      { match: '*:latest', revalidate: 'always' },
+      { match: 'a.lan:5000/x=y', revalidate: 600_000 },
+      { match: '*', revalidate: 'never' },
+    ])
+    const key = configKeys.find(({ name }) => name === 'tags')
+    assert.deepEqual(key?.encode(tags), ['*:latest=always', 'a.lan:5000/x=y=10m', '*=never'])
+    for (const rule of ['*', '=always', '*=', '*=sometimes', '*=10', {}, { match: '*' }, 1])
+      assert.ok(!accepts({ tags: [rule] }), JSON.stringify(rule))
+  })
+
   test('describes every key, and gives each a flag of its own', () => {
     for (const { name, description } of configKeys) assert.match(description, /^\S.*\.$/, name)
     const flags = configKeys.map(({ flag }) => flag)

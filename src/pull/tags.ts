@@ -1,0 +1,136 @@
+import type { PullRequest } from '../oci/distribution.ts'
+import type { Digest } from '../oci/digest.ts'
+import { tagName, type TagName } from '../oci/reference.ts'
+import type { OpenContent } from './chain.ts'
+import { ContentNotFoundError, type Content } from './source.ts'
+
+/** How far tags of a kind are trusted without asking the upstream again. */
+export interface TagRule {
+  /** A full name such as `docker.io/library/alpine:3.20`, in which `*` stands for anything */
+  readonly match: string
+  /** For so many ms what the upstream said last is good enough; without it, forever */
+  readonly revalidate: 'always' | 'never' | number
+}
+
+export interface TagsComponents {
+  /** By digest or tag, from wherever it is nearest */
+  readonly open: OpenContent
+  /** The upstream alone; a HEAD tells what a tag points to. Not found if it is known to be down, at once. */
+  readonly upstream: OpenContent
+}
+
+export interface TagsInit {
+  /** The first that matches counts */
+  readonly rules: readonly TagRule[]
+  /** How long the upstream is waited for, in ms */
+  readonly budget: number
+  /** Its tags are nowhere else, so nobody is asked. */
+  readonly homeRegistry: string
+}
+
+/** Tags of which is remembered what the upstream said, the last ones. */
+const MAX_KNOWN = 10_000
+/** An upstream that does not answer in time may still do so for the next who asks, within this, in ms. */
+const LATE_ANSWER = 30_000
+
+/**
+ * Opens manifests by tag so that a tag means what the upstream says it means, as far as `rules` ask for that and the upstream
+ * answers in time. When it does not, what the nodes know last is served: pods start without an uplink.
+ */
+export function trustedTags(
+  { open, upstream }: TagsComponents,
+  { rules, budget, homeRegistry }: TagsInit,
+): OpenContent {
+  const known = new Map<TagName, { digest: Digest; at: number }>()
+  const asking = new Map<TagName, Promise<Digest | undefined>>()
+  const compiled = rules.map(({ match, revalidate }) => ({ pattern: compile(match), revalidate }))
+
+  return async (request, options) => {
+    const { kind, target, registry, repository } = request
+    if (kind !== 'manifest' || !('tag' in target) || registry === homeRegistry)
+      return open(request, options)
+    const name = tagName(registry, repository, target.tag)
+    const { revalidate } = compiled.find(({ pattern }) => pattern.test(name)) ?? {
+      revalidate: 'never',
+    }
+    if (revalidate === 'never') return markLast(await open(request, options))
+
+    const seen = known.get(name)
+    if (
+      seen !== undefined &&
+      typeof revalidate === 'number' &&
+      seen.at + revalidate > performance.now()
+    ) {
+      const content = await openDigest(request, seen.digest, options)
+      if (content !== undefined) return { ...content, tag: 'cached' }
+    }
+    const digest = await inTime(ask(request, name), options.signal)
+    if (digest !== undefined) {
+      const content = await openDigest(request, digest, options)
+      if (content !== undefined) return { ...content, tag: 'fresh' }
+    }
+    return markLast(await open(request, options))
+  }
+
+  async function openDigest(
+    request: PullRequest,
+    digest: Digest,
+    options: { signal: AbortSignal },
+  ): Promise<Content | undefined> {
+    return open({ ...request, target: { digest } }, options).catch((error: unknown) => {
+      if (error instanceof ContentNotFoundError) return undefined
+      throw error
+    })
+  }
+
+  /** What the upstream says; one question at a time for each tag. It goes on when nobody waits any more, so that the next need not. */
+  function ask(request: PullRequest, name: TagName): Promise<Digest | undefined> {
+    const running = asking.get(name)
+    if (running !== undefined) return running
+    const answer = upstream(
+      { ...request, method: 'HEAD' },
+      { signal: AbortSignal.timeout(LATE_ANSWER) },
+    )
+      .then(
+        ({ descriptor: { digest } }) => {
+          known.delete(name)
+          known.set(name, { digest, at: performance.now() })
+          for (const oldest of known.keys()) {
+            if (known.size <= MAX_KNOWN) break
+            known.delete(oldest)
+          }
+          return digest
+        },
+        // Not there, down, or too late: then it has no say.
+        () => undefined,
+      )
+      .finally(() => asking.delete(name))
+    asking.set(name, answer)
+    return answer
+  }
+
+  async function inTime(
+    answer: Promise<Digest | undefined>,
+    signal: AbortSignal,
+  ): Promise<Digest | undefined> {
+    const late = Promise.withResolvers<undefined>()
+    const timer = setTimeout(() => late.resolve(undefined), budget)
+    try {
+      const digest = await Promise.race([answer, late.promise])
+      signal.throwIfAborted()
+      return digest
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+}
+
+/** What comes from the upstream is fresh whoever asked for it. */
+function markLast(content: Content): Content {
+  return { ...content, tag: content.source === 'upstream' ? 'fresh' : 'last-known-good' }
+}
+
+function compile(match: string): RegExp {
+  const literal = match.split('*').map((part) => RegExp.escape(part))
+  return new RegExp(`^${literal.join('.*')}$`)
+}
