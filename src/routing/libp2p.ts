@@ -48,6 +48,8 @@ const GUEST_MS = 5000
 const ARRIVAL_TIMEOUT_MS = 500
 /** A connection that brings no hello within this is no node of ours. */
 const HELLO_TIMEOUT_MS = 1000
+/** It is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
+const SILENCE_MS = 10_000
 const DHT_TIMEOUT_MS = 2000
 /** A record may name thousands; so many are met at a time for one lookup. */
 const MAX_MEETINGS = 16
@@ -64,6 +66,12 @@ export class RouterNotRunningError extends Error {
 export class AddressLostError extends Error {
   override readonly name = 'AddressLostError'
   readonly code = 'ERR_ADDRESS_LOST'
+}
+
+/** A connected node says nothing. */
+export class PeerSilentError extends Error {
+  override readonly name = 'PeerSilentError'
+  readonly code = 'ERR_PEER_SILENT'
 }
 
 interface Libp2pRouterComponents {
@@ -525,6 +533,15 @@ export class Libp2pRouter implements Router, Startable {
     })
     const isFull = (): boolean => node.getConnections().length > this.#maxConnections
     node.addEventListener('connection:open', ({ detail: connection }) => {
+      const end = (): void => {
+        if (
+          connection.status === 'open' &&
+          protocol.get(connection.remotePeer.toString()) === undefined
+        )
+          connection.abort(new PeerSilentError('no hello'))
+      }
+      // A Spegel node says none
+      if (!this.#spegel) setTimeout(end, SILENCE_MS).unref()
       if (!isFull()) return
       const leave = (): void => {
         if (connection.status !== 'open' || !isFull()) return

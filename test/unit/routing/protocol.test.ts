@@ -88,6 +88,10 @@ class Rogue implements AsyncDisposable {
     return rogue
   }
 
+  async connect({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<void> {
+    await this.#node.dial(router.self().addresses.map((address) => multiaddr(address)))
+  }
+
   async open({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<Stream> {
     const addresses = router.self().addresses.map((address) => multiaddr(address))
     return this.#node.dialProtocol(addresses, PEER_PROTOCOL)
@@ -205,6 +209,15 @@ suite('peer protocol: what a peer may not do', () => {
     assert.deepEqual(await holders(a.router, KEY), [b.id])
     await until(() => !rogue.connected())
     assert.equal(a.router.peers().length, 1)
+  })
+
+  test('a connection on which nothing is ever said is ended', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using rogue = await Rogue.create()
+    await rogue.connect(a)
+    assert.ok(rogue.connected())
+    await until(() => !rogue.connected(), { timeoutMs: 20_000 })
   })
 
   test('a peer that does not read is dropped, and the others are told meanwhile', async () => {
