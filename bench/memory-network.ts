@@ -1,12 +1,23 @@
-import type { Metrics, Stream, Transport, Upgrader } from '@libp2p/interface'
-import { memory } from '@libp2p/memory'
+import type { MessagePort } from 'node:worker_threads'
+import {
+  TypedEventEmitter,
+  transportSymbol,
+  type CreateListenerOptions,
+  type Listener,
+  type ListenerEvents,
+  type Logger,
+  type Metrics,
+  type Stream,
+  type Transport,
+  type Upgrader,
+} from '@libp2p/interface'
 import { plaintext } from '@libp2p/plaintext'
+import { AbstractMultiaddrConnection } from '@libp2p/utils'
 import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
 import type { Libp2pRouterInit } from '../src/routing/libp2p.ts'
 
 type Carrier = NonNullable<Libp2pRouterInit['carrier']>
-type Components = Parameters<ReturnType<typeof memory>>[0]
-type Wire = Parameters<Upgrader['upgradeInbound']>[0]
+type Components = { logger: { forComponent(name: string): Logger } }
 
 /** Types of kad-dht's messages. */
 const ADD_PROVIDER = 'ADD_PROVIDER'
@@ -30,8 +41,6 @@ export class Traffic {
   readonly sent = new Map<string, Passed>()
   /** Provider records that came in */
   records = 0
-  /** Requests and records that other nodes sent */
-  requests = 0
   /** The walk of the lookup that is going on */
   walk: Walk = { requests: 0 }
 
@@ -42,27 +51,82 @@ export class Traffic {
     this.sent.set(protocol, passed)
     return passed
   }
+}
 
-  total(): Passed {
-    const total = { messages: 0, bytes: 0 }
-    for (const { messages, bytes } of this.sent.values()) {
-      total.messages += messages
-      total.bytes += bytes
-    }
-    return total
+/** Between threads: a connection begins, bytes pass on it, it is over. */
+type Parcel =
+  | { readonly wire: number; readonly from: string; readonly to: string }
+  | { readonly wire: number; readonly bytes: Uint8Array }
+  | { readonly wire: number; readonly over: true }
+
+/** One end of a connection. */
+class Wire extends AbstractMultiaddrConnection {
+  readonly host: string
+  readonly #post: (parcel: { bytes: Uint8Array } | { over: true }) => void
+
+  constructor(init: {
+    host: string
+    remoteAddr: Multiaddr
+    direction: 'inbound' | 'outbound'
+    log: Logger
+    post: (parcel: { bytes: Uint8Array } | { over: true }) => void
+  }) {
+    super(init)
+    this.host = init.host
+    this.#post = init.post
   }
+
+  override sendData(data: { byteLength: number; subarray(): Uint8Array }) {
+    this.#post({ bytes: data.subarray() })
+    return { sentBytes: data.byteLength, canSendMore: true }
+  }
+
+  override sendReset(): void {
+    this.#post({ over: true })
+  }
+
+  override async sendClose(): Promise<void> {
+    this.#post({ over: true })
+  }
+
+  // There is no window: who does not read fills memory
+
+  override sendPause(): void {}
+
+  override sendResume(): void {}
 }
 
 /**
- * A network in this process's memory. Its nodes have IP addresses, so that nothing of the routing code differs: only
- * where TCP and Noise would begin the bytes are handed over. There is no latency, no loss and no encryption.
+ * A network in the memory of this process. Its nodes have IP addresses, so that nothing of the routing code differs:
+ * only where TCP and Noise would begin the bytes are handed over, to this thread or another one. There is no latency, no
+ * loss and no encryption.
  */
 export class MemoryNetwork {
-  readonly #hosts = new Map<string, string>()
-  readonly #wires = new Map<string, Set<Wire>>()
+  readonly #thread: number
+  readonly #ports: readonly (MessagePort | undefined)[]
+  readonly #threadOf: (host: string) => number
+  readonly #outbox: Parcel[][]
+  readonly #listeners = new Map<string, MemoryListener>()
+  readonly #wires = new Map<number, Wire>()
   readonly #dark = new Set<string>()
+  #opened = 0
 
-  /** What the node at `host` runs over, and what passes through it. */
+  /** `ports` lead to the other threads, by their number. */
+  constructor(init: {
+    readonly thread: number
+    readonly ports: readonly (MessagePort | undefined)[]
+    readonly threadOf: (host: string) => number
+  }) {
+    this.#thread = init.thread
+    this.#ports = init.ports
+    this.#threadOf = init.threadOf
+    this.#outbox = init.ports.map(() => [])
+    for (const port of init.ports) {
+      port?.on('message', (parcels: readonly Parcel[]) => this.#deliver(parcels))
+    }
+  }
+
+  /** What the node at `host`, which is in this thread, runs over, and what passes through it. */
   attach(host: string): { carrier: Carrier; traffic: Traffic } {
     this.#dark.delete(host)
     const traffic = new Traffic()
@@ -78,9 +142,10 @@ export class MemoryNetwork {
 
   /** The process there ends without a goodbye: the others see their connections break. */
   kill(host: string): void {
+    for (const wire of this.#wires.values()) {
+      if (wire.host === host) wire.abort(new Error('connection reset'))
+    }
     this.vanish(host)
-    for (const wire of this.#wires.get(host) ?? []) wire.abort(new Error('connection reset'))
-    this.#wires.delete(host)
   }
 
   /** The machine there is gone: the others hear nothing more, not even an end. */
@@ -88,71 +153,142 @@ export class MemoryNetwork {
     this.#dark.add(host)
   }
 
-  #transport(host: string, components: Components): Transport {
-    this.#hosts.set(components.peerId.toString(), host)
-    const inner = memory()(components)
-    return Object.assign(Object.create(inner), {
-      dial: async (to: Multiaddr, options: Parameters<Transport['dial']>[1]) => {
-        if (this.#dark.has(hostOf(to)) || this.#dark.has(host)) {
-          // As a host that does not answer: nothing comes, not even a refusal
-          await new Promise((resolve) => options.signal.addEventListener('abort', resolve))
-          options.signal.throwIfAborted()
+  #transport(host: string, { logger }: Components): Transport {
+    const log = logger.forComponent('memory')
+    return {
+      [transportSymbol]: true,
+      [Symbol.toStringTag]: 'memory',
+      dial: async (to, { upgrader, ...options }) => {
+        options.signal.throwIfAborted()
+        const number = this.#thread * 2 ** 32 + this.#opened++
+        const target = hostOf(to)
+        const wire = this.#wire(
+          number,
+          { host, remoteAddr: to, direction: 'outbound', log },
+          target,
+        )
+        this.#post(host, target, { wire: number, from: host, to: target })
+        try {
+          return await upgrader.upgradeOutbound(wire, options)
+        } catch (error) {
+          wire.abort(error instanceof Error ? error : new Error('unknown'))
+          throw error
         }
-        const upgrader = this.#upgrader(options.upgrader, host, to)
-        return inner.dial(inMemory(to), { ...options, upgrader })
       },
-      createListener: (options: Parameters<Transport['createListener']>[0]) => {
-        const listener = inner.createListener({
-          ...options,
-          upgrader: this.#upgrader(options.upgrader, host),
-        })
-        const listen = listener.listen.bind(listener)
-        let own: Multiaddr[] = []
-        return Object.assign(listener, {
-          listen: async (at: Multiaddr) => {
-            own = [at]
-            await listen(inMemory(at))
-          },
-          getAddrs: () => own,
-        })
-      },
+      createListener: ({ upgrader }: CreateListenerOptions) =>
+        new MemoryListener(upgrader, log, (listener) => {
+          if (listener === undefined) this.#listeners.delete(host)
+          else this.#listeners.set(host, listener)
+        }),
       listenFilter: (addresses: Multiaddr[]) => addresses,
       dialFilter: (addresses: Multiaddr[]) => addresses,
+    }
+  }
+
+  #wire(
+    number: number,
+    init: { host: string; remoteAddr: Multiaddr; direction: 'inbound' | 'outbound'; log: Logger },
+    remote: string,
+  ): Wire {
+    // Both ends may be in this thread
+    const own = init.direction === 'outbound' ? number : -1 - number
+    const wire = new Wire({
+      ...init,
+      post: (parcel) => this.#post(init.host, remote, { wire: -1 - own, ...parcel }),
+    })
+    this.#wires.set(own, wire)
+    wire.addEventListener('close', () => this.#wires.delete(own))
+    return wire
+  }
+
+  #post(from: string, to: string, parcel: Parcel): void {
+    if (this.#dark.has(from)) return
+    const thread = this.#threadOf(to)
+    const outbox = this.#outbox[thread] ?? []
+    if (outbox.push(parcel) > 1) return
+    setImmediate(() => {
+      const parcels = outbox.splice(0)
+      const port = this.#ports[thread]
+      if (port === undefined) this.#deliver(parcels)
+      else port.postMessage(parcels)
     })
   }
 
-  /** Gives connections the addresses they would have over TCP. */
-  #upgrader(upgrader: Upgrader, host: string, to?: Multiaddr): Upgrader {
-    const prepare = (wire: Wire): Wire => {
-      const from = wire.remoteAddr.getComponents().findLast(({ name }) => name === 'p2p')?.value
-      const remote = to === undefined ? (this.#hosts.get(from ?? '') ?? '0.0.0.0') : hostOf(to)
-      wire.remoteAddr = to ?? multiaddr(`/ip4/${remote}/tcp/40000`)
-      const send = wire.send.bind(wire)
-      wire.send = (data) => this.#dark.has(host) || this.#dark.has(remote) || send(data)
-      for (const end of [host, remote]) {
-        const wires = this.#wires.get(end) ?? new Set()
-        this.#wires.set(end, wires.add(wire))
-        wire.addEventListener('close', () => wires.delete(wire))
+  #deliver(parcels: readonly Parcel[]): void {
+    for (const parcel of parcels) {
+      if ('to' in parcel) {
+        this.#accept(parcel)
+        continue
       }
-      return wire
+      const wire = this.#wires.get(parcel.wire)
+      if (wire === undefined || this.#dark.has(wire.host)) continue
+      if ('bytes' in parcel) wire.onData(parcel.bytes)
+      else wire.onTransportClosed()
     }
-    return Object.assign(Object.create(upgrader), {
-      upgradeInbound: async (wire: Wire, options: Parameters<Upgrader['upgradeInbound']>[1]) =>
-        upgrader.upgradeInbound(prepare(wire), options),
-      upgradeOutbound: async (wire: Wire, options: Parameters<Upgrader['upgradeOutbound']>[1]) =>
-        upgrader.upgradeOutbound(prepare(wire), options),
-    })
+  }
+
+  #accept({ wire: number, from, to }: { wire: number; from: string; to: string }): void {
+    // As a host that does not answer: nothing comes, not even a refusal
+    if (this.#dark.has(to)) return
+    const listener = this.#listeners.get(to)
+    if (listener === undefined) {
+      this.#post(to, from, { wire: number, over: true })
+      return
+    }
+    const remoteAddr = multiaddr(`/ip4/${from}/tcp/40000`)
+    listener.accept(
+      this.#wire(number, { host: to, remoteAddr, direction: 'inbound', log: listener.log }, from),
+    )
+  }
+}
+
+class MemoryListener extends TypedEventEmitter<ListenerEvents> implements Listener {
+  readonly log: Logger
+  readonly #upgrader: Upgrader
+  readonly #change: (listener: MemoryListener | undefined) => void
+  readonly #closed = new AbortController()
+  #addresses: Multiaddr[] = []
+
+  /** `change` is told who listens. */
+  constructor(
+    upgrader: Upgrader,
+    log: Logger,
+    change: (listener: MemoryListener | undefined) => void,
+  ) {
+    super()
+    this.log = log
+    this.#upgrader = upgrader
+    this.#change = change
+  }
+
+  accept(wire: Wire): void {
+    this.#upgrader
+      .upgradeInbound(wire, { signal: this.#closed.signal })
+      .catch((error: unknown) => wire.abort(error instanceof Error ? error : new Error('unknown')))
+  }
+
+  async listen(address: Multiaddr): Promise<void> {
+    this.#addresses = [address]
+    this.#change(this)
+    this.safeDispatchEvent('listening')
+  }
+
+  getAddrs(): Multiaddr[] {
+    return this.#addresses
+  }
+
+  updateAnnounceAddrs(): void {}
+
+  async close(): Promise<void> {
+    this.#change(undefined)
+    this.#closed.abort()
+    this.safeDispatchEvent('close')
   }
 }
 
 function hostOf(address: Multiaddr): string {
   return address.getComponents()[0]?.value ?? ''
 }
-
-function inMemory(address: Multiaddr): Multiaddr {
-  return multiaddr(`/memory/${hostOf(address)}`)
-}
-
 /** Counts through the ear that libp2p has for Prometheus. */
 function metrics(traffic: Traffic): Metrics {
   const nothing = {
@@ -169,7 +305,6 @@ function metrics(traffic: Traffic): Metrics {
       ...nothing,
       increment: (values: Record<string, unknown>) => {
         if (ADD_PROVIDER in values) traffic.records += 1
-        traffic.requests += 1
       },
     }
   }

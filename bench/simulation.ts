@@ -1,30 +1,25 @@
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
-import { cpus, tmpdir } from 'node:os'
+import { availableParallelism, cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
-import { createLogger } from '../src/observe/log.ts'
+import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads'
 import { digestOf, type Digest } from '../src/oci/digest.ts'
-import { Libp2pRouter } from '../src/routing/libp2p.ts'
 import { until } from '../test/wait.ts'
-import { MemoryNetwork, type Traffic } from './memory-network.ts'
+import type { Answer, Call, Commands, ThreadData } from './simulated-nodes.ts'
 
 /**
- * Many nodes in one process: the real routing code over a network in memory. Prints Markdown, and adds its figures to
- * `bench/simulation.json`, from which `bench/model.ts` and `bench/plot.ts` take them. `npm run bench:simulation -- --mode
- * mesh|dht|churn --nodes 200 --keys 1000`
+ * Many nodes in one process: the real routing code over a network in memory, a thread for each core. Prints Markdown,
+ * and adds its figures to `bench/simulation.json`, from which `bench/model.ts` and `bench/plot.ts` take them. `npm run
+ * bench:simulation -- --mode mesh|dht|churn --nodes 200 --keys 1000`
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
-const LOOKUPS = { mesh: 2000, dht: 200 }
-/** In a DHT without inventories each node keeps to so many. */
-const SMALL_MESH = 20
+const LOOKUPS = { mesh: 2000, dht: 1000 }
 const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
 const DEAD = ['killed', 'vanished'] as const
+const HEAP_MB = 16_000
 
 const { values } = parseArgs({
   options: {
@@ -32,34 +27,97 @@ const { values } = parseArgs({
     nodes: { type: 'string', default: '30' },
     keys: { type: 'string', default: '200' },
     seconds: { type: 'string', default: '60' },
+    /** In a DHT without inventories each node keeps to so many. */
+    mesh: { type: 'string', default: '20' },
+    threads: { type: 'string', default: String(availableParallelism()) },
   },
 })
 const mode = values.mode
 const size = Number(values.nodes)
 const keys = Number(values.keys)
-/** One process beats for all: with its usual 4 s, 200 nodes would keep a core busy with 20,000 messages a second. */
+const meshSize = Number(values.mesh)
+/** One process beats for all: with its usual 4 s, 200 nodes would keep a core busy with 10,000 messages a second. */
 const heartbeatMs = Math.max(4000, Math.round(4000 * (size / 50) ** 2))
 
-interface SimulatedNode {
-  readonly number: number
-  readonly host: string
-  readonly router: Libp2pRouter
-  readonly traffic: Traffic
+interface OpenCall {
+  resolve(value: unknown): void
+  reject(error: unknown): void
+}
+
+/** A thread and the nodes in it. */
+class Shard {
+  readonly #worker: Worker
+  readonly #open = new Map<number, OpenCall>()
+  #calls = 0
+
+  constructor(data: ThreadData) {
+    this.#worker = new Worker(new URL('simulated-nodes.ts', import.meta.url), {
+      workerData: data,
+      transferList: data.ports.filter((port) => port !== undefined),
+      resourceLimits: { maxOldGenerationSizeMb: HEAP_MB },
+    })
+    this.#worker.on('message', (answer: Answer) => {
+      const open = this.#open.get(answer.call)
+      this.#open.delete(answer.call)
+      if ('error' in answer) open?.reject(answer.error)
+      else open?.resolve(answer.value)
+    })
+    this.#worker.on('error', (error) => {
+      for (const open of this.#open.values()) open.reject(error)
+    })
+  }
+
+  async ask<N extends keyof Commands>(
+    name: N,
+    ...args: Parameters<Commands[N]>
+  ): Promise<Awaited<ReturnType<Commands[N]>>> {
+    const call = (this.#calls += 1)
+    const { promise, resolve, reject } = Promise.withResolvers<Awaited<ReturnType<Commands[N]>>>()
+    this.#open.set(call, { resolve, reject })
+    this.#worker.postMessage({ call, name, args } satisfies Call)
+    return promise
+  }
+}
+
+/** A node that is there: its id, and since when. */
+interface Living {
+  readonly id: string
   readonly since: number
 }
 
-const log = createLogger({ level: 'silent' })
-const network = new MemoryNetwork()
 const directory = await mkdtemp(join(tmpdir(), 'shoal-simulation-'))
-const nodes = new Map<number, SimulatedNode>()
-const lag = monitorEventLoopDelay({ resolution: 10 })
-setFlagsFromString('--expose-gc')
-const collectGarbage: unknown = runInNewContext('gc')
+const shards = startShards(Number(values.threads))
+const living = new Map<number, Living>()
 const figures: Record<string, number> = {}
 let watch = performance.now()
 
-function hostOf(number: number): string {
-  return `10.1.${number >> 8}.${(number & 0xff) + 1}`
+function startShards(count: number): Shard[] {
+  const ports: (MessagePort | undefined)[][] = Array.from({ length: count }, () =>
+    Array.from({ length: count }, () => undefined),
+  )
+  for (const [a, row] of ports.entries()) {
+    for (let b = 0; b < a; b += 1) {
+      const { port1, port2 } = new MessageChannel()
+      row[b] = port1
+      ports[b]?.splice(a, 1, port2)
+    }
+  }
+  return ports.map(
+    (row, thread) =>
+      new Shard({
+        thread,
+        ports: row,
+        directory,
+        heartbeatMs,
+        ...(mode === 'dht' && { meshSize }),
+      }),
+  )
+}
+
+function shardOf(node: number): Shard {
+  const shard = shards[node % shards.length]
+  if (shard === undefined) throw new Error('no thread for it')
+  return shard
 }
 
 function keyOf(node: number, number: number): Digest {
@@ -74,41 +132,39 @@ function held(node: number): Digest[] {
   )
 }
 
-async function join_(number: number): Promise<SimulatedNode> {
-  const host = hostOf(number)
-  const { carrier, traffic } = network.attach(host)
-  const ways = [...nodes.values()].slice(0, 3)
-  const router = new Libp2pRouter(
-    { log, registryPort: () => 5001 },
-    {
-      listen: { host, port: 5002 },
-      nodeAddress: host,
-      nodeName: `node-${number}`,
-      dataDir: join(directory, `${number}`),
-      bootstrap: ways.map((way) => ({ type: 'host', host: way.host, port: 5002 })),
-      heartbeatMs,
-      carrier,
-      ...(mode === 'dht' && { meshSize: SMALL_MESH, recordShare: 1 }),
-    },
-  )
-  await router.start()
-  const node = { number, host, router, traffic, since: performance.now() }
-  nodes.set(number, node)
-  return node
+async function comes(number: number, enough: number): Promise<void> {
+  const ways = [...living.keys()].filter((other) => other !== number).slice(0, 3)
+  const id = await shardOf(number).ask('join', number, ways, enough)
+  living.set(number, { id, since: performance.now() })
 }
 
 async function joinAll(): Promise<void> {
-  const enough = mode === 'dht' ? SMALL_MESH / 2 : size
-  await join_(0)
-  while (nodes.size < size) {
-    const { router } = await join_(nodes.size)
-    // One after the other: in one process the dials of many at once would all take too long, and begin anew
-    await until(() => router.peers().length >= Math.min(nodes.size - 1, enough), {
-      timeoutMs: 60_000,
-      what: 'connections with the others',
-    })
-    progress(`${nodes.size} of ${size} nodes`)
+  const most = mode === 'dht' ? meshSize / 2 : size
+  await comes(0, 0)
+  while (living.size < size) {
+    const before = living.size
+    const count = Math.min(shards.length, size - before)
+    // One in each thread: the dials of many at once would all take too long there, and begin anew
+    await Promise.all(
+      Array.from({ length: count }, (_, extra) => comes(before + extra, Math.min(before, most))),
+    )
+    progress(`${living.size} of ${size} nodes`)
   }
+}
+
+async function advertiseAll(): Promise<void> {
+  await Promise.all(
+    Array.from(living.keys(), (number) => shardOf(number).ask('advertise', number, held(number))),
+  )
+}
+
+async function states() {
+  return (await Promise.all(shards.map((shard) => shard.ask('state')))).flat()
+}
+type State = Awaited<ReturnType<typeof states>>[number]
+
+async function untilAll(is: (state: State) => boolean, minutes: number, what: string) {
+  await until(async () => (await states()).every(is), { timeoutMs: minutes * 60_000, what })
 }
 
 function progress(text: string, now = false): void {
@@ -119,10 +175,8 @@ function progress(text: string, now = false): void {
   }
 }
 
-function heap(): number {
-  if (typeof collectGarbage === 'function') collectGarbage()
-  const { heapUsed, external, arrayBuffers } = process.memoryUsage()
-  return (heapUsed + Math.max(external, arrayBuffers)) / 1e6
+async function heap(): Promise<number> {
+  return sum(await Promise.all(shards.map((shard) => shard.ask('memory')))) / 1e6
 }
 
 async function timed(task: () => Promise<unknown>): Promise<number> {
@@ -141,103 +195,82 @@ function quantile(list: readonly number[], share: number): number {
   return list.toSorted((a, b) => a - b)[Math.floor((list.length - 1) * share)] ?? Number.NaN
 }
 
-function mean(list: readonly number[]): number {
-  return list.reduce((sum, value) => sum + value, 0) / list.length
+function sum(list: readonly number[]): number {
+  return list.reduce((total, value) => total + value, 0)
 }
 
-/** The ids a lookup names until one will do, and how long that took. */
-async function lookup({ router }: SimulatedNode, key: Digest, will?: readonly string[]) {
-  const started = performance.now()
-  const found: string[] = []
-  for await (const { id } of router.lookup(key, { signal: AbortSignal.timeout(5000) })) {
-    found.push(id)
-    if (will?.includes(id) ?? true) break
-  }
-  return { found, ms: performance.now() - started }
+function mean(list: readonly number[]): number {
+  return sum(list) / list.length
 }
 
 /** What goes over the wires while nothing happens. */
 async function steadyState(): Promise<void> {
-  const all = [...nodes.values()]
-  const total = () => all.map(({ traffic }) => traffic.total())
-  const sum = (list: { messages: number; bytes: number }[], of: 'messages' | 'bytes') =>
-    list.reduce((rest, passed) => rest + passed[of], 0)
-  const before = total()
+  const before = await states()
   const cpu = process.cpuUsage()
-  const started = performance.now()
-  await until(() => performance.now() - started > WINDOW_MS, { timeoutMs: 10 * WINDOW_MS })
-  const minutes = (performance.now() - started) / 60_000
-  const after = total()
+  const seconds = await timed(() => delay(WINDOW_MS))
   const { user, system } = process.cpuUsage(cpu)
-  const per = minutes * all.length
-  figures['messagesPerMinute'] = (sum(after, 'messages') - sum(before, 'messages')) / per
-  figures['bytesPerMinute'] = (sum(after, 'bytes') - sum(before, 'bytes')) / per
-  figures['cpuPercent'] = (user + system) / 1e6 / ((60 * per) / 100)
+  const after = await states()
+  const grew = (of: 'messages' | 'bytes') =>
+    sum(after.map((state) => state[of])) - sum(before.map((state) => state[of]))
+  const minutes = (seconds / 60) * living.size
+  figures['messagesPerMinute'] = grew('messages') / minutes
+  figures['bytesPerMinute'] = grew('bytes') / minutes
+  figures['cpuPercent'] = (user + system) / 1e4 / seconds / living.size
 }
 
 async function mesh(): Promise<void> {
-  const before = heap()
+  const before = await heap()
   figures['secondsToJoin'] = await timed(async () => {
+    const cpu = process.cpuUsage()
     await joinAll()
-    await until(
-      () => [...nodes.values()].every(({ router }) => router.peers().length === size - 1),
-      { timeoutMs: 20 * 60_000, what: 'all nodes know each other' },
-    )
+    await untilAll(({ peers }) => peers === size - 1, 10, 'all nodes know each other')
+    const { user, system } = process.cpuUsage(cpu)
+    figures['msPerConnection'] = (user + system) / 1e3 / ((size * (size - 1)) / 2)
   })
   progress(`joined in ${figures['secondsToJoin']?.toFixed(0)} s`, true)
-  const joined = heap()
+  const joined = await heap()
   figures['kilobytesPerConnection'] = ((joined - before) * 1000) / (size * (size - 1))
   figures['secondsUntilAllKnowAll'] = await timed(async () => {
-    for (const { number, router } of nodes.values()) router.advertise(held(number))
-    await until(
-      () =>
-        [...nodes.values()].every(({ router }) => router.stats().peerKeys === (size - 1) * keys),
-      { timeoutMs: 10 * 60_000, what: 'all nodes know all keys' },
-    )
+    await advertiseAll()
+    await untilAll(({ peerKeys }) => peerKeys === (size - 1) * keys, 10, 'all nodes know all keys')
   })
   progress('all know all', true)
-  figures['bytesPerForeignKey'] = ((heap() - joined) * 1e6) / (size * (size - 1) * keys)
-  figures['megabytesPerNode'] = (heap() - before) / size
+  figures['megabytesPerNode'] = ((await heap()) - before) / size
   await lookups()
-  await until(() => [...nodes.values()].every(({ router }) => router.stats().recordBacklog === 0), {
-    timeoutMs: 20 * 60_000,
-    what: 'all records are kept',
-  })
-  records()
+  await untilAll(({ recordBacklog }) => recordBacklog === 0, 10, 'all records are kept')
+  await records()
   await steadyState()
 }
 
-function records(): void {
-  const kept = [...nodes.values()].map(({ traffic }) => traffic.records)
+async function records(): Promise<void> {
+  const kept = (await states()).map((state) => state.records)
   figures['recordsPerNode'] = mean(kept)
   figures['mostRecords'] = Math.max(...kept)
 }
 
 async function dht(): Promise<void> {
-  await joinAll()
+  figures['secondsToJoin'] = await timed(joinAll)
   // Until those who came early have met those who came late, by kad-dht's own looking around
   await delay(10_000)
-  const connections = [...nodes.values()].map(({ router }) => router.peers().length)
-  figures['connections'] = mean(connections)
+  figures['connections'] = mean((await states()).map(({ peers }) => peers))
   figures['secondsUntilKept'] = await timed(async () => {
-    for (const { number, router } of nodes.values()) router.advertise(held(number))
+    await advertiseAll()
     await until(
-      () => {
-        let backlog = 0
-        for (const { router } of nodes.values()) backlog += router.stats().recordBacklog
+      async () => {
+        const backlog = sum((await states()).map(({ recordBacklog }) => recordBacklog))
         progress(`${backlog} records to be sent`)
         return backlog === 0
       },
-      { timeoutMs: 20 * 60_000, what: 'all records are kept' },
+      { timeoutMs: 10 * 60_000, what: 'all records are kept' },
     )
   })
-  records()
+  await records()
   await lookups()
   await steadyState()
 }
 
 async function lookups(): Promise<void> {
-  const all = [...nodes.values()]
+  const all = [...living.keys()]
   const hits: number[] = []
   const misses: number[] = []
   const requests: number[] = []
@@ -247,11 +280,11 @@ async function lookups(): Promise<void> {
   for (let round = 0; round < (mode === 'dht' ? LOOKUPS.dht : LOOKUPS.mesh); round += 1) {
     const asking = any(all)
     const holding = any(all.filter((node) => node !== asking))
-    asking.traffic.walk = { requests: 0 }
-    const hit = await lookup(asking, keyOf(holding.number, round % keys))
-    const { walk } = asking.traffic
+    const shard = shardOf(asking)
+    const { walk, ...hit } = await shard.ask('lookup', asking, keyOf(holding, round % keys))
     asked += 1
     if (hit.found.length > 0) found += 1
+    else progress(`not found after ${hit.ms.toFixed(0)} ms and ${walk.requests} requests`, true)
     // The few whose inventories it has it does not walk for
     if (mode === 'dht' && walk.requests === 0) continue
     hits.push(hit.ms)
@@ -259,9 +292,10 @@ async function lookups(): Promise<void> {
       requests.push(walk.requests)
       if (walk.hops !== undefined) hops.push(walk.hops)
     }
-    if (round % 10 === 0) misses.push((await lookup(asking, digestOf(`nobody/${round}`))).ms)
+    if (round % 10 === 0) {
+      misses.push((await shard.ask('lookup', asking, digestOf(`nobody/${round}`))).ms)
+    }
     progress(`${asked} lookups, ${found} found`)
-    if (round % 50 === 0) await delay(0)
   }
   figures['foundPercent'] = (100 * found) / asked
   figures['lookupP50'] = quantile(hits, 0.5)
@@ -279,12 +313,8 @@ async function lookups(): Promise<void> {
 /** Nodes die, leave, come and come back, while others look for what they hold. */
 async function churn(): Promise<void> {
   await joinAll()
-  for (const { number, router } of nodes.values()) router.advertise(held(number))
-  await until(
-    () =>
-      [...nodes.values()].every(({ router }) => router.stats().peerKeys === (size - 1) * keys * 3),
-    { timeoutMs: 10 * 60_000, what: 'all nodes know all keys' },
-  )
+  await advertiseAll()
+  await untilAll(({ peerKeys }) => peerKeys === (size - 1) * keys * 3, 10, 'all know all keys')
   const gone: number[] = []
   const offered: Record<string, number[]> = { killed: [], vanished: [], left: [] }
   const watching: Promise<void>[] = []
@@ -293,64 +323,66 @@ async function churn(): Promise<void> {
 
   const look = async (): Promise<void> => {
     while (performance.now() < ends) {
+      await delay(2)
       const settledAt = performance.now() - SETTLED_MS
-      const settled = [...nodes.values()].filter(({ since }) => since < settledAt)
-      const asking = any(settled)
+      const settled = [...living].filter(([, { since }]) => since < settledAt)
+      const [asking, self] = any(settled)
       const owner = Math.floor(Math.random() * size)
       const holders = [owner, owner - 1, owner - 2].map((number) => (number + size) % size)
-      const live = settled.filter((node) => node !== asking && holders.includes(node.number))
-      if (live.length > 0 && !holders.includes(asking.number)) {
-        const ids = live.map(({ router }) => router.self().id)
-        const { found } = await lookup(asking, keyOf(owner, counts.lookups % keys), ids)
-        // Those that are still there after it were there all the time
-        const there = live.filter((node) => nodes.get(node.number) === node)
-        if (there.length > 0 && nodes.get(asking.number) === asking) {
-          counts.lookups += 1
-          if (!found.some((id) => ids.includes(id))) counts.falseMisses += 1
-          const alive = [...nodes.values()].map(({ router }) => router.self().id)
-          const dead = found.filter((id) => !alive.includes(id))
-          if (dead.length > 0) counts.deadOffered += 1
-          // As a pull does whose connection to it fails
-          for (const id of dead) asking.router.suspect({ id })
-        }
-      }
-      await delay(2)
+      const live = settled.filter(([number]) => number !== asking && holders.includes(number))
+      if (live.length === 0 || holders.includes(asking)) continue
+      const ids = live.map(([, { id }]) => id)
+      const key = keyOf(owner, counts.lookups % keys)
+      const { found } = await shardOf(asking).ask('lookup', asking, key, ids)
+      // Those that are still there after it were there all the time
+      const there = live.some(([number, node]) => living.get(number) === node)
+      if (!there || living.get(asking) !== self) continue
+      counts.lookups += 1
+      if (!found.some((id) => ids.includes(id))) counts.falseMisses += 1
+      const alive = new Set(Array.from(living.values(), ({ id }) => id))
+      const dead = found.filter((id) => !alive.has(id))
+      if (dead.length > 0) counts.deadOffered += 1
+      // As a pull does whose connection to it fails
+      for (const id of dead) await shardOf(asking).ask('suspect', asking, id)
     }
+  }
+  const watchGoing = async (number: number, id: string, how: 'killed' | 'vanished' | 'left') => {
+    const since = performance.now()
+    const others = [...living].filter(([, node]) => node.since < since)
+    const ended = shardOf(number).ask('end', number, how)
+    await until(
+      async () => {
+        const among = others.filter(([other, node]) => living.get(other) === node)
+        const still = await Promise.all(
+          shards.map((shard) =>
+            shard.ask(
+              'believers',
+              id,
+              among.map(([other]) => other),
+            ),
+          ),
+        )
+        return sum(still) === 0
+      },
+      { timeoutMs: 60_000, what: `${how} node is no longer offered` },
+    )
+    offered[how]?.push((performance.now() - since) / 1000)
+    await ended
+    await shardOf(number).ask('forget', number)
+    gone.push(number)
   }
   const happen = async (): Promise<void> => {
     for (; performance.now() < ends; counts.events += 1) {
       await delay(1500)
       if (gone.length > 0 && (gone.length > size / 5 || counts.events % 2 === 1)) {
-        const node = await join_(gone.shift() ?? 0)
-        node.router.advertise(held(node.number))
+        const number = gone.shift() ?? 0
+        await comes(number, 1)
+        await shardOf(number).ask('advertise', number, held(number))
         continue
       }
-      const node = any([...nodes.values()])
-      const { id } = node.router.self()
-      const how = any([...DEAD, 'left'])
-      nodes.delete(node.number)
-      if (how === 'killed') network.kill(node.host)
-      if (how === 'vanished') network.vanish(node.host)
-      const since = performance.now()
-      const others = [...nodes.values()]
-      watching.push(
-        (async () => {
-          // A machine that is gone closes nothing
-          const stopped = how === 'vanished' ? undefined : node.router.stop()
-          await until(
-            () =>
-              others.every(
-                ({ router, number }) =>
-                  nodes.get(number)?.router !== router ||
-                  router.peers().every((peer) => peer.id !== id),
-              ),
-            { timeoutMs: 60_000, what: `${how} node is no longer offered` },
-          )
-          offered[how]?.push((performance.now() - since) / 1000)
-          await (stopped ?? node.router.stop())
-          gone.push(node.number)
-        })(),
-      )
+      const [number, { id }] = any([...living])
+      living.delete(number)
+      watching.push(watchGoing(number, id, any([...DEAD, 'left'])))
       progress(`${counts.lookups} lookups, ${counts.falseMisses} false misses, ${gone.length} gone`)
     }
   }
@@ -363,16 +395,21 @@ async function churn(): Promise<void> {
   }
 }
 
-lag.enable()
 try {
   const cpu = process.cpuUsage()
   const seconds = await timed({ mesh, dht, churn }[mode] ?? (() => Promise.reject(new Error(mode))))
   const { user, system } = process.cpuUsage(cpu)
-  const run = { mode, nodes: size, keys, heartbeatMs, ...figures }
-  Object.assign(run, {
-    loopDelayP99: lag.percentile(99) / 1e6,
+  const run = {
+    mode,
+    nodes: size,
+    keys,
+    heartbeatMs,
+    ...(mode === 'dht' && { meshSize }),
+    ...figures,
+    loopDelayP99: Math.max(...(await Promise.all(shards.map((shard) => shard.ask('lag'))))),
+    seconds,
     busyPercent: (user + system) / 1e4 / seconds,
-  })
+  }
   const before: (typeof run)[] = JSON.parse(await readFile(RESULTS, 'utf8').catch(() => '[]'))
   const others = before.filter((other) => other.mode !== mode || other.nodes !== size)
   const runs = [...others, run].toSorted(
@@ -380,7 +417,7 @@ try {
   )
   await writeFile(RESULTS, `${JSON.stringify(runs, undefined, 2)}\n`)
   console.log(
-    `Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model.trim() ?? 'unknown'}, ${size} nodes in one process.\n`,
+    `Node ${process.version}, ${cpus().length} x ${cpus()[0]?.model.trim() ?? 'unknown'}, ${size} nodes in ${shards.length} threads.\n`,
   )
   console.log('| figure | value |\n|---|---|')
   for (const [name, value] of Object.entries(run)) {
