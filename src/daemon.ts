@@ -16,6 +16,7 @@ import { createRegistryServer } from './http/registry.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
+import type { ContentKey } from './oci/reference.ts'
 import { chain } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
@@ -30,6 +31,7 @@ import { Libp2pRouter } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
+import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
 
 /** A running node. */
@@ -76,7 +78,7 @@ export function createDaemon(
       contentPath: config.containerd.contentPath,
     },
   )
-  const store = layout ?? containerd
+  const store = new HotStore(layout ?? containerd)
 
   const registry = (
     listener: 'local' | 'peer',
@@ -89,7 +91,11 @@ export function createDaemon(
     )
   const drainTimeout = config.shutdownTimeout
 
-  const local = new LocalSource({ store, onMiss: (key) => advertiser.missed(key) })
+  const onMiss = (key: ContentKey): void => advertiser.missed(key)
+  const local = new LocalSource({ store, onMiss })
+  // What has come this moment, and is not known of yet, may wait until the peers were asked.
+  const known = new LocalSource({ store, onMiss, when: (key) => store.holds(key) !== false })
+  const news = new LocalSource({ store, onMiss, when: (key) => store.holds(key) === false })
   const { peer } = config.listen
   const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
@@ -163,7 +169,7 @@ export function createDaemon(
     config.upstream === 'on'
       ? trustedTags(
           {
-            open: chain([local, peers, upstream]),
+            open: chain([known, peers, news, upstream]),
             upstream: (request, options) => upstream.open(request, options),
           },
           {
@@ -172,7 +178,7 @@ export function createDaemon(
             homeRegistry: config.registry.name,
           },
         )
-      : chain([local, peers])
+      : chain([known, peers, news])
   const localListener: Listener = new Listener(
     registry(
       'local',
@@ -205,6 +211,11 @@ export function createDaemon(
     'shoal_peer_keys',
     'Digests and tags that other nodes say they hold',
     () => router.stats().peerKeys,
+  )
+  metrics.observe(
+    'shoal_hot_bytes',
+    'Memory that manifests and other small content take that is asked for again and again',
+    () => store.bytes,
   )
   metrics.observe(
     'shoal_peer_keys_bytes',

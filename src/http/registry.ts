@@ -140,7 +140,10 @@ export function createRegistryServer(
       init.naming,
     )
     const gone = new AbortController()
-    raw.once('close', () => gone.abort(new ClientGoneError()))
+    raw.once('close', () => {
+      // An answer that is complete closes too.
+      if (!raw.writableFinished) gone.abort(new ClientGoneError())
+    })
 
     let content: Content | undefined
     let outcome: 'ok' | 'not found' | 'aborted' | 'failed' = 'ok'

@@ -9,15 +9,25 @@ export class LocalSource implements ContentSource {
   readonly name = 'local'
   readonly #store: ContentStore
   readonly #onMiss: (key: ContentKey) => void
+  readonly #when: (key: ContentKey) => boolean
 
-  /** `onMiss` is told what was asked for and is not held, since somebody may have been told that it is. */
-  constructor(components: { store: ContentStore; onMiss?: (key: ContentKey) => void }) {
+  /**
+   * `onMiss` is told what was asked for and is not held, since somebody may have been told that it is. The store is asked
+   * only `when` that says so, for a source that has another one behind it.
+   */
+  constructor(components: {
+    store: ContentStore
+    onMiss?: (key: ContentKey) => void
+    when?: (key: ContentKey) => boolean
+  }) {
     this.#store = components.store
     this.#onMiss = components.onMiss ?? (() => {})
+    this.#when = components.when ?? (() => true)
   }
 
   async open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
     const key = keyOf(request)
+    if (!this.#when(key)) throw new ContentNotFoundError('not asked for here')
     try {
       return await this.#open(request, key, options)
     } catch (error) {

@@ -1,0 +1,125 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { suite, test, type TestContext } from 'node:test'
+import { readBody } from '../../../src/oci/body.ts'
+import type { Digest } from '../../../src/oci/digest.ts'
+import { HotStore } from '../../../src/store/hot-store.ts'
+import type { ContentStore } from '../../../src/store/store.ts'
+import { MemoryStore } from '../../fakes/memory-store.ts'
+import { until } from '../../wait.ts'
+
+const small = Buffer.from('a small document')
+const large = randomBytes(300_000)
+
+/** A store with a hot one before it that is watched, and how often the one behind was asked. */
+async function watched(t: TestContext) {
+  const memory = new MemoryStore()
+  const asked: string[] = []
+  const behind: ContentStore = {
+    name: memory.name,
+    resolve: (tag, options) => memory.resolve(tag, options),
+    stat: (digest, options) => {
+      asked.push('stat')
+      return memory.stat(digest, options)
+    },
+    open: (digest, options) => {
+      asked.push('open')
+      return memory.open(digest, options)
+    },
+    watch: (options) => memory.watch(options),
+    recheck: () => memory.recheck(),
+  }
+  const hot = new HotStore(behind)
+  const ended = new AbortController()
+  const events = (async () => {
+    for await (const _ of hot.watch({ signal: ended.signal }));
+  })()
+  t.after(async () => {
+    ended.abort()
+    await events
+  })
+  const put = async (bytes: Uint8Array): Promise<Digest> => {
+    const digest = memory.put(bytes)
+    await until(() => hot.holds(digest) === true)
+    return digest
+  }
+  const read = async (digest: Digest, range?: { start: number; end: number }) => {
+    await hot.stat(digest)
+    const body = await hot.open(digest, range && { range })
+    return Buffer.from(
+      await readBody(body, { maxBytes: 1_000_000, signal: AbortSignal.timeout(5000) }),
+    )
+  }
+  return { memory, hot, asked, put, read, ended, events }
+}
+
+suite('a hot store', () => {
+  test('asks once for what is small, and gives all and parts of it', async (t) => {
+    const { hot, asked, put, read } = await watched(t)
+    const digest = await put(small)
+    assert.deepEqual(await read(digest), small)
+    assert.deepEqual(await read(digest), small)
+    assert.deepEqual(await read(digest, { start: 2, end: 6 }), small.subarray(2, 7))
+    assert.deepEqual(asked, ['stat', 'open'])
+    assert.ok(hot.bytes > 0)
+  })
+
+  test('keeps no more of what is large than how large it is', async (t) => {
+    const { asked, put, read } = await watched(t)
+    const digest = await put(large)
+    assert.deepEqual(await read(digest), large)
+    assert.deepEqual(await read(digest), large)
+    assert.deepEqual(asked, ['stat', 'open', 'open'])
+  })
+
+  test('forgets what is gone, and everything when the store is lost', async (t) => {
+    const { memory, hot, put, read } = await watched(t)
+    const [digest, other] = [await put(small), await put(Buffer.from('another'))]
+    await read(digest)
+    await read(other)
+    memory.delete(digest)
+    await until(() => hot.holds(digest) === false)
+    await assert.rejects(hot.stat(digest), { code: 'ERR_NOT_HELD' })
+    assert.equal((await hot.stat(other)).size, 7)
+    memory.lose()
+    await until(() => hot.holds(other) === undefined)
+    assert.equal(hot.bytes, 0)
+    await assert.rejects(hot.stat(other), { code: 'ERR_STORE_UNAVAILABLE' })
+  })
+
+  test('keeps no answer that was on its way when the content went', async (t) => {
+    const { memory, hot, put } = await watched(t)
+    const digest = await put(small)
+    const late = hot.stat(digest)
+    memory.delete(digest)
+    await until(() => hot.holds(digest) === false)
+    await late
+    await assert.rejects(hot.stat(digest), { code: 'ERR_NOT_HELD' })
+    assert.equal(hot.bytes, 0)
+  })
+
+  test('keeps nothing while nobody watches', async (t) => {
+    const { hot, put, read, asked, ended, events } = await watched(t)
+    const digest = await put(small)
+    await read(digest)
+    ended.abort()
+    await events
+    assert.equal(hot.bytes, 0)
+    await read(digest)
+    assert.equal(hot.bytes, 0)
+    assert.deepEqual(asked, ['stat', 'open', 'stat', 'open'])
+  })
+
+  test('takes no more memory than its bound, and drops what was not used for longest', async (t) => {
+    const { hot, asked, put, read } = await watched(t)
+    const used = await put(small)
+    await read(used)
+    for (let count = 0; count < 100; count += 1) {
+      await read(await put(randomBytes(200_000)))
+      await read(used)
+      assert.ok(hot.bytes <= 16 * 1024 * 1024)
+    }
+    assert.ok(hot.bytes > 15 * 1024 * 1024)
+    assert.equal(asked.length, 2 + 200)
+  })
+})
