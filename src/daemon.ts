@@ -1,6 +1,7 @@
 import { networkInterfaces } from 'node:os'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
+import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
 import { readRoutes } from './config/endpoints.ts'
 import {
   formatAddress,
@@ -26,7 +27,6 @@ import { trustedTags } from './pull/tags.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
-import type { KubernetesApi } from './routing/bootstrap/kubernetes.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
@@ -45,7 +45,7 @@ export interface Daemon extends Startable {
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, kubernetes }: { log: Logger; kubernetes?: KubernetesApi | undefined },
+  { log, serviceAccount }: { log: Logger; serviceAccount?: ServiceAccount | undefined },
 ): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
@@ -118,8 +118,13 @@ export function createDaemon(
       listen: config.listen.p2p === 'auto' ? { port: p2pPort(config.mesh) } : config.listen.p2p,
       dataDir: config.dataDir,
       bootstrap: config.bootstrap,
-      kubernetes: kubernetes && {
-        api: kubernetes,
+      cluster: {
+        access: () =>
+          readKubernetesAccess({
+            // Who names a file means it
+            serviceAccount: config.kubernetes.kubeconfig === 'auto' ? serviceAccount : undefined,
+            kubeconfigs: config.kubernetes.kubeconfigs,
+          }),
         port: (config.listen.p2p !== 'auto' && config.listen.p2p.port) || p2pPort(config.mesh),
       },
       mesh: config.mesh,

@@ -1,4 +1,5 @@
 import { Command } from 'commander'
+import type { ServiceAccount } from '../config/kubernetes.ts'
 import { createLogger } from '../observe/log.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 
@@ -13,7 +14,7 @@ export function serveCommand(): Command {
       const log = createLogger({ level: config.log.level })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
-      const daemon = createDaemon(config, { log, kubernetes: inCluster() })
+      const daemon = createDaemon(config, { log, serviceAccount: serviceAccount() })
       await daemon.start()
 
       const ended = Promise.withResolvers<number>()
@@ -46,7 +47,7 @@ export function serveCommand(): Command {
 }
 
 /** The API server that a pod is told of. */
-function inCluster(): { host: string; port: number; directory: string } | undefined {
+function serviceAccount(): ServiceAccount | undefined {
   const { KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: port } = process.env
   return host ? { host, port: Number(port) || 443, directory: SERVICE_ACCOUNT } : undefined
 }

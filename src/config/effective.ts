@@ -21,6 +21,10 @@ export interface HostFacts {
 export interface EffectiveConfig extends Config {
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
+  kubernetes: Config['kubernetes'] & {
+    /** Where a kubeconfig file may be, now or later; the first that exists counts */
+    kubeconfigs: readonly string[]
+  }
   k3s: Config['k3s'] & {
     /** K3s' rules hold here: its containerd reads the files of `certsDir` */
     present: boolean
@@ -33,6 +37,7 @@ const K3S_SOCKET = '/run/k3s/containerd/containerd.sock'
 /** Where containerd keeps what outlives a reboot; unlike its socket it is there before containerd has started. */
 const CONTAINERD_ROOT = '/var/lib/containerd'
 const K3S_DATA_DIR = '/var/lib/rancher/k3s'
+const K3S_KUBECONFIG = '/etc/rancher/k3s/k3s.yaml'
 const K3S_REGISTRIES = '/etc/rancher/k3s/registries.yaml'
 const CERTS_DIR = '/etc/containerd/certs.d'
 
@@ -75,6 +80,13 @@ export function effectiveConfig(
         ? { ...entry, port: p2pPort(config.mesh) }
         : entry,
     ),
+    kubernetes: {
+      ...config.kubernetes,
+      kubeconfigs:
+        config.kubernetes.kubeconfig === 'auto'
+          ? [K3S_KUBECONFIG, `${k3sDataDir}/agent/kubelet.kubeconfig`]
+          : [config.kubernetes.kubeconfig],
+    },
     nodeName: decide(config.nodeName, () => facts.hostName),
     registries: decide(config.registries, () => k3s?.registries ?? K3S_REGISTRIES),
     k3s: {

@@ -15,8 +15,11 @@ export type BootstrapEntry =
   | ({ readonly type: 'host'; readonly srv?: true } & SocketAddress)
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   | { readonly type: 'http'; readonly url: string }
-  /** The Nodes of the cluster */
-  | { readonly type: 'kubernetes' }
+  /** The Nodes of the cluster, or the endpoints of a Service */
+  | {
+      readonly type: 'kubernetes'
+      readonly service?: { readonly namespace: string; readonly name: string }
+    }
 
 /** What help texts and documentation say of a key beside its type. */
 export interface KeyDoc {
@@ -123,8 +126,15 @@ function isMultiaddr(text: string): boolean {
   return isHost(host)
 }
 
+/** Names of namespaces and Services. @see https://www.rfc-editor.org/rfc/rfc1123#section-2 */
+const SERVICE =
+  /^kubernetes:([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)\/([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)$/
+
 function parseBootstrap(text: string): BootstrapEntry | undefined {
   if (text === 'kubernetes') return { type: 'kubernetes' }
+  const [, namespace, name] = SERVICE.exec(text) ?? []
+  if (namespace !== undefined && name !== undefined)
+    return { type: 'kubernetes', service: { namespace, name } }
   if (text.startsWith('/'))
     return isMultiaddr(text) ? { type: 'multiaddr', multiaddr: text } : undefined
   if (/^https?:\/\//.test(text)) {
@@ -152,7 +162,9 @@ function formatBootstrap(entry: BootstrapEntry): string {
     case 'http':
       return entry.url
     case 'kubernetes':
-      return 'kubernetes'
+      return entry.service === undefined
+        ? 'kubernetes'
+        : `kubernetes:${entry.service.namespace}/${entry.service.name}`
   }
 }
 
@@ -377,36 +389,56 @@ export const configSchema = z.strictObject(
     bootstrap: z
       .array(
         z
-          .string({ error: 'expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes' })
+          .string({
+            error:
+              'expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE]',
+          })
           .pipe(
             textual(
-              'HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes',
+              'HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE]',
               parseBootstrap,
               formatBootstrap,
             ),
           ),
-        { error: 'expected a list of HOST[:PORT], multiaddrs, http(s)://HOST:PORT and kubernetes' },
+        {
+          error:
+            'expected a list of HOST[:PORT], multiaddrs, http(s)://HOST:PORT and kubernetes[:NAMESPACE/SERVICE]',
+        },
       )
       .prefault([])
       .register(docs, {
         placeholder: 'PEER',
-        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`), \`kubernetes\` (in a pod: the internal addresses of all Nodes that are ready, which the API server is watched for; the service account may get, list and watch nodes). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
+        description: `Ways into the mesh: \`HOST[:PORT]\` (libp2p port, ${P2P_PORT} if not given, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}; a name means all its addresses, so a headless Service works; a name without a port may have SRV records \`_shoal._tcp.HOST\` instead, which say where the nodes are), multiaddrs, \`http(s)://HOST:PORT\` (a peer's registry, asked for its \`/id\`), \`kubernetes\` (the internal addresses of all Nodes that are ready; the API server is watched for them, which takes the right to list and watch nodes) or \`kubernetes:NAMESPACE/SERVICE\` (the endpoints of a Service, at its port \`p2p\` if it has several; the right to list and watch endpointslices in that namespace is enough, and in large clusters it costs the API server far less). Beside them, nodes are tried that this one was connected with before: \`peers.json\` in \`dataDir\` keeps them.`,
       }),
     mesh: choice(['shoal', 'spegel']).prefault('shoal').register(docs, {
       placeholder: 'MESH',
       description:
         'Which nodes to join: `shoal`, or `spegel` for a mesh that has, or is to have, Spegel nodes in it. Then the ports are those of Spegel, and the same on all nodes.',
     }),
+    kubernetes: z
+      .strictObject(
+        {
+          kubeconfig: autoPath().prefault('auto').register(docs, {
+            placeholder: 'FILE',
+            description:
+              "How to get to the API server that `kubernetes` in `bootstrap` means. `auto` is the service account in a pod; elsewhere the first that exists of `/etc/rancher/k3s/k3s.yaml` (K3s servers) and `agent/kubelet.kubeconfig` in K3s' data directory (agents; newer Kubernetes lets a kubelet read its own Node only, so that the node has a zone but finds nobody). Tokens and client certificates are understood, as data or as files, and read anew for each request.",
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     topology: z
       .strictObject(
         {
           zone: label().optional().register(docs, {
             placeholder: 'NAME',
-            description: 'Zone of this node; peers of the same zone are asked first.',
+            description:
+              'Zone of this node; peers of the same zone are asked first. Without it, with `kubernetes` in `bootstrap`, the label `topology.kubernetes.io/zone` of the Node that is called `nodeName`; changes of the label are followed.',
           }),
           region: label().optional().register(docs, {
             placeholder: 'NAME',
-            description: 'Region of this node; after the zone, its peers are asked next.',
+            description:
+              'Region of this node; after the zone, its peers are asked next. Without it the label `topology.kubernetes.io/region`, in the same way.',
           }),
         },
         SECTION,

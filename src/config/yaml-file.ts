@@ -68,7 +68,7 @@ export async function readYamlFile(
   file: string,
   options: ParseOptions & DocumentOptions & SchemaOptions = {},
 ): Promise<YamlFile | undefined> {
-  const text = await readText(file)
+  const text = await readTextFile(file)
   if (text === undefined) return undefined
   const lines = new LineCounter()
   const document = parseDocument(text, {
@@ -130,7 +130,11 @@ export async function readYamlFile(
   }
 }
 
-async function readText(file: string): Promise<string | undefined> {
+/**
+ * Reads a file of up to 1 MiB; undefined if there is none.
+ * @throws {ConfigInvalidError} if it cannot be read or is no text
+ */
+export async function readTextFile(file: string): Promise<string | undefined> {
   const fail = (message: string, cause?: unknown) =>
     new ConfigInvalidError([{ file, message }], { cause })
   try {

@@ -16,11 +16,12 @@ import {
 } from './addresses.ts'
 import {
   Bootstrapper,
+  type BootstrapCluster,
   type BootstrapEntry,
-  type BootstrapTarget,
   type BootstrapTiming,
 } from './bootstrap/bootstrapper.ts'
-import type { KubernetesApi } from './bootstrap/kubernetes.ts'
+import type { NodeTopology } from './bootstrap/kubernetes.ts'
+import type { BootstrapTarget } from './bootstrap/target.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
 import { RecordStore } from './dht/record-store.ts'
 import { loadIdentity } from './identity.ts'
@@ -90,10 +91,11 @@ export interface Libp2pRouterInit {
   /** Keeps this node's identity */
   readonly dataDir: string
   readonly bootstrap: readonly BootstrapEntry[]
-  /** The API server that `kubernetes` among them means, and the port that nodes have libp2p on */
-  readonly kubernetes?: { readonly api: KubernetesApi; readonly port: number } | undefined
+  /** The cluster that `kubernetes` among them means */
+  readonly cluster?: Omit<BootstrapCluster, 'nodeName' | 'spegel'> | undefined
   /** `spegel`: Spegel nodes are in it, or may be; `shoal` by default */
   readonly mesh?: 'shoal' | 'spegel'
+  /** What is not said here, the labels of this node's Node say if `cluster` is followed */
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
@@ -144,6 +146,7 @@ export class Libp2pRouter implements Router, Startable {
   /** Rings when a lookup may find more than a moment ago. */
   readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
   #nodeAddresses: readonly string[]
+  #topology: NodeTopology
   #running: Running | undefined
   #twinSeen = false
 
@@ -152,6 +155,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#registryPort = registryPort
     this.#init = init
     this.#nodeAddresses = [init.nodeAddress].flat()
+    this.#topology = this.#withConfigured({})
     this.#meshSize = init.meshSize ?? MESH_SIZE
     this.#maxConnections = init.maxConnections ?? 2 * this.#meshSize + 100
     this.#spegel = init.mesh === 'spegel'
@@ -328,7 +332,7 @@ export class Libp2pRouter implements Router, Startable {
   /** Holders that are not in `seen` yet, nearest first; those equally near in random order, so that they share the load. */
   #holders({ protocol }: Running, key: ContentKey, seen: Set<string>): Peer[] {
     const name = inventoryKey(key)
-    const { zone, region } = this.#init.topology ?? {}
+    const { zone, region } = this.#topology
     const holders: { peer: Peer; distance: number }[] = []
     for (const { peer, keys, sharing } of protocol.nodes()) {
       if (!sharing || seen.has(peer.id) || !keys.has(name)) continue
@@ -495,11 +499,22 @@ export class Libp2pRouter implements Router, Startable {
           log: this.#log,
           connected,
           known: () => known.targets(),
+          topology: this.#isPlaced()
+            ? undefined
+            : (labels) => {
+                this.#topology = this.#withConfigured(labels)
+                this.#log.info(this.#topology, 'the labels of the Node say where this node is')
+                protocol.updateCard()
+              },
           connect: (target, { signal }) => this.#bootstrap(running, target, signal),
         },
         {
           entries: this.#init.bootstrap,
-          kubernetes: this.#init.kubernetes,
+          cluster: this.#init.cluster && {
+            ...this.#init.cluster,
+            nodeName: this.#init.nodeName,
+            spegel: this.#spegel,
+          },
           ...(this.#init.bootstrapTiming && { timing: this.#init.bootstrapTiming }),
         },
       ),
@@ -557,15 +572,26 @@ export class Libp2pRouter implements Router, Startable {
     })
   }
 
+  /** Zone and region are configured, so that no label says anything new. */
+  #isPlaced(): boolean {
+    const { zone, region } = this.#init.topology ?? {}
+    return zone !== undefined && region !== undefined
+  }
+
+  #withConfigured(labels: NodeTopology): NodeTopology {
+    const { zone = labels.zone, region = labels.region } = this.#init.topology ?? {}
+    return { ...(zone !== undefined && { zone }), ...(region !== undefined && { region }) }
+  }
+
   #card() {
-    const { nodeName, topology = {}, registryScheme, version, sharing } = this.#init
+    const { nodeName, registryScheme, version, sharing } = this.#init
     return {
       name: nodeName,
       registryScheme: registryScheme ?? 'http',
       registryPort: this.#registryPort(),
       registryAddresses: [...this.#nodeAddresses],
-      zone: topology.zone ?? '',
-      region: topology.region ?? '',
+      zone: this.#topology.zone ?? '',
+      region: this.#topology.region ?? '',
       version: version ?? '',
       sharing: sharing ?? true,
     }

@@ -4,7 +4,14 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { parseMultiaddr, type SocketAddress } from '../addresses.ts'
-import { KubernetesNodes, type KubernetesApi } from './kubernetes.ts'
+import type { FindApiAccess } from './api-server.ts'
+import {
+  KubernetesNodes,
+  watchTopology,
+  type KubernetesService,
+  type NodeTopology,
+} from './kubernetes.ts'
+import { BootstrapError, parseId, type BootstrapTarget } from './target.ts'
 
 /** A way into the mesh, as the configuration lists it. */
 export type BootstrapEntry =
@@ -13,16 +20,18 @@ export type BootstrapEntry =
   | { readonly type: 'multiaddr'; readonly multiaddr: string }
   /** Origin of a peer's registry, which is asked for `/id` */
   | { readonly type: 'http'; readonly url: string }
-  /** The Nodes of the cluster that this node is in */
-  | { readonly type: 'kubernetes' }
+  /** The Nodes of the cluster that this node is in, or the endpoints of a Service there */
+  | { readonly type: 'kubernetes'; readonly service?: KubernetesService }
 
-/** An address to try; `id` is who must be there, if that is known. */
-export type BootstrapTarget = SocketAddress & { readonly id?: string }
-
-/** A way into the mesh that leads nowhere at the moment. */
-export class BootstrapError extends Error {
-  override readonly name = 'BootstrapError'
-  readonly code = 'ERR_BOOTSTRAP'
+/** The cluster that `kubernetes` means. */
+export interface BootstrapCluster {
+  readonly access: FindApiAccess
+  /** The port that nodes have libp2p on */
+  readonly port: number
+  /** Of this node's own Node, whose labels say where it is */
+  readonly nodeName: string
+  /** The mesh is one of Spegel's */
+  readonly spegel: boolean
 }
 
 interface BootstrapperComponents {
@@ -33,23 +42,27 @@ interface BootstrapperComponents {
   readonly connected: () => boolean
   /** Where nodes were when this one was connected with them; tried beside the entries */
   readonly known?: () => Iterable<BootstrapTarget>
+  /** Is told where this node is when its Node's labels say so, and when they change */
+  readonly topology?: ((topology: NodeTopology) => void) | undefined
 }
 
 export interface BootstrapTiming {
-  /** Pause between rounds while alone, growing from the first to the second */
+  /** Pause between two tries of a way in while alone, growing from the first to the second */
   readonly alone: readonly [minMs: number, maxMs: number]
   /** The same when connected: then it only heals a mesh that fell apart */
   readonly connectedMs: number
-  /** A name, an `/id` or an address that does not answer within this is left for the next round */
+  /** A name, an `/id` or an address that does not answer within this is left for the next time */
   readonly deadlineMs: number
 }
 
-const TIMING: BootstrapTiming = { alone: [250, 2000], connectedMs: 60_000, deadlineMs: 2000 }
-const MAX_DIALS = 8
-/** Addresses tried in a round; of more, others are tried in the next. */
+/** Whoever becomes reachable is dialled within a second. */
+const TIMING: BootstrapTiming = { alone: [250, 1000], connectedMs: 60_000, deadlineMs: 2000 }
+/** At a time: what does not answer takes the whole deadline, and must not keep others waiting. */
+const MAX_DIALS = 32
+/** Addresses of one way in that are tried each time, and those that wait for their turn; of more, others are next time. */
 const MAX_TARGETS = 128
-/** The same of known nodes: they may all be gone, and must not hold up the round for longer than one deadline. */
-const MAX_KNOWN = MAX_DIALS
+/** The same of known nodes, which may all be gone. */
+const MAX_KNOWN = 8
 /** Targets of one name's SRV records that are asked for their addresses. */
 const MAX_SRV = 32
 /** So long SRV records are waited for once the name's addresses are there. */
@@ -69,24 +82,30 @@ export class Bootstrapper implements Startable {
   readonly #entries: readonly BootstrapEntry[]
   readonly #timing: BootstrapTiming
   readonly #resolver: () => Resolver
-  /** There if it is one of the ways in */
-  readonly #cluster: KubernetesNodes | undefined
+  /** All of them at the same time, so that none is held up by another */
+  readonly #ways: (() => Promise<BootstrapTarget[]>)[]
+  /** What is followed in the cluster */
+  readonly #followed: Startable[] = []
   /** Questions to the resolver on their way; it has few threads, and a dead name server must not take them all */
   readonly #names = new Map<string, Promise<string[]>>()
+  /** Under way or waiting for their turn, by target */
+  readonly #dials = new Map<string, Promise<void>>()
+  readonly #turns: (() => void)[] = []
   readonly #stopped = new AbortController()
-  #running: Promise<void> | undefined
+  #active = 0
+  #running: Promise<unknown> | undefined
   #hurry = new AbortController()
   #settled = false
+  #alone: boolean | undefined
 
   constructor(
-    { log, connect, connected, known }: BootstrapperComponents,
+    { log, connect, connected, known, topology }: BootstrapperComponents,
     init: {
       entries: readonly BootstrapEntry[]
       timing?: BootstrapTiming
       /** Makes what asks for SRV and TXT records; new for each question, as the system's name servers change */
       resolver?: () => Resolver
-      /** What `kubernetes` means: the API server, and the port that nodes have libp2p on */
-      kubernetes?: { readonly api: KubernetesApi; readonly port: number } | undefined
+      cluster?: BootstrapCluster | undefined
     },
   ) {
     this.#log = log
@@ -96,102 +115,145 @@ export class Bootstrapper implements Startable {
     this.#entries = init.entries
     this.#timing = init.timing ?? TIMING
     this.#resolver = init.resolver ?? (() => new Resolver(PERSISTENT))
-    if (!init.entries.some(({ type }) => type === 'kubernetes')) return
-    if (init.kubernetes === undefined) {
-      log.warn('bootstrap: kubernetes leads nowhere, as this is no pod with a service account')
-      return
+    this.#ways = [async () => shuffle([...this.#known()]).slice(0, MAX_KNOWN)]
+    for (const entry of init.entries) {
+      if (entry.type !== 'kubernetes') this.#ways.push(() => this.#targets(entry))
+      else if (init.cluster !== undefined) this.#follow(init.cluster, entry.service)
     }
-    const found = (targets: BootstrapTarget[]): void => {
-      // Whom the first list names the round meets; who is new later is met at once, but not by thousands
-      const greets = Math.random() * (this.#cluster?.size ?? 0) < MAX_GREETERS
-      if (this.#settled && greets) void this.#dial(targets)
+    if (this.#followed.length > 0 && init.cluster !== undefined && topology !== undefined) {
+      const components = { log, connected, changed: topology }
+      this.#followed.push(watchTopology(components, init.cluster))
     }
-    this.#cluster = new KubernetesNodes({ log, connected, found }, init.kubernetes)
   }
 
   async start(): Promise<void> {
+    if (this.#running !== undefined) return
     this.#settled = !this.#hasWays()
-    await this.#cluster?.start()
-    this.#running ??= this.#run()
+    for (const each of this.#followed) await each.start()
+    const firsts = this.#ways.map((way) => {
+      const { promise, resolve } = Promise.withResolvers<unknown>()
+      return { first: promise, running: this.#run(way, resolve) }
+    })
+    const settling = this.#settle(firsts.map(({ first }) => first))
+    this.#running = Promise.all([settling, ...firsts.map(({ running }) => running)])
   }
 
   async stop(): Promise<void> {
     this.#stopped.abort()
     this.#hurry.abort()
-    await this.#cluster?.stop()
+    await Promise.all(this.#followed.map((each) => each.stop()))
     await this.#running
+    await Promise.all(this.#dials.values())
   }
 
-  /** Every way in was tried once: who is alone now is the first. */
+  /** Every way in was tried once, or had time enough: who is alone now is the first. */
   get settled(): boolean {
     return this.#settled
   }
 
-  /** The last peer is gone: do not wait for the next round. */
+  /** The last peer is gone: do not wait for the next time. */
   hurry(): void {
     this.#hurry.abort()
+    this.#hurry = new AbortController()
   }
 
   #hasWays(): boolean {
     return this.#entries.length > 0 || !this.#known()[Symbol.iterator]().next().done
   }
 
-  async #run(): Promise<void> {
+  #follow(cluster: BootstrapCluster, service: KubernetesService | undefined): void {
+    const found = (targets: BootstrapTarget[]): void => {
+      // Whom the first list names is met below; who is new later is met at once, but not by thousands
+      if (this.#settled && Math.random() * nodes.size < MAX_GREETERS) void this.#dial(targets)
+    }
+    const components = { log: this.#log, connected: this.#connected, found }
+    const nodes = new KubernetesNodes(components, { ...cluster, service })
+    this.#followed.push(nodes)
+    this.#ways.push(async () => {
+      await before(nodes.asked, this.#deadline()).catch(() => {})
+      return nodes.targets()
+    })
+  }
+
+  /** A way in that answers nothing, or whose addresses are many and dead, does not keep this node from being ready. */
+  async #settle(firsts: Promise<unknown>[]): Promise<void> {
+    const patience = { signal: this.#stopped.signal, ref: false }
+    const enough = delay(2 * this.#timing.deadlineMs, undefined, patience).catch(() => {})
+    await Promise.race([Promise.all(firsts), enough])
+    this.#settled = true
+    this.#note()
+  }
+
+  /** Says once what has changed. */
+  #note(): void {
+    const alone = !this.#connected()
+    if (!this.#settled || this.#stopped.signal.aborted || alone === this.#alone) return
+    this.#alone = alone
+    if (!alone) this.#log.info('connected to other nodes')
+    else if (this.#hasWays()) this.#log.info('no other node answers; trying on')
+  }
+
+  /** Tries one way in again and again, also while addresses of the time before are still being dialled. */
+  async #run(
+    way: () => Promise<BootstrapTarget[]>,
+    tried: (dials: Promise<unknown>) => void,
+  ): Promise<void> {
     const [minMs, maxMs] = this.#timing.alone
     let alone: boolean | undefined
     let pauseMs = minMs
     while (!this.#stopped.signal.aborted) {
-      await this.#round()
-      this.#settled = true
-      if (this.#stopped.signal.aborted) return
+      const { signal } = this.#hurry
+      tried(this.#dial(shuffle(await way()).slice(0, MAX_TARGETS)))
+      this.#note()
       const wasAlone = alone
       alone = !this.#connected()
-      if (alone !== wasAlone) {
-        if (!alone) this.#log.info('connected to other nodes')
-        else if (this.#hasWays()) this.#log.info('no other node answers; trying on')
-        pauseMs = minMs
-      }
+      if (alone !== wasAlone) pauseMs = minMs
       const pause = alone ? pauseMs : this.#timing.connectedMs
       pauseMs = Math.min(pauseMs * 2, maxMs)
-      this.#hurry = new AbortController()
-      const { signal } = this.#hurry
-      await delay(pause * (0.75 + Math.random() / 2), undefined, { signal, ref: false }).catch(
-        () => {},
-      )
+      const patience = { signal, ref: false }
+      await delay(pause * (0.75 + Math.random() / 4), undefined, patience).catch(() => {})
+    }
+    // Nobody waits for a first time that does not come
+    tried(Promise.resolve())
+  }
+
+  /** Resolves when all that had room were tried. */
+  #dial(targets: readonly BootstrapTarget[]): Promise<unknown> {
+    return Promise.all(
+      targets.flatMap((target) => {
+        const key = `${target.host} ${target.port} ${target.id}`
+        let dial = this.#dials.get(key)
+        if (dial === undefined && this.#dials.size < MAX_TARGETS) {
+          dial = this.#dialInTurn(target).finally(() => this.#dials.delete(key))
+          this.#dials.set(key, dial)
+        }
+        return dial ?? []
+      }),
+    )
+  }
+
+  async #dialInTurn(target: BootstrapTarget): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    if (this.#active >= MAX_DIALS) {
+      this.#turns.push(resolve)
+      await promise
+    } else this.#active += 1
+    try {
+      if (this.#stopped.signal.aborted) return
+      await this.#connect(target, { signal: this.#deadline() })
+    } catch (error) {
+      this.#log.debug({ ...target, err: error }, 'bootstrap address does not answer')
+    } finally {
+      const next = this.#turns.shift()
+      // The turn is handed on
+      if (next === undefined) this.#active -= 1
+      else next()
     }
   }
 
-  /** Known nodes are dialled at once: names may take their time, or have no answer. */
-  async #round(): Promise<void> {
-    const configured = async (): Promise<void> => {
-      const found = await Promise.all(this.#entries.map((entry) => this.#targets(entry)))
-      await this.#dial(shuffle(found.flat()).slice(0, MAX_TARGETS))
-    }
-    const cluster = async (): Promise<void> => {
-      if (this.#cluster === undefined) return
-      await before(this.#cluster.asked, this.#deadline()).catch(() => {})
-      await this.#dial(shuffle(this.#cluster.targets()).slice(0, MAX_TARGETS))
-    }
-    await Promise.all([
-      this.#dial(shuffle([...this.#known()]).slice(0, MAX_KNOWN)),
-      configured(),
-      cluster(),
-    ])
-  }
-
-  async #dial(targets: BootstrapTarget[]): Promise<void> {
-    const worker = async (): Promise<void> => {
-      for (let target = targets.pop(); target !== undefined; target = targets.pop()) {
-        if (this.#stopped.signal.aborted) return
-        await this.#connect(target, { signal: this.#deadline() }).catch((error: unknown) => {
-          this.#log.debug({ ...target, err: error }, 'bootstrap address does not answer')
-        })
-      }
-    }
-    await Promise.all(Array.from({ length: MAX_DIALS }, worker))
-  }
-
-  async #targets(entry: BootstrapEntry): Promise<BootstrapTarget[]> {
+  async #targets(
+    entry: Exclude<BootstrapEntry, { type: 'kubernetes' }>,
+  ): Promise<BootstrapTarget[]> {
     try {
       switch (entry.type) {
         case 'host':
@@ -200,8 +262,6 @@ export class Bootstrapper implements Startable {
           return await this.#fromMultiaddr(entry.multiaddr)
         case 'http':
           return await fetchId(entry.url, this.#deadline())
-        case 'kubernetes':
-          return []
       }
     } catch (error) {
       this.#log.debug({ entry, err: error }, 'bootstrap entry leads nowhere')
@@ -315,29 +375,6 @@ async function fetchId(origin: string, signal: AbortSignal): Promise<BootstrapTa
     chunks.push(chunk)
   }
   return parseId(Buffer.concat(chunks).toString())
-}
-
-/** @throws {BootstrapError} */
-export function parseId(text: string): BootstrapTarget[] {
-  let json: unknown
-  try {
-    json = JSON.parse(text)
-  } catch (cause) {
-    throw new BootstrapError('/id is not JSON', { cause })
-  }
-  const nodes: unknown[] = Array.isArray(json) ? json : [json]
-  return nodes.flatMap((node) => {
-    if (typeof node !== 'object' || node === null || !('ID' in node) || !('Addrs' in node))
-      return []
-    const { ID: id, Addrs: addresses } = node
-    if (typeof id !== 'string' || !Array.isArray(addresses)) return []
-    return addresses
-      .map((address: unknown) =>
-        typeof address === 'string' ? parseMultiaddr(address) : undefined,
-      )
-      .filter((target) => target !== undefined)
-      .map(({ host, port }) => ({ host, port, id }))
-  })
 }
 
 async function before<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {

@@ -1,308 +1,228 @@
-import { readFile } from 'node:fs/promises'
-import type { IncomingMessage } from 'node:http'
-import { request } from 'node:https'
 import { isIP } from 'node:net'
-import { join } from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
-import type { BootstrapTarget } from './bootstrapper.ts'
+import { parseMultiaddr } from '../addresses.ts'
+import { ApiServer, field, list, word, type FindApiAccess } from './api-server.ts'
+import { ApiWatch } from './api-watch.ts'
+import { parseId, type BootstrapTarget } from './target.ts'
 
-/** Where the API server is, as a pod is told. */
-export interface KubernetesApi {
-  readonly host: string
+/** A Service, of which the endpoints are nodes of the mesh. */
+export interface KubernetesService {
+  readonly namespace: string
+  readonly name: string
+}
+
+/** Where a node is, as the labels of its Node say. */
+export interface NodeTopology {
+  readonly zone?: string
+  readonly region?: string
+}
+
+interface KubernetesComponents {
+  readonly log: Logger
+  readonly connected: () => boolean
+}
+
+interface KubernetesNodesInit {
+  readonly access: FindApiAccess
+  /** The port that nodes have libp2p on, where nothing says another */
   readonly port: number
-  /** Has the service account's `token` and the cluster's `ca.crt` */
-  readonly directory: string
+  /** Endpoints of this Service are meant, not all Nodes */
+  readonly service?: KubernetesService | undefined
+  /** Nodes are in a mesh of Spegel's that K3s began: they say themselves where they are */
+  readonly spegel?: boolean
+  readonly answerMs?: number
+  readonly maxKept?: number
 }
 
-/** The API server cannot be asked, or answers what is not understood. */
-class KubernetesError extends Error {
-  override readonly name = 'KubernetesError'
-  readonly code = 'ERR_KUBERNETES'
-  readonly status: number | undefined
-  constructor(message: string, status?: number) {
-    super(message)
-    this.status = status
-  }
-}
-
-const PAGE = 100
-const MAX_PAGES = 100
-const MAX_NODES = PAGE * MAX_PAGES
-/** A Node names up to 50 images and is some ten kilobytes long. */
-const MAX_PAGE_BYTES = 16 * 1024 ** 2
-const MAX_LINE_BYTES = 1024 ** 2
+/** Of a Node that is ready, or of an endpoint. */
 const MAX_ADDRESSES = 4
-const ANSWER_MS = 5000
-/** The server ends a watch after this; one that lasts longer by a deadline is broken. */
-const WATCH_SECONDS = 300
-/** After a watch that lasted so long the next begins at once; a server that ends them as they begin is asked ever less. */
-const LASTING_MS = 1000
-const PAUSE_MS = { first: 250, alone: 2000, connected: 60_000 } as const
+/** As many as the API allows. */
+const MAX_ENDPOINTS = 1000
+const NODES = { path: '/api/v1/nodes', pageSize: 100 } as const
+/** Of characters; the API allows fewer. */
+const MAX_LABEL = 253
+/** What a port of the Service must be called if it has several. */
+const PORT_NAME = 'p2p'
 
-/** Follows the Nodes of a cluster by one list and a watch, and tells where those that are ready may be reached. */
+/** Follows where the nodes of a cluster are that are ready: its Nodes, or the endpoints of a Service. */
 export class KubernetesNodes implements Startable {
-  readonly #log: Logger
-  readonly #connected: () => boolean
-  readonly #found: (targets: BootstrapTarget[]) => void
-  readonly #api: KubernetesApi
-  readonly #port: number
-  readonly #answerMs: number
-  readonly #nodes = new Map<string, readonly string[]>()
-  readonly #stopped = new AbortController()
-  readonly #asked = Promise.withResolvers<void>()
-  #running: Promise<void> | undefined
-  #version: string | undefined
-  #refusal: number | undefined
+  readonly #watch: ApiWatch<BootstrapTarget>
 
   constructor(
     {
       log,
       connected,
       found,
-    }: {
-      log: Logger
-      connected: () => boolean
+    }: KubernetesComponents & {
       /** Is told of nodes at the moment they become ready or change their addresses */
-      found: (targets: BootstrapTarget[]) => void
+      readonly found: (targets: BootstrapTarget[]) => void
     },
-    init: { api: KubernetesApi; port: number; answerMs?: number },
+    init: KubernetesNodesInit,
   ) {
-    this.#log = log
-    this.#connected = connected
-    this.#found = found
-    this.#api = init.api
-    this.#port = init.port
-    this.#answerMs = init.answerMs ?? ANSWER_MS
+    const { service, port } = init
+    this.#watch = new ApiWatch<BootstrapTarget>(
+      {
+        log,
+        connected,
+        api: new ApiServer(init.access, init),
+        read:
+          service === undefined
+            ? (node) => nodeTargets(node, { port, spegel: init.spegel ?? false })
+            : (slice) => sliceTargets(slice, port),
+        changed: (now, before) => {
+          const known = new Set(before.map(keyOf))
+          const fresh = now.filter((target) => !known.has(keyOf(target)))
+          if (fresh.length > 0) found(fresh)
+        },
+      },
+      {
+        resource: service === undefined ? NODES : slicesOf(service),
+        needs:
+          service === undefined
+            ? 'a ClusterRole with list and watch on nodes'
+            : `a Role in namespace ${service.namespace} with list and watch on endpointslices.discovery.k8s.io`,
+        ...(init.maxKept !== undefined && { maxKept: init.maxKept }),
+      },
+    )
   }
 
   /** Resolves when the API server was asked once, whatever came of it. */
   get asked(): Promise<void> {
-    return this.#asked.promise
+    return this.#watch.asked
   }
 
-  async start(): Promise<void> {
-    this.#running ??= this.#run()
-  }
-
-  async stop(): Promise<void> {
-    this.#stopped.abort()
-    await this.#running
-  }
-
-  /** How many nodes are ready now */
+  /** How many addresses there are now */
   get size(): number {
-    return this.#nodes.size
+    return this.#watch.size
   }
 
-  /** Where the nodes are that are ready now; 10,000 of them at most. */
+  start(): Promise<void> {
+    return this.#watch.start()
+  }
+
+  stop(): Promise<void> {
+    return this.#watch.stop()
+  }
+
+  /** Where the nodes are now; 20,000 addresses at most. */
   targets(): BootstrapTarget[] {
-    return [...this.#nodes.values()].flatMap((hosts) => this.#toTargets(hosts))
-  }
-
-  async #run(): Promise<void> {
-    const { signal } = this.#stopped
-    let pauseMs: number = PAUSE_MS.first
-    while (!signal.aborted) {
-      try {
-        if (this.#version === undefined) await this.#list()
-        this.#asked.resolve()
-        const since = performance.now()
-        await this.#watch()
-        if (performance.now() - since > LASTING_MS) pauseMs = PAUSE_MS.first
-      } catch (error) {
-        if (!signal.aborted) this.#failed(error)
-      }
-      this.#asked.resolve()
-      const wait = pauseMs * (0.75 + Math.random() / 2)
-      const most = this.#connected() ? PAUSE_MS.connected : PAUSE_MS.alone
-      pauseMs = Math.min(pauseMs * 2, most)
-      await delay(Math.min(wait, most), undefined, { signal, ref: false }).catch(() => {})
-    }
-  }
-
-  #failed(error: unknown): void {
-    const status = error instanceof KubernetesError ? error.status : undefined
-    // Too old, or a watch that went wrong: only a new list is known to be right
-    this.#version = undefined
-    if ((status === 401 || status === 403) && this.#refusal !== status) {
-      this.#refusal = status
-      this.#log.warn(
-        { status },
-        'the API server refuses: the service account needs a ClusterRole with get, list and watch on nodes',
-      )
-    } else this.#log.debug({ err: error }, 'the API server does not tell the nodes')
-  }
-
-  async #list(): Promise<void> {
-    const nodes = new Map<string, readonly string[]>()
-    let next = ''
-    let version: string | undefined
-    for (let page = 0; page < MAX_PAGES; page++) {
-      const query = { limit: String(PAGE), ...(next !== '' && { continue: next }) }
-      const signal = AbortSignal.any([this.#stopped.signal, AbortSignal.timeout(this.#answerMs)])
-      const list = parse(await text(await this.#get(query, signal)))
-      const items = field(list, 'items')
-      version = word(field(field(list, 'metadata'), 'resourceVersion'))
-      if (!Array.isArray(items) || version === '') throw new KubernetesError('not a list of nodes')
-      for (const item of items.slice(0, PAGE)) {
-        const hosts = readyAddresses(item)
-        if (hosts.length > 0) nodes.set(nameOf(item), hosts)
-      }
-      next = word(field(field(list, 'metadata'), 'continue'))
-      if (next === '') break
-    }
-    this.#refusal = undefined
-    this.#version = version
-    for (const name of this.#nodes.keys()) if (!nodes.has(name)) this.#nodes.delete(name)
-    for (const [name, hosts] of nodes) this.#set(name, hosts)
-  }
-
-  /** Follows the nodes until the server ends the watch, or the connection breaks. */
-  async #watch(): Promise<void> {
-    const headers = new AbortController()
-    const timer = setTimeout(() => headers.abort(), this.#answerMs)
-    const signal = AbortSignal.any([
-      this.#stopped.signal,
-      headers.signal,
-      AbortSignal.timeout(WATCH_SECONDS * 1000 + this.#answerMs),
-    ])
-    try {
-      const response = await this.#get(
-        {
-          watch: 'true',
-          allowWatchBookmarks: 'true',
-          timeoutSeconds: String(WATCH_SECONDS),
-          resourceVersion: this.#version ?? '',
-        },
-        signal,
-      )
-      clearTimeout(timer)
-      for await (const line of lines(response)) this.#event(parse(line))
-    } catch (error) {
-      // A cut stream is gone on with from where it was
-      if (error instanceof KubernetesError || this.#stopped.signal.aborted) throw error
-      this.#log.debug({ err: error }, 'watch of nodes ended')
-    } finally {
-      clearTimeout(timer)
-    }
-  }
-
-  #event(event: unknown): void {
-    const type = field(event, 'type')
-    const object = field(event, 'object')
-    const version = word(field(field(object, 'metadata'), 'resourceVersion'))
-    if (type === 'ERROR' || version === '') {
-      throw new KubernetesError('watch of nodes failed', Number(field(object, 'code')))
-    }
-    if (type === 'DELETED') this.#nodes.delete(nameOf(object))
-    else if (type === 'ADDED' || type === 'MODIFIED')
-      this.#set(nameOf(object), readyAddresses(object))
-    this.#version = version
-  }
-
-  #set(name: string, hosts: readonly string[]): void {
-    const before = this.#nodes.get(name)
-    if (hosts.length === 0) this.#nodes.delete(name)
-    else if (before !== undefined || this.#nodes.size < MAX_NODES) {
-      this.#nodes.set(name, hosts)
-      if (before?.join() !== hosts.join()) this.#found(this.#toTargets(hosts))
-    }
-  }
-
-  #toTargets(hosts: readonly string[]): BootstrapTarget[] {
-    return hosts.map((host) => ({ host, port: this.#port }))
-  }
-
-  /** The body of an answer of 200; the files are read again as the kubelet renews them. */
-  async #get(query: Record<string, string>, signal: AbortSignal): Promise<IncomingMessage> {
-    const { host, port, directory } = this.#api
-    const [token, ca] = await Promise.all(
-      ['token', 'ca.crt'].map((name) => readFile(join(directory, name), 'utf8')),
-    )
-    const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
-    const asking = request({
-      host,
-      port,
-      ca,
-      path: `/api/v1/nodes?${new URLSearchParams(query).toString()}`,
-      headers: { authorization: `Bearer ${(token ?? '').trim()}`, accept: 'application/json' },
-      agent: false,
-      signal,
-    })
-    // A server that is gone without a word is found out long before the watch is over
-    asking.on('socket', (socket) => socket.setKeepAlive(true, 15_000))
-    asking.on('response', resolve)
-    asking.on('error', reject)
-    asking.end()
-    const response = await promise
-    if (response.statusCode === 200) return response
-    response.destroy()
-    throw new KubernetesError(`API server answers ${response.statusCode}`, response.statusCode)
+    return [...this.#watch.all()]
   }
 }
 
-async function text(response: AsyncIterable<Buffer>): Promise<string> {
-  const chunks: Buffer[] = []
-  let length = 0
-  for await (const chunk of response) {
-    length += chunk.length
-    if (length > MAX_PAGE_BYTES) throw new KubernetesError('page of nodes is too long')
-    chunks.push(chunk)
+/**
+ * Follows the labels of this node's own Node. The kubelet's credentials are enough for that.
+ * @see https://kubernetes.io/docs/reference/labels-annotations-taints/#topologykubernetesiozone
+ */
+export function watchTopology(
+  {
+    log,
+    connected,
+    changed,
+  }: KubernetesComponents & { readonly changed: (topology: NodeTopology) => void },
+  init: {
+    readonly access: FindApiAccess
+    /** Of this node's Node */
+    readonly nodeName: string
+    readonly answerMs?: number
+  },
+): Startable {
+  let told: NodeTopology = {}
+  const query = { fieldSelector: `metadata.name=${init.nodeName}` }
+  return new ApiWatch<NodeTopology>(
+    {
+      log,
+      connected,
+      api: new ApiServer(init.access, init),
+      read: (node) => [topologyOf(node)],
+      changed: ([now]) => {
+        // A Node that is gone while its node runs on comes again, and nothing has moved
+        if (now === undefined || (now.zone === told.zone && now.region === told.region)) return
+        told = now
+        changed(now)
+      },
+    },
+    {
+      resource: { path: NODES.path, query, pageSize: 1 },
+      needs: 'a ClusterRole with list and watch on nodes, for zone and region',
+    },
+  )
+}
+
+function slicesOf({ namespace, name }: KubernetesService) {
+  return {
+    path: `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices`,
+    query: { labelSelector: `kubernetes.io/service-name=${name}` },
+    pageSize: 20,
   }
-  return Buffer.concat(chunks).toString()
 }
 
-async function* lines(response: AsyncIterable<Buffer>): AsyncGenerator<string> {
-  let parts: Buffer[] = []
-  let length = 0
-  for await (const chunk of response) {
-    let from = 0
-    for (let end = chunk.indexOf(10); end !== -1; end = chunk.indexOf(10, from)) {
-      yield Buffer.concat([...parts, chunk.subarray(from, end)]).toString()
-      parts = []
-      length = 0
-      from = end + 1
-    }
-    parts.push(chunk.subarray(from))
-    length += chunk.length - from
-    if (length > MAX_LINE_BYTES) throw new KubernetesError('event of a watch is too long')
-  }
-}
-
-function parse(json: string): unknown {
-  try {
-    return JSON.parse(json)
-  } catch {
-    throw new KubernetesError('not JSON')
-  }
-}
-
-function field(value: unknown, name: string): unknown {
-  return typeof value === 'object' && value !== null ? Reflect.get(value, name) : undefined
-}
-
-function word(value: unknown): string {
-  return typeof value === 'string' ? value : ''
-}
-
-function nameOf(node: unknown): string {
-  return word(field(field(node, 'metadata'), 'name'))
+function keyOf({ host, port, id }: BootstrapTarget): string {
+  return `${host} ${port} ${id}`
 }
 
 /** Internal addresses of a Node that is ready, none of another. */
-function readyAddresses(node: unknown): string[] {
+function nodeTargets(
+  node: unknown,
+  { port, spegel }: { port: number; spegel: boolean },
+): BootstrapTarget[] {
   const status = field(node, 'status')
-  const [conditions, addresses] = [field(status, 'conditions'), field(status, 'addresses')]
-  if (!Array.isArray(conditions) || !Array.isArray(addresses) || nameOf(node) === '') return []
-  const ready = conditions.some(
-    (each: unknown) => field(each, 'type') === 'Ready' && field(each, 'status') === 'True',
+  const ready = list(field(status, 'conditions')).some(
+    (each) => field(each, 'type') === 'Ready' && field(each, 'status') === 'True',
   )
   if (!ready) return []
-  return addresses
-    .filter((each: unknown) => field(each, 'type') === 'InternalIP')
-    .map((each: unknown) => word(field(each, 'address')))
+  const own = spegel ? k3sTargets(node) : []
+  if (own.length > 0) return own
+  return list(field(status, 'addresses'))
+    .filter((each) => field(each, 'type') === 'InternalIP')
+    .map((each) => word(field(each, 'address')))
     .filter((host) => isIP(host) !== 0)
     .slice(0, MAX_ADDRESSES)
+    .map((host) => ({ host, port }))
+}
+
+/** Where a node of K3s' embedded registry says that it is: `p2p.k3s.cattle.io/node-addresses`, in older ones `node-address`. */
+function k3sTargets(node: unknown): BootstrapTarget[] {
+  const metadata = field(node, 'metadata')
+  if (field(field(metadata, 'labels'), 'p2p.k3s.cattle.io/enabled') !== 'true') return []
+  const annotations = field(metadata, 'annotations')
+  const json = word(field(annotations, 'p2p.k3s.cattle.io/node-addresses'))
+  const text = word(field(annotations, 'p2p.k3s.cattle.io/node-address'))
+  let targets: BootstrapTarget[] = []
+  try {
+    if (json !== '') targets = parseId(json)
+  } catch {
+    // The other annotation says the same
+  }
+  if (targets.length === 0) {
+    targets = text
+      .split(',', MAX_ADDRESSES)
+      .map((address) => parseMultiaddr(address.trim()))
+      .filter((target) => target !== undefined)
+  }
+  return targets.slice(0, MAX_ADDRESSES)
+}
+
+/** Endpoints that are not about to end. Those that are not ready are among them: nodes may find each other before. */
+function sliceTargets(slice: unknown, defaultPort: number): BootstrapTarget[] {
+  const ports = list(field(slice, 'ports'))
+  const named = ports.find((each) => field(each, 'name') === PORT_NAME)
+  const number = Number(field(named ?? (ports.length === 1 ? ports[0] : undefined), 'port'))
+  const port = Number.isInteger(number) && number > 0 && number < 65536 ? number : defaultPort
+  return list(field(slice, 'endpoints'))
+    .slice(0, MAX_ENDPOINTS)
+    .filter((each) => field(field(each, 'conditions'), 'terminating') !== true)
+    .flatMap((each) => list(field(each, 'addresses')).slice(0, MAX_ADDRESSES))
+    .map(word)
+    .filter((host) => isIP(host) !== 0)
+    .map((host) => ({ host, port }))
+}
+
+function topologyOf(node: unknown): NodeTopology {
+  const labels = field(field(node, 'metadata'), 'labels')
+  const [zone, region] = ['zone', 'region'].map((name) =>
+    word(field(labels, `topology.kubernetes.io/${name}`)).slice(0, MAX_LABEL),
+  )
+  return { ...(zone && { zone }), ...(region && { region }) }
 }

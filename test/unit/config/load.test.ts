@@ -150,9 +150,9 @@ suite('a configuration that is wrong', () => {
       'FILE:4: listen.local: expected HOST:PORT, an IPv6 address in brackets, found the number 5',
       'FILE:5: listen.admin: expected HOST:PORT, an IPv6 address in brackets, found "[1::2"',
       'FILE:6: log.level: expected one of error, warn, info, debug, trace, silent, found "loud"',
-      'FILE:8: bootstrap[0]: expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes, found a mapping',
-      'FILE:9: bootstrap[1]: expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes, found the number 7',
-      'FILE:10: bootstrap[2]: expected HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes, found "a b"',
+      'FILE:8: bootstrap[0]: expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE], found a mapping',
+      'FILE:9: bootstrap[1]: expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE], found the number 7',
+      'FILE:10: bootstrap[2]: expected HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE], found "a b"',
       'FILE:11: limits.requests: expected a whole number from 1 to 65536, found the number 2.5',
       'FILE:12: shutdownTimeout: expected a duration from 1ms to 24h, such as 250ms, 10s or 5m, found the number 10',
       'FILE:13: peers: expected a mapping, found "fast"',
@@ -170,7 +170,7 @@ suite('a configuration that is wrong', () => {
     })
     assert.deepEqual(problems, [
       'NODE_IP: expected auto or an IP address, or some of them separated by commas, found "here"',
-      '--bootstrap: expected HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes, found ":::"',
+      '--bootstrap: expected HOST[:PORT], a multiaddr such as /ip4/10.0.0.1/tcp/5002, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE], found ":::"',
       '--limits-requests: expected a whole number from 1 to 65536, found "many"',
     ])
   })

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { isPlausible, parseMultiaddr, toMultiaddr } from '../../../src/routing/addresses.ts'
-import { parseId } from '../../../src/routing/bootstrap/bootstrapper.ts'
+import { parseId } from '../../../src/routing/bootstrap/target.ts'
 
 const ID = '12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo'
 

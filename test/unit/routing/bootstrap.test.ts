@@ -3,11 +3,8 @@ import { createSocket } from 'node:dgram'
 import { Resolver } from 'node:dns/promises'
 import { once } from 'node:events'
 import { suite, test } from 'node:test'
-import {
-  Bootstrapper,
-  type BootstrapEntry,
-  type BootstrapTarget,
-} from '../../../src/routing/bootstrap/bootstrapper.ts'
+import { Bootstrapper, type BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
+import type { BootstrapTarget } from '../../../src/routing/bootstrap/target.ts'
 import { until } from '../../wait.ts'
 import { silent } from './nodes.ts'
 

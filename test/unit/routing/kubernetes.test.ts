@@ -7,18 +7,25 @@ import { createServer } from 'node:https'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, suite, test } from 'node:test'
-import { KubernetesNodes } from '../../../src/routing/bootstrap/kubernetes.ts'
+import type { FindApiAccess } from '../../../src/routing/bootstrap/api-server.ts'
+import { KubernetesNodes, watchTopology } from '../../../src/routing/bootstrap/kubernetes.ts'
 import { until } from '../../wait.ts'
-import { silent } from './nodes.ts'
+import { captureLog, silent } from './nodes.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'shoal-kubernetes-'))
 after(() => rmSync(directory, { recursive: true, force: true }))
-const subject = ['-subj', '/CN=api', '-addext', 'subjectAltName=IP:127.0.0.1']
+const subject = ['-subj', '/CN=api', '-addext', 'subjectAltName=IP:127.0.0.1,DNS:api.example']
 const files = ['-keyout', join(directory, 'key'), '-out', join(directory, 'ca.crt')]
 const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes', '-days', '1']
 execFileSync('openssl', ['req', '-x509', ...kind, ...subject, ...files], { stdio: 'ignore' })
-writeFileSync(join(directory, 'token'), 'first\n')
+const [key = '', cert = ''] = ['key', 'ca.crt'].map((name) =>
+  readFileSync(join(directory, name), 'utf8'),
+)
+const SLICES = '/apis/discovery.k8s.io/v1/namespaces/shoal/endpointslices'
 
+type Options = Partial<ConstructorParameters<typeof KubernetesNodes>[1]> & {
+  readonly log?: ReturnType<typeof captureLog>['log']
+}
 type Answer = (query: URLSearchParams, response: ServerResponse, request: IncomingMessage) => void
 
 suite('bootstrap: the API server', { timeout: 60_000 }, () => {
@@ -66,6 +73,7 @@ suite('bootstrap: the API server', { timeout: 60_000 }, () => {
     'that the version is gone, by status': (_, response) => void response.writeHead(410).end(),
     'that the version is gone, by event': (_, response) =>
       void response.end(event('ERROR', { code: 410 })),
+    'an error without a reason': (_, response) => void response.end(event('ERROR', {})),
     garbage: (_, response) => void response.end('garbage\n'),
     'a line without end': (_, response) => {
       const more = (): void => {
@@ -86,6 +94,105 @@ suite('bootstrap: the API server', { timeout: 60_000 }, () => {
       await until(() => run.hosts() === '10.0.0.2')
     })
   }
+
+  for (const status of [500, 503, 429]) {
+    test(`that answers a watch with ${status} is asked on from the last version, and not for a list`, async () => {
+      let lists = 0
+      const watches: (string | null)[] = []
+      await using run = await running((query, response) => {
+        if (!query.has('watch')) return list(response, [node('a', `10.0.0.${++lists}`)], '')
+        watches.push(query.get('resourceVersion'))
+        if (watches.length === 1)
+          response.end(event('BOOKMARK', { metadata: { resourceVersion: '9' } }))
+        else if (watches.length < 4) response.writeHead(status).end('{}')
+        else response.write(event('ADDED', node('b', '10.0.0.2')))
+      })
+      await until(() => run.hosts() === '10.0.0.1 10.0.0.2')
+      assert.equal(lists, 1)
+      assert.deepEqual(watches, ['1', '9', '9', '9'])
+    })
+  }
+
+  test('that never again tells of a version is asked for a list in the end', async () => {
+    let watches = 0
+    await using run = await running((query, response) => {
+      if (!query.has('watch')) list(response, [node('a', `10.0.0.${watches + 1}`)], '')
+      else if (++watches > 5) response.flushHeaders()
+      else response.writeHead(504).end()
+    })
+    await until(() => run.hosts() === '10.0.0.6', { timeoutMs: 30_000 })
+  })
+
+  test('that wants to be left alone is', async () => {
+    const asked: number[] = []
+    await using run = await running((query, response) => {
+      asked.push(performance.now())
+      if (query.has('watch')) response.flushHeaders()
+      else if (asked.length > 1) list(response, [node('a', '10.0.0.1')], '')
+      else response.writeHead(429, { 'retry-after': '1' }).end()
+    })
+    await until(() => run.hosts() === '10.0.0.1')
+    assert.ok((asked[1] ?? 0) - (asked[0] ?? 0) >= 1000)
+  })
+
+  test('that has more nodes than are kept is no secret, and those that go make room', async () => {
+    const { log, lines } = captureLog()
+    const options = { log, maxKept: 2 }
+    await using run = await running((query, response) => {
+      if (!query.has('watch')) {
+        const nodes = ['a', 'b', 'c', 'd'].map((name, index) => node(name, `10.0.0.${index}`))
+        return list(response, nodes, '')
+      }
+      response.write(event('DELETED', node('a', '10.0.0.0')))
+      response.write(event('MODIFIED', node('d', '10.0.0.3')))
+    }, options)
+    await until(() => run.hosts() === '10.0.0.1 10.0.0.3')
+    const warnings = lines.filter(({ level }) => level === 40)
+    assert.deepEqual(
+      warnings.map(({ path, kept }) => [path, kept]),
+      [['/api/v1/nodes', 2]],
+    )
+  })
+
+  test('that refuses is complained of once, with what is needed', async () => {
+    const { log, lines } = captureLog()
+    let asked = 0
+    await using run = await running(
+      (query, response) => {
+        if (++asked < 4) response.writeHead(403).end('{}')
+        else if (query.has('watch')) response.flushHeaders()
+        else list(response, [node('a', '10.0.0.1')], '')
+      },
+      { log },
+    )
+    await until(() => run.hosts() === '10.0.0.1')
+    const warnings = lines.filter(({ level }) => level === 40)
+    assert.equal(warnings.length, 1)
+    assert.match(String(warnings[0]?.['needs']), /list and watch on nodes/)
+  })
+
+  test('sees the client certificate and the name that it was configured with', async () => {
+    let subject: unknown
+    let name: unknown
+    const server = await serving((query, response, { socket }) => {
+      assert.ok('getPeerCertificate' in socket && typeof socket.getPeerCertificate === 'function')
+      subject = socket.getPeerCertificate().subject.CN
+      name = 'servername' in socket && socket.servername
+      if (query.has('watch')) response.flushHeaders()
+      else list(response, [node('a', '10.0.0.1')], '')
+    })
+    await using run = await running(() => {}, {
+      access: async () => ({
+        server: `https://127.0.0.1:${server.port}/`,
+        ca: cert,
+        certificate: cert,
+        key,
+        serverName: 'api.example',
+      }),
+    })
+    await until(() => run.hosts() === '10.0.0.1').finally(() => server.close())
+    assert.deepEqual([subject, name], ['api', 'api.example'])
+  })
 
   const useless: Readonly<Record<string, Answer>> = {
     refuses: (_, response) => void response.writeHead(403).end('{}'),
@@ -109,6 +216,155 @@ suite('bootstrap: the API server', { timeout: 60_000 }, () => {
   }
 })
 
+suite('bootstrap: endpoint slices', { timeout: 60_000 }, () => {
+  const service = { namespace: 'shoal', name: 'mesh' }
+  const targets = (run: { nodes: KubernetesNodes }) =>
+    run.nodes.targets().map(({ host, port }) => `${host} ${port}`)
+
+  test('of a Service say where its endpoints are, ready or not, until they end', async () => {
+    await using run = await running(
+      (query, response) => {
+        assert.equal(query.get('labelSelector'), 'kubernetes.io/service-name=mesh')
+        if (query.has('watch')) return response.flushHeaders()
+        const endpoints = [
+          endpoint('10.0.0.1', { ready: true }),
+          endpoint('10.0.0.2', { ready: false }),
+          endpoint('10.0.0.3', { ready: true, terminating: true }),
+          { addresses: ['name.example', 7, '10.0.0.4'] },
+          'garbage',
+        ]
+        list(response, [slice('one', endpoints), slice('two', [endpoint('fd00::1')])], '')
+      },
+      { service },
+    )
+    await until(() => run.nodes.size > 0)
+    assert.deepEqual(targets(run), [
+      '10.0.0.1 7000',
+      '10.0.0.2 7000',
+      '10.0.0.4 7000',
+      'fd00::1 7000',
+    ])
+  })
+
+  test('that change tell of those endpoints alone that are new', async () => {
+    await using run = await running(
+      (query, response) => {
+        const before = ['10.0.0.1', '10.0.0.2'].map((host) => endpoint(host))
+        if (!query.has('watch')) return list(response, [slice('one', before)], '')
+        const now = ['10.0.0.2', '10.0.0.3'].map((host) => endpoint(host))
+        response.write(event('MODIFIED', slice('one', now)))
+      },
+      { service },
+    )
+    await until(() => run.hosts() === '10.0.0.2 10.0.0.3')
+    assert.deepEqual(run.found, ['10.0.0.1', '10.0.0.2', '10.0.0.3'])
+  })
+
+  const ports: readonly (readonly [what: string, ports: unknown, port: number])[] = [
+    ['no port', null, 5002],
+    ['one port of another name', [{ name: 'router', port: 5001 }], 5001],
+    ['several of other names', [{ port: 1 }, { name: 'metrics', port: 2 }], 5002],
+    ['no number', [{ name: 'p2p', port: 'http' }], 5002],
+    ['a number out of range', [{ name: 'p2p', port: 65_536 }], 5002],
+  ]
+  for (const [what, given, port] of ports) {
+    test(`with ${what} lead to port ${port}`, async () => {
+      await using run = await running(
+        (query, response) => {
+          if (query.has('watch')) return response.flushHeaders()
+          list(response, [{ ...slice('one', [endpoint('10.0.0.1')]), ports: given }], '')
+        },
+        { service },
+      )
+      await until(() => run.nodes.size > 0)
+      assert.deepEqual(targets(run), [`10.0.0.1 ${port}`])
+    })
+  }
+})
+
+suite('bootstrap: annotations of K3s', { timeout: 60_000 }, () => {
+  const ID = '12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo'
+  const JSON_KEY = 'p2p.k3s.cattle.io/node-addresses'
+  const TEXT_KEY = 'p2p.k3s.cattle.io/node-address'
+  const enabled = { 'p2p.k3s.cattle.io/enabled': 'true' }
+  const said = JSON.stringify({ ID, Addrs: ['/ip4/10.9.0.1/tcp/5001'] })
+  const cases: Readonly<Record<string, readonly [labels: object, annotations: object, string]>> = {
+    'as JSON': [enabled, { [JSON_KEY]: said }, `10.9.0.1 5001 ${ID}`],
+    'as text': [enabled, { [TEXT_KEY]: `/ip4/10.9.0.2/tcp/5001/p2p/${ID}` }, `10.9.0.2 5001 ${ID}`],
+    'as text beside garbage': [
+      enabled,
+      { [JSON_KEY]: '{', [TEXT_KEY]: `garbage,/ip4/10.9.0.2/tcp/5001/p2p/${ID}` },
+      `10.9.0.2 5001 ${ID}`,
+    ],
+    'of a node that takes no part': [{}, { [JSON_KEY]: said }, '10.0.0.1 5002 undefined'],
+    'that are garbage': [
+      enabled,
+      { [JSON_KEY]: '[7]', [TEXT_KEY]: ',' },
+      '10.0.0.1 5002 undefined',
+    ],
+  }
+  for (const [what, [labels, annotations, expected]] of Object.entries(cases)) {
+    test(`${what} lead to ${expected} in a mesh of Spegel's, and mean nothing elsewhere`, async () => {
+      const plain = node('a', '10.0.0.1')
+      const marked = { ...plain, metadata: { ...plain.metadata, labels, annotations } }
+      const answer: Answer = (query, response) => {
+        if (query.has('watch')) response.flushHeaders()
+        else list(response, [marked], '')
+      }
+      await using spegel = await running(answer, { spegel: true })
+      await using shoal = await running(answer)
+      await until(() => spegel.nodes.size > 0 && shoal.nodes.size > 0)
+      const [target] = spegel.nodes.targets()
+      assert.equal(`${target?.host} ${target?.port} ${target?.id}`, expected)
+      assert.equal(shoal.hosts(), '10.0.0.1')
+    })
+  }
+})
+
+suite('topology: the labels of the own Node', { timeout: 60_000 }, () => {
+  test('say zone and region, also when they change, and nothing when the Node goes', async () => {
+    const labelled = (labels: object) => {
+      const plain = node('own', '10.0.0.1', 'False')
+      return { ...plain, metadata: { ...plain.metadata, labels } }
+    }
+    const zone = 'topology.kubernetes.io/zone'
+    const region = 'topology.kubernetes.io/region'
+    const server = await serving((query, response) => {
+      assert.equal(query.get('fieldSelector'), 'metadata.name=own')
+      if (!query.has('watch')) return list(response, [labelled({ [zone]: 'a', [region]: 'r' })], '')
+      response.write(event('MODIFIED', labelled({ [zone]: 'a', [region]: 'r', other: 'x' })))
+      response.write(event('MODIFIED', labelled({ [zone]: 'b' })))
+      response.write(event('DELETED', labelled({ [zone]: 'b' })))
+      response.write(event('ADDED', labelled({})))
+    })
+    const heard: unknown[] = []
+    const topology = watchTopology(
+      { log: silent, connected: () => true, changed: (now) => heard.push(now) },
+      { access: access(server.port), nodeName: 'own' },
+    )
+    await topology.start()
+    try {
+      await until(() => heard.length === 3)
+    } finally {
+      await topology.stop()
+      server.close()
+    }
+    assert.deepEqual(heard, [{ zone: 'a', region: 'r' }, { zone: 'b' }, {}])
+  })
+})
+
+function endpoint(address: string, conditions?: object) {
+  return { addresses: [address], ...(conditions && { conditions }) }
+}
+
+function slice(name: string, endpoints: unknown[]) {
+  const ports = [
+    { name: 'metrics', port: 9 },
+    { name: 'p2p', port: 7000 },
+  ]
+  return { metadata: { name, resourceVersion: '5' }, endpoints, ports }
+}
+
 function node(name: string, address: string, ready = 'True') {
   return {
     metadata: { name, resourceVersion: '5' },
@@ -131,26 +387,18 @@ function list(response: ServerResponse, items: unknown[], next: string): void {
   response.end(JSON.stringify({ kind: 'NodeList', metadata, items }))
 }
 
-async function running(answer: Answer) {
+/** An API server on loopback; what `init` does not say is as a node on Nodes has it. */
+async function running(answer: Answer, { log, ...init }: Options = {}) {
   writeFileSync(join(directory, 'token'), 'first\n')
-  const [key, cert] = ['key', 'ca.crt'].map((name) => readFileSync(join(directory, name)))
-  const server = createServer({ key, cert }, (request, response) => {
-    const url = new URL(request.url ?? '', 'https://api')
-    assert.equal(url.pathname, '/api/v1/nodes')
-    answer(url.searchParams, response, request)
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const address = server.address()
-  assert.ok(typeof address === 'object' && address !== null)
+  const server = await serving(answer)
   const found: string[] = []
   const nodes = new KubernetesNodes(
     {
-      log: silent,
+      log: log ?? silent,
       connected: () => false,
       found: (targets) => void found.push(...targets.map(({ host }) => host)),
     },
-    { api: { host: '127.0.0.1', port: address.port, directory }, port: 5002, answerMs: 500 },
+    { access: access(server.port), port: 5002, answerMs: 500, ...init },
   )
   await nodes.start()
   return {
@@ -163,8 +411,35 @@ async function running(answer: Answer) {
         .join(' '),
     async [Symbol.asyncDispose]() {
       await nodes.stop()
+      server.close()
+    },
+  }
+}
+
+async function serving(answer: Answer, paths: readonly string[] = ['/api/v1/nodes', SLICES]) {
+  const tls = { key, cert, ca: cert, requestCert: true, rejectUnauthorized: false }
+  const server = createServer(tls, (request, response) => {
+    const url = new URL(request.url ?? '', 'https://api')
+    assert.ok(paths.includes(url.pathname), url.pathname)
+    answer(url.searchParams, response, request)
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  assert.ok(typeof address === 'object' && address !== null)
+  return {
+    port: address.port,
+    close: () => {
       server.closeAllConnections()
       server.close()
     },
   }
+}
+
+function access(port: number): FindApiAccess {
+  return async () => ({
+    server: `https://127.0.0.1:${port}`,
+    ca: cert,
+    token: readFileSync(join(directory, 'token'), 'utf8').trim(),
+  })
 }
