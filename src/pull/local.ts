@@ -4,6 +4,9 @@ import { isDigestKey, type ContentKey } from '../oci/reference.ts'
 import { NotHeldError, type ContentStore } from '../store/store.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
 
+/** One for all: every pull from a peer meets it, and to make an error costs more than to look the key up. */
+const NOT_ASKED = new ContentNotFoundError('the store was not asked')
+
 /** Answers from what this node itself holds. */
 export class LocalSource implements ContentSource {
   readonly name = 'local'
@@ -27,7 +30,7 @@ export class LocalSource implements ContentSource {
 
   async open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
     const key = keyOf(request)
-    if (!this.#when(key)) throw new ContentNotFoundError('not asked for here')
+    if (!this.#when(key)) throw NOT_ASKED
     try {
       return await this.#open(request, key, options)
     } catch (error) {

@@ -40,6 +40,8 @@ const QUARANTINE_FIRST = 30_000
 const QUARANTINE_LONGEST = 3_600_000
 /** A peer that could not be reached is asked after all others for this long, in ms. */
 const REST = 2_000
+/** Why a lookup and the others of a race end. One for all: an abort without a reason makes a new error each time. */
+const DECIDED = new Error('not waited for any longer')
 /** Requests for one blob, resumptions included; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
 /** Peers of which is remembered where they answer. */
@@ -205,8 +207,9 @@ export class PeersSource implements ContentSource {
     signal: AbortSignal,
     size?: number,
   ): Promise<Transfer> {
-    const race = new AbortController()
-    const lookup = AbortSignal.any([signal, race.signal, AbortSignal.timeout(this.#init.lookup)])
+    const looking = new AbortController()
+    const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
+    const lookup = AbortSignal.any([signal, looking.signal])
     const found = this.#router.lookup(keyOf(request), { signal: lookup })[Symbol.asyncIterator]()
     const running = new Map<
       string,
@@ -257,10 +260,11 @@ export class PeersSource implements ContentSource {
       }
     } finally {
       clearTimeout(patience?.timer)
-      race.abort()
+      clearTimeout(late)
+      looking.abort(DECIDED)
       // The others are let go, also those that answer just now.
       for (const { abort, done } of running.values()) {
-        abort.abort()
+        abort.abort(DECIDED)
         void done.then(
           (late) => {
             if (late !== undefined && late !== winner) late.answer.close()
