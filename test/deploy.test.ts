@@ -8,7 +8,7 @@ import { readUnitStart } from './harness/unit-file.ts'
 interface Container {
   readonly args: readonly string[]
   readonly image: string
-  readonly env?: readonly { name: string }[]
+  readonly env?: readonly { name: string; valueFrom: { fieldRef: { fieldPath: string } } }[]
   readonly volumeMounts: readonly { name: string; mountPath: string }[]
 }
 
@@ -28,7 +28,7 @@ interface Manifest {
   readonly metadata: { name: string; namespace?: string }
   readonly data: Record<string, string>
   readonly rules: readonly { resources: readonly string[]; verbs: readonly string[] }[]
-  readonly roleRef: { name: string }
+  readonly roleRef: { kind: string; name: string }
   readonly subjects: readonly { kind: string; name: string; namespace: string }[]
   readonly spec: {
     template: {
@@ -41,7 +41,7 @@ interface Manifest {
       }
     }
     selector: Record<string, string>
-    ports: { port: number }[]
+    ports: { name: string; port: number }[]
   }
 }
 
@@ -76,7 +76,7 @@ test('the manifests configure the daemon by keys that exist', () => {
   assert.equal(config.store, 'containerd')
   const { metadata } = only('Service')
   assert.deepEqual(config.bootstrap, [
-    { type: 'kubernetes' },
+    { type: 'kubernetes', service: { namespace: metadata.namespace, name: metadata.name } },
     { type: 'host', host: `${metadata.name}.${metadata.namespace}.svc`, port: 5002 },
   ])
   for (const { args } of [...pod.initContainers, ...pod.containers]) checkArguments(args)
@@ -121,14 +121,25 @@ test('what belongs together in the manifests carries the same names', () => {
   assert.deepEqual(new Set(namespaces), new Set([only('Namespace').metadata.name]))
 })
 
-test('the service account may read nodes and nothing else', () => {
-  const role = only('ClusterRole')
-  assert.deepEqual(role.rules, [
-    { apiGroups: [''], resources: ['nodes'], verbs: ['get', 'list', 'watch'] },
-  ])
-  const { roleRef, subjects } = only('ClusterRoleBinding')
-  assert.equal(roleRef.name, role.metadata.name)
-  assert.deepEqual(subjects, [{ kind: 'ServiceAccount', ...only('ServiceAccount').metadata }])
+test('the service account may read nodes, and endpoints of its own namespace, and nothing else', () => {
+  const verbs = ['list', 'watch']
+  const slices = { apiGroups: ['discovery.k8s.io'], resources: ['endpointslices'], verbs }
+  assert.deepEqual(only('Role').rules, [slices])
+  assert.deepEqual(only('ClusterRole').rules, [{ apiGroups: [''], resources: ['nodes'], verbs }])
+  for (const kind of ['Role', 'ClusterRole']) {
+    const { roleRef, subjects } = only(`${kind}Binding`)
+    assert.deepEqual([roleRef.kind, roleRef.name], [kind, only(kind).metadata.name])
+    assert.deepEqual(subjects, [{ kind: 'ServiceAccount', ...only('ServiceAccount').metadata }])
+  }
+})
+
+test('a node has the addresses of all its families, and a port in the Service that is found by its name', () => {
+  const [daemon] = pod.containers
+  const fields = daemon?.env?.map(
+    ({ name, valueFrom }) => `${name} ${valueFrom.fieldRef.fieldPath}`,
+  )
+  assert.deepEqual(fields, ['NODE_NAME spec.nodeName', 'NODE_IP status.hostIPs'])
+  assert.deepEqual(only('Service').spec.ports, [{ name: 'p2p', port: 5002 }])
 })
 
 test('the systemd unit starts the daemon by arguments that exist', () => {
