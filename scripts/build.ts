@@ -17,6 +17,8 @@ const result = await build({
   sourcemap: true,
   sourcesContent: false,
   legalComments: 'none',
+  // It has a native part, which stays where it is.
+  external: ['koffi'],
   // CommonJS packages in an ES module need a require of their own.
   banner: {
     js: "import { createRequire as __createRequire } from 'node:module'; const require = __createRequire(import.meta.url);",

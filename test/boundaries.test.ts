@@ -41,6 +41,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
+  koffi: ['http'],
   libp2p: ['routing'],
   multiformats: ['routing'],
   pino: ['observe'],

@@ -1,8 +1,6 @@
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
-import type { ServerResponse } from 'node:http'
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
-import type { ByteSink } from '../oci/body.ts'
 import {
   parsePullRequest,
   rangeLength,
@@ -12,6 +10,7 @@ import {
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource } from '../pull/source.ts'
+import { ClientGoneError, ResponseSink } from './response-sink.ts'
 
 export interface RegistryComponents {
   /** The sources of this listener, already in their order */
@@ -30,8 +29,6 @@ export interface RegistryInit {
   readonly maxRequests: number
 }
 
-/** A client that takes no byte for this long, in ms, is gone. */
-const CLIENT_STALL = 120_000
 /** Request line and headers together, in bytes; more is answered 431. */
 const MAX_HEADER_BYTES = 16 * 1024
 /** A request must have sent its headers within this time, in ms. */
@@ -215,39 +212,6 @@ export function createRegistryServer(
       metrics.bytes.inc({ listener: init.listener, source: content.source }, body.length)
     }
     await new Promise<void>((resolve) => raw.end(resolve))
-  }
-}
-
-/** The client closed its connection before the answer was complete. Nobody's fault. */
-class ClientGoneError extends Error {
-  override readonly name = 'ClientGoneError'
-  readonly code = 'ERR_CLIENT_GONE'
-  constructor() {
-    super('client closed the connection')
-  }
-}
-
-/** Writes into an HTTP answer; each write waits until the bytes are with the kernel. */
-class ResponseSink implements ByteSink {
-  readonly #response: ServerResponse
-  readonly #signal: AbortSignal
-
-  constructor(response: ServerResponse, signal: AbortSignal) {
-    this.#response = response
-    this.#signal = signal
-    response.setTimeout(CLIENT_STALL, () => response.destroy())
-  }
-
-  async write(chunk: Uint8Array): Promise<void> {
-    this.#signal.throwIfAborted()
-    const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const gone = (): void => reject(this.#signal.reason)
-    this.#signal.addEventListener('abort', gone, { once: true })
-    this.#response.write(chunk, (error) => {
-      if (error) reject(error)
-      else resolve()
-    })
-    await promise.finally(() => this.#signal.removeEventListener('abort', gone))
   }
 }
 

@@ -1,3 +1,6 @@
+import type { FileHandle } from 'node:fs/promises'
+import type { ByteRange } from './distribution.ts'
+
 /** Where bytes of content go: a client's connection, a file, a test's array. */
 export interface ByteSink {
   /**
@@ -5,6 +8,12 @@ export interface ByteSink {
    * @throws the reason when the reader is gone or the file cannot be written
    */
   write(chunk: Uint8Array): Promise<void>
+  /**
+   * Writes a part of a file without its bytes passing through this process; false, with nothing written, where that cannot
+   * be. Settles only when the file is not needed any more, soon after the reader is gone.
+   * @throws like `write`, and {@link ContentTruncatedError} when the file ends before the part does
+   */
+  writeFile?(file: FileHandle, part: ByteRange): Promise<boolean>
 }
 
 /**

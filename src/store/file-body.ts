@@ -40,9 +40,11 @@ class FileBody implements ContentBody {
     const onAbort = (): void => {
       aborted.reject(signal.reason)
     }
+    aborted.promise.catch(() => {})
     signal.addEventListener('abort', onAbort, { once: true })
     try {
       signal.throwIfAborted()
+      if ((await sink.writeFile?.(this.#file, this.#range)) === true) return
       // A sink that does not take its bytes must not keep the file open after the abort.
       await Promise.race([this.#copy(sink, signal), aborted.promise])
     } finally {

@@ -1,0 +1,72 @@
+import type { FileHandle } from 'node:fs/promises'
+import type { ServerResponse } from 'node:http'
+import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
+import { rangeLength, type ByteRange } from '../oci/distribution.ts'
+import { FileSender } from './sendfile.ts'
+
+/** A client that takes no byte for this long, in ms, is gone. */
+const CLIENT_STALL = 120_000
+/** Of a file, by an ordinary write: the first bytes, and whenever the connection's buffer is full. */
+const WRITE_BYTES = 64 * 1024
+/** Of a file, by one system call. */
+const SEND_BYTES = 1024 * 1024
+
+/** The client closed its connection before the answer was complete. Nobody's fault. */
+export class ClientGoneError extends Error {
+  override readonly name = 'ClientGoneError'
+  readonly code = 'ERR_CLIENT_GONE'
+  constructor() {
+    super('client closed the connection')
+  }
+}
+
+/** Writes into an HTTP answer; each write waits until the bytes are with the kernel. */
+export class ResponseSink implements ByteSink {
+  readonly #response: ServerResponse
+  readonly #signal: AbortSignal
+
+  constructor(response: ServerResponse, signal: AbortSignal) {
+    this.#response = response
+    this.#signal = signal
+    response.setTimeout(CLIENT_STALL, () => response.destroy())
+  }
+
+  async write(chunk: Uint8Array): Promise<void> {
+    this.#signal.throwIfAborted()
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    const gone = (): void => reject(this.#signal.reason)
+    this.#signal.addEventListener('abort', gone, { once: true })
+    this.#response.write(chunk, (error) => {
+      if (error) reject(error)
+      else resolve()
+    })
+    await promise.finally(() => this.#signal.removeEventListener('abort', gone))
+  }
+
+  /**
+   * By sendfile(2), which costs a third of reading and writing. While the connection's buffer is full the next bytes are
+   * written in the ordinary way, which waits for room; with the first of them goes the head of the answer.
+   */
+  async writeFile(file: FileHandle, part: ByteRange): Promise<boolean> {
+    const { socket } = this.#response
+    if (socket === null || rangeLength(part) < SEND_BYTES) return false
+    using sender = await FileSender.to(socket)
+    if (sender === undefined) return false
+    const buffer = Buffer.allocUnsafeSlow(WRITE_BYTES)
+    const end = part.end + 1
+    for (let offset = part.start; offset < end;) {
+      const count = Math.min(buffer.length, end - offset)
+      const { bytesRead } = await file.read(buffer, 0, count, offset)
+      if (bytesRead === 0) throw new ContentTruncatedError('file became shorter while it was read')
+      await this.write(buffer.subarray(0, bytesRead))
+      offset += bytesRead
+      for (let sent = 1; sent > 0 && offset < end; offset += sent) {
+        this.#signal.throwIfAborted()
+        sent = await sender.send(file.fd, offset, Math.min(SEND_BYTES, end - offset))
+        // Node does not see these bytes.
+        socket.setTimeout(CLIENT_STALL)
+      }
+    }
+    return true
+  }
+}

@@ -1,0 +1,97 @@
+import type { Socket } from 'node:net'
+import { TLSSocket } from 'node:tls'
+
+/** libuv has four threads for all files; that many sendfile calls may wait for a cold disk at a time, and reads go on. */
+const MAX_CALLS = 2
+
+/** @see https://man7.org/linux/man-pages/man2/sendfile.2.html and its neighbours; -1 is an error. */
+interface Calls {
+  sendfile(out: number, file: number, offset: number, count: number): Promise<number>
+  dup(descriptor: number): number
+  close(descriptor: number): number
+}
+
+let calls: Promise<Calls | undefined> | undefined
+let running = 0
+const waiting: (() => void)[] = []
+
+/** Sends parts of files to one connection, from the page cache to the socket. */
+export class FileSender implements Disposable {
+  readonly #calls: Calls
+  readonly #descriptor: number
+
+  private constructor(loaded: Calls, descriptor: number) {
+    this.#calls = loaded
+    this.#descriptor = descriptor
+  }
+
+  /**
+   * Undefined where the system call cannot be reached, and for a connection that is gone or encrypted. The sender has a
+   * descriptor of its own: should the connection be closed meanwhile, its number may be another one's a moment later.
+   */
+  static async to(socket: Socket): Promise<FileSender | undefined> {
+    const loaded = await (calls ??= load())
+    const descriptor = descriptorOf(socket)
+    if (loaded === undefined || descriptor === undefined) return undefined
+    const own = loaded.dup(descriptor)
+    return own < 0 ? undefined : new FileSender(loaded, own)
+  }
+
+  /**
+   * Sends up to `count` bytes, on another thread because the disk may be slow.
+   * @returns how many the kernel took; 0 if it takes none now, or never will: an ordinary write tells which
+   */
+  async send(file: number, offset: number, count: number): Promise<number> {
+    while (running >= MAX_CALLS) {
+      const { promise, resolve } = Promise.withResolvers<void>()
+      waiting.push(resolve)
+      await promise
+    }
+    running += 1
+    try {
+      return Math.max(0, await this.#calls.sendfile(this.#descriptor, file, offset, count))
+    } finally {
+      running -= 1
+      waiting.shift()?.()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#calls.close(this.#descriptor)
+  }
+}
+
+/** Undefined on systems without the library or the call: files are then read and written. */
+async function load(): Promise<Calls | undefined> {
+  try {
+    const { default: koffi } = await import('koffi')
+    const libc = koffi.load('libc.so.6')
+    const sendfile = libc.func(
+      'ssize_t sendfile(int out, int file, _Inout_ int64_t *offset, size_t count)',
+    )
+    const dup = libc.func('int dup(int descriptor)')
+    const close = libc.func('int close(int descriptor)')
+    return {
+      async sendfile(out, file, offset, count) {
+        const { promise, resolve, reject } = Promise.withResolvers<number>()
+        sendfile.async(out, file, [offset], count, (error: unknown, sent: number) => {
+          if (error === null) resolve(sent)
+          else reject(error)
+        })
+        return promise
+      },
+      dup: (descriptor) => Number(dup(descriptor)),
+      close: (descriptor) => Number(close(descriptor)),
+    }
+  } catch {
+    return undefined
+  }
+}
+
+/** Node has no public name for it. */
+function descriptorOf(socket: Socket): number | undefined {
+  if (socket.destroyed || socket instanceof TLSSocket || !('_handle' in socket)) return undefined
+  const { _handle: handle } = socket
+  if (typeof handle !== 'object' || handle === null || !('fd' in handle)) return undefined
+  return typeof handle.fd === 'number' && handle.fd >= 0 ? handle.fd : undefined
+}
