@@ -19,6 +19,7 @@ interface ApiWatchInit {
   /** What to do if the server refuses, as the log says it */
   readonly needs: string
   readonly maxKept?: number
+  readonly silenceMs?: number
 }
 
 /** What one watch keeps of all its objects. */
@@ -27,8 +28,11 @@ const MAX_PAGES = 200
 /** After a watch that lasted so long the next begins at once; a server that ends them as they begin is asked ever less. */
 const LASTING_MS = 1000
 const PAUSE_MS = { first: 250, alone: 2000, connected: 60_000 } as const
-/** A version from which so many watches in turn failed may be one that the server never had, as after a restore. */
-const MAX_FAILURES = 5
+/**
+ * Bookmarks come every minute. A version after which nothing came for so long may be one that the server has not reached
+ * yet, as after a restore: it then answers a watch with silence.
+ */
+const SILENCE_MS = 300_000
 
 /** Keeps what the objects of a resource say as the API server has them, by one list and then by watches. */
 export class ApiWatch<T> implements Startable {
@@ -40,13 +44,15 @@ export class ApiWatch<T> implements Startable {
   readonly #resource: ApiResource
   readonly #needs: string
   readonly #maxKept: number
+  readonly #silenceMs: number
   readonly #objects = new Map<string, readonly T[]>()
   readonly #stopped = new AbortController()
   readonly #asked = Promise.withResolvers<void>()
   #running: Promise<void> | undefined
   /** Up to which all is known */
   #version: string | undefined
-  #failures = 0
+  /** When the server told something of late */
+  #heard = 0
   #size = 0
   #cut = false
   #complaint: string | undefined
@@ -60,6 +66,7 @@ export class ApiWatch<T> implements Startable {
     this.#resource = init.resource
     this.#needs = init.needs
     this.#maxKept = init.maxKept ?? MAX_KEPT
+    this.#silenceMs = init.silenceMs ?? SILENCE_MS
   }
 
   /** Resolves when the API server was asked once, whatever came of it. */
@@ -92,7 +99,8 @@ export class ApiWatch<T> implements Startable {
     while (!signal.aborted) {
       let leaveMs = 0
       try {
-        if (this.#version === undefined) await this.#list()
+        const silent = performance.now() - this.#heard > this.#silenceMs
+        if (this.#version === undefined || silent) await this.#list()
         this.#asked.resolve()
         const since = performance.now()
         await this.#watch()
@@ -111,13 +119,9 @@ export class ApiWatch<T> implements Startable {
 
   #failed(error: unknown): void {
     const status = error instanceof ApiServerError ? error.status : undefined
-    this.#failures += 1
     const gone = status === 410
     // What has changed meanwhile only a new list tells. Otherwise the next watch goes on from where this one was.
-    if (gone || status === 'nonsense' || this.#failures >= MAX_FAILURES) {
-      this.#version = undefined
-      this.#failures = 0
-    }
+    if (gone || status === 'nonsense') this.#version = undefined
     const { path } = this.#resource
     const complaint = error instanceof Error ? error.message : String(error)
     if (gone || complaint === this.#complaint) {
@@ -164,6 +168,7 @@ export class ApiWatch<T> implements Startable {
         this.#works()
       }
     } catch (error) {
+      if (signal.aborted) return
       // A stream that was cut is gone on with; what never began is a failure
       if (!(error instanceof Error && 'code' in error && error.code === 'ECONNRESET')) throw error
       this.#log.debug({ err: error }, 'watch was cut')
@@ -171,7 +176,7 @@ export class ApiWatch<T> implements Startable {
   }
 
   #works(): void {
-    this.#failures = 0
+    this.#heard = performance.now()
     this.#complaint = undefined
   }
 

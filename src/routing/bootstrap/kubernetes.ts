@@ -33,6 +33,7 @@ interface KubernetesNodesInit {
   readonly spegel?: boolean
   readonly answerMs?: number
   readonly maxKept?: number
+  readonly silenceMs?: number
 }
 
 /** Of a Node that is ready, or of an endpoint. */
@@ -83,6 +84,7 @@ export class KubernetesNodes implements Startable {
             ? 'a ClusterRole with list and watch on nodes'
             : `a Role in namespace ${service.namespace} with list and watch on endpointslices.discovery.k8s.io`,
         ...(init.maxKept !== undefined && { maxKept: init.maxKept }),
+        ...(init.silenceMs !== undefined && { silenceMs: init.silenceMs }),
       },
     )
   }

@@ -113,15 +113,27 @@ suite('bootstrap: the API server', { timeout: 60_000 }, () => {
     })
   }
 
-  test('that never again tells of a version is asked for a list in the end', async () => {
-    let watches = 0
-    await using run = await running((query, response) => {
-      if (!query.has('watch')) list(response, [node('a', `10.0.0.${watches + 1}`)], '')
-      else if (++watches > 5) response.flushHeaders()
-      else response.writeHead(504).end()
+  const mute: Readonly<Record<string, Answer>> = {
+    refuses: (_, response) => void response.writeHead(504).end(),
+    'leaves without an answer': () => {},
+    // The API server does that with a version it has not reached yet
+    'answers with silence': (_, response) => {
+      response.flushHeaders()
+      setTimeout(() => response.end(), 100)
+    },
+  }
+  for (const [what, answer] of Object.entries(mute)) {
+    test(`that ${what} whatever is asked of a version is asked for a list in the end`, async () => {
+      let lists = 0
+      const handle: Answer = (query, response, request) => {
+        if (!query.has('watch')) list(response, [node('a', `10.0.0.${++lists}`)], '')
+        else if (lists > 1) response.flushHeaders()
+        else answer(query, response, request)
+      }
+      await using run = await running(handle, { silenceMs: 1000 })
+      await until(() => run.hosts() === '10.0.0.2')
     })
-    await until(() => run.hosts() === '10.0.0.6', { timeoutMs: 30_000 })
-  })
+  }
 
   test('that wants to be left alone is', async () => {
     const asked: number[] = []
