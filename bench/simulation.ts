@@ -3,6 +3,7 @@ import { availableParallelism, cpus, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
+import { setFlagsFromString } from 'node:v8'
 import { MessageChannel, Worker, type MessagePort } from 'node:worker_threads'
 import { digestOf, type Digest } from '../src/oci/digest.ts'
 import { until } from '../test/wait.ts'
@@ -19,7 +20,8 @@ const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
 const DEAD = ['killed', 'vanished'] as const
-const HEAP_MB = 16_000
+/** Of each thread. There is much that stays: a small young generation would spend most of the time on looking at it. */
+const HEAP = { maxOldGenerationSizeMb: 16_000, maxYoungGenerationSizeMb: 512 }
 
 const { values } = parseArgs({
   options: {
@@ -54,7 +56,7 @@ class Shard {
     this.#worker = new Worker(new URL('simulated-nodes.ts', import.meta.url), {
       workerData: data,
       transferList: data.ports.filter((port) => port !== undefined),
-      resourceLimits: { maxOldGenerationSizeMb: HEAP_MB },
+      resourceLimits: HEAP,
     })
     this.#worker.on('message', (answer: Answer) => {
       const open = this.#open.get(answer.call)
@@ -85,6 +87,7 @@ interface Living {
   readonly since: number
 }
 
+setFlagsFromString('--heap-growing-percent=100')
 const directory = await mkdtemp(join(tmpdir(), 'shoal-simulation-'))
 const shards = startShards(Number(values.threads))
 const living = new Map<number, Living>()
@@ -236,9 +239,9 @@ async function mesh(): Promise<void> {
   })
   progress('all know all', true)
   figures['megabytesPerNode'] = ((await heap()) - before) / size
-  await lookups()
   await untilAll(({ recordBacklog }) => recordBacklog === 0, 10, 'all records are kept')
   await records()
+  await lookups()
   await steadyState()
 }
 
