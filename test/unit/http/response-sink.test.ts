@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { open as openFile } from 'node:fs/promises'
 import {
   mkdtempSync,
   readdirSync,
