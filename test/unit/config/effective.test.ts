@@ -33,6 +33,16 @@ suite('what auto means', () => {
     ])
   })
 
+  test('kubeconfig: those of K3s, also of one that keeps its data elsewhere; else the one that is named', () => {
+    const k3s = { dataDir: '/data' }
+    const files = (input: unknown, found?: typeof k3s) =>
+      effectiveConfig(configSchema.parse(input), facts(), found).kubernetes.kubeconfigs
+    const [server, agent] = ['/etc/rancher/k3s/k3s.yaml', 'agent/kubelet.kubeconfig']
+    assert.deepEqual(files({}), [server, `/var/lib/rancher/k3s/${agent}`])
+    assert.deepEqual(files({}, k3s), [server, `/data/${agent}`])
+    assert.deepEqual(files({ kubernetes: { kubeconfig: '/k' } }, k3s), ['/k'])
+  })
+
   test('store: containerd where its socket is, else layout', () => {
     const socket = '/run/containerd/containerd.sock'
     const k3s = '/run/k3s/containerd/containerd.sock'

@@ -65,7 +65,7 @@ suite('the schema', () => {
       assert.ok(!accepts({ listen: { local: text } }), text)
   })
 
-  test('takes the three kinds of bootstrap, and no others', () => {
+  test('takes the four kinds of bootstrap, and no others', () => {
     const parsed = configSchema.parse({
       bootstrap: ['seed', 'seed:1', '10.0.0.1', '[fd00::1]', '[fd00::1]:9', 'https://a.b'],
     })
@@ -81,9 +81,23 @@ suite('the schema', () => {
       assert.deepEqual(configSchema.parse({ bootstrap: [text] }).bootstrap, [
         { type: 'multiaddr', multiaddr: text },
       ])
+    const service = { namespace: 'shoal', name: 'mesh-0' }
+    const written = ['kubernetes', 'kubernetes:shoal/mesh-0', 'kubernetes:5002']
+    const cluster = configSchema.parse({ bootstrap: written })
+    assert.deepEqual(cluster.bootstrap, [
+      { type: 'kubernetes' },
+      { type: 'kubernetes', service },
+      { type: 'host', host: 'kubernetes', port: 5002 },
+    ])
+    assert.deepEqual(configSchema.encode(cluster).bootstrap, written)
     for (const text of [
       '',
       'Kubernetes:',
+      'kubernetes:shoal',
+      'kubernetes:shoal/',
+      'kubernetes:Shoal/mesh',
+      'kubernetes:a/b/c',
+      'kubernetes:../secrets',
       'seed:0',
       'fd00::1',
       '/ip4/10.0.0.1',

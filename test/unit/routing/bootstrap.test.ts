@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { createSocket } from 'node:dgram'
 import { Resolver } from 'node:dns/promises'
 import { once } from 'node:events'
+import { createServer, type RequestListener } from 'node:http'
 import { suite, test } from 'node:test'
 import { Bootstrapper, type BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import type { BootstrapTarget } from '../../../src/routing/bootstrap/target.ts'
@@ -77,6 +78,121 @@ suite('bootstrap: SRV records', () => {
   }
 })
 
+suite('bootstrap: /id', () => {
+  const ID = '12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo'
+  const said = JSON.stringify({ ID, Addrs: ['/ip4/10.0.0.1/tcp/5001'] })
+  const endless = (chunk: string): RequestListener => {
+    return (_, response) => {
+      const more = (): void => {
+        while (!response.destroyed && response.write(chunk));
+        response.once('drain', more)
+      }
+      more()
+    }
+  }
+  const useless: Readonly<Record<string, RequestListener>> = {
+    'is garbage': (_, response) => void response.end('<html>'),
+    'is JSON of something else': (_, response) => void response.end('{"ID":7,"Addrs":"x"}'),
+    'never ends': endless(' '.repeat(65_536)),
+    'is never there': () => {},
+    'stops in the middle': (_, response) => void response.write('{"ID":'),
+    'is an error': (_, response) => void response.writeHead(500).end(said),
+    'is elsewhere': ({ url }, response) => {
+      if (url === '/other') response.end(said)
+      else response.writeHead(302, { location: '/other' }).end()
+    },
+    'cuts the connection': (_, response) => void response.destroy(),
+  }
+  for (const [what, listener] of Object.entries(useless)) {
+    test(`that ${what} leads nowhere, is asked again, and holds up nobody`, async () => {
+      let asked = 0
+      await using bad = await registry((request, response) => {
+        asked++
+        listener(request, response)
+      })
+      await using good = await registry((_, response) => void response.end(said))
+      const entries = [bad.entry, good.entry]
+      await using run = await running(0, entries, { ...TIMING, deadlineMs: 200 })
+      await until(() => run.tried().length === 1)
+      await until(() => asked > 1)
+      assert.deepEqual(run.tried(), ['10.0.0.1:5001'])
+    })
+  }
+})
+
+suite('bootstrap: a node that is alone', () => {
+  const at = (host: string): BootstrapEntry => ({
+    type: 'multiaddr',
+    multiaddr: `/ip4/${host}/tcp/1`,
+  })
+  const hanging = async (signal: AbortSignal): Promise<never> => {
+    await once(signal, 'abort')
+    throw new Error('no answer')
+  }
+
+  test('dials whoever becomes reachable within a second, however long it has waited', async () => {
+    let tries = 0
+    const reachable = Promise.withResolvers<number>()
+    let since = Infinity
+    await using _ = await alone([at('10.0.0.1')], {
+      connect: async () => {
+        tries += 1
+        if (since === Infinity) throw new Error('refused')
+        reachable.resolve(performance.now() - since)
+      },
+    })
+    // By then it waits as long as it ever does
+    await until(() => tries > 4)
+    since = performance.now()
+    const after = await reachable.promise
+    assert.ok(after < 1000 + 500, `${after} ms; half a second is for a busy machine`)
+  })
+
+  test('tries one way in again and again while the addresses of another hang, and those once', async () => {
+    const tries = new Map<string, number>()
+    await using _ = await alone([at('10.0.0.1'), at('10.0.0.2')], {
+      timing: { ...TIMING, deadlineMs: 60_000 },
+      connect: async ({ host }, { signal }) => {
+        tries.set(host, (tries.get(host) ?? 0) + 1)
+        if (host === '10.0.0.1') await hanging(signal)
+      },
+    })
+    await until(() => (tries.get('10.0.0.2') ?? 0) > 3)
+    assert.equal(tries.get('10.0.0.1'), 1)
+  })
+
+  test('is ready soon, though hundreds of addresses hang, and tries them all in the end', async () => {
+    const tried = new Set<string>()
+    const entries = Array.from({ length: 200 }, (_, index) => at(`10.0.0.${index}`))
+    let most = 0
+    let now = 0
+    await using bootstrapper = await alone(entries, {
+      timing: { ...TIMING, deadlineMs: 200 },
+      connect: async ({ host }, { signal }) => {
+        tried.add(host)
+        most = Math.max(most, ++now)
+        await hanging(signal).finally(() => now--)
+      },
+    })
+    await until(() => bootstrapper.settled)
+    assert.ok(tried.size < 200, `${tried.size}`)
+    await until(() => tried.size === 200)
+    assert.equal(most, 32)
+  })
+
+  test('hurries when its last peer is gone', async () => {
+    let tries = 0
+    await using bootstrapper = await alone([at('10.0.0.1')], {
+      connected: () => true,
+      connect: async () => void tries++,
+    })
+    await until(() => bootstrapper.settled)
+    const before = tries
+    bootstrapper.hurry()
+    await until(() => tries > before)
+  })
+})
+
 suite('bootstrap: known nodes', () => {
   test('are tried a few at a time, and all in the end', async () => {
     const known = Array.from({ length: 64 }, (_, index) => ({
@@ -95,6 +211,41 @@ suite('bootstrap: known nodes', () => {
     assert.equal(run.settled, true)
   })
 })
+
+/** A bootstrapper by itself; timing is that of the daemon. */
+async function alone(
+  entries: readonly BootstrapEntry[],
+  options: {
+    connect: ConstructorParameters<typeof Bootstrapper>[0]['connect']
+    connected?: () => boolean
+    timing?: ConstructorParameters<typeof Bootstrapper>[1]['timing']
+  },
+) {
+  const { connect, connected = () => false, timing } = options
+  const bootstrapper = new Bootstrapper(
+    { log: silent, connected, connect },
+    { entries, ...(timing && { timing }) },
+  )
+  await bootstrapper.start()
+  return Object.assign(bootstrapper, { [Symbol.asyncDispose]: () => bootstrapper.stop() })
+}
+
+async function registry(listener: RequestListener) {
+  const server = createServer(listener)
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  assert.ok(typeof address === 'object' && address !== null)
+  const entry: BootstrapEntry = { type: 'http', url: `http://127.0.0.1:${address.port}` }
+  return {
+    entry,
+    async [Symbol.asyncDispose]() {
+      server.closeAllConnections()
+      server.close()
+      await once(server, 'close')
+    },
+  }
+}
 
 async function running(
   dnsPort: number,

@@ -8,9 +8,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, suite, test } from 'node:test'
 import type { FindApiAccess } from '../../../src/routing/bootstrap/api-server.ts'
+import { Bootstrapper } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { KubernetesNodes, watchTopology } from '../../../src/routing/bootstrap/kubernetes.ts'
 import { until } from '../../wait.ts'
-import { captureLog, silent } from './nodes.ts'
+import { captureLog, LoopbackMesh, silent, wayTo } from './nodes.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'shoal-kubernetes-'))
 after(() => rmSync(directory, { recursive: true, force: true }))
@@ -21,6 +22,7 @@ execFileSync('openssl', ['req', '-x509', ...kind, ...subject, ...files], { stdio
 const [key = '', cert = ''] = ['key', 'ca.crt'].map((name) =>
   readFileSync(join(directory, name), 'utf8'),
 )
+const ZONE = 'topology.kubernetes.io/zone'
 const SLICES = '/apis/discovery.k8s.io/v1/namespaces/shoal/endpointslices'
 
 type Options = Partial<ConstructorParameters<typeof KubernetesNodes>[1]> & {
@@ -339,14 +341,13 @@ suite('topology: the labels of the own Node', { timeout: 60_000 }, () => {
       const plain = node('own', '10.0.0.1', 'False')
       return { ...plain, metadata: { ...plain.metadata, labels } }
     }
-    const zone = 'topology.kubernetes.io/zone'
     const region = 'topology.kubernetes.io/region'
     const server = await serving((query, response) => {
       assert.equal(query.get('fieldSelector'), 'metadata.name=own')
-      if (!query.has('watch')) return list(response, [labelled({ [zone]: 'a', [region]: 'r' })], '')
-      response.write(event('MODIFIED', labelled({ [zone]: 'a', [region]: 'r', other: 'x' })))
-      response.write(event('MODIFIED', labelled({ [zone]: 'b' })))
-      response.write(event('DELETED', labelled({ [zone]: 'b' })))
+      if (!query.has('watch')) return list(response, [labelled({ [ZONE]: 'a', [region]: 'r' })], '')
+      response.write(event('MODIFIED', labelled({ [ZONE]: 'a', [region]: 'r', other: 'x' })))
+      response.write(event('MODIFIED', labelled({ [ZONE]: 'b' })))
+      response.write(event('DELETED', labelled({ [ZONE]: 'b' })))
       response.write(event('ADDED', labelled({})))
     })
     const heard: unknown[] = []
@@ -362,6 +363,81 @@ suite('topology: the labels of the own Node', { timeout: 60_000 }, () => {
       server.close()
     }
     assert.deepEqual(heard, [{ zone: 'a', region: 'r' }, { zone: 'b' }, {}])
+  })
+})
+
+suite('a node with `kubernetes` in its bootstrap', { timeout: 60_000 }, () => {
+  const labels = {
+    [ZONE]: 'a',
+    'topology.kubernetes.io/region': 'r',
+  }
+  const own = node('own', '10.0.0.1')
+  const labelled = { ...own, metadata: { ...own.metadata, labels } }
+
+  test('tries the nodes that are there, at once those that come, and hears where it is', async () => {
+    let come: ServerResponse | undefined
+    const server = await serving((query, response) => {
+      const all = !query.has('fieldSelector')
+      if (!query.has('watch')) list(response, [all ? node('b', '10.0.0.2') : labelled], '')
+      else {
+        response.flushHeaders()
+        if (all) come = response
+      }
+    })
+    const tried: string[] = []
+    const places: unknown[] = []
+    const bootstrapper = new Bootstrapper(
+      {
+        log: silent,
+        // So that it would not look again for a minute
+        connected: () => true,
+        connect: async ({ host, port }) => void tried.push(`${host} ${port}`),
+        topology: (place) => places.push(place),
+      },
+      {
+        entries: [{ type: 'kubernetes' }],
+        cluster: { access: access(server.port), port: 5002, nodeName: 'own', spegel: false },
+      },
+    )
+    await bootstrapper.start()
+    try {
+      await until(() => bootstrapper.settled && come !== undefined && places.length > 0)
+      assert.deepEqual(tried, ['10.0.0.2 5002'])
+      assert.deepEqual(places, [{ zone: 'a', region: 'r' }])
+      come?.write(event('ADDED', node('c', '10.0.0.3')))
+      await until(() => tried.includes('10.0.0.3 5002'))
+    } finally {
+      await bootstrapper.stop()
+      server.close()
+    }
+  })
+
+  test('tells the others its zone and region, of which what is configured stays', async () => {
+    const watching: ServerResponse[] = []
+    const server = await serving((query, response) => {
+      if (!query.has('fieldSelector')) return void response.writeHead(403).end('{}')
+      if (!query.has('watch')) return list(response, [labelled], '')
+      response.flushHeaders()
+      watching.push(response)
+    })
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await mesh.add({
+      nodeName: 'own',
+      topology: { region: 'configured' },
+      bootstrap: [wayTo(a.router), { type: 'kubernetes' }],
+      cluster: { access: access(server.port), port: 5002 },
+    })
+    const places = () => a.router.peers().map(({ zone, region }) => `${zone} ${region}`)
+    try {
+      await until(() => places().join() === 'a configured')
+      await until(() => watching.length > 0)
+      const moved = { ...own, metadata: { ...own.metadata, labels: { ...labels, [ZONE]: 'b' } } }
+      watching[0]?.write(event('MODIFIED', moved))
+      await until(() => places().join() === 'b configured')
+    } finally {
+      server.close()
+    }
   })
 })
 
