@@ -67,7 +67,7 @@ async function load(): Promise<Calls | undefined> {
     const { default: koffi } = await import('koffi')
     const libc = koffi.load('libc.so.6')
     const sendfile = libc.func(
-      'ssize_t sendfile(int out, int file, _Inout_ int64_t *offset, size_t count)',
+      'int64_t sendfile(int out, int file, _Inout_ int64_t *offset, size_t count)',
     )
     const dup = libc.func('int dup(int descriptor)')
     const close = libc.func('int close(int descriptor)')
