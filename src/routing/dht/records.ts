@@ -8,13 +8,12 @@ import { CID } from 'multiformats/cid'
 import { create as createMultihash } from 'multiformats/hashes/digest'
 import type { Logger } from '../../observe/log.ts'
 import type { ContentKey } from '../../oci/reference.ts'
+import { distanceOf, KeySpace, placeOf, REPLICAS } from './key-space.ts'
 
 const RAW = 0x55
 const SHA2_256 = 0x12
 const MINUTE = 60_000
 
-/** So many nodes keep a record: those closest to its key. */
-const REPLICAS = 20
 /** So many go out at a time. They keep the receiver's event loop busy for some 15 ms, which is not to be felt. */
 const BATCH = 100
 /** The share of a receiver's time that each sender takes at most, where lookups need records … */
@@ -118,10 +117,15 @@ export class DhtRecords {
   readonly #settleMs: number
   /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
   readonly #wanted = new Map<ContentKey, number>()
+  /** Keys, and nodes, that nobody was assigned to yet */
+  readonly #fresh = new Set<ContentKey>()
+  readonly #newcomers = new Set<Receiver>()
   readonly #receivers = new Map<string, Receiver>()
+  readonly #space = new KeySpace<Receiver>()
   /** Those that left and whose records others do not keep yet */
   readonly #departed = new Map<string, Receiver>()
   #running: Running | undefined
+  #assigning = false
   #handingOver = false
   #sent = 0
 
@@ -156,7 +160,8 @@ export class DhtRecords {
 
   /** Records still to be sent. */
   get backlog(): number {
-    let backlog = 0
+    // What is not assigned yet counts, once
+    let backlog = this.#newcomers.size + (this.#receivers.size > 0 ? this.#fresh.size : 0)
     for (const { missing } of this.#receivers.values()) backlog += missing.size
     return backlog
   }
@@ -167,21 +172,15 @@ export class DhtRecords {
   }
 
   add(keys: Iterable<ContentKey>): void {
-    for (const key of keys) {
-      const place = placeOf(cidOf(key).multihash.bytes)
-      this.#wanted.set(key, place)
-      for (const receiver of this.#receivers.values()) {
-        if (this.#isClose(receiver.place, place)) receiver.missing.add(key)
-      }
-    }
-    for (const { bell } of this.#receivers.values()) bell.emit('missing')
+    for (const key of keys) this.#fresh.add(key)
+    this.#assign()
   }
 
   /** There is no delete on the wire: a record that is out lives on until it expires, and is not renewed. */
   remove(keys: Iterable<ContentKey>): void {
     for (const key of keys) {
+      this.#fresh.delete(key)
       this.#wanted.delete(key)
-      for (const { missing } of this.#receivers.values()) missing.delete(key)
     }
   }
 
@@ -211,9 +210,8 @@ export class DhtRecords {
     }
     this.#receivers.set(id.toString(), receiver)
     this.#departed.delete(id.toString())
-    for (const [key, place] of this.#wanted) {
-      if (this.#isClose(receiver.place, place)) receiver.missing.add(key)
-    }
+    this.#newcomers.add(receiver)
+    this.#assign()
     this.#tell(node, receiver).catch((error: unknown) => {
       if (!receiver.left.signal.aborted)
         this.#log.error({ peer: id.toString(), err: error }, 'DHT records are stuck')
@@ -222,6 +220,8 @@ export class DhtRecords {
 
   #leave(receiver: Receiver): void {
     this.#receivers.delete(receiver.id.toString())
+    this.#space.delete(receiver)
+    this.#newcomers.delete(receiver)
     receiver.left.abort()
     this.#departed.set(receiver.id.toString(), receiver)
     const stopped = this.#running?.stopped.signal
@@ -229,6 +229,45 @@ export class DhtRecords {
     this.#handOver(stopped).catch((error: unknown) => {
       if (!stopped.aborted) this.#log.error({ err: error }, 'DHT records are not handed over')
     })
+  }
+
+  #assign(): void {
+    const stopped = this.#running?.stopped.signal
+    if (stopped === undefined || this.#assigning) return
+    this.#assigning = true
+    this.#assignAll(stopped)
+      .catch((error: unknown) => {
+        if (!stopped.aborted) this.#log.error({ err: error }, 'DHT records are not assigned')
+      })
+      .finally(() => (this.#assigning = false))
+  }
+
+  /** New keys to the nodes that are to keep them, and what they are to keep to new nodes. */
+  async #assignAll(signal: AbortSignal): Promise<void> {
+    for (;;) {
+      // Nodes first: keys that are new now will find them
+      const [newcomer] = this.#newcomers
+      if (newcomer !== undefined) {
+        // Only now: what is assigned to it before would be assigned to it again
+        this.#space.add(newcomer)
+        await inTurns(this.#wanted, signal, ([key, place]) => {
+          if (this.#space.isKeeper(newcomer.place, place)) newcomer.missing.add(key)
+        })
+        newcomer.bell.emit('missing')
+        this.#newcomers.delete(newcomer)
+        continue
+      }
+      if (this.#fresh.size === 0) return
+      await inTurns(this.#fresh, signal, (key) => {
+        const place = placeOf(cidOf(key).multihash.bytes)
+        this.#fresh.delete(key)
+        this.#wanted.set(key, place)
+        for (const { missing, bell } of this.#space.keepersOf(place)) {
+          missing.add(key)
+          if (missing.size === 1) bell.emit('missing')
+        }
+      })
+    }
   }
 
   /** Has the next closest keep what departed nodes kept: one pass over the keys for all that leave at about a time. */
@@ -239,14 +278,7 @@ export class DhtRecords {
         const spreadMs = Math.random() * this.#receivers.size * SPREAD_MS_PER_NODE
         await delay(this.#settleMs + spreadMs, undefined, { signal, ref: false })
         const departed = Array.from(this.#departed)
-        let turnAt = performance.now() + TURN_MS
-        for (const [key, place] of this.#wanted) {
-          if (performance.now() > turnAt) {
-            await nextTurn(undefined, { signal })
-            turnAt = performance.now() + TURN_MS
-          }
-          this.#replace(key, place)
-        }
+        await inTurns(this.#wanted, signal, ([key, place]) => this.#replace(key, place))
         for (const { bell } of this.#receivers.values()) bell.emit('missing')
         // Whoever left meanwhile was missed by the first of the keys
         for (const [id, receiver] of departed) {
@@ -262,29 +294,17 @@ export class DhtRecords {
   #replace(key: ContentKey, place: number): void {
     const gone: number[] = []
     for (const departed of this.#departed.values()) {
-      if (this.#isClose(departed.place, place)) gone.push(distanceOf(departed.place, place))
+      if (this.#space.isKeeper(departed.place, place)) gone.push(distanceOf(departed.place, place))
     }
     if (gone.length === 0) return
-    const all = this.#receivers.values().map((receiver) => distanceOf(receiver.place, place))
-    const nearest = Uint32Array.from(all).sort().subarray(0, REPLICAS)
-    for (const receiver of this.#receivers.values()) {
-      const distance = distanceOf(receiver.place, place)
-      if (distance > (nearest.at(-1) ?? 0)) continue
-      const before = nearest.indexOf(distance) + gone.filter((other) => other < distance).length
+    const keepers = this.#space
+      .keepersOf(place)
+      .map((receiver) => ({ receiver, distance: distanceOf(receiver.place, place) }))
+      .toSorted((a, b) => a.distance - b.distance)
+    for (const [closer, { receiver, distance }] of keepers.entries()) {
+      const before = closer + gone.filter((other) => other < distance).length
       if (before >= REPLICAS) receiver.missing.add(key)
     }
-  }
-
-  /** True when a node at `at` is one of those that keep the record of a key at `place`. */
-  #isClose(at: number, place: number): boolean {
-    if (this.#receivers.size <= REPLICAS) return true
-    const distance = distanceOf(at, place)
-    let closer = 0
-    for (const other of this.#receivers.values()) {
-      if (distanceOf(other.place, place) < distance) closer += 1
-      if (closer === REPLICAS) return false
-    }
-    return true
   }
 
   /** Sends a node its records, and again before they expire, until it leaves. */
@@ -354,7 +374,7 @@ export class DhtRecords {
       if (done === true) break
       receiver.missing.delete(value)
       const place = this.#wanted.get(value)
-      if (place !== undefined && this.#isClose(receiver.place, place)) batch.push(value)
+      if (place !== undefined && this.#space.isKeeper(receiver.place, place)) batch.push(value)
     }
     return batch
   }
@@ -408,13 +428,19 @@ async function isAnswered(stream: Stream, bytes: Uint8Array, signal: AbortSignal
   return promise
 }
 
-/** Where in the DHT's key space something is: the first bits suffice to compare distances. */
-function placeOf(bytes: Uint8Array): number {
-  return sha256(bytes).readUInt32BE()
-}
-
-function distanceOf(a: number, b: number): number {
-  return (a ^ b) >>> 0
+/** Goes through `items` without holding up the event loop. */
+async function inTurns<T>(
+  items: Iterable<T>,
+  signal: AbortSignal,
+  each: (item: T) => void,
+): Promise<void> {
+  let turnAt = performance.now() + TURN_MS
+  for (const item of items) {
+    each(item)
+    if (performance.now() < turnAt) continue
+    await nextTurn(undefined, { signal })
+    turnAt = performance.now() + TURN_MS
+  }
 }
 
 function sha256(data: string | Uint8Array): Buffer {

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
+import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { suite, test, type TestContext } from 'node:test'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { identify } from '@libp2p/identify'
-import type { Libp2p, Stream } from '@libp2p/interface'
+import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
@@ -205,8 +206,37 @@ suite('records in the DHT', () => {
     a.records.add([KEY])
     await until(() => told(others).length === 19 && a.records.backlog === 1)
     await meet(a.node, others.slice(0, 1))
-    await until(() => a.records.backlog === 0)
+    await until(() => told(others).length === 20 && a.records.backlog === 0)
     assert.deepEqual(told(others), range(0, 20))
+  })
+
+  test('many keys and many nodes do not hold up everything else', async () => {
+    const met: ((id: PeerId, connection: Connection) => void)[] = []
+    // Only what it needs of a node; a connection to each of 500 would take a minute
+    const node = {
+      register: async (_: string, { onConnect }: { onConnect: (typeof met)[0] }) => {
+        met.push(onConnect)
+        return 'topology'
+      },
+      unregister() {},
+    } as unknown as Parameters<DhtRecords['start']>[0]
+    const records = new DhtRecords({ log: silent, needed: () => true }, { protocol: PROTOCOL })
+    await records.start(node)
+    try {
+      for (let number = 0; number < 500; number += 1) {
+        const bytes = Buffer.from(`${number}`)
+        const id = { toString: () => `${number}`, toMultihash: () => ({ bytes }) }
+        met[0]?.(id as unknown as PeerId, { status: 'open' } as Connection)
+      }
+      const lag = monitorEventLoopDelay({ resolution: 5 })
+      lag.enable()
+      records.add(Array.from({ length: 20_000 }, (_, number) => digestOf(`${number}`)))
+      await until(() => records.backlog >= 400_000)
+      lag.disable()
+      assert.ok(lag.max < 200e6, `held up for ${lag.max / 1e6} ms`)
+    } finally {
+      records.stop()
+    }
   })
 
   test('after minutes they are said again, but not what was withdrawn', async (context) => {
