@@ -54,13 +54,13 @@ export async function readKubernetesAccess({
     const yaml = await readYamlFile(file)
     if (yaml !== undefined) return readKubeconfig(yaml)
   }
-  const message =
-    'bootstrap: kubernetes needs a pod with a service account, or a kubeconfig file: set kubernetes.kubeconfig'
-  throw new ConfigInvalidError(
-    kubeconfigs.length === 0
-      ? [{ message }]
-      : kubeconfigs.map((file) => ({ file, message: `does not exist; ${message}` })),
-  )
+  throw new ConfigInvalidError([
+    ...kubeconfigs.map((file) => ({ file, message: 'does not exist' })),
+    {
+      message:
+        '`kubernetes` in `bootstrap` needs a kubeconfig file (set kubernetes.kubeconfig) or a pod with a service account',
+    },
+  ])
 }
 
 /** @see https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/ */

@@ -117,7 +117,7 @@ suite('a kubeconfig', () => {
     const kubeconfigs = ['/etc/a', '/etc/b'].map((name) => join(directory, name))
     await assert.rejects(readKubernetesAccess({ kubeconfigs }), {
       code: 'ERR_CONFIG_INVALID',
-      message: /etc\/a: does not exist; .* set kubernetes\.kubeconfig\n.*etc\/b: does not exist/,
+      message: /etc\/a: does not exist\n.*etc\/b: does not exist\n.*set kubernetes\.kubeconfig/,
     })
   })
 })

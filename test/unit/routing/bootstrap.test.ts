@@ -7,7 +7,7 @@ import { suite, test } from 'node:test'
 import { Bootstrapper, type BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import type { BootstrapTarget } from '../../../src/routing/bootstrap/target.ts'
 import { until } from '../../wait.ts'
-import { silent } from './nodes.ts'
+import { captureLog, LoopbackMesh, silent } from './nodes.ts'
 
 const TIMING = { alone: [20, 100], connectedMs: 60_000, deadlineMs: 500 } as const
 const A = 1
@@ -178,6 +178,27 @@ suite('bootstrap: a node that is alone', () => {
     assert.ok(tried.size < 200, `${tried.size}`)
     await until(() => tried.size === 200)
     assert.equal(most, 32)
+  })
+
+  test('by a name that means itself is ready, and has no peer and nothing to say', async () => {
+    const { log, lines } = captureLog()
+    await using mesh = new LoopbackMesh({ log })
+    const probe = createServer().listen(0, '127.0.0.1')
+    await once(probe, 'listening')
+    const address = probe.address()
+    assert.ok(typeof address === 'object' && address !== null)
+    const { port } = address
+    probe.close()
+    const { router } = await mesh.add({
+      listen: { host: '127.0.0.1', port },
+      bootstrap: [{ type: 'host', host: 'localhost', port }],
+    })
+    await until(() => router.ready())
+    assert.deepEqual(router.peers(), [])
+    assert.deepEqual(
+      lines.filter(({ level }) => Number(level) > 30),
+      [],
+    )
   })
 
   test('hurries when its last peer is gone', async () => {
