@@ -22,6 +22,7 @@ import { chain } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
+import { PoisonedDownloads } from './pull/poisoned.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { trustedTags } from './pull/tags.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
@@ -137,6 +138,11 @@ export function createDaemon(
   )
   const advertiser = new Advertiser({ store, router, log: component('advertiser') })
 
+  const poisoned = new PoisonedDownloads({
+    // What is written into the embedded store is thrown away by who writes it.
+    discard: async (digest) => (layout === undefined ? containerd.abortIngests(digest) : 0),
+    log: component('pull'),
+  })
   const client = new RegistryClient({
     timeouts: config.peers,
     ...(spegel && { headers: SPEGEL_HEADERS }),
@@ -147,6 +153,7 @@ export function createDaemon(
       client,
       log: component('pull:peers'),
       onAttempt: (outcome) => metrics.peerAttempts.inc({ outcome }),
+      onWrongContent: (digest) => poisoned.note(digest),
     },
     config.peers,
   )
@@ -169,6 +176,7 @@ export function createDaemon(
     endpointsOf: (name) => routes.endpointsOf(name),
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
+    onWrongContent: (digest) => poisoned.note(digest),
   })
   const pulls =
     config.upstream === 'on'
@@ -187,7 +195,9 @@ export function createDaemon(
   const localListener: Listener = new Listener(
     registry(
       'local',
-      layout === undefined ? pulls : keep(pulls, { store: layout, log: component('pull:keep') }),
+      poisoned.guard(
+        layout === undefined ? pulls : keep(pulls, { store: layout, log: component('pull:keep') }),
+      ),
     ),
     { key: 'listen.local', listen: config.listen.local, drainTimeout },
   )
@@ -213,14 +223,14 @@ export function createDaemon(
     advertiser.count(),
   )
   metrics.observe(
-    'shoal_peer_keys',
-    'Digests and tags that other nodes say they hold',
-    () => router.stats().peerKeys,
-  )
-  metrics.observe(
     'shoal_hot_bytes',
     'Memory that manifests and other small content take that is asked for again and again',
     () => store.bytes,
+  )
+  metrics.observe(
+    'shoal_peer_keys',
+    'Digests and tags that other nodes say they hold',
+    () => router.stats().peerKeys,
   )
   metrics.observe(
     'shoal_peer_keys_bytes',

@@ -1,6 +1,6 @@
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
-import { digestOf, DigestMismatchError, DigestVerifier } from '../oci/digest.ts'
+import { digestOf, DigestMismatchError, DigestVerifier, type Digest } from '../oci/digest.ts'
 import {
   keyOf,
   rangeLength,
@@ -26,6 +26,8 @@ export interface PeersComponents {
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: PeerOutcome) => void
+  /** Told when wrong bytes of a blob have gone to the client. */
+  readonly onWrongContent?: (digest: Digest) => void
 }
 
 export interface PeersInit {
@@ -58,6 +60,7 @@ export class PeersSource implements ContentSource {
   readonly #client: RegistryClient
   readonly #log: Logger
   readonly #onAttempt: (outcome: PeerOutcome) => void
+  readonly #onWrongContent: (digest: Digest) => void
   readonly #init: PeersInit
   readonly #avoided = new Avoided()
   /** By peer id, where one of several addresses answered last: a family may lead nowhere, and that costs a dial. */
@@ -68,6 +71,7 @@ export class PeersSource implements ContentSource {
     this.#client = components.client
     this.#log = components.log
     this.#onAttempt = components.onAttempt ?? (() => {})
+    this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#init = init
   }
 
@@ -161,6 +165,7 @@ export class PeersSource implements ContentSource {
             // cannot be told either, so the next attempt does without any of them.
             if (error instanceof DigestMismatchError) {
               for (const peer of contributors) this.#failed(peer, error)
+              this.#onWrongContent(descriptor.digest)
               throw error
             }
             this.#failed(transfer.peer, error)

@@ -6,7 +6,7 @@ import {
   type ByteSink,
   type ContentBody,
 } from '../../oci/body.ts'
-import { digestOf, DigestMismatchError, DigestVerifier } from '../../oci/digest.ts'
+import { digestOf, DigestMismatchError, DigestVerifier, type Digest } from '../../oci/digest.ts'
 import {
   rangeLength,
   resolveRange,
@@ -36,6 +36,8 @@ export interface UpstreamComponents {
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: UpstreamOutcome) => void
+  /** Told when wrong bytes of a blob have gone to the client. */
+  readonly onWrongContent?: (digest: Digest) => void
 }
 
 /** Requests for one blob, resumptions included. */
@@ -53,6 +55,7 @@ export class UpstreamSource implements ContentSource {
   readonly #endpointsOf: UpstreamComponents['endpointsOf']
   readonly #log: Logger
   readonly #onAttempt: (outcome: UpstreamOutcome) => void
+  readonly #onWrongContent: (digest: Digest) => void
   readonly #health: EndpointHealth
 
   constructor(components: UpstreamComponents) {
@@ -60,6 +63,7 @@ export class UpstreamSource implements ContentSource {
     this.#endpointsOf = components.endpointsOf
     this.#log = components.log
     this.#onAttempt = components.onAttempt ?? (() => {})
+    this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#health = new EndpointHealth({
       log: components.log,
       probe: async (endpoint, signal) => (await this.#fetcher()).probe(endpoint, signal),
@@ -147,6 +151,7 @@ export class UpstreamSource implements ContentSource {
             if (error instanceof DigestMismatchError) {
               // What was written cannot be taken back: only a broken connection tells the client.
               this.#onAttempt('bad content')
+              this.#onWrongContent(descriptor.digest)
               this.#log.warn({ endpoint: url, err: error }, 'upstream gave wrong content')
               throw error
             }

@@ -121,6 +121,21 @@ export class ContainerdClient {
     }
   }
 
+  /**
+   * Throws away what clients have received so far of content with this digest; their ingests are named after it.
+   * @returns how many there were
+   * @throws {StoreUnavailableError}
+   */
+  async abortIngests(digest: Digest, options: AbortOptions = {}): Promise<number> {
+    const { statuses } = await this.#ask(this.#grpc.call(Content.method.listStatuses, {}, options))
+    const refs = statuses.map(({ ref }) => ref).filter((ref) => ref.includes(digest))
+    for (const ref of refs) {
+      // It may have ended by itself.
+      await held(this.#ask(this.#grpc.call(Content.method.abort, { ref }, options), digest))
+    }
+    return refs.length
+  }
+
   /** @throws {StoreUnavailableError} */
   async listContent(options: { signal: AbortSignal }): Promise<Set<Digest>> {
     const digests = new Set<Digest>()
@@ -224,6 +239,16 @@ export class ContainerdClient {
       default:
         return `containerd at ${this.#address} answers with an error: ${error.message}`
     }
+  }
+}
+
+/** An answer about something that may not be there. */
+export async function held<T>(answer: Promise<T>): Promise<T | undefined> {
+  try {
+    return await answer
+  } catch (error) {
+    if (error instanceof NotHeldError) return undefined
+    throw error
   }
 }
 

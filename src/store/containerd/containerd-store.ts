@@ -114,6 +114,15 @@ export class ContainerdStore implements ContentStore {
     this.#rechecks.dispatchEvent(new Event('recheck'))
   }
 
+  /**
+   * Throws away what containerd has received so far of content with this digest, because it is known to be wrong.
+   * @returns how many such beginnings there were
+   * @throws {StoreUnavailableError}
+   */
+  abortIngests(digest: Digest): Promise<number> {
+    return this.#client.abortIngests(digest)
+  }
+
   /** Ends the connection to containerd. */
   close(): void {
     this.#client.close()

@@ -2,8 +2,8 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Digest } from '../../oci/digest.ts'
 import { isDigestKey, type ContentKey, type TagName } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
-import { NotHeldError, StoreUnavailableError, type ContentEvent } from '../store.ts'
-import type { ContainerdClient } from './client.ts'
+import { StoreUnavailableError, type ContentEvent } from '../store.ts'
+import { held, type ContainerdClient } from './client.ts'
 import { BlobDirectory, Hints, type Work } from './hints.ts'
 
 /** Between two attempts to reach containerd; doubled from the first to the second. */
@@ -196,15 +196,6 @@ class Inventory {
     const before = this.#told
     this.#told = now
     return { now, added: now.difference(before), removed: new Set(before).difference(now) }
-  }
-}
-
-async function held<T>(answer: Promise<T>): Promise<T | undefined> {
-  try {
-    return await answer
-  } catch (error) {
-    if (error instanceof NotHeldError) return undefined
-    throw error
   }
 }
 
