@@ -14,6 +14,7 @@ import { WatchedRegistries } from './config/watched-registries.ts'
 import { createAdminServer } from './http/admin.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
+import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
@@ -81,13 +82,23 @@ export function createDaemon(
   )
   const store = new HotStore(layout ?? containerd)
 
+  const uploads = new UploadLimit({
+    slots: config.limits.uploadSlots,
+    bytesPerSecond: config.limits.uploadRate,
+  })
   const registry = (
     listener: 'local' | 'peer',
     open: ReturnType<typeof chain>,
     identity?: () => { id: string; addresses: readonly string[] },
   ) =>
     createRegistryServer(
-      { open, metrics, log: component(`http:${listener}`), ...(identity && { identity }) },
+      {
+        open,
+        metrics,
+        log: component(`http:${listener}`),
+        ...(identity && { identity }),
+        ...(listener === 'peer' && { uploads }),
+      },
       { listener, naming, maxRequests: config.limits.requests },
     )
   const drainTimeout = config.shutdownTimeout
@@ -221,6 +232,12 @@ export function createDaemon(
   )
   metrics.observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
     advertiser.count(),
+  )
+  metrics.observe('shoal_uploads', 'Blobs that are being given to other nodes', () => uploads.used)
+  metrics.observe(
+    'shoal_uploads_refused',
+    'Blobs that other nodes were refused since the start, because too much is given already',
+    () => uploads.refused,
   )
   metrics.observe(
     'shoal_hot_bytes',

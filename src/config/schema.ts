@@ -532,6 +532,27 @@ export const configSchema = z.strictObject(
               description:
                 'Requests in work at a time on each listener; what comes beyond is answered 503.',
             }),
+          uploadSlots: z
+            .int({ error: 'expected a whole number from 1 to 65536' })
+            .min(1)
+            .max(65536)
+            .prefault(128)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Blobs that are given to other nodes at a time. Who asks for more is told to come again, and does so, or asks another node.',
+            }),
+          uploadRate: textual<number | 'unlimited'>(
+            'unlimited or a size such as 20MiB, which is meant for a second',
+            (text) => (text === 'unlimited' ? text : parseQuantity(text, SIZE_UNITS) || undefined),
+            (value) => (value === 'unlimited' ? value : formatQuantity(value, SIZE_UNITS)),
+          )
+            .prefault('unlimited')
+            .register(docs, {
+              placeholder: 'SIZE',
+              description:
+                'Bytes of blobs that are given to other nodes in a second, on average: each blob begins only when those before it are paid for, and is then given as fast as it goes.',
+            }),
           meshSize: z
             .int({ error: 'expected a whole number from 0 to 2000' })
             .min(0)
@@ -565,6 +586,11 @@ export const configSchema = z.strictObject(
           progress: duration().prefault('1s').register(docs, {
             placeholder: 'DURATION',
             description: 'How long a transfer may stand still before it goes on with another peer.',
+          }),
+          busy: duration().prefault('30s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long a pull comes again when all that have the content are busy, or have told so, before it goes on without them.',
           }),
           hedge: duration().prefault('250ms').register(docs, {
             placeholder: 'DURATION',

@@ -11,12 +11,15 @@ import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource } from '../pull/source.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
+import type { UploadLimit } from './upload-limit.ts'
 
 export interface RegistryComponents {
   /** The sources of this listener, already in their order */
   readonly open: ContentSource['open']
   readonly metrics: Metrics
   readonly log: Logger
+  /** What bounds the blobs that are given; without it nothing does. */
+  readonly uploads?: UploadLimit
   /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
   readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
 }
@@ -48,7 +51,7 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity } = components
+  const { open, metrics, log, identity, uploads } = components
   let inWork = 0
 
   const server = fastify({
@@ -147,7 +150,8 @@ export function createRegistryServer(
     let failure: unknown
     try {
       content = await open(parsed, { signal: gone.signal })
-      await answer(reply, parsed, content, gone.signal)
+      const leave = await enter(parsed, content)
+      await answer(reply, parsed, content, gone.signal).finally(leave)
     } catch (error) {
       failure = error
       if (gone.signal.aborted && !raw.writableFinished) outcome = 'aborted'
@@ -182,6 +186,17 @@ export function createRegistryServer(
     if (outcome === 'failed') log.warn(fields, 'pull')
     else if (outcome === 'ok' && parsed.method === 'GET') log.info(fields, 'pull')
     else log.debug(fields, 'pull')
+  }
+
+  /** Takes an upload slot where that is needed, and returns what gives it back. */
+  async function enter({ kind }: PullRequest, { body }: Content): Promise<() => void> {
+    if (uploads === undefined || kind === 'manifest' || body === undefined) return () => {}
+    try {
+      return uploads.begin(body.length)
+    } catch (error) {
+      await body.discard()
+      throw error
+    }
   }
 
   async function answer(

@@ -43,9 +43,6 @@ export class DistributionError extends Error {
   }
 }
 
-/** Seconds a client should wait after 503; containerd moves on to its next host at once, others come back. */
-const RETRY_AFTER = { 'retry-after': '1' }
-
 /**
  * What a client is told about a failure. Only messages written for clients get out; of anything unknown it learns no
  * more than that.
@@ -72,19 +69,12 @@ export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'):
             options,
           )
     case 'ERR_STORE_UNAVAILABLE':
+      // Nobody knows when; peers do not wait for it.
       return new DistributionError(
         'UNAVAILABLE',
         'the content store of this node cannot be reached',
-        {
-          ...options,
-          headers: RETRY_AFTER,
-        },
+        options,
       )
-    case 'ERR_OVERLOADED':
-      return new DistributionError('UNAVAILABLE', error.message, {
-        ...options,
-        headers: RETRY_AFTER,
-      })
     default:
       return new DistributionError('UNKNOWN', 'internal error', options)
   }

@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
 import { digestOf, DigestMismatchError, DigestVerifier, type Digest } from '../oci/digest.ts'
@@ -7,9 +8,11 @@ import {
   resolveRange,
   type ByteRange,
   type PullRequest,
+  type RangeRequest,
 } from '../oci/distribution.ts'
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
 import type { Peer, Router } from '../routing/router.ts'
+import { PeerChoice } from './choice.ts'
 import {
   RegistryRequestError,
   type RegistryAnswer,
@@ -33,21 +36,16 @@ export interface PeersComponents {
 export interface PeersInit {
   /** Longest time in ms to look for holders before the answer is "not found". */
   readonly lookup: number
-  /** After this many ms without an answer the next peer is asked as well. */
+  /** After this many ms without an answer the next peer is asked as well, or sooner where peers answer quickly. */
   readonly hedge: number
+  /** How long to come again in ms while all that have the content are busy. */
+  readonly busy: number
 }
 
-/** A peer that gave wrong content is left alone this long at first, in ms; twice as long each further time. */
-const QUARANTINE_FIRST = 30_000
-const QUARANTINE_LONGEST = 3_600_000
-/** A peer that could not be reached is asked after all others for this long, in ms. */
-const REST = 2_000
 /** Why a lookup and the others of a race end. One for all: an abort without a reason makes a new error each time. */
 const DECIDED = new Error('not waited for any longer')
 /** Requests for one blob, resumptions included; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
-/** Peers of which is remembered where they answer. */
-const MAX_ANSWERING = 1024
 
 /**
  * Gets content from other nodes. All of it is in here: peers are asked as the lookup finds them, a second one when the
@@ -62,9 +60,7 @@ export class PeersSource implements ContentSource {
   readonly #onAttempt: (outcome: PeerOutcome) => void
   readonly #onWrongContent: (digest: Digest) => void
   readonly #init: PeersInit
-  readonly #avoided = new Avoided()
-  /** By peer id, where one of several addresses answered last: a family may lead nowhere, and that costs a dial. */
-  readonly #answering = new Map<string, string>()
+  readonly #choice: PeerChoice
 
   constructor(components: PeersComponents, init: PeersInit) {
     this.#router = components.router
@@ -73,55 +69,62 @@ export class PeersSource implements ContentSource {
     this.#onAttempt = components.onAttempt ?? (() => {})
     this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#init = init
+    this.#choice = new PeerChoice(init)
   }
 
-  async open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
-    const tried = new Set<string>()
-    if (request.kind === 'manifest') return this.#openManifest(request, tried, options.signal)
+  async open(request: PullRequest, { signal }: { signal: AbortSignal }): Promise<Content> {
+    if (request.kind === 'manifest') return this.#openManifest(request, signal)
     if (!('digest' in request.target)) throw new ContentNotFoundError('blobs have digests only')
     const { digest } = request.target
 
-    if (request.method === 'HEAD' || request.range !== undefined) {
-      // A range can only be cut, or refused, once the size is known.
-      const head = await this.#race(
-        { ...request, method: 'HEAD' },
-        undefined,
-        tried,
-        options.signal,
-      )
-      const descriptor = { digest, mediaType: MEDIA_TYPE.octets, size: head.answer.size }
-      const range =
-        request.range === undefined ? undefined : resolveRange(request.range, descriptor.size)
-      const found: Content = {
-        source: this.name,
-        descriptor,
-        ...(range !== undefined && { range }),
-      }
-      if (request.method === 'HEAD') return found
-      const transfer = await this.#race(request, range, new Set(), options.signal)
-      return { ...found, body: this.#body(request, descriptor, transfer, range) }
+    const { method, range } = request
+    const describe = ({ answer }: Transfer): Descriptor => ({
+      digest,
+      mediaType: MEDIA_TYPE.octets,
+      size: answer.size,
+    })
+    if (method === 'HEAD') {
+      const head = await this.#patient(request, undefined, signal)
+      head.close()
+      const descriptor = describe(head)
+      const part = range === undefined ? undefined : resolveRange(range, descriptor.size)
+      return { source: this.name, descriptor, ...(part !== undefined && { range: part }) }
     }
-    const transfer = await this.#race(request, undefined, tried, options.signal)
-    const descriptor = { digest, mediaType: MEDIA_TYPE.octets, size: transfer.answer.size }
-    return { source: this.name, descriptor, body: this.#body(request, descriptor, transfer) }
+    const transfer = await this.#patient(request, range, signal).catch(async (error: unknown) => {
+      if (range === undefined || !(error instanceof ContentNotFoundError)) throw error
+      // Perhaps it is not the content that nobody has, but the part; or they understand no range without both its ends.
+      const { descriptor } = await this.open({ ...request, method: 'HEAD' }, { signal })
+      const part = resolveRange(range, descriptor.size)
+      const { size } = descriptor
+      return this.#patient(request, { kind: 'from', ...part }, signal, { size })
+    })
+    const descriptor = describe(transfer)
+    const part = transfer.answer.range
+    return {
+      source: this.name,
+      descriptor,
+      ...(part !== undefined && { range: part }),
+      body: this.#body(request, descriptor, transfer, part),
+    }
   }
 
   /** Manifests are small: they are verified as a whole before anything is answered, and a liar costs nothing. */
-  async #openManifest(
-    request: PullRequest,
-    tried: Set<string>,
-    signal: AbortSignal,
-  ): Promise<Content> {
+  async #openManifest(request: PullRequest, signal: AbortSignal): Promise<Content> {
+    const tried = new Set<string>()
     for (;;) {
-      const { peer, answer } = await this.#race(request, undefined, tried, signal)
+      const transfer = await this.#patient(request, undefined, signal, { tried })
+      const { peer, answer } = transfer
       const digest = 'digest' in request.target ? request.target.digest : answer.digest
       if (digest === undefined || !isManifestMediaType(answer.mediaType)) {
-        answer.close()
+        transfer.close()
         this.#failed(peer, new RegistryRequestError('bad answer', 'is not a manifest'))
         continue
       }
       const descriptor = { digest, mediaType: answer.mediaType, size: answer.size }
-      if (request.method === 'HEAD') return { source: this.name, descriptor }
+      if (request.method === 'HEAD') {
+        transfer.close()
+        return { source: this.name, descriptor }
+      }
       try {
         const bytes = await collect(answer)
         const actual = digestOf(bytes)
@@ -130,6 +133,8 @@ export class PeersSource implements ContentSource {
       } catch (error) {
         signal.throwIfAborted()
         this.#failed(peer, error)
+      } finally {
+        transfer.close()
       }
     }
   }
@@ -145,7 +150,7 @@ export class PeersSource implements ContentSource {
     const start = range?.start ?? 0
     return {
       length: range === undefined ? descriptor.size : rangeLength(range),
-      discard: async () => first.answer.close(),
+      discard: async () => first.close(),
       writeTo: async (sink, { signal }) => {
         const verifier = range === undefined ? new DigestVerifier(descriptor.digest) : undefined
         const tried = new Set<string>([first.peer.id])
@@ -155,10 +160,13 @@ export class PeersSource implements ContentSource {
         for (let attempt = 1; ; attempt += 1) {
           try {
             contributors.add(transfer.peer)
-            await copy(transfer.answer, sink, progress, end, verifier)
+            const from = progress.offset
+            const waited = await copy(transfer.answer, sink, progress, end, verifier)
+            this.#choice.sent(transfer.peer, progress.offset - from, waited)
+            transfer.close()
             return
           } catch (error) {
-            transfer.answer.close()
+            transfer.close()
             signal.throwIfAborted()
             if (error instanceof SinkError) throw error.cause
             // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
@@ -186,7 +194,11 @@ export class PeersSource implements ContentSource {
     signal: AbortSignal,
   ): Promise<Transfer> {
     try {
-      const transfer = await this.#race(request, rest, tried, signal, descriptor.size)
+      const range = { kind: 'from', ...rest } as const
+      const transfer = await this.#patient(request, range, signal, {
+        tried,
+        size: descriptor.size,
+      })
       this.#log.debug(
         { digest: descriptor.digest, peer: transfer.peer.name, offset: rest.start },
         'pull resumed',
@@ -201,21 +213,53 @@ export class PeersSource implements ContentSource {
   }
 
   /**
+   * The first good answer. While all that have the content are busy it asks again when they have told to, and finds who
+   * has got it meanwhile.
+   * @throws {ContentNotFoundError} when nobody has it, or all are still busy when patience ends
+   */
+  async #patient(
+    request: PullRequest,
+    range: RangeRequest | undefined,
+    signal: AbortSignal,
+    { tried = new Set(), size }: { tried?: Set<string>; size?: number } = {},
+  ): Promise<Transfer> {
+    const end = performance.now() + this.#init.busy
+    for (;;) {
+      const busy = new Map<string, number>()
+      try {
+        return await this.#race(request, range, tried, busy, signal, size)
+      } catch (error) {
+        if (!(error instanceof ContentNotFoundError) || busy.size === 0) throw error
+        // Not all at once again who were told the same.
+        const wait = Math.min(...busy.values()) * (0.5 + Math.random())
+        if (performance.now() + wait > end) throw error
+        await delay(wait, undefined, { signal })
+        for (const id of busy.keys()) tried.delete(id)
+      }
+    }
+  }
+
+  /**
    * The first good answer. Peers not in `tried` are asked one after the other as the lookup yields them: the next one
    * when the last has failed, or has not answered within the hedge delay.
-   * @throws {ContentNotFoundError} when the lookup has ended and nobody it found has the content
+   * @throws {ContentNotFoundError} when the lookup has ended and nobody it found has the content; in `busy` is then who has
+   *   it, and when to come again in ms
    */
   async #race(
     request: PullRequest,
-    range: ByteRange | undefined,
+    range: RangeRequest | undefined,
     tried: Set<string>,
+    busy: Map<string, number>,
     signal: AbortSignal,
-    size?: number,
+    size: number | undefined,
   ): Promise<Transfer> {
     const looking = new AbortController()
     const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
     const lookup = AbortSignal.any([signal, looking.signal])
-    const found = this.#router.lookup(keyOf(request), { signal: lookup })[Symbol.asyncIterator]()
+    const { rank } = this.#choice
+    const found = this.#router
+      .lookup(keyOf(request), { signal: lookup, rank })
+      [Symbol.asyncIterator]()
     const running = new Map<
       string,
       { abort: AbortController; done: Promise<Transfer | undefined> }
@@ -249,13 +293,15 @@ export class PeersSource implements ContentSource {
           tried.add(peer.id)
           const abort = new AbortController()
           const attempt = AbortSignal.any([signal, abort.signal])
-          const done = this.#ask(peer, request, range, size, attempt, again).finally(() => {
-            running.delete(peer.id)
-          })
+          const done = this.#ask(peer, request, range, size, attempt, { again, busy }).finally(
+            () => {
+              running.delete(peer.id)
+            },
+          )
           running.set(peer.id, { abort, done })
           next = this.#nextPeer(found, tried, later)
           const impatient = Promise.withResolvers<'impatient'>()
-          const timer = setTimeout(() => impatient.resolve('impatient'), this.#init.hedge)
+          const timer = setTimeout(() => impatient.resolve('impatient'), this.#choice.hedge())
           patience = { ...impatient, timer }
         } else {
           if (event !== 'impatient') winner = event
@@ -272,7 +318,7 @@ export class PeersSource implements ContentSource {
         abort.abort(DECIDED)
         void done.then(
           (late) => {
-            if (late !== undefined && late !== winner) late.answer.close()
+            if (late !== winner) late?.close()
           },
           () => {},
         )
@@ -293,8 +339,8 @@ export class PeersSource implements ContentSource {
       const next = await found.next()
       if (next.done === true) return later.shift()
       const peer = next.value
-      if (tried.has(peer.id) || this.#avoided.quarantined(peer.id)) continue
-      if (!this.#avoided.resting(peer.id)) return peer
+      if (tried.has(peer.id) || this.#choice.quarantined(peer)) continue
+      if (!this.#choice.resting(peer)) return peer
       later.push(peer)
     }
   }
@@ -303,14 +349,15 @@ export class PeersSource implements ContentSource {
   async #ask(
     peer: Peer,
     request: PullRequest,
-    range: ByteRange | undefined,
+    range: RangeRequest | undefined,
     size: number | undefined,
     signal: AbortSignal,
-    again: (peer: Peer) => void,
+    { again, busy }: { again: (peer: Peer) => void; busy: Map<string, number> },
   ): Promise<Transfer | undefined> {
-    const last = this.#answering.get(peer.id)
-    const origins = peer.origins.toSorted((a, b) => Number(b === last) - Number(a === last))
+    const origins = this.#choice.origins(peer)
+    const end = this.#choice.begin(peer)
     for (const origin of origins) {
+      const asked = performance.now()
       try {
         const options = { signal, ...(range !== undefined && { range }) }
         const answer = await this.#client.fetch(origin, request, options)
@@ -319,10 +366,10 @@ export class PeersSource implements ContentSource {
           throw new RegistryRequestError('bad answer', 'answered with another size')
         }
         this.#onAttempt('ok')
-        if (origin !== last && origins.length > 1) this.#answered(peer, origin)
-        return { peer, answer }
+        this.#choice.answered(peer, origin, performance.now() - asked)
+        return new Transfer(peer, answer, end)
       } catch (error) {
-        if (signal.aborted) return undefined
+        if (signal.aborted) break
         const unreachable = outcomeOf(error) === 'unreachable'
         if (unreachable && origin !== origins.at(-1)) {
           // A node is not taken for dead because one of its addresses is
@@ -330,19 +377,14 @@ export class PeersSource implements ContentSource {
           continue
         }
         this.#failed(peer, error)
-        if (!unreachable) return undefined
+        if (unreachable) again(peer)
+        if (error instanceof RegistryRequestError && error.retryAfter > 0)
+          busy.set(peer.id, error.retryAfter)
+        break
       }
     }
-    again(peer)
+    end()
     return undefined
-  }
-
-  #answered(peer: Peer, origin: string): void {
-    this.#answering.set(peer.id, origin)
-    for (const oldest of this.#answering.keys()) {
-      if (this.#answering.size <= MAX_ANSWERING) break
-      this.#answering.delete(oldest)
-    }
   }
 
   #failed(peer: Peer, error: unknown): void {
@@ -350,7 +392,7 @@ export class PeersSource implements ContentSource {
     this.#onAttempt(outcome)
     const fields = { peer: peer.name, outcome, err: error }
     if (outcome === 'bad content') {
-      const duration = this.#avoided.quarantine(peer.id)
+      const duration = this.#choice.lied(peer)
       this.#log.warn(
         { ...fields, durationMs: duration },
         'peer gave wrong content and is left alone',
@@ -358,7 +400,7 @@ export class PeersSource implements ContentSource {
       return
     }
     if (outcome === 'unreachable') {
-      this.#avoided.rest(peer.id)
+      this.#choice.unreachable(peer)
       this.#router.suspect(peer)
     }
     this.#log.debug(fields, 'peer failed')
@@ -366,9 +408,23 @@ export class PeersSource implements ContentSource {
 }
 
 /** An answer that is being read, and whose it is. */
-interface Transfer {
+class Transfer {
   readonly peer: Peer
   readonly answer: RegistryAnswer
+  #end: (() => void) | undefined
+
+  constructor(peer: Peer, answer: RegistryAnswer, end: () => void) {
+    this.peer = peer
+    this.answer = answer
+    this.#end = end
+  }
+
+  /** Whether it was read to its end or not; it may be called again. */
+  close(): void {
+    this.answer.close()
+    this.#end?.()
+    this.#end = undefined
+  }
 }
 
 /** The client's side of a copy failed: nobody else is to blame, and nothing is to be resumed. */
@@ -377,15 +433,21 @@ class SinkError extends Error {
   readonly code = 'ERR_SINK'
 }
 
-/** Writes an answer's bytes up to `end`; the last ones only after the digest was found right. */
+/**
+ * Writes an answer's bytes up to `end`; the last ones only after the digest was found right.
+ * @returns for how many ms the peer was waited for
+ */
 async function copy(
   answer: RegistryAnswer,
   sink: ByteSink,
   progress: { offset: number },
   end: number,
   verifier: DigestVerifier | undefined,
-): Promise<void> {
+): Promise<number> {
+  let waited = 0
+  let ready = performance.now()
   for await (const chunk of answer.body ?? []) {
+    waited += performance.now() - ready
     const left = end + 1 - progress.offset
     if (chunk.length > left) throw new RegistryRequestError('bad answer', 'sent too much')
     const last = chunk.length === left
@@ -397,9 +459,11 @@ async function copy(
     if (!last) verify(verifier, chunk)
     await written
     progress.offset += chunk.length
+    ready = performance.now()
   }
   if (progress.offset <= end) throw new RegistryRequestError('unreachable', 'ended too early')
   if (end < 0) verifier?.finish()
+  return waited
 }
 
 function verify(
@@ -427,41 +491,4 @@ async function collect(answer: RegistryAnswer): Promise<Uint8Array> {
 function outcomeOf(error: unknown): PeerOutcome {
   if (error instanceof DigestMismatchError) return 'bad content'
   return error instanceof RegistryRequestError ? error.reason : 'bad answer'
-}
-
-/** Peers that failed: those that lied are not asked for a while, those that were not there are asked last. */
-class Avoided {
-  readonly #quarantinedUntil = new Map<string, number>()
-  readonly #restingUntil = new Map<string, number>()
-  readonly #quarantines = new Map<string, number>()
-
-  quarantined(peer: string): boolean {
-    return isAhead(this.#quarantinedUntil, peer)
-  }
-
-  resting(peer: string): boolean {
-    return isAhead(this.#restingUntil, peer)
-  }
-
-  rest(peer: string): void {
-    this.#restingUntil.set(peer, performance.now() + REST)
-  }
-
-  /** Returns for how long, in ms. */
-  quarantine(peer: string): number {
-    const times = this.#quarantines.get(peer) ?? 0
-    const duration = Math.min(QUARANTINE_FIRST * 2 ** times, QUARANTINE_LONGEST)
-    this.#quarantines.set(peer, times + 1)
-    this.#quarantinedUntil.set(peer, performance.now() + duration)
-    return duration
-  }
-}
-
-/** True while the time noted for a peer is ahead; what has passed is forgotten. */
-function isAhead(times: Map<string, number>, peer: string): boolean {
-  const until = times.get(peer)
-  if (until === undefined) return false
-  if (until > performance.now()) return true
-  times.delete(peer)
-  return false
 }

@@ -2,8 +2,10 @@ import { isDigest, type Digest } from '../oci/digest.ts'
 import {
   parseContentRange,
   rangeLength,
+  resolveRange,
   type ByteRange,
   type PullRequest,
+  type RangeRequest,
 } from '../oci/distribution.ts'
 import { MANIFEST_MEDIA_TYPES, MAX_MANIFEST_BYTES } from '../oci/manifest.ts'
 import {
@@ -47,9 +49,16 @@ export class RegistryRequestError extends Error {
   override readonly name = 'RegistryRequestError'
   readonly code = 'ERR_REGISTRY_REQUEST'
   readonly reason: 'not found' | 'busy' | 'unreachable' | 'bad answer'
-  constructor(reason: RegistryRequestError['reason'], message: string, options?: ErrorOptions) {
+  /** For `busy`: when to come again, in ms from now; 0 if that was not said */
+  readonly retryAfter: number
+  constructor(
+    reason: RegistryRequestError['reason'],
+    message: string,
+    options: ErrorOptions & { retryAfter?: number } = {},
+  ) {
     super(message, options)
     this.reason = reason
+    this.retryAfter = options.retryAfter ?? 0
   }
 }
 
@@ -68,13 +77,13 @@ export class RegistryClient {
   }
 
   /**
-   * Sends one pull to `origin` (`http://host:port`); `range` asks for a part of a blob.
+   * Sends one pull to `origin` (`http://host:port`); `range` asks for a part of a blob, of which the answer says what it is.
    * @throws {RegistryRequestError}
    */
   async fetch(
     origin: string,
     pull: PullRequest,
-    options: { range?: ByteRange; signal: AbortSignal },
+    options: { range?: RangeRequest; signal: AbortSignal },
   ): Promise<RegistryAnswer> {
     const { range, signal } = options
     signal.throwIfAborted()
@@ -115,7 +124,7 @@ export class RegistryClient {
   #answer(
     connection: Connection,
     pull: PullRequest,
-    range: ByteRange | undefined,
+    range: RangeRequest | undefined,
     head: AnswerHead,
     end: () => void,
   ): RegistryAnswer {
@@ -174,13 +183,17 @@ export class RegistryClient {
 function render(
   origin: string,
   pull: PullRequest,
-  range: ByteRange | undefined,
+  range: RangeRequest | undefined,
   headers: string,
 ): string {
   const accept = pull.kind === 'manifest' ? `Accept: ${MANIFEST_MEDIA_TYPES.join(', ')}\r\n` : ''
-  const part = range === undefined ? '' : `Range: bytes=${range.start}-${range.end}\r\n`
+  const part = range === undefined ? '' : `Range: bytes=${renderRange(range)}\r\n`
   const host = origin.slice(origin.indexOf('//') + 2)
   return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}\r\n`
+}
+
+function renderRange(range: RangeRequest): string {
+  return range.kind === 'suffix' ? `-${range.length}` : `${range.start}-${range.end ?? ''}`
 }
 
 function translate(error: unknown): unknown {
@@ -197,23 +210,32 @@ function pathOf(pull: PullRequest): string {
 /** Checks everything about an answer that can be checked before its bytes come. */
 function readHead(
   pull: PullRequest,
-  range: ByteRange | undefined,
+  range: RangeRequest | undefined,
   { status, headers }: AnswerHead,
   length: number,
 ): Pick<RegistryAnswer, 'mediaType' | 'digest' | 'size' | 'range'> {
   if (status === 404) throw new RegistryRequestError('not found', 'does not have it')
-  if (status === 503 || status === 429) throw new RegistryRequestError('busy', `answered ${status}`)
+  if (status === 503 || status === 429) {
+    // Who does not say when to come again is in trouble, not in demand.
+    const retryAfter = Number(headers.get('retry-after') ?? 0) * 1000 || 0
+    throw new RegistryRequestError('busy', `answered ${status}`, { retryAfter })
+  }
   if (status !== (range === undefined ? 200 : 206)) throw bad(`answered ${status}`)
   if (!Number.isSafeInteger(length) || length < 0 || headers.has('transfer-encoding')) {
     throw bad('answered without a length')
   }
   let size = length
+  let part: ByteRange | undefined
   if (range !== undefined) {
-    const part = parseContentRange(headers.get('content-range'))
-    if (part?.start !== range.start || part.end !== range.end || length !== rangeLength(part)) {
+    const said = parseContentRange(headers.get('content-range'))
+    if (said === undefined || length !== rangeLength(said)) throw bad('answered with another range')
+    size = said.total
+    part = { start: said.start, end: said.end }
+    // What is asked for beyond the end is left out, and nothing else.
+    if (range.kind === 'from' && range.start >= size) throw bad('answered with another range')
+    const wanted = resolveRange(range, size)
+    if (part.start !== wanted.start || part.end !== wanted.end)
       throw bad('answered with another range')
-    }
-    size = part.total
   }
   const said = headers.get('docker-content-digest')
   if (said !== undefined && !isDigest(said)) throw bad('answered with a malformed digest')
@@ -228,7 +250,7 @@ function readHead(
     mediaType: headers.get('content-type') ?? 'application/octet-stream',
     size,
     ...(said !== undefined && { digest: said }),
-    ...(range !== undefined && { range }),
+    ...(part !== undefined && { range: part }),
   }
 }
 

@@ -306,11 +306,14 @@ export class Libp2pRouter implements Router, Startable {
     }
   }
 
-  async *lookup(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Peer> {
+  async *lookup(
+    key: ContentKey,
+    { signal, rank = nearestFirst }: { signal: AbortSignal; rank?: (peer: Peer) => number },
+  ): AsyncGenerator<Peer> {
     const running = this.#running
     if (running === undefined || signal.aborted) return
     const seen = new Set<string>()
-    for (const peer of this.#holders(running, key, seen)) {
+    for (const peer of this.#holders(running, key, seen, rank)) {
       yield peer
       if (signal.aborted) return
     }
@@ -319,29 +322,35 @@ export class Libp2pRouter implements Router, Startable {
     const arrival = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
     while (isArriving(running, this.#spegel) && !arrival.aborted) {
       await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
-      for (const peer of this.#holders(running, key, seen)) {
+      for (const peer of this.#holders(running, key, seen, rank)) {
         yield peer
         if (signal.aborted) return
       }
     }
     if (signal.aborted || this.#knowsAll(running)) return
     yield* this.#fromDht(running, key, seen, signal)
-    if (!signal.aborted) yield* this.#holders(running, key, seen)
+    if (!signal.aborted) yield* this.#holders(running, key, seen, rank)
   }
 
-  /** Holders that are not in `seen` yet, nearest first; those equally near in random order, so that they share the load. */
-  #holders({ protocol }: Running, key: ContentKey, seen: Set<string>): Peer[] {
+  /** Holders that are not in `seen` yet, in the order of their ranks. */
+  #holders(
+    { protocol }: Running,
+    key: ContentKey,
+    seen: Set<string>,
+    rank: (peer: Peer) => number,
+  ): Peer[] {
     const name = inventoryKey(key)
     const { zone, region } = this.#topology
-    const holders: { peer: Peer; distance: number }[] = []
-    for (const { peer, keys, sharing } of protocol.nodes()) {
-      if (!sharing || seen.has(peer.id) || !keys.has(name)) continue
-      seen.add(peer.id)
-      const near = zone !== undefined && peer.zone === zone ? 0 : 1
-      const far = region !== undefined && peer.region === region ? 0 : 1
-      holders.push({ peer, distance: 2 * near + far + Math.random() })
+    const holders: { peer: Peer; rank: number }[] = []
+    for (const { peer: known, keys, sharing } of protocol.nodes()) {
+      if (!sharing || seen.has(known.id) || !keys.has(name)) continue
+      seen.add(known.id)
+      const near = zone !== undefined && known.zone === zone
+      const close = region !== undefined && known.region === region
+      const peer: Peer = { ...known, distance: near ? 0 : close ? 1 : 2 }
+      holders.push({ peer, rank: rank(peer) })
     }
-    return holders.toSorted((a, b) => a.distance - b.distance).map(({ peer }) => peer)
+    return holders.toSorted((a, b) => a.rank - b.rank).map(({ peer }) => peer)
   }
 
   /** More nodes are there than one is connected with, so that their lookups depend on the DHT. */
@@ -675,4 +684,9 @@ function dropStale(node: RoutingNode, id: string): void {
     .filter(({ remotePeer }) => remotePeer.toString() === id)
     .toSorted((a, b) => b.timeline.open - a.timeline.open)
   for (const connection of older) connection.abort(new AddressLostError('peer came anew'))
+}
+
+/** Those equally near in random order, so that they share the load. */
+function nearestFirst({ distance = 2 }: Peer): number {
+  return distance + Math.random()
 }

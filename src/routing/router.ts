@@ -10,6 +10,8 @@ export interface Peer {
   readonly origins: readonly string[]
   readonly zone?: string
   readonly region?: string
+  /** How far it is from this node: in the same zone, in the same region, or elsewhere; for those a lookup finds */
+  readonly distance?: 0 | 1 | 2
 }
 
 /** Who else holds content. */
@@ -20,9 +22,13 @@ export interface Router {
   peers(): readonly Peer[]
   /**
    * Peers that say they hold `key`, each once, as they are found; never this node. It ends when no more are to be
-   * expected, or by `signal`, without an error either way.
+   * expected, or by `signal`, without an error either way. Of those that are found at once the one with the lowest
+   * `rank` comes first; without it the nearest.
    */
-  lookup(key: ContentKey, options: { signal: AbortSignal }): AsyncIterable<Peer>
+  lookup(
+    key: ContentKey,
+    options: { signal: AbortSignal; rank?: (peer: Peer) => number },
+  ): AsyncIterable<Peer>
   /**
    * A request to `peer` failed as one to a dead node does. Whether it is dead is found out at once, and then it is
    * returned no more, nor by the other nodes soon after. It costs little to say this often, or without need.

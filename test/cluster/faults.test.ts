@@ -93,7 +93,10 @@ suite('nodes that do wrong', { skip }, () => {
     const [first, host] = cluster.nodes as [ClusterNode, ClusterNode]
     node = first
     // Whoever does wrong is nearer, so that he is asked first.
-    await appendFile(node.machine.path('/etc/shoal/config.yaml'), '\ntopology:\n  zone: near\n')
+    await appendFile(
+      node.machine.path('/etc/shoal/config.yaml'),
+      '\ntopology:\n  zone: near\npeers:\n  busy: 2s\n',
+    )
     await node.startDaemon()
     faulty = await FaultyNodes.start(host, [node])
     far = await join('none', 'far')

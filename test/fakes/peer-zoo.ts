@@ -106,6 +106,16 @@ export function lateBloomer(content: ZooContent, failures: number): Promise<ZooP
   })
 }
 
+/** Is busy at first, as it says, and good from then on. */
+export function busyFirst(content: ZooContent, times: number): Promise<ZooPeer> {
+  let left = times
+  const answer = answering(content)
+  return start('busy-first', (request, response) => {
+    if (left-- > 0) response.writeHead(503, { 'retry-after': '0.1' }).end()
+    else answer(request, response)
+  })
+}
+
 /** Stops sending after a share of the bytes asked for, and keeps the connection open. */
 export function stalling(content: ZooContent, share = 0.4): Promise<ZooPeer> {
   return start(

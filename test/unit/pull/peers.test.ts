@@ -32,7 +32,7 @@ function source(peers: readonly zoo.ZooPeer[], hedge = 100) {
       log: createLogger({ level: 'silent' }),
       onAttempt: (outcome) => outcomes.push(outcome),
     },
-    { lookup: 2_000, hedge },
+    { lookup: 2_000, hedge, busy: 500 },
   )
   return {
     source: peersSource,
@@ -219,6 +219,34 @@ suite('peers source', () => {
       code: 'ERR_CONTENT_NOT_FOUND',
     })
     assert.deepEqual([one.requests.length, two.requests.length], [1, 1])
+  })
+
+  test('a peer that is busy is asked again when it said, as long as patience lasts', async () => {
+    await using without = await zoo.answers(404)
+    await using busy = await zoo.busyFirst(blob, 2)
+    await using peers = source([without, busy])
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.ok((await read(content)).equals(bytes))
+    assert.equal(peers.outcomes.filter((outcome) => outcome === 'busy').length, 2)
+
+    await using always = await zoo.busyFirst(blob, 1_000_000)
+    await using alone = source([always])
+    await assert.rejects(alone.source.open(request(blob), { signal: signal() }), {
+      code: 'ERR_CONTENT_NOT_FOUND',
+    })
+    assert.ok(alone.outcomes.length > 2)
+  })
+
+  test('a part is asked for once, without asking for the size before', async () => {
+    await using good = await zoo.good(blob)
+    await using peers = source([good])
+    const range = { kind: 'from', start: 1000 } as const
+    const content = await peers.source.open(request(blob, { range }), { signal: signal() })
+    assert.deepEqual(content.range, { start: 1000, end: bytes.length - 1 })
+    assert.equal(content.descriptor.size, bytes.length)
+    assert.ok((await read(content)).equals(bytes.subarray(1000)))
+    assert.deepEqual(peers.outcomes, ['ok'])
+    assert.equal(peers.router.lookups.length, 1)
   })
 
   test('the router is told of a peer that cannot be reached, and of no other', async () => {
