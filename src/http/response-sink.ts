@@ -7,7 +7,7 @@ import { FileSender } from './sendfile.ts'
 /** A client that takes no byte for this long, in ms, is gone. */
 const CLIENT_STALL = 120_000
 /** Of a file, by an ordinary write: the first bytes, and whenever the connection's buffer is full. */
-const WRITE_BYTES = 64 * 1024
+const WRITE_BYTES = 16 * 1024
 /** Of a file, by one system call. */
 const SEND_BYTES = 1024 * 1024
 
@@ -56,13 +56,13 @@ export class ResponseSink implements ByteSink {
     const end = part.end + 1
     for (let offset = part.start; offset < end;) {
       const count = Math.min(buffer.length, end - offset)
-      const { bytesRead } = await file.read(buffer, 0, count, offset)
-      if (bytesRead === 0) throw new ContentTruncatedError('file became shorter while it was read')
-      await this.write(buffer.subarray(0, bytesRead))
-      offset += bytesRead
+      const read = await sender.read(file, buffer, offset, count)
+      if (read === 0) throw new ContentTruncatedError('file became shorter while it was read')
+      await this.write(buffer.subarray(0, read))
+      offset += read
       for (let sent = 1; sent > 0 && offset < end; offset += sent) {
         this.#signal.throwIfAborted()
-        sent = await sender.send(file.fd, offset, Math.min(SEND_BYTES, end - offset))
+        sent = await sender.send(file, offset, Math.min(SEND_BYTES, end - offset))
         // Node does not see these bytes.
         socket.setTimeout(CLIENT_STALL)
       }
