@@ -2,13 +2,17 @@ import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { build } from 'esbuild'
 
 /**
- * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, with a source map: half the start time and
+ * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, and the thread that hashes into another, with a source map: half the start time and
  * three quarters of the memory of the same program run from node_modules.
  */
 const root = new URL('..', import.meta.url).pathname
 const result = await build({
-  entryPoints: [`${root}src/cli/main.ts`],
-  outfile: `${root}dist/shoal.mjs`,
+  entryPoints: {
+    shoal: `${root}src/cli/main.ts`,
+    'hash-worker': `${root}src/pull/hash-worker.ts`,
+  },
+  outdir: `${root}dist`,
+  outExtension: { '.js': '.mjs' },
   write: false,
   bundle: true,
   platform: 'node',

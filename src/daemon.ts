@@ -289,6 +289,7 @@ export function createDaemon(
     own,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
+    { start: async () => {}, stop: async () => peers.close() },
     { start: async () => {}, stop: async () => upstream.close() },
     ...(config.upstream === 'on' ? [registries] : []),
     localListener,

@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
-import { digestOf, DigestMismatchError, DigestVerifier, type Digest } from '../oci/digest.ts'
+import { digestOf, DigestMismatchError, type Digest } from '../oci/digest.ts'
 import {
   keyOf,
   rangeLength,
@@ -13,6 +13,7 @@ import {
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
 import type { Peer, Router } from '../routing/router.ts'
 import { PeerChoice } from './choice.ts'
+import { Hashing, type Verifier } from './hashing.ts'
 import {
   RegistryRequestError,
   type RegistryAnswer,
@@ -61,6 +62,7 @@ export class PeersSource implements ContentSource {
   readonly #onWrongContent: (digest: Digest) => void
   readonly #init: PeersInit
   readonly #choice: PeerChoice
+  readonly #hashing = new Hashing()
 
   constructor(components: PeersComponents, init: PeersInit) {
     this.#router = components.router
@@ -70,6 +72,11 @@ export class PeersSource implements ContentSource {
     this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#init = init
     this.#choice = new PeerChoice(init)
+  }
+
+  /** Ends what runs beside: content that is being verified fails. */
+  async close(): Promise<void> {
+    await this.#hashing.close()
   }
 
   async open(request: PullRequest, { signal }: { signal: AbortSignal }): Promise<Content> {
@@ -152,37 +159,56 @@ export class PeersSource implements ContentSource {
       length: range === undefined ? descriptor.size : rangeLength(range),
       discard: async () => first.close(),
       writeTo: async (sink, { signal }) => {
-        const verifier = range === undefined ? new DigestVerifier(descriptor.digest) : undefined
-        const tried = new Set<string>([first.peer.id])
-        const contributors = new Set<Peer>()
-        const progress = { offset: start }
-        let transfer = first
-        for (let attempt = 1; ; attempt += 1) {
-          try {
-            contributors.add(transfer.peer)
-            const from = progress.offset
-            const waited = await copy(transfer.answer, sink, progress, end, verifier)
-            this.#choice.sent(transfer.peer, progress.offset - from, waited)
-            transfer.close()
-            return
-          } catch (error) {
-            transfer.close()
-            signal.throwIfAborted()
-            if (error instanceof SinkError) throw error.cause
-            // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
-            // cannot be told either, so the next attempt does without any of them.
-            if (error instanceof DigestMismatchError) {
-              for (const peer of contributors) this.#failed(peer, error)
-              this.#onWrongContent(descriptor.digest)
-              throw error
-            }
-            this.#failed(transfer.peer, error)
-            if (attempt >= MAX_ATTEMPTS) throw error
-          }
-          const rest = { start: progress.offset, end }
-          transfer = await this.#resume(request, descriptor, rest, tried, signal)
+        const { digest, size } = descriptor
+        const verifier = range === undefined ? this.#hashing.verifier(digest, size) : undefined
+        try {
+          await this.#write(request, descriptor, first, { start, end }, { sink, verifier, signal })
+        } finally {
+          verifier?.drop()
         }
       },
+    }
+  }
+
+  async #write(
+    request: PullRequest,
+    descriptor: Descriptor,
+    first: Transfer,
+    { start, end }: ByteRange,
+    {
+      sink,
+      verifier,
+      signal,
+    }: { sink: ByteSink; verifier?: Verifier | undefined; signal: AbortSignal },
+  ): Promise<void> {
+    const tried = new Set<string>([first.peer.id])
+    const contributors = new Set<Peer>()
+    const progress = { offset: start }
+    let transfer = first
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        contributors.add(transfer.peer)
+        const from = progress.offset
+        const waited = await copy(transfer.answer, sink, progress, end, verifier)
+        this.#choice.sent(transfer.peer, progress.offset - from, waited)
+        transfer.close()
+        return
+      } catch (error) {
+        transfer.close()
+        signal.throwIfAborted()
+        if (error instanceof SinkError) throw error.cause
+        // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
+        // cannot be told either, so the next attempt does without any of them.
+        if (error instanceof DigestMismatchError) {
+          for (const peer of contributors) this.#failed(peer, error)
+          this.#onWrongContent(descriptor.digest)
+          throw error
+        }
+        this.#failed(transfer.peer, error)
+        if (attempt >= MAX_ATTEMPTS) throw error
+      }
+      const rest = { start: progress.offset, end }
+      transfer = await this.#resume(request, descriptor, rest, tried, signal)
     }
   }
 
@@ -442,7 +468,7 @@ async function copy(
   sink: ByteSink,
   progress: { offset: number },
   end: number,
-  verifier: DigestVerifier | undefined,
+  verifier: Verifier | undefined,
 ): Promise<number> {
   let waited = 0
   let ready = performance.now()
@@ -451,27 +477,21 @@ async function copy(
     const left = end + 1 - progress.offset
     if (chunk.length > left) throw new RegistryRequestError('bad answer', 'sent too much')
     const last = chunk.length === left
-    if (last) verify(verifier, chunk)?.finish()
+    const verified = verifier?.update(chunk)
+    if (last) {
+      await verified
+      await verifier?.finish()
+    }
     const written = sink.write(chunk).catch((cause: unknown) => {
       throw new SinkError('client is gone', { cause })
     })
-    // Hashed after it was handed on: the client reads it in the meantime.
-    if (!last) verify(verifier, chunk)
-    await written
+    await Promise.all([written, verified])
     progress.offset += chunk.length
     ready = performance.now()
   }
   if (progress.offset <= end) throw new RegistryRequestError('unreachable', 'ended too early')
-  if (end < 0) verifier?.finish()
+  if (end < 0) await verifier?.finish()
   return waited
-}
-
-function verify(
-  verifier: DigestVerifier | undefined,
-  chunk: Uint8Array,
-): DigestVerifier | undefined {
-  verifier?.update(chunk)
-  return verifier
 }
 
 /** The whole of a small answer; its size was checked with its head. */
