@@ -159,11 +159,10 @@ export class Libp2pRouter implements Router, Startable {
     this.#meshSize = init.meshSize ?? MESH_SIZE
     this.#maxConnections = init.maxConnections ?? 2 * this.#meshSize + 100
     this.#spegel = init.mesh === 'spegel'
+    const needed = (): boolean =>
+      this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
     this.#records = new DhtRecords(
-      {
-        log,
-        needed: () => this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running)),
-      },
+      { log, needed, incomplete: needed },
       {
         protocol: this.#dhtProtocol,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),

@@ -79,6 +79,18 @@ export class KeySpace<T extends Located> {
     return true
   }
 
+  /** True for all places whose keeper a node at `at` may be, and for few others: much quicker than {@link isKeeper}. */
+  reachOf(at: number): (place: number) => boolean {
+    let reach = 32
+    // The other half of a block is out of reach when it has keepers enough of its own
+    for (; reach > 0; reach -= 1) {
+      const other = blockAt(at ^ (1 << (reach - 1)), reach - 1)
+      if (this.#before(other + 2 ** (reach - 1)) - this.#before(other) < REPLICAS) break
+    }
+    const start = blockAt(at, reach)
+    return (place) => blockAt(place, reach) === start
+  }
+
   /** How many are at smaller places. */
   #before(place: number): number {
     let low = 0

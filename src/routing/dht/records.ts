@@ -9,6 +9,7 @@ import { create as createMultihash } from 'multiformats/hashes/digest'
 import type { Logger } from '../../observe/log.ts'
 import type { ContentKey } from '../../oci/reference.ts'
 import { distanceOf, KeySpace, placeOf, REPLICAS } from './key-space.ts'
+import { survey } from './survey.ts'
 
 const RAW = 0x55
 const SHA2_256 = 0x12
@@ -34,6 +35,18 @@ const RENEW_OVER_MS = 6 * MINUTE
 const SPREAD_MS_PER_NODE = 10
 /** So long after a node left others keep its records in its place: one that only restarts is back by then. */
 const SETTLE_MS = 5000
+/** Between two looks at the whole DHT: first so long, then twice as long each time, until it is as long as RENEW_MS */
+const SURVEY_MS = 5000
+/** Connections last in a network of up to so many: whoever connects again has started anew. */
+const LASTING = 150
+/** So many nodes are dialled at a time to tell them records. */
+const MAX_DIALS = 16
+/** So often somebody who waits for the others' dials looks whether it is his turn. */
+const DIAL_TURN_MS = 50
+/** Who cannot be told anything so often in a row, and is not connected, is gone. */
+const MAX_TRIES = 3
+/** When nodes are due at different times, these are no further apart than this. */
+const MAX_SPREAD_MS = 5000
 /** Going through the keys holds up the event loop no longer than this at a time. */
 const TURN_MS = 2
 const SEND_TIMEOUT_MS = 10_000
@@ -74,6 +87,8 @@ interface DhtRecordsComponents {
   readonly log: Logger
   /** True when lookups of other nodes depend on records, because inventories do not reach all of them */
   readonly needed: () => boolean
+  /** True when there may be nodes that this one is not connected with; records are for them, too */
+  readonly incomplete: () => boolean
 }
 
 interface DhtRecordsInit {
@@ -83,6 +98,8 @@ interface DhtRecordsInit {
   readonly shareNeeded?: number
   /** Milliseconds from the leaving of a node until others are told its records */
   readonly settleMs?: number
+  /** Milliseconds from the first look at the whole DHT to the second */
+  readonly surveyMs?: number
 }
 
 /** What runs between `start` and `stop`. */
@@ -92,12 +109,12 @@ interface Running {
   readonly stopped: AbortController
 }
 
-/** A connected node that keeps records. */
+/** A node that keeps records. */
 interface Receiver {
   readonly id: PeerId
   readonly place: number
-  /** The one it came with */
-  readonly connection: Connection
+  /** The one it came with; none for a node that was only heard of */
+  connection: Connection | undefined
   readonly left: AbortController
   /** Its keys that it was not told yet */
   readonly missing: Set<ContentKey>
@@ -112,9 +129,11 @@ interface Receiver {
 export class DhtRecords {
   readonly #log: Logger
   readonly #needed: () => boolean
+  readonly #incomplete: () => boolean
   readonly #protocol: string
   readonly #shareNeeded: number
   readonly #settleMs: number
+  readonly #surveyMs: number
   /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
   readonly #wanted = new Map<ContentKey, number>()
   /** Keys, and nodes, that nobody was assigned to yet */
@@ -125,16 +144,21 @@ export class DhtRecords {
   /** Those that left and whose records others do not keep yet */
   readonly #departed = new Map<string, Receiver>()
   #running: Running | undefined
+  /** Nobody knows yet which nodes there are */
+  #unsurveyed = false
+  #dials = 0
   #assigning = false
   #handingOver = false
   #sent = 0
 
-  constructor({ log, needed }: DhtRecordsComponents, init: DhtRecordsInit) {
+  constructor({ log, needed, incomplete }: DhtRecordsComponents, init: DhtRecordsInit) {
     this.#log = log
     this.#needed = needed
+    this.#incomplete = incomplete
     this.#protocol = init.protocol
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
     this.#settleMs = init.settleMs ?? SETTLE_MS
+    this.#surveyMs = init.surveyMs ?? SURVEY_MS
   }
 
   /** Sends records to whom `node` meets; call it before the node starts. */
@@ -144,10 +168,16 @@ export class DhtRecords {
       onDisconnect: (id) => {
         const receiver = this.#receivers.get(id.toString())
         // Told late, when it may be back already
-        if (receiver !== undefined && receiver.connection.status !== 'open') this.#leave(receiver)
+        if (receiver === undefined || isConnected(receiver)) return
+        if (!this.#incomplete()) this.#leave(receiver)
       },
     })
-    this.#running = { node, topology, stopped: new AbortController() }
+    const stopped = new AbortController()
+    this.#running = { node, topology, stopped }
+    this.#unsurveyed = this.#incomplete()
+    this.#survey(node, stopped.signal).catch((error: unknown) => {
+      if (!stopped.signal.aborted) this.#log.error({ err: error }, 'DHT is not surveyed any more')
+    })
   }
 
   stop(): void {
@@ -195,11 +225,56 @@ export class DhtRecords {
     }
   }
 
-  #join(node: Libp2p, id: PeerId, connection: Connection): void {
+  /** Keeps an eye on which nodes there are, as long as this one is not connected with all of them. */
+  async #survey(node: Libp2p<{ dht: KadDHT }>, signal: AbortSignal): Promise<void> {
+    let intervalMs = this.#surveyMs
+    for (;;) {
+      const startedAt = performance.now()
+      const found = new Set<string>()
+      if (this.#incomplete()) {
+        let askedAt = startedAt
+        try {
+          for await (const part of survey(node.services.dht, signal)) {
+            for (const id of part.found) {
+              found.add(id.toString())
+              if (!this.#receivers.has(id.toString())) this.#join(node, id)
+            }
+            // Evenly over the interval, and never more than half of the time
+            const now = performance.now()
+            const waitMs = Math.max(now - askedAt, startedAt + intervalMs * part.share - now)
+            if (part.share < 1) await delay(waitMs, undefined, { signal, ref: false })
+            askedAt = performance.now()
+          }
+        } catch (error) {
+          signal.throwIfAborted()
+          this.#log.debug({ err: error }, 'DHT survey failed')
+        }
+      }
+      if (found.size > 0 || !this.#incomplete()) {
+        for (const [id, receiver] of this.#receivers) {
+          if (!found.has(id) && !isConnected(receiver)) this.#leave(receiver)
+        }
+      }
+      this.#unsurveyed = false
+      this.#assign()
+      const waitMs = Math.max(MIN_RETRY_MS, startedAt + intervalMs - performance.now())
+      await delay(waitMs, undefined, { signal, ref: false })
+      intervalMs = this.#incomplete() ? Math.min(2 * intervalMs, RENEW_MS) : this.#surveyMs
+    }
+  }
+
+  /** `id` keeps records. It is connected, or another node has named it. */
+  #join(node: Libp2p, id: PeerId, connection?: Connection): void {
     const known = this.#receivers.get(id.toString())
-    // One more connection; otherwise it may have started anew, and then its records are gone
-    if (known?.connection.status === 'open') return
-    if (known !== undefined) this.#leave(known)
+    if (known !== undefined) {
+      // One more connection; otherwise it may have started anew, and then its records are gone
+      if (isConnected(known)) return
+      if (this.#incomplete() && (known.connection === undefined || this.#space.size > LASTING)) {
+        known.connection = connection
+        return
+      }
+      this.#leave(known)
+    }
     const receiver: Receiver = {
       id,
       place: placeOf(id.toMultihash().bytes),
@@ -250,14 +325,15 @@ export class DhtRecords {
       if (newcomer !== undefined) {
         // Only now: what is assigned to it before would be assigned to it again
         this.#space.add(newcomer)
+        const near = this.#space.reachOf(newcomer.place)
         await inTurns(this.#wanted, signal, ([key, place]) => {
-          if (this.#space.isKeeper(newcomer.place, place)) newcomer.missing.add(key)
+          if (near(place) && this.#space.isKeeper(newcomer.place, place)) newcomer.missing.add(key)
         })
         newcomer.bell.emit('missing')
         this.#newcomers.delete(newcomer)
         continue
       }
-      if (this.#fresh.size === 0) return
+      if (this.#fresh.size === 0 || this.#unsurveyed) return
       await inTurns(this.#fresh, signal, (key) => {
         const place = placeOf(cidOf(key).multihash.bytes)
         this.#fresh.delete(key)
@@ -275,7 +351,7 @@ export class DhtRecords {
     this.#handingOver = true
     try {
       while (this.#departed.size > 0) {
-        const spreadMs = Math.random() * this.#receivers.size * SPREAD_MS_PER_NODE
+        const spreadMs = Math.random() * this.#spreadMs
         await delay(this.#settleMs + spreadMs, undefined, { signal, ref: false })
         const departed = Array.from(this.#departed)
         await inTurns(this.#wanted, signal, ([key, place]) => this.#replace(key, place))
@@ -311,12 +387,12 @@ export class DhtRecords {
   async #tell(node: Libp2p, receiver: Receiver): Promise<void> {
     const { missing, bell } = receiver
     const { signal } = receiver.left
-    const spreadMs = this.#receivers.size * SPREAD_MS_PER_NODE
-    await delay(Math.random() * spreadMs, undefined, { signal, ref: false })
-    let renewed = this.#wanted.keys()
+    await delay(Math.random() * this.#spreadMs, undefined, { signal, ref: false })
+    let renewed = this.#near(receiver)
     let renewsAt = performance.now() + RENEW_MS - RENEW_OVER_MS
     let roundAt = renewsAt
     let retryMs = MIN_RETRY_MS
+    let tries = 0
     /** Milliseconds a record of the last batches */
     const costs: number[] = []
     for (;;) {
@@ -332,7 +408,7 @@ export class DhtRecords {
       if (keys.length === 0) {
         if (!renews) continue
         // The round is over
-        renewed = this.#wanted.keys()
+        renewed = this.#near(receiver)
         renewsAt = roundAt = Math.max(roundAt + RENEW_MS, performance.now() + MIN_RETRY_MS)
         continue
       }
@@ -340,10 +416,16 @@ export class DhtRecords {
       try {
         await this.#send(node, receiver, keys)
         retryMs = MIN_RETRY_MS
+        tries = 0
       } catch (error) {
         signal.throwIfAborted()
         this.#log.debug({ peer: receiver.id.toString(), err: error }, 'DHT records not taken')
         for (const key of keys) if (this.#wanted.has(key)) missing.add(key)
+        tries += 1
+        if (tries >= MAX_TRIES && !isConnected(receiver)) {
+          this.#leave(receiver)
+          return
+        }
         await delay(retryMs, undefined, { signal, ref: false })
         retryMs = Math.min(2 * retryMs, MAX_RETRY_MS)
         continue
@@ -366,6 +448,16 @@ export class DhtRecords {
     }
   }
 
+  /** The wanted keys among which are all that `receiver` keeps; a key that comes meanwhile is met. */
+  *#near({ place }: Receiver): Generator<ContentKey> {
+    const near = this.#space.reachOf(place)
+    for (const [key, at] of this.#wanted) if (near(at)) yield key
+  }
+
+  get #spreadMs(): number {
+    return Math.min(this.#receivers.size * SPREAD_MS_PER_NODE, MAX_SPREAD_MS)
+  }
+
   /** The next of `keys` whose records `receiver` keeps. It may have missed more before closer nodes joined. */
   #next(receiver: Receiver, keys: Iterator<ContentKey>): ContentKey[] {
     const batch: ContentKey[] = []
@@ -383,7 +475,7 @@ export class DhtRecords {
    * Resolves when the records are kept: they are not answered, but a ping after them is, when all of them were read.
    * @throws {RecordsRefusedError}
    */
-  async #send(node: Libp2p, { id, left }: Receiver, keys: readonly ContentKey[]): Promise<void> {
+  async #send(node: Libp2p, receiver: Receiver, keys: readonly ContentKey[]): Promise<void> {
     const provider = new BinaryWriter()
     provider.tag(PROVIDER_ID, WireType.LengthDelimited).bytes(node.peerId.toMultihash().bytes)
     for (const address of node.getMultiaddrs()) {
@@ -400,9 +492,8 @@ export class DhtRecords {
     }
     messages.bytes(new BinaryWriter().tag(TYPE, WireType.Varint).int32(PING).finish())
 
-    const connection = node.getConnections(id).find(({ status }) => status === 'open')
-    if (connection === undefined) throw new RecordsRefusedError('connection is closed')
-    const signal = AbortSignal.any([left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
+    const signal = AbortSignal.any([receiver.left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
+    const connection = await this.#connect(node, receiver, signal)
     const stream = await connection.newStream([this.#protocol], { signal })
     try {
       if (!(await isAnswered(stream, messages.finish(), signal)))
@@ -411,6 +502,22 @@ export class DhtRecords {
     } catch (error) {
       stream.abort(error instanceof Error ? error : new RecordsRefusedError('unknown'))
       throw error
+    }
+  }
+
+  /** @throws {RecordsRefusedError} */
+  async #connect(node: Libp2p, { id }: Receiver, signal: AbortSignal): Promise<Connection> {
+    const open = node.getConnections(id).find(({ status }) => status === 'open')
+    if (open !== undefined) return open
+    if (!this.#incomplete()) throw new RecordsRefusedError('connection is closed')
+    while (this.#dials >= MAX_DIALS) {
+      await delay(DIAL_TURN_MS, undefined, { signal, ref: false })
+    }
+    this.#dials += 1
+    try {
+      return await node.dial(id, { signal })
+    } finally {
+      this.#dials -= 1
     }
   }
 }
@@ -426,6 +533,10 @@ async function isAnswered(stream: Stream, bytes: Uint8Array, signal: AbortSignal
   if (signal.aborted) give()
   stream.send(bytes)
   return promise
+}
+
+function isConnected({ connection }: Receiver): boolean {
+  return connection?.status === 'open'
 }
 
 /** Goes through `items` without holding up the event loop. */

@@ -32,6 +32,7 @@ suite('key space', () => {
         for (const node of nodes) {
           const close = nearest.includes(distanceOf(node.place, key))
           assert.equal(space.isKeeper(node.place, key), close)
+          assert.ok(!close || space.reachOf(node.place)(key))
         }
       }),
     )

@@ -39,7 +39,7 @@ async function sender() {
     },
   })
   const records = new DhtRecords(
-    { log: silent, needed: () => true },
+    { log: silent, needed: () => true, incomplete: () => false },
     { protocol: PROTOCOL, shareNeeded: 0.5, settleMs: 100 },
   )
   await records.start(node)
@@ -220,7 +220,10 @@ suite('records in the DHT', () => {
       },
       unregister() {},
     } as unknown as Parameters<DhtRecords['start']>[0]
-    const records = new DhtRecords({ log: silent, needed: () => true }, { protocol: PROTOCOL })
+    const records = new DhtRecords(
+      { log: silent, needed: () => true, incomplete: () => false },
+      { protocol: PROTOCOL },
+    )
     await records.start(node)
     try {
       for (let number = 0; number < 500; number += 1) {
