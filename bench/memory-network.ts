@@ -77,7 +77,8 @@ class Wire extends AbstractMultiaddrConnection {
   }
 
   override sendData(data: { byteLength: number; subarray(): Uint8Array }) {
-    this.#post({ bytes: data.subarray() })
+    // A copy: with a view the whole buffer that it looks at would go to the other thread
+    this.#post({ bytes: new Uint8Array(data.subarray()) })
     return { sentBytes: data.byteLength, canSendMore: true }
   }
 

@@ -15,7 +15,8 @@ import type { Answer, Call, Commands, ThreadData } from './simulated-nodes.ts'
  * bench:simulation -- --mode mesh|dht|churn --nodes 200 --keys 1000`
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
-const LOOKUPS = { mesh: 2000, dht: 1000 }
+/** In groups, whose lookups begin at once at as many nodes. */
+const LOOKUPS = { mesh: { all: 2000, group: 100 }, dht: { all: 1000, group: 4 } }
 const WINDOW_MS = 30_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
@@ -239,9 +240,9 @@ async function mesh(): Promise<void> {
   })
   progress('all know all', true)
   figures['megabytesPerNode'] = ((await heap()) - before) / size
+  await lookups()
   await untilAll(({ recordBacklog }) => recordBacklog === 0, 10, 'all records are kept')
   await records()
-  await lookups()
   await steadyState()
 }
 
@@ -280,8 +281,7 @@ async function lookups(): Promise<void> {
   const hops: number[] = []
   let asked = 0
   let found = 0
-  for (let round = 0; round < (mode === 'dht' ? LOOKUPS.dht : LOOKUPS.mesh); round += 1) {
-    const asking = any(all)
+  const one = async (asking: number, round: number): Promise<void> => {
     const holding = any(all.filter((node) => node !== asking))
     const shard = shardOf(asking)
     const { walk, ...hit } = await shard.ask('lookup', asking, keyOf(holding, round % keys))
@@ -289,7 +289,7 @@ async function lookups(): Promise<void> {
     if (hit.found.length > 0) found += 1
     else progress(`not found after ${hit.ms.toFixed(0)} ms and ${walk.requests} requests`, true)
     // The few whose inventories it has it does not walk for
-    if (mode === 'dht' && walk.requests === 0) continue
+    if (mode === 'dht' && walk.requests === 0) return
     hits.push(hit.ms)
     if (mode === 'dht') {
       requests.push(walk.requests)
@@ -299,6 +299,14 @@ async function lookups(): Promise<void> {
       misses.push((await shard.ask('lookup', asking, digestOf(`nobody/${round}`))).ms)
     }
     progress(`${asked} lookups, ${found} found`)
+  }
+  const { all: count, group } = mode === 'dht' ? LOOKUPS.dht : LOOKUPS.mesh
+  while (asked < count) {
+    const start = Math.floor(Math.random() * size)
+    const members = Math.min(group, size)
+    await Promise.all(
+      Array.from({ length: members }, (_, index) => one((start + index) % size, asked + index)),
+    )
   }
   figures['foundPercent'] = (100 * found) / asked
   figures['lookupP50'] = quantile(hits, 0.5)
