@@ -119,11 +119,6 @@ export function digestOf(bytes: Uint8Array): string {
   return `sha256:${createHash('sha256').update(bytes).digest('hex')}`
 }
 
-/** Puts a blob into the store of a node that has one of its own; it is not there before it is whole. */
-export async function putBlob(node: ClusterNode, { digest, bytes }: NamedBytes): Promise<void> {
-  await putFile(node.machine, `/var/lib/shoal/store/blobs/${digest.replace(':', '/')}`, bytes)
-}
-
 /** Starts reading from inside of `machine`. `at` resolves when so many bytes have come, as `reportEvery` permits. */
 export function startReading(
   machine: Machine,
