@@ -47,6 +47,7 @@ suite('a configuration', () => {
         dial: 500,
         firstByte: 1000,
         progress: 1000,
+        busy: 30_000,
         hedge: 250,
       })
       assert.equal(config.shutdownTimeout, 10_000)
