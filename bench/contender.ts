@@ -110,9 +110,12 @@ export async function pull(node: ClusterNode, reference: string): Promise<number
   return (performance.now() - started) / 1000
 }
 
-/** Forgets an image; its content is gone when this resolves. */
-export async function forget(node: ClusterNode, reference: string): Promise<void> {
-  await node.ctr('images', 'rm', '--sync', reference)
+/** Removes all images of a node; their content is gone when this resolves. The CRI plugin adds names of its own to each. */
+export async function forgetAll(node: ClusterNode): Promise<void> {
+  const names = (await node.ctr('images', 'ls', '-q')).split('\n').filter((name) => name !== '')
+  if (names.length > 0) await node.ctr('images', 'rm', '--sync', ...names)
+  const left = await node.ctr('content', 'ls', '-q')
+  if (left !== '') throw new Error(`${node.name} still holds content:\n${left}`)
 }
 
 /** Runs the client on a node, against the node's own registry. */

@@ -6,7 +6,7 @@ import { containerdBinaries } from '../test/harness/tools.ts'
 import { until } from '../test/wait.ts'
 import {
   cpuSeconds,
-  forget,
+  forgetAll,
   load,
   mirror,
   pull,
@@ -219,10 +219,9 @@ async function rollout(
         const name = pullers.length === 1 ? shape : `${shape}, ${mode}`
         sheet.add(contender, `${name}: s`, 'less', (performance.now() - started) / 1000, 2)
         if (failures > 0) sheet.add(contender, `${name}: failed pulls`, 'less', failures, 0)
-        await Promise.all(pullers.map((node) => forget(node, image.reference)))
+        await Promise.all(pullers.map((node) => forgetAll(node)))
       })
     }
-    await forget(holder, image.reference)
   }
   return {
     title,
