@@ -16,6 +16,8 @@ import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
+import { mirrorEndpoint } from './mirror/certs-dir.ts'
+import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
 import type { ContentKey } from './oci/reference.ts'
@@ -176,13 +178,25 @@ export function createDaemon(
     { log: component('registries') },
     {
       path: config.registries,
-      changed: (read) => routes.update(readRoutes(read, config.k3s)),
+      changed: (read) => {
+        routes.update(readRoutes(read, config.k3s))
+        mirror.update(read)
+      },
     },
   )
   const upstream = new UpstreamSource({
     connect: async () => {
       const { UpstreamClient } = await import('./pull/upstream/client.ts')
-      return new UpstreamClient({ log: component('pull:upstream') }, { timeouts: config.uplink })
+      return new UpstreamClient(
+        {
+          log: component('pull:upstream'),
+          onRateLimit: ({ endpoint, limit, remaining }) => {
+            metrics.upstreamLimit.set({ endpoint }, limit)
+            metrics.upstreamRemaining.set({ endpoint }, remaining)
+          },
+        },
+        { timeouts: config.uplink },
+      )
     },
     endpointsOf: (name) => routes.endpointsOf(name),
     log: component('pull:upstream'),
@@ -214,17 +228,30 @@ export function createDaemon(
   )
 
   let stopping = false
-  const adminListener = new Listener(
-    createAdminServer({
-      metrics,
-      notReady: () => {
-        if (stopping) return 'stopping'
-        if (!advertiser.synced()) return 'the content store has not been read yet'
-        return router.ready() ? undefined : 'routing has not started'
-      },
-    }),
-    { key: 'listen.admin', listen: config.listen.admin, drainTimeout: 0 },
+  const notReady = (): string | undefined => {
+    if (stopping) return 'stopping'
+    if (!advertiser.synced()) return 'the content store has not been read yet'
+    return router.ready() ? undefined : 'routing has not started'
+  }
+  const mirror = new MirrorKeeper(
+    {
+      log: component('mirror'),
+      endpoint: () => mirrorEndpoint(localListener.address()),
+      notReady,
+    },
+    {
+      dataDir: config.dataDir,
+      homeRegistry: config.registry.name,
+      reader: config.k3s.present ? 'k3s' : 'containerd',
+      disableDefaultEndpoint: config.k3s.disableDefaultEndpoint,
+      withdrawAfter: config.mirror.withdrawAfter,
+    },
   )
+  const adminListener = new Listener(createAdminServer({ metrics, notReady }), {
+    key: 'listen.admin',
+    listen: config.listen.admin,
+    drainTimeout: 0,
+  })
   metrics.observe(
     'shoal_peers',
     'Other nodes this node is connected to',
@@ -280,6 +307,12 @@ export function createDaemon(
     () => router.stats().foreign.refused,
   )
 
+  metrics.observe(
+    'shoal_mirror_withdrawn',
+    "1 while containerd's hosts.toml files do not name this node's registry because it is out of order",
+    () => Number(mirror.withdrawn),
+  )
+
   // Probes answer first, and the peer listener is there before the card that names its port.
   const parts: Startable[] = [
     adminListener,
@@ -291,8 +324,9 @@ export function createDaemon(
     { start: async () => {}, stop: async () => client.close() },
     { start: async () => {}, stop: async () => peers.close() },
     { start: async () => {}, stop: async () => upstream.close() },
-    ...(config.upstream === 'on' ? [registries] : []),
+    registries,
     localListener,
+    mirror,
   ]
   const addresses = () => ({
     local: formatAddress(localListener.address()),

@@ -13,7 +13,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'lifecycle.ts': [],
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
-  mirror: ['oci', 'config/endpoints.ts', 'config/registries.ts'],
+  mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
   store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
   routing: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
   pull: [
@@ -26,7 +26,17 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'config/registries.ts',
   ],
   http: ['oci', 'lifecycle.ts', 'observe', 'pull/source.ts'],
-  'daemon.ts': ['oci', 'lifecycle.ts', 'observe', 'config', 'store', 'routing', 'pull', 'http'],
+  'daemon.ts': [
+    'oci',
+    'lifecycle.ts',
+    'observe',
+    'config',
+    'store',
+    'routing',
+    'pull',
+    'http',
+    'mirror',
+  ],
   cli: ['oci', 'lifecycle.ts', 'observe', 'config', 'mirror', 'daemon.ts'],
 }
 

@@ -1,4 +1,5 @@
 import { Command } from 'commander'
+import type { EffectiveConfig } from '../config/effective.ts'
 import { formatProblem } from '../config/yaml-file.ts'
 import { readRegistries } from '../config/registries.ts'
 import {
@@ -9,6 +10,7 @@ import {
   selectRoutes,
   type Change,
 } from '../mirror/certs-dir.ts'
+import { forgetApplied, readApplied, writeApplied } from '../mirror/applied.ts'
 import { unifiedDiff } from '../mirror/diff.ts'
 import { readsCertsDir } from '../mirror/hosts-toml.ts'
 import { addConfigOptions, loadFromCommand, readOptional } from './config.ts'
@@ -29,9 +31,10 @@ export function mirrorCommand(): Command {
     .addCommand(
       planning('apply', 'change the files; what was there is kept').action(
         async (registries: readonly string[], _options: unknown, command: Command) => {
-          const { changes, certsDir } = await plan(registries, command)
+          const { changes, config } = await plan(registries, command)
           await report(changes)
-          hintAtConfigPath(certsDir)
+          await remember(config, registries)
+          hintAtConfigPath(config.certsDir)
           complain(changes)
         },
       ),
@@ -49,10 +52,13 @@ export function mirrorCommand(): Command {
       ),
     )
     .addCommand(
-      addConfigOptions(new Command('restore'), ['certsDir'])
+      addConfigOptions(new Command('restore'), ['certsDir', 'dataDir'])
         .description('take back everything apply did, byte for byte')
         .action(async (_options: unknown, command: Command) => {
           const { config } = await loadFromCommand(command)
+          // First: the daemon is not to put back what is taken out.
+          const applied = await readApplied(config.dataDir).catch(() => undefined)
+          if (applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
           const changes = await planRestore(config.certsDir)
           await report(changes)
           complain(changes)
@@ -69,6 +75,7 @@ function planning(name: string, description: string): Command {
     )
   return addConfigOptions(command, [
     'certsDir',
+    'dataDir',
     'registries',
     'k3s.config',
     'registry.name',
@@ -79,7 +86,7 @@ function planning(name: string, description: string): Command {
 async function plan(
   named: readonly string[],
   command: Command,
-): Promise<{ changes: Change[]; certsDir: string }> {
+): Promise<{ changes: Change[]; config: EffectiveConfig }> {
   const { config } = await loadFromCommand(command)
   const registries = await readRegistries(config.registries)
   for (const warning of registries.warnings)
@@ -92,7 +99,20 @@ async function plan(
     routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),
     reader,
   })
-  return { changes, certsDir: config.certsDir }
+  return { changes, config }
+}
+
+/** The daemon keeps what was applied as long as this is known; what was applied holds without it. */
+async function remember(
+  { certsDir, dataDir }: EffectiveConfig,
+  registries: readonly string[],
+): Promise<void> {
+  try {
+    await writeApplied(dataDir, { certsDir, registries })
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error)
+    process.stdout.write(`note: the daemon will not keep the files so: ${reason}\n`)
+  }
 }
 
 async function report(changes: readonly Change[]): Promise<void> {

@@ -505,6 +505,18 @@ export const configSchema = z.strictObject(
       description:
         "containerd's directory of hosts.toml files, where `shoal mirror` writes. `auto` is `agent/etc/containerd/certs.d` in K3s' data directory if K3s is installed, else `/etc/containerd/certs.d`.",
     }),
+    mirror: z
+      .strictObject(
+        {
+          withdrawAfter: duration().prefault('30s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              "How long this node's registry may fail to answer, or to be ready, before its entries are taken out of the hosts.toml files that `shoal mirror apply` wrote; they are put back when it answers again.",
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     log: z
       .strictObject(
         {

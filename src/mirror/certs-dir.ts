@@ -1,21 +1,10 @@
-import { randomUUID } from 'node:crypto'
 import type { Stats } from 'node:fs'
-import {
-  lstat,
-  mkdir,
-  open,
-  readdir,
-  readFile,
-  realpath,
-  rename,
-  rm,
-  rmdir,
-  stat,
-} from 'node:fs/promises'
+import { lstat, mkdir, readdir, readFile, rm, rmdir, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { readRoutes, WILDCARD, type Endpoint, type RegistryRoute } from '../config/endpoints.ts'
 import type { Registries, RegistryMirror } from '../config/registries.ts'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
+import { replaceFile } from './file.ts'
 import {
   directoriesMadeFor,
   hasInsertedHost,
@@ -58,6 +47,8 @@ export interface MirrorInit {
   readonly routes: ReadonlyMap<string, RegistryRoute>
   /** Whose containerd reads the files: K3s' own understands more, and asks the registry itself only where it is told to. */
   readonly reader: 'containerd' | 'k3s'
+  /** We cannot answer: for now containerd is to ask the others only, wherever it may ask others */
+  readonly withdrawn?: boolean
 }
 
 /** The directory whose hosts.toml counts for registries that have none of their own. */
@@ -113,7 +104,7 @@ function hasAccess({ origin }: RegistryRoute): boolean {
   return origin?.access.auth !== undefined || origin?.access.tls !== undefined
 }
 
-/** What `apply` would do. Nothing is written. */
+/** What `apply` would do, and take back of what it did before for others. Nothing is written. */
 export async function planApply(certsDir: string, init: MirrorInit): Promise<Change[]> {
   const { endpoint, homeRegistry, routes } = init
   const present = await listDirectories(certsDir)
@@ -134,7 +125,9 @@ export async function planApply(certsDir: string, init: MirrorInit): Promise<Cha
         : await planFile(
             path,
             routeHosts(route, init),
-            route.mirrored ? { url: endpoint, capabilities: PULL } : undefined,
+            route.mirrored && init.withdrawn !== true
+              ? { url: endpoint, capabilities: PULL }
+              : undefined,
           )
     const notes = route === undefined ? [] : notesOn(route, init)
     const isNew = change.before === undefined && change.after !== undefined
@@ -153,7 +146,9 @@ export async function planApply(certsDir: string, init: MirrorInit): Promise<Cha
     }
     changes.push({ ...change, notes })
   }
-  return changes
+  const paths = new Set(changes.map(({ path }) => path))
+  const stale = (await planRestore(certsDir)).filter(({ path }) => !paths.has(path))
+  return [...changes, ...stale]
 }
 
 /** What `restore` would do: everything of ours goes, whatever it was applied for. Nothing is written. */
@@ -208,12 +203,16 @@ function homeHosts(endpoint: string): Hosts {
 }
 
 /** Us, then the endpoints, then the registry itself if it may be asked. */
-function routeHosts(route: RegistryRoute, { endpoint, reader }: MirrorInit): Hosts {
-  const ours: Host[] = route.mirrored ? [{ url: endpoint, capabilities: PULL }] : []
+function routeHosts(route: RegistryRoute, init: MirrorInit): Hosts {
+  const { endpoint, reader, withdrawn = false } = init
   const others = route.endpoints
     // Listed by hand, as K3s nodes have it to outlive K3s' restarts
     .filter(({ url }) => url !== endpoint)
     .map((each) => ({ ...hostOf(each), ...(reader === 'k3s' && { rewrites: each.rewrites }) }))
+  // Where nobody else may be asked we stay: without any host containerd would ask the registry itself.
+  const alone = others.length === 0 && route.origin === undefined
+  const ours: Host[] =
+    route.mirrored && (!withdrawn || alone) ? [{ url: endpoint, capabilities: PULL }] : []
   const hosts = [...ours, ...others]
   if (route.origin !== undefined) {
     // K3s' containerd asks the registry itself only if there is a server, be it an empty one; to others that is no URL.
@@ -379,30 +378,6 @@ async function statOptional(
     if (hasCode(error, 'ENOENT')) return undefined
     throw explain(error, path)
   }
-}
-
-async function replaceFile(path: string, text: string): Promise<void> {
-  const old = await statOptional(path)
-  // Of a symbolic link the file behind it is replaced, not the link.
-  const target = old === undefined ? path : await realpath(path)
-  const temporary = join(dirname(target), `.${FILE}.${randomUUID()}`)
-  try {
-    // What is replaced may hold credentials: nobody may read them before owner and mode are right.
-    await using file = await open(temporary, 'wx', old === undefined ? 0o644 : 0o600)
-    await file.writeFile(text)
-    if (old !== undefined) {
-      const { uid, gid } = await file.stat()
-      if (old.uid !== uid || old.gid !== gid) await file.chown(old.uid, old.gid)
-      await file.chmod(old.mode & 0o7777)
-    }
-    await file.sync()
-    await rename(temporary, target)
-  } catch (error) {
-    await rm(temporary, { force: true })
-    throw error
-  }
-  await using directory = await open(dirname(target), 'r')
-  await directory.sync()
 }
 
 function hasCode(error: unknown, ...codes: string[]): error is Error {

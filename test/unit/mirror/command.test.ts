@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import { readApplied } from '../../../src/mirror/applied.ts'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 
@@ -39,7 +40,9 @@ test('shoal mirror shows, does and takes back, one line for each file', async (t
   const certsDir = join(directory, 'certs.d')
   const registries = join(directory, 'registries.yaml')
   await writeFile(registries, 'mirrors: {ksd.test.com: }\n')
-  const options = ['--certs-dir', certsDir, '--registries', registries]
+  const dataDir = join(directory, 'data')
+  const places = ['--certs-dir', certsDir, '--data-dir', dataDir]
+  const options = [...places, '--registries', registries]
   const home = join(certsDir, 'registry.localhost', 'hosts.toml')
   const mirrored = join(certsDir, 'ksd.test.com', 'hosts.toml')
 
@@ -63,8 +66,13 @@ test('shoal mirror shows, does and takes back, one line for each file', async (t
   assert.match(broken.stdout, /ksd\.test\.com.*: left alone, it is not valid TOML, line 1/)
   assert.equal(broken.stderr, 'ERR_MIRROR_INCOMPLETE: 1 of 2 files could not be changed')
 
-  const restore = await shoal('mirror', 'restore', '--certs-dir', certsDir)
+  assert.deepEqual(await readApplied(dataDir), { certsDir, registries: [] })
+  const elsewhere = ['--certs-dir', directory, '--data-dir', dataDir]
+  assert.deepEqual(await shoal('mirror', 'restore', ...elsewhere), nothing)
+  assert.notEqual(await readApplied(dataDir), undefined)
+  const restore = await shoal('mirror', 'restore', ...places)
   assert.deepEqual(restore, { code: 0, stdout: `${home}: removed\n`, stderr: '' })
+  assert.equal(await readApplied(dataDir), undefined)
 })
 
 test('shoal config prints what is in effect, and checks with an exit status', async (t) => {
