@@ -40,6 +40,18 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    upstreamLimit: new Gauge({
+      name: 'shoal_upstream_ratelimit_limit',
+      help: 'Requests a registry allows this node, as its header ratelimit-limit said last',
+      labelNames: ['endpoint'] as const,
+      registers,
+    }),
+    upstreamRemaining: new Gauge({
+      name: 'shoal_upstream_ratelimit_remaining',
+      help: 'Requests a registry still allows this node, as its header ratelimit-remaining said last',
+      labelNames: ['endpoint'] as const,
+      registers,
+    }),
     /** A gauge that is read when it is asked for. */
     observe(name: string, help: string, read: () => number): void {
       new Gauge({

@@ -47,8 +47,12 @@ export interface UpstreamRequest {
 
 /** Asks one endpoint; {@link UpstreamClient} does. */
 export interface UpstreamFetcher {
-  /** @throws {UpstreamError} */
-  fetch(endpoint: Endpoint, asked: UpstreamRequest, signal: AbortSignal): Promise<UpstreamAnswer>
+  /** Tells `onConnected` when the request goes out, which is when there is a connection. @throws {UpstreamError} */
+  fetch(
+    endpoint: Endpoint,
+    asked: UpstreamRequest,
+    options: { signal: AbortSignal; onConnected: () => void },
+  ): Promise<UpstreamAnswer>
   /** Resolves when the endpoint answers anything at all. @throws {UpstreamError} */
   probe(endpoint: Endpoint, signal: AbortSignal): Promise<void>
   close(): Promise<void>

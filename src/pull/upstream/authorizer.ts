@@ -96,7 +96,7 @@ export class Authorizer {
     })
     const text = await readText(response)
     if (response.statusCode !== 200) return undefined
-    const answer: unknown = JSON.parse(text)
+    const answer = parseJson(text)
     if (typeof answer !== 'object' || answer === null) return undefined
     const {
       token,
@@ -123,6 +123,15 @@ function basic(
     username === undefined ? auth : Buffer.from(`${username}:${password}`).toString('base64')
   if (encoded === undefined || !/^[A-Za-z0-9+/=_-]+$/.test(encoded)) return undefined
   return { header: `Basic ${encoded}`, until: Number.POSITIVE_INFINITY }
+}
+
+/** The error of the parser quotes what it has read: here a secret. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
 }
 
 function keyOf(url: string, scope: string): string {

@@ -1,3 +1,4 @@
+import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { EnvHttpProxyAgent, errors, request, type Dispatcher } from 'undici'
 import type { Endpoint } from '../../config/endpoints.ts'
@@ -21,6 +22,22 @@ const RATE_LIMITED = 60_000
 const RATE_LIMITED_LONGEST = 3_600_000
 /** Endpoints whose connections are kept; those of registries.yaml and a few others. */
 const MAX_ENDPOINTS = 64
+/** Endpoints whose limits are told of: each is a label of a metric. */
+const MAX_LIMITED = 32
+
+/** What a registry says of the requests it allows. @see https://docs.docker.com/docker-hub/usage/pulls/ */
+export interface RateLimit {
+  /** `host[:port]` of the endpoint */
+  readonly endpoint: string
+  readonly limit: number
+  readonly remaining: number
+}
+
+export interface UpstreamClientComponents {
+  readonly log: Logger
+  /** Told of what endpoints say of their limits, of the first {@link MAX_LIMITED} that do. */
+  readonly onRateLimit?: (said: RateLimit) => void
+}
 
 /**
  * Asks registries on the internet or in the organization: TLS with the endpoint's own certificates, proxies from the
@@ -32,9 +49,12 @@ export class UpstreamClient implements UpstreamFetcher {
   readonly #timeouts: StageTimeouts
   readonly #ways = new Map<string, Promise<Way>>()
   readonly #authorizer: Authorizer
+  readonly #onRateLimit: (said: RateLimit) => void
+  readonly #limited = new Set<string>()
 
-  constructor({ log }: { log: Logger }, init: { timeouts: StageTimeouts }) {
+  constructor({ log, onRateLimit }: UpstreamClientComponents, init: { timeouts: StageTimeouts }) {
     this.#log = log
+    this.#onRateLimit = onRateLimit ?? (() => {})
     this.#timeouts = init.timeouts
     this.#authorizer = new Authorizer()
   }
@@ -43,9 +63,10 @@ export class UpstreamClient implements UpstreamFetcher {
   async fetch(
     endpoint: Endpoint,
     asked: UpstreamRequest,
-    signal: AbortSignal,
+    { signal, onConnected }: { signal: AbortSignal; onConnected: () => void },
   ): Promise<UpstreamAnswer> {
     const way = await this.#way(endpoint)
+    const first = { ...way, own: way.own.compose(tellWhenSent(onConnected)) }
     const { pull, repository } = asked
     const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
     const url = new URL(`${base(endpoint)}/${repository}/${pull.kind}s/${target}`)
@@ -53,8 +74,9 @@ export class UpstreamClient implements UpstreamFetcher {
     const context = { endpoint, scope, dispatcher: way.own, signal }
     let authorization = this.#authorizer.known(context)
     for (let attempt = 1; ; attempt += 1) {
-      const response = await this.#send(url, way, asked, authorization, signal)
+      const response = await this.#send(url, first, asked, authorization, signal)
       const { statusCode, headers } = response
+      this.#noteLimit(url.host, headers)
       if (statusCode !== 401 || attempt > 1) return readAnswer(response, asked)
       await drain(response)
       const next = await this.#authorizer
@@ -62,7 +84,10 @@ export class UpstreamClient implements UpstreamFetcher {
         .catch((error: unknown) => {
           throw translate(error, 'the login failed')
         })
-      if (next === undefined) throw new UpstreamError('denied', 'wants a login that is not there')
+      if (next === undefined) {
+        const login = endpoint.access.auth === undefined ? 'that is not there' : 'other than ours'
+        throw new UpstreamError('denied', `wants a login ${login}`)
+      }
       authorization = next
     }
   }
@@ -86,6 +111,17 @@ export class UpstreamClient implements UpstreamFetcher {
         way.status === 'fulfilled' ? [way.value.own.destroy(), way.value.other.destroy()] : [],
       ),
     )
+  }
+
+  #noteLimit(endpoint: string, headers: Dispatcher.ResponseData['headers']): void {
+    // Each may name its window behind a semicolon, e.g. 100;w=21600
+    const [limit, remaining] = ['ratelimit-limit', 'ratelimit-remaining'].map((name) =>
+      Number.parseInt(String(headers[name]), 10),
+    )
+    if (limit === undefined || remaining === undefined || !(limit >= 0 && remaining >= 0)) return
+    if (!this.#limited.has(endpoint) && this.#limited.size >= MAX_LIMITED) return
+    this.#limited.add(endpoint)
+    this.#onRateLimit({ endpoint, limit, remaining })
   }
 
   /** Follows redirects: what authorizes us goes to the registry's own host only, and never from https to http. */
@@ -164,6 +200,11 @@ export class UpstreamClient implements UpstreamFetcher {
       ...(tls?.insecureSkipVerify === true && { rejectUnauthorized: false }),
     }
     const [cert, key] = [await read(tls?.certFile), await read(tls?.keyFile)]
+    for (const [path, pem] of [
+      [tls?.caFile, trust.ca],
+      [tls?.certFile, cert],
+    ] as const)
+      if (pem !== undefined) checkDates(path ?? '', pem)
     const identity = cert === undefined || key === undefined ? {} : { cert, key }
     const agent = (options: object): Dispatcher => {
       const connect = { ...options, timeout: this.#timeouts.dial }
@@ -183,6 +224,28 @@ export class UpstreamClient implements UpstreamFetcher {
 interface Way {
   readonly own: Dispatcher
   readonly other: Dispatcher
+}
+
+/** Tells when a request goes out. */
+function tellWhenSent(sent: () => void): Dispatcher.DispatcherComposeInterceptor {
+  return (dispatch) => (options, handler) => {
+    // The handler is of this one request
+    const begin = handler.onRequestStart?.bind(handler)
+    handler.onRequestStart = (controller, context) => {
+      sent()
+      begin?.(controller, context)
+    }
+    return dispatch(options, handler)
+  }
+}
+
+/** Only the first certificate of a file counts: the one that stands for this node, or the CA most likely meant. */
+function checkDates(path: string, pem: Buffer): void {
+  const { validFromDate, validToDate } = new X509Certificate(pem)
+  if (validToDate.getTime() < Date.now())
+    throw new Error(`${path} has expired on ${validToDate.toISOString()}`)
+  if (validFromDate.getTime() > Date.now())
+    throw new Error(`${path} is not valid before ${validFromDate.toISOString()}`)
 }
 
 function base({ url, overridePath }: Endpoint): string {
@@ -251,11 +314,16 @@ function retryAfter(value: string | undefined): number {
   return until > 0 ? Math.min(until, RATE_LIMITED_LONGEST) : RATE_LIMITED
 }
 
+/** @see https://nodejs.org/api/tls.html#x509-certificate-error-codes */
+const CERTIFICATE_REFUSED = /CERT|^(?:SELF_SIGNED|UNABLE_TO_(?:GET_ISSUER|VERIFY))|^HOSTNAME_/
+
 function translate(error: unknown, what: string): unknown {
   if (error instanceof UpstreamError) return error
   if (error instanceof Error && error.name === 'AbortError') return error
   const late =
     error instanceof errors.HeadersTimeoutError || error instanceof errors.BodyTimeoutError
   const detail = late ? 'in time' : error instanceof Error ? error.message : String(error)
-  return new UpstreamError('unreachable', `${what}: ${detail}`, { cause: error })
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  const said = CERTIFICATE_REFUSED.test(code) ? 'shows a certificate that is not accepted' : what
+  return new UpstreamError('unreachable', `${said}: ${detail}`, { cause: error })
 }

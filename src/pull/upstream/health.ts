@@ -9,6 +9,8 @@ const REST_LONGEST = 60_000
 const PROBE = 10_000
 /** How long "not found" and "denied" are believed, in ms: a pull asks the same several times. */
 const NEGATIVE = 5000
+/** And for how long a registry is not asked again for what it gave wrong bytes of, in ms. */
+const BAD_CONTENT = 60_000
 const MAX_NEGATIVE = 10_000
 const MAX_ENDPOINTS = 1000
 
@@ -62,10 +64,15 @@ export class EndpointHealth {
       case 'denied':
       case 'bad answer':
       case 'bad content':
+        if (error.reason === 'denied' && endpoint.access.auth !== undefined)
+          this.#log.warn({ endpoint: url, err: error }, 'upstream refuses the login of this node')
         remember(
           this.#negative,
           keyOf(endpoint, path),
-          { until: performance.now() + NEGATIVE, why: `${why} (a moment ago)` },
+          {
+            until: performance.now() + (error.reason === 'bad content' ? BAD_CONTENT : NEGATIVE),
+            why: `${why} (a moment ago)`,
+          },
           MAX_NEGATIVE,
         )
         this.#states.delete(url)

@@ -24,6 +24,7 @@ import { ContentNotFoundError, type Content, type ContentSource } from '../sourc
 import { UpstreamError, type UpstreamAnswer, type UpstreamFetcher } from './answer.ts'
 import { EndpointHealth } from './health.ts'
 import { rewrite } from './rewrite.ts'
+import { inTurn } from './turns.ts'
 
 /** What became of asking the upstreams once; for metrics. */
 export type UpstreamOutcome = 'ok' | 'skipped' | UpstreamError['reason']
@@ -44,9 +45,9 @@ export interface UpstreamComponents {
 const MAX_ATTEMPTS = 8
 
 /**
- * Gets content from the registries themselves, when nobody nearer has it. Endpoints are asked in their order; one that is
- * down or limits us is passed over at no cost until it is well again. What is asked for by digest is verified before its
- * last bytes go out.
+ * Gets content from the registries themselves, when nobody nearer has it. Endpoints are asked in their order, the next also
+ * while one does not connect; one that is down or limits us is passed over at no cost until it is well again. What is asked
+ * for by digest is verified before its last bytes go out.
  */
 export class UpstreamSource implements ContentSource {
   readonly name = 'upstream'
@@ -102,7 +103,7 @@ export class UpstreamSource implements ContentSource {
 
   /** Manifests are small: they are verified as a whole before anything is answered. */
   async #openManifest(pull: PullRequest, signal: AbortSignal): Promise<Content> {
-    return this.#ask(pull, undefined, signal, async (answer, endpoint) => {
+    return this.#ask(pull, undefined, { signal }, async (answer, { endpoint }) => {
       const wanted = 'digest' in pull.target ? pull.target.digest : answer.digest
       const mediaType = answer.mediaType.split(';')[0]?.trim() ?? ''
       if (!isManifestMediaType(mediaType)) {
@@ -151,6 +152,11 @@ export class UpstreamSource implements ContentSource {
             if (error instanceof DigestMismatchError) {
               // What was written cannot be taken back: only a broken connection tells the client.
               this.#onAttempt('bad content')
+              this.#health.failed(
+                found.endpoint,
+                found.path,
+                new UpstreamError('bad content', 'gave wrong content', { cause: error }),
+              )
               this.#onWrongContent(descriptor.digest)
               this.#log.warn({ endpoint: url, err: error }, 'upstream gave wrong content')
               throw error
@@ -186,8 +192,9 @@ export class UpstreamSource implements ContentSource {
     signal: AbortSignal,
     size?: number,
   ): Promise<Found> {
-    return this.#ask(pull, range, signal, (answer, endpoint) => {
-      if (size === undefined || answer.size === size) return { answer, endpoint }
+    const close = ({ answer }: Found): void => answer.close()
+    return this.#ask(pull, range, { signal, discard: close }, (answer, asked) => {
+      if (size === undefined || answer.size === size) return { answer, ...asked }
       answer.close()
       throw new UpstreamError('bad answer', 'answered with another size')
     })
@@ -200,39 +207,45 @@ export class UpstreamSource implements ContentSource {
   async #ask<T>(
     pull: PullRequest,
     range: ByteRange | undefined,
-    signal: AbortSignal,
-    accept: (answer: UpstreamAnswer, endpoint: Endpoint) => T | Promise<T>,
+    { signal, discard }: { signal: AbortSignal; discard?: (accepted: T) => void },
+    accept: (answer: UpstreamAnswer, asked: Asked) => T | Promise<T>,
   ): Promise<T> {
     const reasons: string[] = []
-    for (const endpoint of this.#endpointsOf(pull.registry)) {
-      signal.throwIfAborted()
-      const repository = rewrite(pull.repository, endpoint.rewrites)
-      if (!isRepository(repository)) {
-        reasons.push(`${endpoint.url}: ${JSON.stringify(repository)} is no repository`)
-        continue
-      }
-      const path = `${repository} ${'digest' in pull.target ? pull.target.digest : pull.target.tag}`
-      const resting = this.#health.resting(endpoint, path)
-      if (resting !== undefined) {
-        this.#onAttempt('skipped')
-        reasons.push(`${endpoint.url}: ${resting}`)
-        continue
-      }
-      try {
-        const request = { pull, repository, ...(range !== undefined && { range }) }
-        const answer = await (await this.#fetcher()).fetch(endpoint, request, signal)
-        const accepted = await accept(answer, endpoint)
-        this.#health.well(endpoint)
-        this.#onAttempt('ok')
-        return accepted
-      } catch (error) {
-        signal.throwIfAborted()
-        if (!(error instanceof UpstreamError)) throw error
-        this.#health.failed(endpoint, path, error)
-        this.#onAttempt(error.reason)
-        reasons.push(`${endpoint.url}: ${error.message}`)
-      }
-    }
+    const fetcher = await this.#fetcher()
+    const found = await inTurn(
+      this.#candidates(pull, reasons),
+      async ({ endpoint, repository, path }, turn) => {
+        let connected = false
+        const failed = (error: UpstreamError): void => {
+          this.#health.failed(endpoint, path, error)
+          this.#onAttempt(error.reason)
+          reasons.push(`${endpoint.url}: ${error.message}`)
+        }
+        try {
+          const request = { pull, repository, ...(range !== undefined && { range }) }
+          const answer = await fetcher.fetch(endpoint, request, {
+            signal: turn.signal,
+            onConnected: () => {
+              connected = true
+              turn.connected()
+            },
+          })
+          const accepted = await accept(answer, { endpoint, path })
+          this.#health.well(endpoint)
+          this.#onAttempt('ok')
+          return { accepted }
+        } catch (error) {
+          signal.throwIfAborted()
+          if (error instanceof UpstreamError) failed(error)
+          else if (!turn.signal.aborted) throw error
+          // Somebody after it was there first
+          else if (!connected) failed(new UpstreamError('unreachable', 'does not connect in time'))
+          return undefined
+        }
+      },
+      { signal, discard: ({ accepted }) => discard?.(accepted) },
+    )
+    if (found !== undefined) return found.accepted
     const { registry, repository, target } = pull
     if (reasons.length > 0)
       this.#log.debug({ registry, repository, ...target, reasons }, 'no upstream has it')
@@ -240,12 +253,40 @@ export class UpstreamSource implements ContentSource {
       reasons.length > 0 ? reasons.join('; ') : 'no upstream is asked for this registry',
     )
   }
+
+  /** Endpoints that may be asked now; of the others the reason is noted. */
+  *#candidates(
+    { registry, repository: name, target }: PullRequest,
+    reasons: string[],
+  ): Generator<Asked & { repository: string }, void> {
+    for (const endpoint of this.#endpointsOf(registry)) {
+      const repository = rewrite(name, endpoint.rewrites)
+      if (!isRepository(repository)) {
+        reasons.push(`${endpoint.url}: ${JSON.stringify(repository)} is no repository`)
+        continue
+      }
+      const path = `${registry} ${repository} ${'digest' in target ? target.digest : target.tag}`
+      const resting = this.#health.resting(endpoint, path)
+      if (resting === undefined) {
+        yield { endpoint, repository, path }
+        continue
+      }
+      this.#onAttempt('skipped')
+      reasons.push(`${endpoint.url}: ${resting}`)
+    }
+  }
+}
+
+/** Who was asked, and for what. */
+interface Asked {
+  readonly endpoint: Endpoint
+  /** Names it for {@link EndpointHealth} */
+  readonly path: string
 }
 
 /** An answer that is being read, and whose it is. */
-interface Found {
+interface Found extends Asked {
   readonly answer: UpstreamAnswer
-  readonly endpoint: Endpoint
 }
 
 /** Writes an answer's bytes up to `end`; the last ones only after the digest was found right. */

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, suite, test } from 'node:test'
@@ -12,10 +13,15 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { Content } from '../../../src/pull/source.ts'
-import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
+import {
+  UpstreamClient,
+  type RateLimit,
+  type UpstreamClientComponents,
+} from '../../../src/pull/upstream/client.ts'
 import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
 import { UpstreamRoutes } from '../../../src/pull/upstream/routes.ts'
 import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
+import { HEAD_START } from '../../../src/pull/upstream/turns.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { until } from '../../wait.ts'
 
@@ -49,8 +55,15 @@ function login(changes: Partial<RegistryAuth>): RegistryAuth {
 
 /** Asks `endpoints` in this order. */
 function upstream(...endpoints: readonly Endpoint[]) {
+  return upstreamWith({}, endpoints)
+}
+
+function upstreamWith(
+  components: Partial<UpstreamClientComponents>,
+  endpoints: readonly Endpoint[],
+) {
   const log = createLogger({ level: 'silent' })
-  const client = new UpstreamClient({ log }, { timeouts })
+  const client = new UpstreamClient({ log, ...components }, { timeouts })
   const outcomes: UpstreamOutcome[] = []
   const source = new UpstreamSource({
     connect: async () => client,
@@ -220,6 +233,85 @@ suite('an upstream', () => {
   })
 })
 
+suite('upstreams in turn', () => {
+  /** Accepts connections and never speaks TLS: what a dial waits for. */
+  async function silent(): Promise<{ url: string } & AsyncDisposable> {
+    const sockets = new Set<Socket>()
+    const server = createServer((socket) => sockets.add(socket))
+    await new Promise<void>((resolve) => {
+      server.listen(0, '127.0.0.1', resolve)
+    })
+    const url = `https://127.0.0.1:${(server.address() as AddressInfo).port}`
+    return {
+      url,
+      [Symbol.asyncDispose]: async () => {
+        for (const socket of sockets) socket.destroy()
+        await new Promise((resolve) => server.close(resolve))
+      },
+    }
+  }
+
+  test('are not waited for when they do not connect: the next is asked meanwhile', async () => {
+    await using one = await silent()
+    await using two = await silent()
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(BLOB, blob)
+    await using up = upstream(endpoint(one.url), endpoint(two.url), endpoint(registry.url))
+    const before = performance.now()
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    // Two head starts; without them two dials of 500 ms
+    const took = performance.now() - before
+    assert.ok(took < 2 * timeouts.dial, `${took} ms`)
+    await until(() => up.outcomes.length === 3)
+    assert.deepEqual(up.outcomes.toSorted(), ['ok', 'unreachable', 'unreachable'])
+    // Known now, so they cost nothing
+    const again = performance.now()
+    await read(await up.source.open(pull(), { signal: signal() }))
+    assert.ok(performance.now() - again < HEAD_START)
+    assert.deepEqual(up.outcomes.slice(3), ['skipped', 'skipped', 'ok'])
+  })
+
+  test('are waited for when they are connected, however slow they are', async () => {
+    await using slow = await UpstreamRegistry.start()
+    const late = Promise.withResolvers<void>()
+    slow.on(BLOB, (_request, response) => {
+      void late.promise.then(() => response.writeHead(404).end())
+    })
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(BLOB, blob)
+    await using up = upstream(endpoint(slow.url), endpoint(registry.url))
+    setTimeout(() => late.resolve(), HEAD_START * 1.5)
+    await read(await up.source.open(pull(), { signal: signal() }))
+    assert.deepEqual(up.outcomes, ['not found', 'ok'])
+  })
+
+  test('that gave wrong bytes are not asked for them again, others are', async () => {
+    await using bad = await UpstreamRegistry.start()
+    bad.serve(BLOB, Buffer.alloc(blob.length))
+    await using good = await UpstreamRegistry.start()
+    good.serve(BLOB, blob)
+    await using up = upstream(endpoint(bad.url), endpoint(good.url))
+    await assert.rejects(read(await up.source.open(pull(), { signal: signal() })), {
+      code: 'ERR_DIGEST_MISMATCH',
+    })
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+  })
+
+  test('tell what they still allow', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.serve(BLOB, blob, {
+      'ratelimit-limit': '100;w=21600',
+      'ratelimit-remaining': '76;w=21600',
+    })
+    const said: RateLimit[] = []
+    await using up = upstreamWith({ onRateLimit: (limit) => said.push(limit) }, [
+      endpoint(registry.url),
+    ])
+    await read(await up.source.open(pull(), { signal: signal() }))
+    assert.deepEqual(said, [{ endpoint: new URL(registry.url).host, limit: 100, remaining: 76 }])
+  })
+})
+
 suite('a login', () => {
   const basic = `Basic ${Buffer.from('alice:hunter2').toString('base64')}`
 
@@ -334,6 +426,10 @@ suite('TLS to an upstream', () => {
       `${name}.crt`,
     )
   }
+  const [csr, key] = ['expired.csr', 'server.key']
+  openssl('req', '-new', '-key', key, '-subj', '/CN=127.0.0.1', '-out', csr)
+  const yesterday = ['-days', '-1', '-out', 'expired.crt']
+  openssl('x509', '-req', '-in', csr, '-signkey', key, ...yesterday)
   const server = {
     key: readFileSync(file('server.key')),
     cert: readFileSync(file('server.crt')),
@@ -355,6 +451,26 @@ suite('TLS to an upstream', () => {
     const insecure = { ...tls, caFile: undefined, insecureSkipVerify: true }
     await using careless = upstream(endpoint(registry.url, { access: { tls: insecure } }))
     assert.deepEqual(await read(await careless.source.open(pull(), { signal: signal() })), blob)
+  })
+
+  test('fails with certificates that have expired, and says whose', async () => {
+    const expired = { cert: readFileSync(file('expired.crt')), key: server.key }
+    await using registry = await UpstreamRegistry.start(expired)
+    for (const [access, message] of [
+      [
+        { tls: { ...tls, caFile: file('expired.crt') } },
+        /certificates cannot be used: .*expired\.crt has expired on 20/,
+      ],
+      [
+        { tls: { ...tls, certFile: file('expired.crt'), keyFile: file('server.key') } },
+        /certificates cannot be used: .*expired\.crt has expired on 20/,
+      ],
+      [{}, /shows a certificate that is not accepted: /],
+    ] as const) {
+      await using up = upstream(endpoint(registry.url, { access }))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), { ...notFound, message })
+    }
+    assert.equal(registry.asked.length, 0)
   })
 
   test('fails without them, and says why', async () => {
