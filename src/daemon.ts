@@ -28,6 +28,7 @@ import { PeersSource } from './pull/peers.ts'
 import { PoisonedDownloads } from './pull/poisoned.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { trustedTags } from './pull/tags.ts'
+import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
@@ -173,6 +174,7 @@ export function createDaemon(
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener.address().port,
+    private: config.private,
   })
   const registries = new WatchedRegistries(
     { log: component('registries') },
@@ -190,6 +192,7 @@ export function createDaemon(
       return new UpstreamClient(
         {
           log: component('pull:upstream'),
+          logins: new Logins({ log: component('pull:upstream') }, { files: config.credentials }),
           onRateLimit: ({ endpoint, limit, remaining }) => {
             metrics.upstreamLimit.set({ endpoint }, limit)
             metrics.upstreamRemaining.set({ endpoint }, remaining)
@@ -198,7 +201,7 @@ export function createDaemon(
         { timeouts: config.uplink },
       )
     },
-    endpointsOf: (name) => routes.endpointsOf(name),
+    endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
     onWrongContent: (digest) => poisoned.note(digest),

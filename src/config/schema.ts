@@ -240,6 +240,19 @@ function label() {
   )
 }
 
+/** A rule of `private`. */
+function privateRule() {
+  return textual<{ match: string; policy: 'open' | 'never' }>(
+    'PATTERN=open or PATTERN=never',
+    (text) => {
+      const [, match = '', policy] = /^(.*)=([^=]*)$/.exec(text) ?? []
+      if (match === '' || (policy !== 'open' && policy !== 'never')) return undefined
+      return { match, policy }
+    },
+    ({ match, policy }) => `${match}=${policy}`,
+  )
+}
+
 /** A rule of `tags`, written as a mapping or in short. */
 function tagRule() {
   const expected = 'expected PATTERN=WHEN or {match: PATTERN, revalidate: WHEN}'
@@ -465,8 +478,24 @@ export const configSchema = z.strictObject(
     upstream: choice(['on', 'off']).prefault('on').register(docs, {
       placeholder: 'MODE',
       description:
-        'Whether this node itself goes to the registries when no node has what was asked for: `on` or `off`. It goes where registries.yaml says, with the credentials and certificates there, else to the registry itself; proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`). What needs a login that is not there is answered 404, so that containerd goes itself.',
+        'Whether this node itself goes to the registries when no node has what was asked for: `on` or `off`. It goes where registries.yaml says, with the credentials and certificates there (or those of `credentials`), else to the registry itself; proxies are those of the environment (`HTTPS_PROXY`, `NO_PROXY`). What needs a login that is not there is answered 404, so that containerd goes itself.',
     }),
+    credentials: z
+      .array(absolutePath(), { error: 'expected a list of absolute paths' })
+      .prefault([])
+      .register(docs, {
+        placeholder: 'FILE',
+        description:
+          'Files with logins for registries of which registries.yaml has none: such as `docker login` writes (`/root/.docker/config.json`: `auths`, with password or identity token), or what a credential helper has printed (`ServerURL`, `Username`, `Secret`). The first file that names a registry counts; changes hold at once. Helpers themselves are not run.',
+      }),
+    private: z
+      .array(privateRule(), { error: 'expected a list of rules' })
+      .prefault(['*=open'])
+      .register(docs, {
+        placeholder: 'PATTERN=POLICY',
+        description:
+          "Whether this node's logins and client certificates are used for a repository, as `PATTERN=open` or `PATTERN=never`; the first rule that matches counts. A pattern is a name such as `ghcr.io/acme/app`, in which `*` stands for anything. With `open` whoever may pull on this node gets what its logins open. With `never` this node asks as nobody; what needs a login is answered 404 at once, so that containerd goes itself, with the login of the pod. What is on the nodes already is shared with either.",
+      }),
     tags: z
       .array(tagRule(), { error: 'expected a list of rules' })
       .prefault(['*:latest=always', '*=never'])

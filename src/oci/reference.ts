@@ -148,3 +148,9 @@ export function registryOfHost(host: string, naming: HomeNaming): string {
     ? naming.homeRegistry
     : canonicalRegistry(host, naming)
 }
+
+/** What a pattern in the configuration means: a full name in which `*` stands for anything. */
+export function namePattern(pattern: string): RegExp {
+  const literal = pattern.split('*').map((part) => RegExp.escape(part))
+  return new RegExp(`^${literal.join('.*')}$`)
+}

@@ -1,6 +1,6 @@
 import type { PullRequest } from '../oci/distribution.ts'
 import type { Digest } from '../oci/digest.ts'
-import { tagName, type TagName } from '../oci/reference.ts'
+import { namePattern, tagName, type TagName } from '../oci/reference.ts'
 import type { OpenContent } from './chain.ts'
 import { ContentNotFoundError, type Content } from './source.ts'
 
@@ -43,7 +43,10 @@ export function trustedTags(
 ): OpenContent {
   const known = new Map<TagName, { digest: Digest; at: number }>()
   const asking = new Map<TagName, Promise<Digest | undefined>>()
-  const compiled = rules.map(({ match, revalidate }) => ({ pattern: compile(match), revalidate }))
+  const compiled = rules.map(({ match, revalidate }) => ({
+    pattern: namePattern(match),
+    revalidate,
+  }))
 
   return async (request, options) => {
     const { kind, target, registry, repository } = request
@@ -128,9 +131,4 @@ export function trustedTags(
 /** What comes from the upstream is fresh whoever asked for it. */
 function markLast(content: Content): Content {
   return { ...content, tag: content.source === 'upstream' ? 'fresh' : 'last-known-good' }
-}
-
-function compile(match: string): RegExp {
-  const literal = match.split('*').map((part) => RegExp.escape(part))
-  return new RegExp(`^${literal.join('.*')}$`)
 }

@@ -26,7 +26,7 @@ export class Authorizer {
 
   /** The header that worked before and is still good. */
   known({ endpoint, scope }: AuthorizationContext): string | undefined {
-    const token = this.#tokens.get(keyOf(endpoint.url, scope))
+    const token = this.#tokens.get(keyOf(endpoint, scope))
     return token !== undefined && token.until > performance.now() ? token.header : undefined
   }
 
@@ -37,7 +37,7 @@ export class Authorizer {
     used: string | undefined,
   ): Promise<string | undefined> {
     const { endpoint, scope } = context
-    this.#tokens.delete(keyOf(endpoint.url, scope))
+    this.#tokens.delete(keyOf(endpoint, scope))
     const parsed = [challenges ?? []].flat().flatMap(parseChallenges)
     const bearer = parsed.find(({ scheme }) => scheme === 'bearer')
     const granted =
@@ -47,7 +47,7 @@ export class Authorizer {
           : undefined
         : await this.#token(context, bearer.parameters)
     if (granted === undefined || granted.header === used) return undefined
-    this.#tokens.set(keyOf(endpoint.url, scope), granted)
+    this.#tokens.set(keyOf(endpoint, scope), granted)
     for (const oldest of this.#tokens.keys()) {
       if (this.#tokens.size <= MAX_TOKENS) break
       this.#tokens.delete(oldest)
@@ -134,8 +134,9 @@ function parseJson(text: string): unknown {
   }
 }
 
-function keyOf(url: string, scope: string): string {
-  return `${url} ${scope}`
+/** What was granted to one login is nothing for another. */
+function keyOf({ url, access }: AuthorizationContext['endpoint'], scope: string): string {
+  return JSON.stringify([url, access.auth, scope])
 }
 
 async function readText({ body }: Dispatcher.ResponseData): Promise<string> {

@@ -2,6 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { EnvHttpProxyAgent, errors, request, type Dispatcher } from 'undici'
 import type { Endpoint } from '../../config/endpoints.ts'
+import type { RegistryAuth } from '../../config/registries.ts'
 import type { Logger } from '../../observe/log.ts'
 import { isDigest } from '../../oci/digest.ts'
 import { parseContentRange, rangeLength } from '../../oci/distribution.ts'
@@ -14,6 +15,7 @@ import {
   type UpstreamRequest,
 } from './answer.ts'
 import { Authorizer } from './authorizer.ts'
+import type { Logins } from './logins.ts'
 
 /** As many as Docker Hub, quay.io and their object stores need together, twice. */
 const MAX_REDIRECTS = 5
@@ -35,6 +37,8 @@ export interface RateLimit {
 
 export interface UpstreamClientComponents {
   readonly log: Logger
+  /** Of files; those of registries.yaml come first. */
+  readonly logins: Pick<Logins, 'of'>
   /** Told of what endpoints say of their limits, of the first {@link MAX_LIMITED} that do. */
   readonly onRateLimit?: (said: RateLimit) => void
 }
@@ -51,9 +55,14 @@ export class UpstreamClient implements UpstreamFetcher {
   readonly #authorizer: Authorizer
   readonly #onRateLimit: (said: RateLimit) => void
   readonly #limited = new Set<string>()
+  readonly #logins: UpstreamClientComponents['logins']
 
-  constructor({ log, onRateLimit }: UpstreamClientComponents, init: { timeouts: StageTimeouts }) {
+  constructor(
+    { log, logins, onRateLimit }: UpstreamClientComponents,
+    init: { timeouts: StageTimeouts },
+  ) {
     this.#log = log
+    this.#logins = logins
     this.#onRateLimit = onRateLimit ?? (() => {})
     this.#timeouts = init.timeouts
     this.#authorizer = new Authorizer()
@@ -71,13 +80,18 @@ export class UpstreamClient implements UpstreamFetcher {
     const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
     const url = new URL(`${base(endpoint)}/${repository}/${pull.kind}s/${target}`)
     const scope = `repository:${repository}:pull`
-    const context = { endpoint, scope, dispatcher: way.own, signal }
+    const auth = endpoint.access.auth ?? (await this.#logins.of(url.host))
+    const named = { url: endpoint.url, access: { ...endpoint.access, ...(auth && { auth }) } }
+    const context = { endpoint: named, scope, dispatcher: way.own, signal }
     let authorization = this.#authorizer.known(context)
     for (let attempt = 1; ; attempt += 1) {
       const response = await this.#send(url, first, asked, authorization, signal)
       const { statusCode, headers } = response
       this.#noteLimit(url.host, headers)
-      if (statusCode !== 401 || attempt > 1) return readAnswer(response, asked)
+      if (statusCode !== 401 || attempt > 1) {
+        if (statusCode === 401 || statusCode === 403) this.#noteRefusal(endpoint, auth, statusCode)
+        return readAnswer(response, asked)
+      }
       await drain(response)
       const next = await this.#authorizer
         .answer(context, headers['www-authenticate'], authorization)
@@ -85,8 +99,8 @@ export class UpstreamClient implements UpstreamFetcher {
           throw translate(error, 'the login failed')
         })
       if (next === undefined) {
-        const login = endpoint.access.auth === undefined ? 'that is not there' : 'other than ours'
-        throw new UpstreamError('denied', `wants a login ${login}`)
+        this.#noteRefusal(endpoint, auth, statusCode)
+        throw new UpstreamError('denied', 'wants a login that this node has not')
       }
       authorization = next
     }
@@ -111,6 +125,12 @@ export class UpstreamClient implements UpstreamFetcher {
         way.status === 'fulfilled' ? [way.value.own.destroy(), way.value.other.destroy()] : [],
       ),
     )
+  }
+
+  /** A login that is refused is for an operator to mend; who has none to show is refused all the time. */
+  #noteRefusal({ url }: Endpoint, auth: RegistryAuth | undefined, status: number): void {
+    if (auth !== undefined && Object.values(auth).some((value) => value !== undefined))
+      this.#log.warn({ endpoint: url, status }, 'upstream refuses the login of this node')
   }
 
   #noteLimit(endpoint: string, headers: Dispatcher.ResponseData['headers']): void {

@@ -64,8 +64,6 @@ export class EndpointHealth {
       case 'denied':
       case 'bad answer':
       case 'bad content':
-        if (error.reason === 'denied' && endpoint.access.auth !== undefined)
-          this.#log.warn({ endpoint: url, err: error }, 'upstream refuses the login of this node')
         remember(
           this.#negative,
           keyOf(endpoint, path),

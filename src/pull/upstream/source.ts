@@ -32,8 +32,8 @@ export type UpstreamOutcome = 'ok' | 'skipped' | UpstreamError['reason']
 export interface UpstreamComponents {
   /** Makes the client when it is first needed. */
   readonly connect: () => Promise<UpstreamFetcher>
-  /** Where a registry is asked, in this order; nowhere if it is not to be asked */
-  readonly endpointsOf: (registry: string) => readonly Endpoint[]
+  /** Where a repository is asked for, in this order; nowhere if its registry is not to be asked */
+  readonly endpointsOf: (registry: string, repository: string) => readonly Endpoint[]
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: UpstreamOutcome) => void
@@ -259,7 +259,7 @@ export class UpstreamSource implements ContentSource {
     { registry, repository: name, target }: PullRequest,
     reasons: string[],
   ): Generator<Asked & { repository: string }, void> {
-    for (const endpoint of this.#endpointsOf(registry)) {
+    for (const endpoint of this.#endpointsOf(registry, name)) {
       const repository = rewrite(name, endpoint.rewrites)
       if (!isRepository(repository)) {
         reasons.push(`${endpoint.url}: ${JSON.stringify(repository)} is no repository`)

@@ -129,6 +129,18 @@ suite('the schema', () => {
       assert.ok(!accepts({ tags: [rule] }), JSON.stringify(rule))
   })
 
+  test('takes rules for what is private, and gives them back', () => {
+    const { private: rules } = configSchema.parse({ private: ['ghcr.io/acme/*=never', '*=open'] })
+    assert.deepEqual(rules, [
+      { match: 'ghcr.io/acme/*', policy: 'never' },
+      { match: '*', policy: 'open' },
+    ])
+    const key = configKeys.find(({ name }) => name === 'private')
+    assert.deepEqual(key?.encode(rules), ['ghcr.io/acme/*=never', '*=open'])
+    for (const rule of ['*', '=open', '*=', '*=Never', '*=verify', {}, 1])
+      assert.ok(!accepts({ private: [rule] }), JSON.stringify(rule))
+  })
+
   test('describes every key, and gives each a flag of its own', () => {
     for (const { name, description } of configKeys) assert.match(description, /^\S.*\.$/, name)
     const flags = configKeys.map(({ flag }) => flag)

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { createServer, type AddressInfo, type Socket } from 'node:net'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer as createHttpServer, get, type IncomingMessage } from 'node:http'
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
 import { after, suite, test } from 'node:test'
 import type { Endpoint } from '../../../src/config/endpoints.ts'
 import type { RegistryAuth } from '../../../src/config/registries.ts'
@@ -18,6 +20,7 @@ import {
   type RateLimit,
   type UpstreamClientComponents,
 } from '../../../src/pull/upstream/client.ts'
+import { Logins } from '../../../src/pull/upstream/logins.ts'
 import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
 import { UpstreamRoutes } from '../../../src/pull/upstream/routes.ts'
 import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
@@ -63,7 +66,8 @@ function upstreamWith(
   endpoints: readonly Endpoint[],
 ) {
   const log = createLogger({ level: 'silent' })
-  const client = new UpstreamClient({ log, ...components }, { timeouts })
+  const logins = { of: async () => undefined }
+  const client = new UpstreamClient({ log, logins, ...components }, { timeouts })
   const outcomes: UpstreamOutcome[] = []
   const source = new UpstreamSource({
     connect: async () => client,
@@ -377,6 +381,96 @@ suite('a login', () => {
     }
   })
 
+  test('is in a file too, as Docker or a credential helper writes it, and may change there', async () => {
+    await using registry = await UpstreamRegistry.start()
+    const { host } = new URL(registry.url)
+    const encoded = basic.replace('Basic ', '')
+    registry.serve(BLOB, blob, {}, ({ headers }, response) => {
+      if (headers.authorization === basic) return true
+      response.writeHead(401, { 'www-authenticate': 'Basic realm="x"' }).end()
+      return false
+    })
+    const directory = mkdtempSync(join(tmpdir(), 'shoal-logins-'))
+    using _ = { [Symbol.dispose]: () => rmSync(directory, { recursive: true }) }
+    const file = join(directory, 'config.json')
+    const lines: string[] = []
+    const log = { warn: ({ problem }: { problem?: string }) => void lines.push(problem ?? '') }
+    const logins = new Logins({ log }, { files: [join(directory, 'none'), file] })
+    for (const [text, status] of [
+      ['{"auths": {', 'it is not JSON'],
+      [JSON.stringify({ auths: { [`https://${host}/v1/`]: { auth: encoded } } }), 'ok'],
+      [JSON.stringify({ auths: { [host]: { username: 'alice', password: 'no' } } }), 'denied'],
+      [JSON.stringify({ ServerURL: host, Username: 'alice', Secret: 'hunter2' }), 'ok'],
+      [JSON.stringify({ ServerURL: host, Secret: 'hunter2' }), 'it has no ServerURL'],
+      [JSON.stringify({ auths: { [host]: {} }, credsStore: 'x' }), 'denied'],
+      [JSON.stringify({ auths: { 'other.test': { auth: encoded } } }), 'denied'],
+    ] as const) {
+      lines.length = 0
+      writeFileSync(file, text)
+      await using up = upstreamWith({ logins }, [endpoint(registry.url)])
+      const outcome = await up.source.open(pull(), { signal: signal() }).then(
+        (content) => content.body?.discard(),
+        (error: unknown) => assert.doesNotMatch(String(error), /hunter2|alice/),
+      )
+      assert.equal(outcome, undefined)
+      assert.deepEqual(up.outcomes, [status === 'ok' ? 'ok' : 'denied'], text)
+      assert.doesNotMatch(lines.join(), /hunter2|alice/)
+      if (status.startsWith('it')) assert.match(lines.join(), new RegExp(status))
+    }
+    // An identity token, under one of the names of Docker Hub
+    const ecr = { ServerURL: 'https://index.docker.io/v1/', Username: '<token>', Secret: 'id' }
+    writeFileSync(file, JSON.stringify(ecr))
+    assert.deepEqual(await logins.of('registry-1.docker.io'), login({ identityToken: 'id' }))
+  })
+
+  test('of this node is not used where the policy says never', async () => {
+    await using registry = await UpstreamRegistry.start()
+    for (const path of [BLOB, BLOB.replace('library', 'acme')])
+      registry.serve(path, blob, {}, ({ headers }, response) => {
+        if (headers.authorization === basic) return true
+        response.writeHead(401, { 'www-authenticate': 'Basic realm="x"' }).end()
+        return false
+      })
+    const auth = login({ username: 'alice', password: 'hunter2' })
+    const tls = { caFile: '/ca', certFile: '/c', keyFile: '/k', insecureSkipVerify: false }
+    const routes = new UpstreamRoutes({
+      homeRegistry: 'registry.localhost',
+      localPort: () => 5001,
+      private: [{ match: 'a.test/acme/*', policy: 'never' }],
+    })
+    const origin = endpoint(registry.url, { access: { auth, tls } })
+    const route = { endpoints: [], origin, mirrored: true, notes: [] }
+    routes.update(new Map([['a.test', route]]))
+    assert.deepEqual(routes.endpointsOf('a.test', 'acme/x')[0]?.access, {
+      auth: login({}),
+      tls: { ...tls, certFile: undefined, keyFile: undefined },
+    })
+    // Not even those of a file
+    const logins = { of: async () => auth }
+    const log = createLogger({ level: 'silent' })
+    const client = new UpstreamClient({ log, logins }, { timeouts })
+    await using _ = { [Symbol.asyncDispose]: () => client.close() }
+    const plain = new Map([
+      ['a.test', { ...route, origin: endpoint(registry.url, { access: { auth } }) }],
+    ])
+    routes.update(plain)
+    const source = new UpstreamSource({
+      connect: async () => client,
+      endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
+      log,
+    })
+    const asked = { ...pull(), registry: 'a.test' }
+    const open = (repository: string) => source.open({ ...asked, repository }, { signal: signal() })
+    await read(await open('library/alpine'))
+    const before = registry.asked.length
+    await assert.rejects(open('acme/alpine'), notFound)
+    const later = registry.asked.slice(before)
+    assert.deepEqual(
+      later.map(({ authorization }) => authorization),
+      [undefined],
+    )
+  })
+
   test('that is wrong or missing is a quick miss', async () => {
     await using registry = await UpstreamRegistry.start()
     registry.on(TOKEN, (_request, response) => response.writeHead(401).end())
@@ -497,6 +591,119 @@ suite('TLS to an upstream', () => {
   })
 })
 
+suite('a proxy', () => {
+  const VARIABLES = [
+    'HTTP_PROXY',
+    'HTTPS_PROXY',
+    'NO_PROXY',
+    'http_proxy',
+    'https_proxy',
+    'no_proxy',
+  ]
+  const before = VARIABLES.map((name) => [name, process.env[name]] as const)
+  const set = (variables: Record<string, string>) => {
+    for (const name of VARIABLES) delete process.env[name]
+    Object.assign(process.env, variables)
+  }
+  after(() => {
+    set(
+      Object.fromEntries(
+        before.flatMap(([name, value = '']) => (value === '' ? [] : [[name, value]])),
+      ),
+    )
+  })
+
+  /** Passes requests on for those who log in, and opens tunnels. */
+  async function proxy(): Promise<
+    { url: string; asked: string[]; login: string } & AsyncDisposable
+  > {
+    const asked: string[] = []
+    const sockets = new Set<Duplex>()
+    const user = `Basic ${Buffer.from('site:hunter3').toString('base64')}`
+    const server = createHttpServer(({ url = '', headers }, response) => {
+      asked.push(new URL(url).host)
+      if (headers['proxy-authorization'] !== user) return void response.writeHead(407).end()
+      get(url, (answer) => {
+        response.writeHead(answer.statusCode ?? 502, answer.headers)
+        answer.pipe(response)
+      })
+    })
+    server.on('connect', ({ url = '', headers }: IncomingMessage, socket: Duplex) => {
+      asked.push(url)
+      sockets.add(socket)
+      if (headers['proxy-authorization'] !== user) {
+        socket.end('HTTP/1.1 407 Proxy Authentication Required\r\n\r\n')
+        return
+      }
+      const [host = '', port] = url.split(':')
+      const onward = connect(Number(port), host, () => {
+        socket.write('HTTP/1.1 200 OK\r\n\r\n')
+        socket.pipe(onward).pipe(socket)
+      })
+      for (const end of [socket, onward]) end.on('error', () => {})
+    })
+    await new Promise<void>((resolve) => {
+      server.listen(0, '127.0.0.1', resolve)
+    })
+    const { port } = server.address() as AddressInfo
+    return {
+      asked,
+      url: `http://127.0.0.1:${port}`,
+      login: `http://site:hunter3@127.0.0.1:${port}`,
+      [Symbol.asyncDispose]: async () => {
+        for (const socket of sockets) socket.destroy()
+        server.closeAllConnections()
+        await new Promise((resolve) => server.close(resolve))
+      },
+    }
+  }
+
+  test('of the environment is gone through, by TLS and plain, but where NO_PROXY says not to', async () => {
+    const directory = mkdtempSync(join(tmpdir(), 'shoal-proxy-'))
+    using _ = { [Symbol.dispose]: () => rmSync(directory, { recursive: true }) }
+    const made = ['-keyout', 'key', '-out', 'crt', '-subj', '/CN=127.0.0.1']
+    const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes']
+    const alternative = ['-addext', 'subjectAltName=IP:127.0.0.1']
+    execFileSync('openssl', ['req', '-x509', ...kind, ...made, ...alternative], {
+      stdio: 'ignore',
+      cwd: directory,
+    })
+    const [key, cert] = ['key', 'crt'].map((name) => readFileSync(join(directory, name)))
+    const tls = {
+      caFile: join(directory, 'crt'),
+      certFile: undefined,
+      keyFile: undefined,
+      insecureSkipVerify: false,
+    }
+    for (const options of [{ key, cert }, undefined]) {
+      await using registry = await UpstreamRegistry.start(options)
+      registry.serve(BLOB, blob)
+      await using through = await proxy()
+      const asking = () => upstream(endpoint(registry.url, { access: { tls } }))
+      const both = (url: string) => ({ HTTPS_PROXY: url, HTTP_PROXY: url })
+      const { host } = new URL(registry.url)
+
+      set(both(through.login))
+      await using up = asking()
+      assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+      assert.deepEqual(through.asked, [host])
+
+      set({ ...both(through.login), NO_PROXY: '127.0.0.1' })
+      await using past = asking()
+      assert.deepEqual(await read(await past.source.open(pull(), { signal: signal() })), blob)
+      assert.deepEqual(through.asked, [host])
+
+      set(both(through.url.replace('http://', 'http://site:hunter4@')))
+      await using stranger = asking()
+      await assert.rejects(stranger.source.open(pull(), { signal: signal() }), (error: Error) => {
+        assert.match(error.message, /407/)
+        assert.doesNotMatch(error.message, /hunter/)
+        return true
+      })
+    }
+  })
+})
+
 test('names are rewritten as Go would', () => {
   for (const [pattern, replacement, name, expected] of [
     ['^library/(.*)$', 'hub/$1', 'library/alpine', 'hub/alpine'],
@@ -533,14 +740,14 @@ test('upstreams are those of registries.yaml, the registry itself, and never thi
     mirrored: true,
     notes: [],
   })
-  const init = { homeRegistry: 'registry.localhost', localPort: () => 5001 }
+  const init = { homeRegistry: 'registry.localhost', localPort: () => 5001, private: [] }
   const urls = (routes: Record<string, ReturnType<typeof route>>, registry: string) => {
     const upstreams = new UpstreamRoutes(init)
     upstreams.update(new Map(Object.entries(routes)))
-    return upstreams.endpointsOf(registry).map(({ url }) => url)
+    return upstreams.endpointsOf(registry, 'x').map(({ url }) => url)
   }
   // Where it is not known what is allowed nobody is asked
-  assert.deepEqual(new UpstreamRoutes(init).endpointsOf('docker.io'), [])
+  assert.deepEqual(new UpstreamRoutes(init).endpointsOf('docker.io', 'x'), [])
   assert.deepEqual(urls({}, 'docker.io'), ['https://registry-1.docker.io'])
   assert.deepEqual(urls({ a: route(endpoint('https://a'), mirror) }, 'a'), [
     'https://m',
