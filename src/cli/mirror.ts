@@ -1,7 +1,14 @@
 import { Command } from 'commander'
 import type { EffectiveConfig } from '../config/effective.ts'
-import { formatProblem } from '../config/yaml-file.ts'
+import { formatProblem, readTextFile } from '../config/yaml-file.ts'
 import { readRegistries } from '../config/registries.ts'
+import {
+  addEndpoint,
+  isOwnFile,
+  RegistriesEditError,
+  removeEndpoint,
+  withoutSecrets,
+} from '../config/registries-edit.ts'
 import {
   mirrorEndpoint,
   perform,
@@ -9,6 +16,7 @@ import {
   planRestore,
   selectRoutes,
   type Change,
+  type MirrorInit,
 } from '../mirror/certs-dir.ts'
 import { forgetApplied, readApplied, writeApplied } from '../mirror/applied.ts'
 import { unifiedDiff } from '../mirror/diff.ts'
@@ -23,6 +31,7 @@ class MirrorIncompleteError extends Error {
 
 const CONTAINERD_CONFIG = '/etc/containerd/config.toml'
 const CERTS_DIR = '/etc/containerd/certs.d'
+const RESTORE_KEYS = ['certsDir', 'dataDir', 'registries', 'k3s.config']
 
 /** `shoal mirror`: puts this node's daemon in front of registries, in containerd's configuration. */
 export function mirrorCommand(): Command {
@@ -31,10 +40,15 @@ export function mirrorCommand(): Command {
     .addCommand(
       planning('apply', 'change the files; what was there is kept').action(
         async (registries: readonly string[], _options: unknown, command: Command) => {
-          const { changes, config } = await plan(registries, command)
+          const { config, inK3s } = await load(command)
+          const changes = await plan(registries, config, inK3s)
           await report(changes)
-          await remember(config, registries)
-          hintAtConfigPath(config.certsDir)
+          if (!inK3s) {
+            await remember(config, registries)
+            hintAtConfigPath(config.certsDir)
+          } else if (changes.some(({ before, after }) => before !== after)) {
+            process.stdout.write('note: K3s reads it when it starts: restart k3s or k3s-agent\n')
+          }
           complain(changes)
         },
       ),
@@ -42,9 +56,12 @@ export function mirrorCommand(): Command {
     .addCommand(
       planning('diff', 'print what apply would change').action(
         async (registries: readonly string[], _options: unknown, command: Command) => {
-          const { changes } = await plan(registries, command)
+          const { config, inK3s } = await load(command)
+          const changes = await plan(registries, config, inK3s)
           for (const { path, before, after, refused, notes } of changes) {
-            process.stdout.write(unifiedDiff(path, before, after))
+            const shown = (text: string | undefined) =>
+              inK3s && text !== undefined ? withoutSecrets(text) : text
+            process.stdout.write(unifiedDiff(path, shown(before), shown(after)))
             if (refused !== undefined) process.stderr.write(`${path}: left alone, it ${refused}\n`)
             for (const note of notes) process.stderr.write(`${path}: note: ${note}\n`)
           }
@@ -52,14 +69,16 @@ export function mirrorCommand(): Command {
       ),
     )
     .addCommand(
-      addConfigOptions(new Command('restore'), ['certsDir', 'dataDir'])
+      withK3s(addConfigOptions(new Command('restore'), RESTORE_KEYS))
         .description('take back everything apply did, byte for byte')
         .action(async (_options: unknown, command: Command) => {
-          const { config } = await loadFromCommand(command)
+          const { config, inK3s } = await load(command)
           // First: the daemon is not to put back what is taken out.
           const applied = await readApplied(config.dataDir).catch(() => undefined)
-          if (applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
-          const changes = await planRestore(config.certsDir)
+          if (!inK3s && applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
+          const changes = inK3s
+            ? [await planK3sRestore(config.registries)]
+            : await planRestore(config.certsDir)
           await report(changes)
           complain(changes)
         }),
@@ -73,33 +92,63 @@ function planning(name: string, description: string): Command {
       '[registry...]',
       'registries, as in docker.io; without any those of registries.yaml, else all',
     )
-  return addConfigOptions(command, [
-    'certsDir',
-    'dataDir',
-    'registries',
-    'k3s.config',
-    'registry.name',
-    'listen.local',
-  ])
+  return withK3s(addConfigOptions(command, [...RESTORE_KEYS, 'registry.name', 'listen.local']))
+}
+
+function withK3s(command: Command): Command {
+  return command.option(
+    '--k3s',
+    "instead list this node's registry in registries.yaml, from which K3s writes hosts.toml at each start",
+  )
+}
+
+async function load(command: Command): Promise<{ config: EffectiveConfig; inK3s: boolean }> {
+  const { config } = await loadFromCommand(command)
+  return { config, inK3s: command.opts()['k3s'] === true }
 }
 
 async function plan(
   named: readonly string[],
-  command: Command,
-): Promise<{ changes: Change[]; config: EffectiveConfig }> {
-  const { config } = await loadFromCommand(command)
+  config: EffectiveConfig,
+  inK3s: boolean,
+): Promise<Change[]> {
   const registries = await readRegistries(config.registries)
   for (const warning of registries.warnings)
     process.stderr.write(`warning: ${formatProblem(warning)}\n`)
-  const reader = config.k3s.present ? 'k3s' : 'containerd'
+  const reader = inK3s || config.k3s.present ? 'k3s' : 'containerd'
   const { disableDefaultEndpoint } = config.k3s
-  const changes = await planApply(config.certsDir, {
+  const init = {
     endpoint: mirrorEndpoint(config.listen.local),
     homeRegistry: config.registry.name,
     routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),
     reader,
-  })
-  return { changes, config }
+  } as const
+  if (reader === 'k3s' && init.routes.size === 0)
+    process.stderr.write(
+      `note: ${config.registries} has no mirrors, so only ${config.registry.name} is served here: K3s shares what is under mirrors\n`,
+    )
+  return inK3s ? [await planK3sApply(config.registries, init)] : planApply(config.certsDir, init)
+}
+
+async function planK3sApply(
+  path: string,
+  { endpoint, homeRegistry, routes }: MirrorInit,
+): Promise<Change> {
+  const before = await readTextFile(path, { ignoreBOM: true })
+  const names = [...routes.keys(), homeRegistry].map((name) => (name === '_default' ? '*' : name))
+  try {
+    const after = addEndpoint(before, endpoint, [...new Set(names)])
+    return { path, before, after, notes: [] }
+  } catch (error) {
+    if (!(error instanceof RegistriesEditError)) throw error
+    return { path, before, after: before, refused: error.message, notes: [] }
+  }
+}
+
+async function planK3sRestore(path: string): Promise<Change> {
+  const before = await readTextFile(path, { ignoreBOM: true })
+  const left = before === undefined ? '' : removeEndpoint(before)
+  return { path, before, after: left === '' && isOwnFile(before) ? undefined : left, notes: [] }
 }
 
 /** The daemon keeps what was applied as long as this is known; what was applied holds without it. */

@@ -3,6 +3,7 @@ import {
   ConfigInvalidError,
   describe,
   isMapping,
+  parseYaml,
   readYamlFile,
   type ConfigProblem,
   type KeyPath,
@@ -57,19 +58,31 @@ const TRUE = /^(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON)$/
 const FALSE = /^(?:n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$/
 
 /**
+ * How K3s reads YAML: version 1.1, of duplicate keys the last one. In the failsafe schema a plain scalar keeps its written
+ * text, as it does there for everything that is text: registries and endpoints are never numbers or dates.
+ */
+export const K3S_YAML = {
+  version: '1.1',
+  schema: 'failsafe',
+  merge: true,
+  uniqueKeys: false,
+} as const
+
+/**
  * Reads registries.yaml as K3s does; a missing file is one without entries.
  * @see https://docs.k3s.io/installation/private-registry
  * @throws {ConfigInvalidError} where K3s would not start
  */
 export async function readRegistries(path: string): Promise<Registries> {
-  // K3s reads YAML 1.1 and takes the last of duplicate keys. In the failsafe schema a plain scalar keeps its written
-  // text, as it does there for everything that is text: registries and endpoints are never numbers or dates.
-  const yaml = await readYamlFile(path, {
-    version: '1.1',
-    schema: 'failsafe',
-    merge: true,
-    uniqueKeys: false,
-  })
+  return registriesOf(path, await readYamlFile(path, K3S_YAML))
+}
+
+/** The same of a text that is that of `path`, or could be. */
+export function parseRegistries(text: string, path: string): Registries {
+  return registriesOf(path, parseYaml(text, path, K3S_YAML))
+}
+
+function registriesOf(path: string, yaml: YamlFile | undefined): Registries {
   const reader = new Reader(path, yaml)
   const root = reader.mapping(yaml?.root, [], ROOT_KEYS)
   const mirrors = new Map<string, RegistryMirror>()

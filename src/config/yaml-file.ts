@@ -69,7 +69,18 @@ export async function readYamlFile(
   options: ParseOptions & DocumentOptions & SchemaOptions = {},
 ): Promise<YamlFile | undefined> {
   const text = await readTextFile(file)
-  if (text === undefined) return undefined
+  return text === undefined ? undefined : parseYaml(text, file, options)
+}
+
+/**
+ * What a text says that is that of `file`, or could be.
+ * @throws {ConfigInvalidError} if it is no YAML
+ */
+export function parseYaml(
+  text: string,
+  file: string,
+  options: ParseOptions & DocumentOptions & SchemaOptions = {},
+): YamlFile {
   const lines = new LineCounter()
   const document = parseDocument(text, {
     ...options,
@@ -131,10 +142,14 @@ export async function readYamlFile(
 }
 
 /**
- * Reads a file of up to 1 MiB; undefined if there is none.
+ * Reads a file of up to 1 MiB; undefined if there is none. With `ignoreBOM` a byte order mark is part of the text, as it has
+ * to be where the same bytes are written again.
  * @throws {ConfigInvalidError} if it cannot be read or is no text
  */
-export async function readTextFile(file: string): Promise<string | undefined> {
+export async function readTextFile(
+  file: string,
+  options: { ignoreBOM?: boolean } = {},
+): Promise<string | undefined> {
   const fail = (message: string, cause?: unknown) =>
     new ConfigInvalidError([{ file, message }], { cause })
   try {
@@ -149,7 +164,9 @@ export async function readTextFile(file: string): Promise<string | undefined> {
     }
     if (length > MAX_FILE_BYTES) throw fail('is larger than 1 MiB')
     try {
-      return new TextDecoder('utf-8', { fatal: true }).decode(buffer.subarray(0, length))
+      return new TextDecoder('utf-8', { ...options, fatal: true }).decode(
+        buffer.subarray(0, length),
+      )
     } catch (error) {
       throw fail('is not UTF-8 text', error)
     }

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test, type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import { readRegistries } from '../../../src/config/registries.ts'
 import { readApplied } from '../../../src/mirror/applied.ts'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
@@ -73,6 +74,66 @@ test('shoal mirror shows, does and takes back, one line for each file', async (t
   const restore = await shoal('mirror', 'restore', ...places)
   assert.deepEqual(restore, { code: 0, stdout: `${home}: removed\n`, stderr: '' })
   assert.equal(await readApplied(dataDir), undefined)
+})
+
+test('shoal mirror --k3s edits registries.yaml, and takes it back byte for byte', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const registries = join(directory, 'registries.yaml')
+  const certsDir = join(directory, 'certs.d')
+  const text = 'configs:\n  a.lan: {auth: {password: s3cret}}\nmirrors:\n  docker.io:  # all\n'
+  await writeFile(registries, text, { mode: 0o600 })
+  const places = ['--data-dir', join(directory, 'data'), '--certs-dir', certsDir]
+  const options = ['--k3s', '--registries', registries, ...places]
+
+  const diff = await shoal('mirror', 'diff', ...options)
+  assert.match(diff.stdout, /^\+ {4}endpoint: \["http:\/\/127\.0\.0\.1:5001"\] # shoal mirror$/m)
+  assert.match(diff.stdout, /^ {3}a\.lan: \{auth: \{password: \*\*\*\}\}$/m)
+  assert.ok(!diff.stdout.includes('s3cret'))
+  const apply = await shoal('mirror', 'apply', ...options)
+  const note = 'note: K3s reads it when it starts: restart k3s or k3s-agent\n'
+  assert.deepEqual(apply, { code: 0, stdout: `${registries}: changed\n${note}`, stderr: '' })
+  const { mirrors } = await readRegistries(registries)
+  assert.deepEqual(
+    Array.from(mirrors, ([name, { endpoints }]) => [name, endpoints]),
+    [
+      ['registry.localhost', ['http://127.0.0.1:5001']],
+      ['docker.io', ['http://127.0.0.1:5001']],
+    ],
+  )
+  assert.equal((await stat(registries)).mode & 0o777, 0o600)
+  // Nothing is written into certs.d, which is K3s' own business now
+  await assert.rejects(stat(certsDir), { code: 'ENOENT' })
+  const again = await shoal('mirror', 'apply', ...options)
+  assert.equal(again.stdout, `${registries}: unchanged\n`)
+  await shoal('mirror', 'restore', ...options)
+  assert.equal(await readFile(registries, 'utf8'), text)
+
+  await writeFile(registries, 'mirrors: {r.lan}\n')
+  const refused = await shoal('mirror', 'apply', ...options)
+  assert.equal(refused.code, 1)
+  assert.match(refused.stdout, /left alone, it writes mirrors\.r\.lan in a way/)
+})
+
+test('shoal mirror on a K3s node without mirrors serves the home registry only, and says so', async (t) => {
+  const directory = await temporaryDirectory(t)
+  const registries = join(directory, 'registries.yaml')
+  const k3s = join(directory, 'k3s.yaml')
+  await writeFile(k3s, 'embedded-registry: true\n')
+  const certsDir = join(directory, 'certs.d')
+  const options = ['--data-dir', join(directory, 'data'), '--registries', registries]
+  const k3sOptions = ['--k3s-config', k3s, '--certs-dir', certsDir]
+  const apply = await shoal('mirror', 'apply', ...options, ...k3sOptions)
+  assert.equal(apply.stdout, `${join(certsDir, 'registry.localhost', 'hosts.toml')}: created\n`)
+  assert.match(
+    apply.stderr,
+    /^note: .*registries\.yaml has no mirrors, so only registry\.localhost/,
+  )
+
+  // A file that was not there is gone afterwards
+  await shoal('mirror', 'apply', '--k3s', ...options)
+  assert.match(await readFile(registries, 'utf8'), /registry\.localhost/)
+  await shoal('mirror', 'restore', '--k3s', ...options)
+  await assert.rejects(stat(registries), { code: 'ENOENT' })
 })
 
 test('shoal config prints what is in effect, and checks with an exit status', async (t) => {
