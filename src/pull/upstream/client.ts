@@ -16,6 +16,7 @@ import {
 } from './answer.ts'
 import { Authorizer } from './authorizer.ts'
 import type { Logins } from './logins.ts'
+import { lookup } from './names.ts'
 
 /** As many as Docker Hub, quay.io and their object stores need together, twice. */
 const MAX_REDIRECTS = 5
@@ -227,10 +228,11 @@ export class UpstreamClient implements UpstreamFetcher {
       if (pem !== undefined) checkDates(path ?? '', pem)
     const identity = cert === undefined || key === undefined ? {} : { cert, key }
     const agent = (options: object): Dispatcher => {
-      const connect = { ...options, timeout: this.#timeouts.dial }
+      const connect = { ...options, lookup, timeout: this.#timeouts.dial }
       return new EnvHttpProxyAgent({
         connect,
         requestTls: connect,
+        proxyTls: { lookup, timeout: this.#timeouts.dial },
         headersTimeout: this.#timeouts.firstByte,
         bodyTimeout: this.#timeouts.progress,
       })

@@ -64,6 +64,8 @@ export class EndpointHealth {
       case 'denied':
       case 'bad answer':
       case 'bad content':
+        if (error.reason === 'bad answer')
+          this.#log.warn({ endpoint: url, err: error }, 'upstream cannot be understood')
         remember(
           this.#negative,
           keyOf(endpoint, path),
