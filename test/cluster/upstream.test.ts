@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict'
+import { appendFile } from 'node:fs/promises'
 import { after, before, suite, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
-import type { HttpAnswer } from '../harness/machine.ts'
+import type { HttpAnswer, Program } from '../harness/machine.ts'
 import { containerdBinaries, skipWithout, tools } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -12,9 +14,14 @@ const PASSWORD = 'correct-horse'
 /** Of {@link PASSWORD}, as htpasswd writes it. */
 const HTPASSWD = 'alice:$2y$04$po1PgeA9/G7y5mLfVi2TeuZ5ImYiTmwAZfSPMZZDWaGWnYJtm2TCW\n'
 
+const LOGIN = Buffer.from(`alice:${PASSWORD}`).toString('base64')
+/** As `docker login` writes it. */
+const DOCKER_JSON = JSON.stringify({ auths: { 'https://upstream.test:5445/v2/': { auth: LOGIN } } })
+
 /**
- * Three upstreams that hold the same repositories in different ways: plain, behind a login and a private CA, and for those
- * who show a certificate. The nodes' containerds know none of them, only their own daemon.
+ * Upstreams that hold the same repositories in different ways: plain and by another name, behind a login and a private CA,
+ * behind a token server whose login is in a file of Docker's, for those who show a certificate, and under a path.
+ * The nodes' containerds know none of them, only their own daemon.
  */
 const REGISTRIES_YAML = `
 mirrors:
@@ -23,9 +30,15 @@ mirrors:
     rewrite: {"^(.*)$": "org/$1"}
   login.test: {endpoint: ["https://upstream.test:5443"]}
   certificate.test: {endpoint: ["https://missing.test", "https://upstream.test:5444"]}
+  token.test: {endpoint: ["https://upstream.test:5445"]}
+  path.test:
+    endpoint: [http://upstream.test:5447/hub/v2]
+    rewrite: {"^team/(.*)$": "org/$1"}
 configs:
   upstream.test:5443:
     auth: {username: alice, password: ${PASSWORD}}
+    tls: {ca_file: /etc/shoal/ca.crt}
+  upstream.test:5445:
     tls: {ca_file: /etc/shoal/ca.crt}
   upstream.test:5444:
     tls: {ca_file: /etc/shoal/ca.crt, cert_file: /etc/shoal/node.crt, key_file: /etc/shoal/node.key}
@@ -44,6 +57,8 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
   suite(`upstreams of two nodes with containerd ${binaries?.version ?? version}`, { skip }, () => {
     let cluster: Cluster
     let nodes: [ClusterNode, ClusterNode]
+    let tokenServer: Program
+    let nodeKey: string
 
     before(async () => {
       assert.ok(binaries && tools.registry !== undefined)
@@ -60,9 +75,22 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await machine.exec(['sh', '-ec', certificates])
       const read = (name: string) => machine.exec(['cat', `/run/${name}`])
       const tls = { certificate: '/run/tls.crt', key: '/run/tls.key' }
+      const tokens = {
+        realm: 'https://upstream.test:5446/token',
+        service: 'upstream',
+        issuer: 'token-server',
+        rootcertbundle: tls.certificate,
+      }
+      const script = fileURLToPath(new URL('../harness/token-server.ts', import.meta.url))
+      const login = `alice:${PASSWORD}`
+      const argv = [script, '5446', tls.certificate, tls.key, login]
+      tokenServer = machine.run([process.execPath, ...argv])
+      await until(() => tokenServer.log().includes('ready'), { what: 'the token server listens' })
       for (const [port, more] of [
         [5443, { auth: { htpasswd: { realm: 'r', path: '/run/htpasswd' } }, http: { tls } }],
         [5444, { http: { tls: { ...tls, clientcas: ['/run/node.crt'] } } }],
+        [5445, { auth: { token: tokens }, http: { tls } }],
+        [5447, { http: { prefix: '/hub/' } }],
       ] as const) {
         const config = { ...CONFIG, ...more, http: { ...more.http, addr: `:${port}` } }
         const path = `/run/registry-${port}.json`
@@ -81,7 +109,10 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         nodes.map(async (node) => {
           await node.writeFile('/etc/shoal/ca.crt', await read('tls.crt'))
           await node.writeFile('/etc/shoal/node.crt', await read('node.crt'))
-          await node.writeFile('/etc/shoal/node.key', await read('node.key'))
+          await node.writeFile('/etc/shoal/node.key', (nodeKey = await read('node.key')))
+          await node.writeFile('/etc/shoal/docker.json', DOCKER_JSON)
+          const more = '\ncredentials: [/etc/shoal/docker.json]\nlog: {level: trace}\n'
+          await appendFile(node.machine.path('/etc/shoal/config.yaml'), more)
           await node.writeFile(REGISTRIES, REGISTRIES_YAML)
           const us = 'server = "http://127.0.0.1:5001"\n[host]\n'
           await node.writeFile(`${CERTS}/_default/hosts.toml`, us)
@@ -150,19 +181,87 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await cluster.upstream.start()
     })
 
+    test('leave no secret in anything that a node writes', async () => {
+      const [a] = nodes
+      const image = await buildImage({ layers: [1000], seed: `${version} secret` })
+      await cluster.upstream.push(image, 'org/secret:1')
+      const asked = async (tag: string) => {
+        const path = `org/secret/manifests/${tag}`
+        const both = ['login.test', 'token.test'].map((registry) => ask(a, registry, path))
+        return (await Promise.all(both)).map(({ status }) => status)
+      }
+      assert.deepEqual(await asked('1'), [200, 200])
+      // A login that is refused, and files whose mistakes stand where secrets do
+      const refused = REGISTRIES_YAML.replace(PASSWORD, 'hunter2-refused')
+      const wrong = `configs: {upstream.test:5443: {auth: {password: [hunter2-list]}}, x: {auth: hunter2}}\n`
+      const times = () => a.daemon.log().split('registries.yaml ').length
+      for (const text of [refused, wrong, REGISTRIES_YAML]) {
+        const before = times()
+        await a.writeFile(REGISTRIES, text)
+        await until(() => times() > before, { what: 'the file is read' })
+        await asked(`${before}`)
+      }
+      await a.writeFile('/etc/shoal/docker.json', `{"auths": {"token.test": {"auth": "${LOGIN}`)
+      await asked('none')
+      await until(() => a.daemon.log().includes('it is not JSON'))
+      await a.writeFile('/etc/shoal/docker.json', DOCKER_JSON)
+
+      const shoal = (...args: readonly string[]) =>
+        a.exec(['sh', '-c', 'shoal "$@" 2>&1 || true', 'shoal', ...args])
+      const written = [
+        a.daemon.log(),
+        nodes[1].daemon.log(),
+        await shoal('config', 'print'),
+        await shoal('config', 'check'),
+        await shoal('mirror', 'diff'),
+        await a.exec(['cat', ...['cmdline', 'environ'].map((of) => `/proc/${a.daemon.pid}/${of}`)]),
+        await a.exec(['sh', '-c', 'find /var/lib/shoal -type f -size -1000k -exec cat {} +']),
+      ]
+      for (const [port, paths] of [
+        ['9090', ['metrics', 'readyz', 'livez', '', 'debug']],
+        ['5001', ['v2/', 'v2/org/secret/manifests/1?ns=login.test', 'v2/x?ns=token.test']],
+      ] as const) {
+        for (const path of paths) {
+          const answer = await a.machine.get(`http://127.0.0.1:${port}/${path}`)
+          written.push(JSON.stringify([...answer.headers]), answer.body)
+        }
+      }
+      assert.match(a.daemon.log(), /upstream refuses the login of this node/)
+      assert.match(a.daemon.log(), /registries\.yaml cannot be used/)
+      const secrets = [
+        PASSWORD,
+        LOGIN,
+        'hunter2',
+        nodeKey.split('\n')[1] ?? '',
+        // Every token begins with this header
+        Buffer.from('{"typ":"JWT"').toString('base64url').slice(0, 15),
+      ]
+      for (const text of written) {
+        for (const secret of secrets)
+          assert.ok(!text.includes(secret), `${secret} is in ${text.slice(0, 2000)}`)
+      }
+    })
+
     test('are asked by one node once; then they may stop, and the other pulls from it', async () => {
       const [a, b] = nodes
       const images: { reference: string; how: 'ctr' | 'CRI'; image: DemoImage }[] = []
-      for (const registry of ['plain.test', 'login.test', 'certificate.test']) {
+      for (const [registry, path] of [
+        ['plain.test', ''],
+        ['login.test', 'org/'],
+        ['certificate.test', 'org/'],
+        ['token.test', 'org/'],
+        ['path.test', 'team/'],
+      ] as const) {
         for (const how of ['ctr', 'CRI'] as const) {
           const name = `${registry.replace('.test', '')}-${how.toLowerCase()}`
           const image = await buildImage({ layers: [1_500_000, 1000], seed: `${version} ${name}` })
           await cluster.upstream.push(image, `org/${name}:1`)
-          const repository = registry === 'plain.test' ? name : `org/${name}`
-          images.push({ reference: `${registry}/${repository}:1`, how, image })
+          images.push({ reference: `${registry}/${path}${name}:1`, how, image })
         }
       }
-      for (const { reference, how } of images) await pulled(a, reference, how)
+      // All upstreams at once
+      await Promise.all(images.map(({ reference, how }) => pulled(a, reference, how)))
+      assert.match(tokenServer.log(), /^repository:org\/token-ctr:pull$/m)
       const { body } = await a.machine.get('http://127.0.0.1:9090/metrics')
       const fromUpstream = Number(
         /^shoal_bytes_total\{.*source="upstream".*\} (\d+)$/m.exec(body)?.[1],
@@ -178,7 +277,6 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         await pulled(b, reference, how)
         assert.equal(await b.rootfs(reference), await a.rootfs(reference), reference)
       }
-      for (const node of nodes) assert.doesNotMatch(node.daemon.log(), new RegExp(PASSWORD))
     })
 
     test('that are gone cost a wait once, and nothing after that', async () => {

@@ -1,0 +1,49 @@
+import { createPrivateKey, randomUUID, sign, X509Certificate } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { createServer } from 'node:https'
+
+/**
+ * A token server as registries have one beside them: gives whoever logs in as USER:PASSWORD the rights he asks for, signed
+ * with the key of its certificate. Prints each request's scope, one a line. Usage: token-server.ts PORT CERT KEY LOGIN
+ * @see https://distribution.github.io/distribution/spec/auth/jwt/
+ */
+const [port = '', certificate = '', keyFile = '', login = ''] = process.argv.slice(2)
+const [cert, key] = [readFileSync(certificate), readFileSync(keyFile)]
+const expected = `Basic ${Buffer.from(login).toString('base64')}`
+
+function tokenFor(service: string, scope: string): string {
+  const [type = '', name = '', actions = ''] = scope.split(':')
+  const now = Math.floor(Date.now() / 1000)
+  const header = {
+    typ: 'JWT',
+    alg: 'ES256',
+    x5c: [new X509Certificate(cert).raw.toString('base64')],
+  }
+  const claims = {
+    iss: 'token-server',
+    sub: login.split(':')[0],
+    aud: service,
+    exp: now + 300,
+    nbf: now - 10,
+    iat: now,
+    jti: randomUUID(),
+    access: [{ type, name, actions: actions.split(',') }],
+  }
+  const signed = [header, claims]
+    .map((part) => Buffer.from(JSON.stringify(part)).toString('base64url'))
+    .join('.')
+  const options = { key: createPrivateKey(key), dsaEncoding: 'ieee-p1363' } as const
+  return `${signed}.${sign('sha256', Buffer.from(signed), options).toString('base64url')}`
+}
+
+createServer({ cert, key }, ({ url = '', headers }, response) => {
+  const { searchParams } = new URL(url, 'https://here')
+  const scope = searchParams.get('scope') ?? ''
+  process.stdout.write(`${scope}\n`)
+  if (headers.authorization !== expected) {
+    response.writeHead(401).end()
+    return
+  }
+  const token = tokenFor(searchParams.get('service') ?? '', scope)
+  response.end(JSON.stringify({ token, expires_in: 300 }))
+}).listen(Number(port), () => process.stdout.write('ready\n'))
