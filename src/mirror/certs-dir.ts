@@ -70,7 +70,7 @@ export function mirrorEndpoint({ host, port }: { host: string; port: number }): 
 /**
  * The registries to write files for, by directory. To be mirrored are those named, else those under `mirrors` except
  * loopback names; if there are none, a K3s node shares nothing, and any other everything, by `_default`. Beside them, with
- * none named, are those of whose access something is to be said.
+ * none named, are those of which something else is to be said.
  */
 export function selectRoutes(
   named: readonly string[],
@@ -82,26 +82,31 @@ export function selectRoutes(
       ? named.map((name) => (name === DEFAULT ? WILDCARD : name))
       : [...registries.mirrors.keys()].filter((name) => !isLoopback(name))
   if (chosen.length === 0 && options.reader === 'containerd') chosen.push(WILDCARD)
+  // Others under `mirrors` are loopback names, before which nobody stands; they have their endpoints all the same.
+  const others = named.length > 0 ? [] : [...registries.mirrors.keys()]
   const mirrors = new Map(
-    chosen.map((registry) => [registry, registries.mirrors.get(registry) ?? NO_MIRROR]),
+    [...chosen, ...others].map((name) => [name, registries.mirrors.get(name) ?? NO_MIRROR]),
   )
   const routes = new Map<string, RegistryRoute>()
   for (const [registry, route] of readRoutes({ ...registries, mirrors }, options)) {
+    const mirrored = chosen.includes(registry)
     // K3s itself writes the others for its containerd
-    if (!route.mirrored && (named.length > 0 || options.reader === 'k3s' || !hasAccess(route)))
+    if (!mirrored && (named.length > 0 || options.reader === 'k3s' || !saysSomething(route)))
       continue
     if (registry !== WILDCARD && !isRegistry(registry)) {
       throw new CertsDirError(
         `${JSON.stringify(registry)} is not the name of a registry (HOST or HOST:PORT)`,
       )
     }
-    routes.set(registry === WILDCARD ? DEFAULT : registry, route)
+    routes.set(registry === WILDCARD ? DEFAULT : registry, { ...route, mirrored })
   }
   return routes
 }
 
-function hasAccess({ origin }: RegistryRoute): boolean {
-  return origin?.access.auth !== undefined || origin?.access.tls !== undefined
+/** Without endpoints, certificates and login there need be no file. */
+function saysSomething({ endpoints, origin }: RegistryRoute): boolean {
+  const { auth, tls } = origin?.access ?? {}
+  return endpoints.length > 0 || auth !== undefined || tls !== undefined
 }
 
 /** What `apply` would do, and take back of what it did before for others. Nothing is written. */

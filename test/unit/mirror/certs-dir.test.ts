@@ -137,8 +137,12 @@ suite('mirror apply', () => {
     assert.deepEqual((await readdir(certsDir)).toSorted(), [
       'docker.io',
       'ksd.test.com',
+      'localhost:5000',
       'registry.localhost',
     ])
+    // Before loopback names nobody stands
+    const { host } = await hostsToml(certsDir, 'localhost:5000')
+    assert.deepEqual(Object.keys(host ?? {}), ['http://a'])
     assert.deepEqual(await hostsToml(certsDir, 'docker.io'), {
       server: 'https://registry-1.docker.io',
       host: {

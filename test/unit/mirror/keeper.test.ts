@@ -121,33 +121,37 @@ suite('the mirror is kept', () => {
     ['is not ready', { notReady: 'stopping' }],
   ] as const) {
     test(`is withdrawn while the registry ${what}, the others stay; then put back`, async (t) => {
-      const { keeper, state, certsDir, path, read, named } = await start(t, { applied: ['a.lan'] })
+      const applied = ['a.lan', 'b.lan']
+      const { keeper, state, path, read, named } = await start(t, { applied })
       await until(() => named('a.lan'))
       const healthy = { ...state }
       const theirs = '[host."https://c.lan"]\n'
-      await mkdir(join(certsDir, 'b.lan'))
+      await until(() => named('b.lan'))
       await writeFile(path('b.lan'), theirs)
+      await until(() => named('b.lan'))
       const home = await read('registry.localhost')
 
       Object.assign(state, breakIt)
       await until(() => keeper.withdrawn)
       assert.equal(await named('a.lan'), false)
+      assert.equal(await read('b.lan'), theirs)
       assert.match(await read('a.lan'), /^server = "https:\/\/a\.lan"$/m)
       // Nobody else could be asked for what is pushed here
       assert.equal(await read('registry.localhost'), home)
 
       Object.assign(state, healthy)
-      await until(async () => !keeper.withdrawn && named('a.lan'))
-      assert.equal(await read('b.lan'), theirs)
+      await until(async () => !keeper.withdrawn && (await named('a.lan')) && named('b.lan'))
     })
   }
 
   test('puts nothing in while it is out of order from the start', async (t) => {
-    const { keeper, state, dataDir, certsDir, named } = await start(t)
+    const { keeper, state, dataDir, certsDir, named, logged } = await start(t)
     state.notReady = 'the content store has not been read yet'
     await writeApplied(dataDir, { certsDir, registries: ['a.lan'] })
     await until(() => keeper.withdrawn)
     assert.equal(await named('a.lan'), false)
+    await until(async () => (await logged()).some((line) => line.includes('"withdrawn":true')))
+    assert.ok((await logged()).every((line) => !line.includes('"withdrawn":false')))
     state.notReady = undefined
     await until(() => named('a.lan'))
   })
