@@ -9,7 +9,7 @@ const REST_LONGEST = 60_000
 const PROBE = 10_000
 /** How long "not found" and "denied" are believed, in ms: a pull asks the same several times. */
 const NEGATIVE = 5000
-/** And for how long a registry is not asked again for what it gave wrong bytes of, in ms. */
+/** And for how long one that gave wrong bytes is not asked for them again, and for others last, in ms. */
 const BAD_CONTENT = 60_000
 const MAX_NEGATIVE = 10_000
 const MAX_ENDPOINTS = 1000
@@ -29,6 +29,8 @@ export class EndpointHealth {
   readonly #states = new Map<string, State>()
   /** Until when an answer of one endpoint for one name holds */
   readonly #negative = new Map<string, { until: number; why: string }>()
+  /** Until when an endpoint is only asked when no other has it */
+  readonly #doubted = new Map<string, number>()
 
   constructor({ log, probe }: EndpointHealthComponents) {
     this.#log = log
@@ -51,6 +53,11 @@ export class EndpointHealth {
     return state.why
   }
 
+  /** It gave wrong content not long ago: rather ask another. */
+  doubtful({ url }: Endpoint): boolean {
+    return (this.#doubted.get(url) ?? 0) > performance.now()
+  }
+
   /** It has answered. */
   well({ url }: Endpoint): void {
     if (this.#states.delete(url)) this.#log.info({ endpoint: url }, 'upstream answers again')
@@ -64,6 +71,8 @@ export class EndpointHealth {
       case 'denied':
       case 'bad answer':
       case 'bad content':
+        if (error.reason === 'bad content')
+          remember(this.#doubted, url, performance.now() + BAD_CONTENT, MAX_ENDPOINTS)
         if (error.reason === 'bad answer')
           this.#log.warn({ endpoint: url, err: error }, 'upstream cannot be understood')
         remember(

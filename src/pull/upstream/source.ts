@@ -97,7 +97,7 @@ export class UpstreamSource implements ContentSource {
     const range = pull.range === undefined ? undefined : resolveRange(pull.range, descriptor.size)
     const found: Content = { source: this.name, descriptor, ...(range !== undefined && { range }) }
     if (pull.method === 'HEAD') return found
-    const first = await this.#askBlob(pull, range, signal, descriptor.size)
+    const first = await this.#askBlob(pull, range, signal, descriptor)
     return { ...found, body: this.#body(pull, descriptor, first, range) }
   }
 
@@ -170,13 +170,12 @@ export class UpstreamSource implements ContentSource {
             if (attempt >= MAX_ATTEMPTS) throw error
           }
           const rest = { start: progress.offset, end }
-          found = await this.#askBlob(pull, rest, signal, descriptor.size).catch(
-            (error: unknown) => {
-              if (!(error instanceof ContentNotFoundError)) throw error
-              const message = `no upstream goes on at byte ${rest.start}`
-              throw new ContentTruncatedError(message, { cause: error })
-            },
-          )
+          const expected = { size: descriptor.size, broken: found.endpoint.url }
+          found = await this.#askBlob(pull, rest, signal, expected).catch((error: unknown) => {
+            if (!(error instanceof ContentNotFoundError)) throw error
+            const message = `no upstream goes on at byte ${rest.start}`
+            throw new ContentTruncatedError(message, { cause: error })
+          })
         }
       },
     }
@@ -190,10 +189,10 @@ export class UpstreamSource implements ContentSource {
     pull: PullRequest,
     range: ByteRange | undefined,
     signal: AbortSignal,
-    size?: number,
+    { size, broken }: { size?: number; broken?: string } = {},
   ): Promise<Found> {
     const close = ({ answer }: Found): void => answer.close()
-    return this.#ask(pull, range, { signal, discard: close }, (answer, asked) => {
+    return this.#ask(pull, range, { signal, broken, discard: close }, (answer, asked) => {
       if (size === undefined || answer.size === size) return { answer, ...asked }
       answer.close()
       throw new UpstreamError('bad answer', 'answered with another size')
@@ -207,13 +206,13 @@ export class UpstreamSource implements ContentSource {
   async #ask<T>(
     pull: PullRequest,
     range: ByteRange | undefined,
-    { signal, discard }: { signal: AbortSignal; discard?: (accepted: T) => void },
+    { signal, broken, discard }: AskOptions<T>,
     accept: (answer: UpstreamAnswer, asked: Asked) => T | Promise<T>,
   ): Promise<T> {
     const reasons: string[] = []
     const fetcher = await this.#fetcher()
     const found = await inTurn(
-      this.#candidates(pull, reasons),
+      this.#candidates(pull, reasons, broken),
       async ({ endpoint, repository, path }, turn) => {
         let connected = false
         const failed = (error: UpstreamError): void => {
@@ -254,12 +253,17 @@ export class UpstreamSource implements ContentSource {
     )
   }
 
-  /** Endpoints that may be asked now; of the others the reason is noted. */
+  /** Endpoints that may be asked now, first those not in doubt; of the others the reason is noted. */
   *#candidates(
     { registry, repository: name, target }: PullRequest,
     reasons: string[],
+    broken: string | undefined,
   ): Generator<Asked & { repository: string }, void> {
-    for (const endpoint of this.#endpointsOf(registry, name)) {
+    const endpoints = this.#endpointsOf(registry, name)
+    const inDoubt = (endpoint: Endpoint): boolean =>
+      endpoint.url === broken || this.#health.doubtful(endpoint)
+    const sure = endpoints.filter((endpoint) => !inDoubt(endpoint))
+    for (const endpoint of [...sure, ...endpoints.filter(inDoubt)]) {
       const repository = rewrite(name, endpoint.rewrites)
       if (!isRepository(repository)) {
         reasons.push(`${endpoint.url}: ${JSON.stringify(repository)} is no repository`)
@@ -275,6 +279,14 @@ export class UpstreamSource implements ContentSource {
       reasons.push(`${endpoint.url}: ${resting}`)
     }
   }
+}
+
+interface AskOptions<T> {
+  readonly signal: AbortSignal
+  /** The URL of the endpoint whose body has broken off, which is asked last */
+  readonly broken?: string | undefined
+  /** Closes what was accepted too late */
+  readonly discard?: (accepted: T) => void
 }
 
 /** Who was asked, and for what. */

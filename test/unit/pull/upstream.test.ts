@@ -301,6 +301,31 @@ suite('upstreams in turn', () => {
     assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
   })
 
+  test('that gave wrong bytes or broke off are asked last', async () => {
+    const again = randomBytes(1000)
+    const path = BLOB.replace(blobDigest, digestOf(again))
+    await using bad = await UpstreamRegistry.start()
+    bad.on(BLOB, (_request, response) => {
+      response.writeHead(200, { 'content-length': blob.length })
+      response.write(blob.subarray(0, 100_000), () => response.destroy())
+    })
+    bad.serve(path, again)
+    await using good = await UpstreamRegistry.start()
+    good.serve(BLOB, blob)
+    good.serve(path, again)
+    await using up = upstream(endpoint(bad.url), endpoint(good.url))
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    assert.deepEqual([bad.asked.length, good.asked.length], [1, 1])
+    const other = pull({ target: { digest: digestOf(again) } })
+    await read(await up.source.open(other, { signal: signal() }))
+    assert.deepEqual([bad.asked.length, good.asked.length], [2, 1])
+    // Wrong bytes are worse: it is asked for nothing that the other has
+    bad.serve(BLOB, Buffer.alloc(blob.length))
+    await assert.rejects(read(await up.source.open(pull(), { signal: signal() })))
+    await read(await up.source.open(other, { signal: signal() }))
+    assert.deepEqual([bad.asked.length, good.asked.length], [3, 2])
+  })
+
   test('tell what they still allow', async () => {
     await using registry = await UpstreamRegistry.start()
     registry.serve(BLOB, blob, {
