@@ -4,7 +4,10 @@ import { createServer, type Server } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
+import { effectiveConfig } from '../../../src/config/effective.ts'
 import type { Registries } from '../../../src/config/registries.ts'
+import { configSchema } from '../../../src/config/schema.ts'
+import { createDaemon } from '../../../src/daemon.ts'
 import { forgetApplied, writeApplied } from '../../../src/mirror/applied.ts'
 import { MirrorKeeper } from '../../../src/mirror/keeper.ts'
 import { createLogger } from '../../../src/observe/log.ts'
@@ -168,5 +171,54 @@ suite('the mirror is kept', () => {
     await rm(join(certsDir, 'b.lan'), { recursive: true })
     await until(() => named('b.lan'))
     assert.equal(await said(), 1)
+  })
+
+  test('where it may not write it says so once, and begins when it may', async (t) => {
+    const { certsDir, dataDir, named, logged } = await start(t, { names: ['a.lan'] })
+    await rm(certsDir, { recursive: true })
+    await writeFile(certsDir, '')
+    await writeApplied(dataDir, { certsDir, registries: [] })
+    const said = async () =>
+      (await logged()).filter((line) => line.includes('ERR_CERTS_DIR')).length
+    await until(async () => (await said()) > 0)
+    await rm(certsDir)
+    await until(() => named('a.lan'))
+    assert.equal(await said(), 1)
+  })
+
+  test('by the daemon, with a registries.yaml that changes; a broken one changes nothing', async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-keeper-'))
+    t.after(() => rm(directory, { recursive: true }))
+    const certsDir = join(directory, 'certs.d')
+    const yaml = join(directory, 'registries.yaml')
+    const loopback = '127.0.0.1:0'
+    const config = effectiveConfig(
+      configSchema.parse({
+        store: 'layout',
+        dataDir: directory,
+        registries: yaml,
+        nodeAddress: '127.0.0.1',
+        listen: { local: loopback, peer: loopback, p2p: loopback, admin: loopback },
+        upstream: 'off',
+      }),
+      { uid: 0, homeDirectory: '/', hostName: 'n', exists: () => false, diskBytes: () => 1e9 },
+    )
+    const daemon = createDaemon(config, { log: createLogger({ level: 'silent' }) })
+    await writeFile(yaml, 'mirrors: {a.lan: }')
+    await writeApplied(directory, { certsDir, registries: [] })
+    await daemon.start()
+    const names = async () => (await readdir(certsDir)).toSorted().join()
+    try {
+      await until(async () => (await names()) === 'a.lan,registry.localhost')
+      await writeFile(yaml, 'mirrors: {b.lan: }')
+      await until(async () => (await names()) === 'b.lan,registry.localhost')
+      await writeFile(yaml, 'mirrors: [')
+      await rm(join(certsDir, 'b.lan'), { recursive: true })
+      await until(async () => (await names()) === 'b.lan,registry.localhost')
+    } finally {
+      await daemon.stop()
+    }
+    // A stopped daemon is still named: containerd is refused there, and goes on
+    assert.equal(await names(), 'b.lan,registry.localhost')
   })
 })
