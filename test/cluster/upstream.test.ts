@@ -31,6 +31,7 @@ mirrors:
   login.test: {endpoint: ["https://upstream.test:5443"]}
   certificate.test: {endpoint: ["https://missing.test", "https://upstream.test:5444"]}
   token.test: {endpoint: ["https://upstream.test:5445"]}
+  pod.test: {endpoint: ["https://upstream.test:5443"]}
   path.test:
     endpoint: [http://upstream.test:5447/hub/v2]
     rewrite: {"^team/(.*)$": "org/$1"}
@@ -111,7 +112,11 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
           await node.writeFile('/etc/shoal/node.crt', await read('node.crt'))
           await node.writeFile('/etc/shoal/node.key', (nodeKey = await read('node.key')))
           await node.writeFile('/etc/shoal/docker.json', DOCKER_JSON)
-          const more = '\ncredentials: [/etc/shoal/docker.json]\nlog: {level: trace}\n'
+          const pod = `server = "https://upstream.test:5443"\nca = "/etc/shoal/ca.crt"\n`
+          const first = '[host."http://127.0.0.1:5001"]\n'
+          await node.writeFile(`${CERTS}/pod.test/hosts.toml`, pod + first)
+          const more =
+            '\nprivate: ["pod.test/*=never"]\ncredentials: [/etc/shoal/docker.json]\nlog: {level: trace}\n'
           await appendFile(node.machine.path('/etc/shoal/config.yaml'), more)
           await node.writeFile(REGISTRIES, REGISTRIES_YAML)
           const us = 'server = "http://127.0.0.1:5001"\n[host]\n'
@@ -122,10 +127,15 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
     })
     after(() => cluster[Symbol.asyncDispose]())
 
-    async function pulled(node: ClusterNode, reference: string, how: 'ctr' | 'CRI'): Promise<void> {
+    async function pulled(
+      node: ClusterNode,
+      reference: string,
+      how: 'ctr' | 'CRI',
+      ...flags: readonly string[]
+    ): Promise<void> {
       const pull =
         how === 'ctr'
-          ? node.ctr('images', 'pull', '--hosts-dir', CERTS, reference)
+          ? node.ctr('images', 'pull', '--hosts-dir', CERTS, ...flags, reference)
           : node.cri.pull(reference)
       await pull.catch((error: unknown) => {
         throw new Error(`${reference} by ${how}: ${String(error)}\n${node.daemon.tail()}`, {
@@ -179,6 +189,24 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await until(async () => (await asked(b, 'latest'))[0] === first)
       assert.deepEqual(await asked(b, 'latest'), [first, 'last-known-good'])
       await cluster.upstream.start()
+    })
+
+    test('get no login of this node where the policy says never: containerd goes itself', async () => {
+      const [a] = nodes
+      const image = await buildImage({ layers: [1000], seed: `${version} pod` })
+      await cluster.upstream.push(image, 'org/pod:1')
+      const path = 'org/pod/manifests/1'
+      // Its default endpoint is found to be down
+      await ask(a, 'pod.test', 'org/pod/manifests/0')
+      const started = performance.now()
+      assert.equal((await ask(a, 'pod.test', path)).status, 404)
+      const took = performance.now() - started
+      assert.ok(took < 1000, `${took} ms`)
+      const reference = 'pod.test/org/pod:1'
+      await assert.rejects(pulled(a, reference, 'ctr'), /401|authorization|not found/)
+      await pulled(a, reference, 'ctr', '--user', `alice:${PASSWORD}`)
+      // The same by another name, for which it says nothing
+      assert.equal((await ask(a, 'login.test', path)).status, 200)
     })
 
     test('leave no secret in anything that a node writes', async () => {
