@@ -1,5 +1,5 @@
 import { X509Certificate } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { EnvHttpProxyAgent, errors, request, type Dispatcher } from 'undici'
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { RegistryAuth } from '../../config/registries.ts'
@@ -189,9 +189,17 @@ export class UpstreamClient implements UpstreamFetcher {
     }
   }
 
-  /** The connections of an endpoint; its certificates are read when it is first asked, and again after that failed. */
-  #way(endpoint: Endpoint): Promise<Way> {
-    const key = JSON.stringify([endpoint.url, endpoint.access.tls])
+  /** The connections of an endpoint. New ones are made when its certificates have changed: they are renewed while a node runs. */
+  async #way(endpoint: Endpoint): Promise<Way> {
+    const { caFile, certFile, keyFile } = endpoint.access.tls ?? {}
+    const versions = await Promise.all(
+      [caFile, certFile, keyFile].map(async (path) => {
+        if (path === undefined) return ''
+        const { mtimeMs, ino } = await stat(path).catch(() => ({ mtimeMs: 0, ino: 0 }))
+        return `${mtimeMs} ${ino}`
+      }),
+    )
+    const key = JSON.stringify([endpoint.url, endpoint.access.tls, versions])
     const known = this.#ways.get(key)
     if (known !== undefined) return known
     const way = this.#connect(endpoint).catch((error: unknown) => {
@@ -221,11 +229,9 @@ export class UpstreamClient implements UpstreamFetcher {
       ...(tls?.insecureSkipVerify === true && { rejectUnauthorized: false }),
     }
     const [cert, key] = [await read(tls?.certFile), await read(tls?.keyFile)]
-    for (const [path, pem] of [
-      [tls?.caFile, trust.ca],
-      [tls?.certFile, cert],
-    ] as const)
-      if (pem !== undefined) checkDates(path ?? '', pem)
+    if (trust.ca !== undefined && trust.ca.toString().split(BEGIN_CERTIFICATE).length === 2)
+      checkDates(tls?.caFile ?? '', trust.ca)
+    if (cert !== undefined) checkDates(tls?.certFile ?? '', cert)
     const identity = cert === undefined || key === undefined ? {} : { cert, key }
     const agent = (options: object): Dispatcher => {
       const connect = { ...options, lookup, timeout: this.#timeouts.dial }
@@ -261,7 +267,9 @@ function tellWhenSent(sent: () => void): Dispatcher.DispatcherComposeInterceptor
   }
 }
 
-/** Only the first certificate of a file counts: the one that stands for this node, or the CA most likely meant. */
+const BEGIN_CERTIFICATE = '-----BEGIN CERTIFICATE-----'
+
+/** Of a chain the first counts, which stands for this node; among many CAs some may well have expired. */
 function checkDates(path: string, pem: Buffer): void {
   const { validFromDate, validToDate } = new X509Certificate(pem)
   if (validToDate.getTime() < Date.now())

@@ -477,6 +477,7 @@ suite('a login', () => {
     await using _ = { [Symbol.asyncDispose]: () => client.close() }
     const plain = new Map([
       ['a.test', { ...route, origin: endpoint(registry.url, { access: { auth } }) }],
+      ['b.test', { ...route, origin: endpoint(registry.url, { access: { auth } }) }],
     ])
     routes.update(plain)
     const source = new UpstreamSource({
@@ -484,9 +485,11 @@ suite('a login', () => {
       endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
       log,
     })
-    const asked = { ...pull(), registry: 'a.test' }
-    const open = (repository: string) => source.open({ ...asked, repository }, { signal: signal() })
+    const open = (repository: string, name = 'a.test') =>
+      source.open({ ...pull(), registry: name, repository }, { signal: signal() })
     await read(await open('library/alpine'))
+    // What this one was granted at the same endpoint is not used either
+    await read(await open('acme/alpine', 'b.test'))
     const before = registry.asked.length
     await assert.rejects(open('acme/alpine'), notFound)
     const later = registry.asked.slice(before)
@@ -570,6 +573,23 @@ suite('TLS to an upstream', () => {
     const insecure = { ...tls, caFile: undefined, insecureSkipVerify: true }
     await using careless = upstream(endpoint(registry.url, { access: { tls: insecure } }))
     assert.deepEqual(await read(await careless.source.open(pull(), { signal: signal() })), blob)
+  })
+
+  test('takes certificates that were renewed, and many CAs of which one has expired', async () => {
+    const name = 'renewed.crt'
+    writeFileSync(file(name), readFileSync(file('expired.crt')))
+    await using registry = await UpstreamRegistry.start(server)
+    registry.serve(BLOB, blob)
+    const renewed = { ...tls, caFile: file(name) }
+    await using up = upstream(endpoint(registry.url, { access: { tls: renewed } }))
+    await assert.rejects(up.source.open(pull(), { signal: signal() }), /has expired on/)
+    const good = readFileSync(file('server.crt'))
+    writeFileSync(file(name), Buffer.concat([readFileSync(file('expired.crt')), good]))
+    const content = await until(
+      () => up.source.open(pull(), { signal: signal() }).catch(() => undefined),
+      { what: 'the renewed file is used' },
+    )
+    assert.deepEqual(await read(content), blob)
   })
 
   test('fails with certificates that have expired, and says whose', async () => {
