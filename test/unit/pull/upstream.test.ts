@@ -590,6 +590,9 @@ suite('TLS to an upstream', () => {
       { what: 'the renewed file is used' },
     )
     assert.deepEqual(await read(content), blob)
+    // Also one that was good before
+    writeFileSync(file(name), readFileSync(file('expired.crt')))
+    await assert.rejects(up.source.open(pull(), { signal: signal() }), /has expired on/)
   })
 
   test('fails with certificates that have expired, and says whose', async () => {
