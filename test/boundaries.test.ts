@@ -14,6 +14,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
+  rollout: ['config/registries.ts', 'config/yaml-file.ts'],
   store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
   routing: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
   pull: [
@@ -37,7 +38,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'http',
     'mirror',
   ],
-  cli: ['oci', 'lifecycle.ts', 'observe', 'config', 'mirror', 'daemon.ts'],
+  cli: ['oci', 'lifecycle.ts', 'observe', 'config', 'mirror', 'rollout', 'daemon.ts'],
 }
 
 /** The one room of each third-party library; a scope stands for all of its packages. */
