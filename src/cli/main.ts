@@ -3,6 +3,7 @@ import manifest from '../../package.json' with { type: 'json' }
 import { configCommand } from './config.ts'
 import { demoCommand } from './demo.ts'
 import { mirrorCommand } from './mirror.ts'
+import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
 
 // Whoever reads our output may stop reading (`| head`): that ends the output, not the command.
@@ -20,6 +21,7 @@ const program = new Command('shoal')
   .addCommand(serveCommand())
   .addCommand(demoCommand())
   .addCommand(mirrorCommand())
+  .addCommand(rolloutCommand())
   .addCommand(configCommand())
 
 try {

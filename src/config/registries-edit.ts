@@ -26,7 +26,20 @@ const INSIDE = ' # shoal mirror, within a line'
 /** The first line of a file that was not there before; it too is one of {@link LINE}. */
 const OWN_FILE = `# File made by "shoal mirror apply --k3s"${LINE}`
 
-const SECRETS: readonly string[] = ['username', 'password', 'auth', 'identity_token']
+/** In registries.yaml, and in K3s' own configuration. */
+const SECRETS: readonly string[] = [
+  'username',
+  'password',
+  'auth',
+  'identity_token',
+  'token',
+  'agent-token',
+  'datastore-endpoint',
+  'vpn-auth',
+  'etcd-s3-access-key',
+  'etcd-s3-secret-key',
+  'etcd-s3-session-token',
+]
 
 /** Text to be put in at an offset. */
 interface Insertion {

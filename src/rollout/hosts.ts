@@ -42,7 +42,10 @@ export function parseHosts(text: string, path: string): Host[] {
   const problems: ConfigProblem[] = []
   for (const [index, raw] of text.split('\n').entries()) {
     const line = index + 1
-    const words = raw.replace(/(^|\s)#.*/, '').split(/\s+/).filter(Boolean)
+    const words = raw
+      .replace(/(^|\s)#.*/, '')
+      .split(/\s+/)
+      .filter(Boolean)
     if (words.length === 0) continue
     const host = parseHost(words)
     if (typeof host === 'string') {
