@@ -498,6 +498,7 @@ export class Libp2pRouter implements Router, Startable {
         connect: (member) => {
           // One after the other is dialled, and the first may be of a family that does not get there
           const timeoutMs = dialTimeoutMs * Math.max(1, member.addresses.length)
+          dropMute(node, member.id)
           return this.#dial(running, member, AbortSignal.timeout(timeoutMs))
         },
       }),
@@ -683,6 +684,15 @@ function dropStale(node: RoutingNode, id: string): void {
     .filter(({ remotePeer }) => remotePeer.toString() === id)
     .toSorted((a, b) => b.timeline.open - a.timeline.open)
   for (const connection of older) connection.abort(new AddressLostError('peer came anew'))
+}
+
+/** Connections with a node that says nothing on them: while there is one, a dial makes no new one. */
+function dropMute(node: RoutingNode, id: string): void {
+  const young = Date.now() - 2 * HELLO_TIMEOUT_MS
+  for (const connection of node.getConnections()) {
+    if (connection.remotePeer.toString() === id && connection.timeline.open < young)
+      connection.abort(new PeerSilentError('no hello'))
+  }
 }
 
 /** Those equally near in random order, so that they share the load. */

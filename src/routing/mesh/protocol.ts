@@ -366,10 +366,12 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     for (const listening of this.#listening) {
       listening.silentBeats += 1
       if (listening.silentBeats <= MAX_SILENT_BEATS) continue
-      const { connection } = listening
-      this.#log.debug({ peer: connection.remotePeer.toString() }, 'peer is silent')
+      const peer = listening.connection.remotePeer
+      this.#log.debug({ peer: peer.toString() }, 'peer is silent')
       this.#end(listening, false)
-      connection.abort(new PeerProtocolError('no sign of life'))
+      // Its other connections are as dead, and while one is there a dial makes no new one
+      for (const connection of this.#node.getConnections(peer))
+        connection.abort(new PeerProtocolError('no sign of life'))
     }
     for (const id of this.#cut.keys()) this.isCut(id)
   }
