@@ -21,12 +21,13 @@ import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
 import type { ContentKey } from './oci/reference.ts'
-import { chain } from './pull/chain.ts'
+import { chain, type OpenContent } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { PoisonedDownloads } from './pull/poisoned.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
+import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
 import { trustedTags } from './pull/tags.ts'
 import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
@@ -111,10 +112,17 @@ export function createDaemon(
   // What has come this moment, and is not known of yet, may wait until the peers were asked.
   const known = new LocalSource({ store, onMiss, when: (key) => store.holds(key) !== false })
   const news = new LocalSource({ store, onMiss, when: (key) => store.holds(key) === false })
+  /** A node that does not share neither gives nor asks. */
+  const whileSharing =
+    (open: OpenContent): OpenContent =>
+    async (pull, options) => {
+      if (!router.sharing) throw new ContentNotFoundError('this node does not share')
+      return open(pull, options)
+    }
   const { peer } = config.listen
   const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
-    () => registry('peer', chain([local]), () => router.self()),
+    () => registry('peer', whileSharing(chain([local])), () => router.self()),
     {
       key: 'listen.peer',
       drainTimeout,
@@ -146,11 +154,15 @@ export function createDaemon(
       nodeName: config.nodeName,
       nodeAddress: own.current,
       topology: config.topology,
+      sharing: config.sharing === 'auto' ? 'follow' : config.sharing,
       meshSize: config.limits.meshSize,
       version: manifest.version,
     },
   )
-  const advertiser = new Advertiser({ store, router, log: component('advertiser') })
+  const advertiser = new Advertiser(
+    { store, router, log: component('advertiser') },
+    { shares: () => config.sharing !== 'off' },
+  )
 
   const poisoned = new PoisonedDownloads({
     // What is written into the embedded store is thrown away by who writes it.
@@ -171,6 +183,10 @@ export function createDaemon(
     },
     config.peers,
   )
+  const shared: ContentSource = {
+    name: peers.name,
+    open: whileSharing((pull, options) => peers.open(pull, options)),
+  }
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener.address().port,
@@ -210,7 +226,7 @@ export function createDaemon(
     config.upstream === 'on'
       ? trustedTags(
           {
-            open: chain([known, peers, news, upstream]),
+            open: chain([known, shared, news, upstream]),
             upstream: (request, options) => upstream.open(request, options),
           },
           {
@@ -219,7 +235,7 @@ export function createDaemon(
             homeRegistry: config.registry.name,
           },
         )
-      : chain([known, peers, news])
+      : chain([known, shared, news])
   const localListener: Listener = new Listener(
     registry(
       'local',
@@ -259,6 +275,9 @@ export function createDaemon(
     'shoal_peers',
     'Other nodes this node is connected to',
     () => router.peers().length,
+  )
+  metrics.observe('shoal_sharing', '1 while this node gives to other nodes, and asks them', () =>
+    Number(router.sharing),
   )
   metrics.observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
     advertiser.count(),
@@ -343,7 +362,8 @@ export function createDaemon(
     async start() {
       await startAll(parts)
       const { id } = router.self()
-      log.info({ ...addresses(), id, name: config.nodeName, store: config.store }, 'started')
+      const { nodeName: name, store, sharing } = config
+      log.info({ ...addresses(), id, name, store, sharing }, 'started')
     },
     async stop() {
       stopping = true

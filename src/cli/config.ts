@@ -13,6 +13,7 @@ export function addConfigOptions(command: Command, names?: readonly string[]): C
   for (const key of configKeys) {
     if (names === undefined || names.includes(key.name)) command.addOption(configOption(key))
   }
+  if (names === undefined) command.addOption(embeddedRegistryOption())
   return command
 }
 
@@ -30,6 +31,13 @@ function configOption(key: ConfigKey): Option {
     : option
 }
 
+/** What K3s calls it: another name of `--sharing`, which wins. */
+function embeddedRegistryOption(): Option {
+  return new Option('--embedded-registry [BOOL]', 'the same as --sharing on, or off with false')
+    .choices(['true', 'false'])
+    .preset('true')
+}
+
 /** The configuration a command was given, by file, environment and flags, with everything `auto` decided. */
 export async function loadFromCommand(
   command: Command,
@@ -41,7 +49,9 @@ export async function loadFromCommand(
     if (typeof value === 'string') flags.set(key.name, value)
     else if (Array.isArray(value)) flags.set(key.name, value.map(String))
   }
-  const { config: file } = options
+  const { config: file, embeddedRegistry } = options
+  if (embeddedRegistry !== undefined && !flags.has('sharing'))
+    flags.set('sharing', embeddedRegistry === 'true' ? 'on' : 'off')
   const loaded = await loadConfig({
     file: typeof file === 'string' ? file : undefined,
     flags,

@@ -16,7 +16,8 @@ export interface HostFacts {
 
 /**
  * The configuration with everything `auto` decided that stays as it is. `containerd.contentPath` only containerd knows;
- * the addresses of the node, and where it listens at them, may change while it runs.
+ * the addresses of the node, where it listens at them, and whether an agent of K3s shares (`auto` then), may change while it
+ * runs.
  */
 export interface EffectiveConfig extends Config {
   store: 'containerd' | 'layout'
@@ -60,6 +61,13 @@ export function effectiveConfig(
   const { maxBytes } = config.layout
   return {
     ...config,
+    sharing:
+      config.sharing === 'auto'
+        ? decideSharing(k3s?.embeddedRegistry, {
+            k3s: hasK3s,
+            server: facts.exists(`${k3sDataDir}/server`),
+          })
+        : config.sharing,
     store:
       config.store === 'auto'
         ? address === found || facts.exists(address)
@@ -98,6 +106,16 @@ export function effectiveConfig(
       hasK3s ? `${k3sDataDir}/agent/etc/containerd/certs.d` : CERTS_DIR,
     ),
   }
+}
+
+/** K3s accepts the key on servers only; an agent's part is that of the cluster. */
+function decideSharing(
+  embeddedRegistry: boolean | undefined,
+  { k3s, server }: { k3s: boolean; server: boolean },
+): Config['sharing'] {
+  if (!k3s) return 'on'
+  if (embeddedRegistry !== undefined) return embeddedRegistry ? 'on' : 'off'
+  return server ? 'off' : 'auto'
 }
 
 /**

@@ -475,6 +475,11 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
+    sharing: choice(['auto', 'on', 'off']).prefault('auto').register(docs, {
+      placeholder: 'MODE',
+      description:
+        "Whether this node gives what it holds to the other nodes, and asks them: `on`, `off`, or `auto`. `auto` is on without K3s; on a K3s server it is what K3s' `embedded-registry` says, and a K3s agent, where that key cannot be set, follows the other nodes: on while one of them says that it is on of itself. `--embedded-registry[=BOOL]` is another name for it.",
+    }),
     upstream: choice(['on', 'off']).prefault('on').register(docs, {
       placeholder: 'MODE',
       description:

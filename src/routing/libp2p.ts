@@ -29,7 +29,7 @@ import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
-import type { RemoteNode } from './mesh/remote.ts'
+import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
 import type { Peer, Router } from './router.ts'
 import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
@@ -99,8 +99,8 @@ export interface Libp2pRouterInit {
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
-  /** Others may read from this node; true by default */
-  readonly sharing?: boolean
+  /** Others may read from this node, and it from them; `on` by default. `follow`: while a node that was told to shares */
+  readonly sharing?: 'on' | 'off' | 'follow'
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
   readonly meshSize?: number
@@ -149,11 +149,13 @@ export class Libp2pRouter implements Router, Startable {
   #topology: NodeTopology
   #running: Running | undefined
   #twinSeen = false
+  #sharing: boolean
 
   constructor({ log, registryPort }: Libp2pRouterComponents, init: Libp2pRouterInit) {
     this.#log = log
     this.#registryPort = registryPort
     this.#init = init
+    this.#sharing = (init.sharing ?? 'on') === 'on'
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#topology = this.#withConfigured({})
     this.#meshSize = init.meshSize ?? MESH_SIZE
@@ -210,6 +212,11 @@ export class Libp2pRouter implements Router, Startable {
     await running.protocol.stop()
     await running.node.stop()
     await running.known.stop()
+  }
+
+  /** Whether this node gives to others, and asks them, now. */
+  get sharing(): boolean {
+    return this.#sharing
   }
 
   ready(): boolean {
@@ -536,6 +543,8 @@ export class Libp2pRouter implements Router, Startable {
   #follow({ node, protocol, mesh, known, bootstrapper, id: self }: Running): void {
     const isWanted = (id: string): boolean => id !== self && protocol.size < this.#meshSize
     protocol.on('change', () => this.#changes.emit('change'))
+    for (const event of ['join', 'update', 'leave'] as const)
+      protocol.on(event, () => this.#followOthers(protocol))
     const here = new Set<string>()
     protocol.on('join', (remote, members) => {
       if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
@@ -581,6 +590,17 @@ export class Libp2pRouter implements Router, Startable {
     })
   }
 
+  /** A node that was not told whether to share does while one is there that was. */
+  #followOthers(protocol: PeerProtocol): void {
+    if (this.#init.sharing !== 'follow') return
+    const leader = protocol.nodes().find(({ leads }) => leads)
+    if (this.#sharing === (leader !== undefined)) return
+    this.#sharing = leader !== undefined
+    protocol.updateCard()
+    const why = leader === undefined ? 'no other node shares of itself' : 'another node shares'
+    this.#log.info({ sharing: this.#sharing, peer: leader?.peer.name }, why)
+  }
+
   /** Zone and region are configured, so that no label says anything new. */
   #isPlaced(): boolean {
     const { zone, region } = this.#init.topology ?? {}
@@ -602,7 +622,8 @@ export class Libp2pRouter implements Router, Startable {
       zone: this.#topology.zone ?? '',
       region: this.#topology.region ?? '',
       version: version ?? '',
-      sharing: sharing ?? true,
+      sharing: this.#sharing,
+      features: (sharing ?? 'on') === 'on' ? [LEADS_SHARING] : [],
     }
   }
 

@@ -23,6 +23,8 @@ export interface RemoteNode {
   readonly peer: Peer
   /** It gives what it holds to others */
   readonly sharing: boolean
+  /** It was told to, and does not only follow others */
+  readonly leads: boolean
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
@@ -30,7 +32,10 @@ export interface RemoteNode {
   readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
 }
 
-type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'addresses'>
+type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'leads' | 'addresses'>
+
+/** Among a card's features: the node shares because it was told to. */
+export const LEADS_SHARING = 'leads-sharing'
 
 /** What one stream told. */
 export class Remote implements RemoteNode {
@@ -61,6 +66,10 @@ export class Remote implements RemoteNode {
     return this.#self.sharing
   }
 
+  get leads(): boolean {
+    return this.#self.leads
+  }
+
   get addresses(): readonly string[] {
     return this.#self.addresses
   }
@@ -76,6 +85,7 @@ export class Remote implements RemoteNode {
     return {
       peer: toPeer(this.#connection, card, this.#loopback),
       sharing: card.sharing,
+      leads: card.sharing && card.features.includes(LEADS_SHARING),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

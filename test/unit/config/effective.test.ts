@@ -22,6 +22,20 @@ const decide = (input: unknown, changes?: Parameters<typeof facts>[0]) =>
   effectiveConfig(configSchema.parse(input), facts(changes))
 
 suite('what auto means', () => {
+  test('a node shares without K3s, as its embedded-registry says on a server, and as the others on an agent', () => {
+    const sharing = (present: string[], k3s?: { embeddedRegistry?: boolean }, input = {}) =>
+      effectiveConfig(configSchema.parse(input), facts({ present }), k3s).sharing
+    const [agent, server] = ['/var/lib/rancher/k3s', '/var/lib/rancher/k3s/server']
+    assert.equal(sharing([]), 'on')
+    assert.equal(sharing([agent]), 'auto')
+    assert.equal(sharing([agent], {}), 'auto')
+    assert.equal(sharing([agent, server]), 'off')
+    assert.equal(sharing([agent, server], { embeddedRegistry: true }), 'on')
+    assert.equal(sharing([agent], { embeddedRegistry: false }), 'off')
+    assert.equal(sharing([agent, server], {}, { sharing: 'on' }), 'on')
+    assert.equal(sharing([], undefined, { sharing: 'off' }), 'off')
+  })
+
   test("a bootstrap host without a port is asked at the mesh's own", () => {
     const bootstrap = ['seed', '10.0.0.1', '[fd00::1]', 'seed:9']
     const ports = ['shoal', 'spegel'].map((mesh) =>

@@ -214,7 +214,7 @@ suite('router: peers', () => {
   test('who does not share is a peer but holds nothing', async () => {
     await using mesh = new LoopbackMesh()
     const a = await mesh.add()
-    const b = await mesh.add({ sharing: false })
+    const b = await mesh.add({ sharing: 'off' })
     b.router.advertise([KEY])
     await meshed([a, b])
     await until(() => a.router.stats().peerKeys === 1)
@@ -251,6 +251,20 @@ suite('router: peers', () => {
     await until(() => b.router.stats().peerKeys === 10_001)
     assert.deepEqual(await holders(b.router, keys[1] ?? KEY), [a.id])
     assert.deepEqual(await holders(b.router, keys[0] ?? KEY), [])
+  })
+
+  test('a node that was not told whether to share does while one is there that was', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add({ sharing: 'follow' })
+    const b = await mesh.add({ sharing: 'follow' })
+    const lead = await mesh.add()
+    await meshed(mesh.nodes)
+    await until(() => a.router.sharing && b.router.sharing)
+    a.router.advertise([KEY])
+    await until(async () => (await holders(b.router, KEY)).includes(a.id))
+    await lead.router.stop()
+    await until(() => !a.router.sharing && !b.router.sharing)
+    await until(async () => (await holders(b.router, KEY)).length === 0)
   })
 
   test('a node with all the connections it keeps names others to those that come, and is found', async () => {

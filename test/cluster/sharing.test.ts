@@ -1,0 +1,85 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const skip = skipWithout('namespaces', 'registry', 'skopeo')
+
+const K3S_CONFIG = '/etc/rancher/k3s/config.yaml'
+/** What only a server of K3s has, and what every node of it has */
+const SERVER_FILE = '/var/lib/rancher/k3s/server/token'
+const AGENT_FILE = '/var/lib/rancher/k3s/agent/client.crt'
+
+suite("K3s' embedded-registry", { skip }, () => {
+  let cluster: Cluster
+  let server: ClusterNode
+  let agent: ClusterNode
+  let other: ClusterNode
+
+  before(async () => {
+    cluster = await Cluster.create({ nodes: ['layout', 'layout', 'layout'] })
+    ;[server, agent, other] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
+    for (const node of cluster.nodes) await node.writeFile(AGENT_FILE, '')
+    await server.writeFile(SERVER_FILE, '')
+    await server.writeFile(K3S_CONFIG, 'embedded-registry: true\n')
+    await agent.writeFile(K3S_CONFIG, 'server: https://10.77.1.1:6443\n')
+    await other.writeFile(SERVER_FILE, '')
+    await other.writeFile(K3S_CONFIG, 'embedded-registry: false\n')
+    await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
+  })
+  after(() => cluster[Symbol.asyncDispose]())
+
+  async function shares(node: ClusterNode, expected: 0 | 1): Promise<void> {
+    const what = `${node.name} shares: ${expected}`
+    await until(
+      async () => {
+        const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+        return body.includes('\nshoal_peers 2\n') && body.includes(`\nshoal_sharing ${expected}\n`)
+      },
+      { timeoutMs: 20_000, what },
+    ).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${node.daemon.tail()}`, { cause: error })
+    })
+  }
+
+  function get(node: ClusterNode, name: string, host = '127.0.0.1') {
+    return node.machine.get(`http://${host}:5001/v2/ksd.test.com/${name}/manifests/1`)
+  }
+
+  async function finds(node: ClusterNode, name: string): Promise<void> {
+    await until(async () => (await get(node, name)).status === 200, {
+      timeoutMs: 10_000,
+      what: `${node.name} finds ${name}`,
+    })
+  }
+
+  test('turns a server on or off, and its agents with it', async () => {
+    await Promise.all([shares(server, 1), shares(agent, 1), shares(other, 0)])
+    for (const node of cluster.nodes) {
+      const image = await buildImage({ layers: [1000], seed: node.name })
+      await node.import(image, `ksd.test.com/${node.name}:1`)
+    }
+    await finds(server, agent.name)
+    await finds(agent, server.name)
+
+    // Who does not share has what it has, for itself
+    assert.equal((await get(other, other.name)).status, 200)
+    assert.equal((await get(other, agent.name)).status, 404)
+    assert.equal((await get(server, other.name)).status, 404)
+    assert.equal((await get(server, other.name, other.address)).status, 404)
+    assert.equal((await get(server, agent.name, agent.address)).status, 200)
+
+    await server.daemon.stop()
+    await server.writeFile(K3S_CONFIG, 'embedded-registry: false\n')
+    await server.startDaemon()
+    await Promise.all([shares(server, 0), shares(agent, 0)])
+    assert.equal((await get(server, agent.name, agent.address)).status, 404)
+    // What it has not kept
+    const late = await buildImage({ layers: [1000], seed: 'late' })
+    await agent.import(late, 'ksd.test.com/late:1')
+    await finds(agent, 'late')
+    assert.equal((await get(server, 'late')).status, 404)
+  })
+})
