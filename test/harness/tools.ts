@@ -11,6 +11,9 @@ const directory =
   process.env['SHOAL_TEST_TOOLS'] ??
   join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'shoal-test-tools')
 
+/** Debian's name of this machine's architecture, in the names of directories. */
+const architecture = process.arch === 'arm64' ? 'aarch64' : 'x86_64'
+
 /** One containerd with the client of the same version. */
 export interface ContainerdBinaries {
   /** Without a leading `v`, e.g. `1.6.20~ds1` or `2.3.4` */
@@ -25,6 +28,13 @@ export const tools = {
   crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
   registry: find('docker-registry'),
   curl: find('curl'),
+  /** The library it needs lies beside it where it is unpacked: {@link sshdEnvironment} */
+  sshd: find('sshd'),
+}
+
+/** For a program that is unpacked, not installed. */
+export const sshdEnvironment = {
+  LD_LIBRARY_PATH: join(directory, 'debian/usr/lib', `${architecture}-linux-gnu`),
 }
 
 /** The distribution's containerd (1.6 on Debian 12) and the 2.x built from its Go module; those that are there. */
@@ -76,6 +86,8 @@ function missing(need: Need): string | undefined {
       return tools.skopeo === undefined ? 'skopeo (Debian package skopeo)' : undefined
     case 'curl':
       return tools.curl === undefined ? 'curl (Debian package curl)' : undefined
+    case 'sshd':
+      return tools.sshd === undefined ? 'sshd (Debian package openssh-server)' : undefined
     case 'crane':
       return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
     case 'registry':
@@ -87,7 +99,8 @@ function missing(need: Need): string | undefined {
 
 function find(name: string): string | undefined {
   const path = (process.env['PATH'] ?? '').split(':')
-  return [...path, '/usr/sbin', '/sbin', join(directory, 'debian/usr/bin')]
+  return [...path, '/usr/sbin', '/sbin']
+    .concat(['bin', 'sbin'].map((where) => join(directory, 'debian/usr', where)))
     .map((where) => executable(join(where, name)))
     .find((file) => file !== undefined)
 }
