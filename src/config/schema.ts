@@ -478,7 +478,7 @@ export const configSchema = z.strictObject(
     sharing: choice(['auto', 'on', 'off']).prefault('auto').register(docs, {
       placeholder: 'MODE',
       description:
-        "Whether this node gives what it holds to the other nodes, and asks them: `on`, `off`, or `auto`. `auto` is on without K3s; on a K3s server it is what K3s' `embedded-registry` says, and a K3s agent, where that key cannot be set, follows the other nodes: on while one of them says that it is on of itself. `--embedded-registry[=BOOL]` is another name for it.",
+        "Whether this node gives what it holds to the other nodes, and asks them: `on`, `off`, or `auto`. `auto` is on without K3s; on a K3s server it is what K3s' `embedded-registry` says, and a K3s agent, where that key cannot be set, follows the nodes that were told: on when one of them is on, and so it stays while none of them is there. `--embedded-registry[=BOOL]` is another name for it.",
     }),
     upstream: choice(['on', 'off']).prefault('on').register(docs, {
       placeholder: 'MODE',

@@ -99,7 +99,7 @@ export interface Libp2pRouterInit {
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
-  /** Others may read from this node, and it from them; `on` by default. `follow`: while a node that was told to shares */
+  /** Others may read from this node, and it from them; `on` by default. `follow`: as nodes do that were told */
   readonly sharing?: 'on' | 'off' | 'follow'
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
@@ -150,6 +150,8 @@ export class Libp2pRouter implements Router, Startable {
   #running: Running | undefined
   #twinSeen = false
   #sharing: boolean
+  /** Somebody has told, since this node began, whether to share */
+  #follows = false
 
   constructor({ log, registryPort }: Libp2pRouterComponents, init: Libp2pRouterInit) {
     this.#log = log
@@ -590,15 +592,25 @@ export class Libp2pRouter implements Router, Startable {
     })
   }
 
-  /** A node that was not told whether to share does while one is there that was. */
+  /**
+   * A node that was not told whether to share does so when one that was told does. Should all of those go, it stays at
+   * what they said, and one that starts anew does as its likes: pulls must not depend on a server that is away.
+   */
   #followOthers(protocol: PeerProtocol): void {
     if (this.#init.sharing !== 'follow') return
-    const leader = protocol.nodes().find(({ leads }) => leads)
-    if (this.#sharing === (leader !== undefined)) return
-    this.#sharing = leader !== undefined
+    const nodes = [...protocol.nodes()]
+    const leaders = nodes.filter(({ leads }) => leads)
+    const asked = leaders.length > 0 || this.#follows ? leaders : nodes
+    const leader = asked.find(({ sharing }) => sharing) ?? leaders[0]
+    if (leader === undefined) return
+    this.#follows = true
+    if (leader.sharing === this.#sharing) return
+    this.#sharing = leader.sharing
     protocol.updateCard()
-    const why = leader === undefined ? 'no other node shares of itself' : 'another node shares'
-    this.#log.info({ sharing: this.#sharing, peer: leader?.peer.name }, why)
+    this.#log.info(
+      { sharing: this.#sharing, peer: leader.peer.name },
+      'shares as another node does',
+    )
   }
 
   /** Zone and region are configured, so that no label says anything new. */
@@ -623,7 +635,7 @@ export class Libp2pRouter implements Router, Startable {
       region: this.#topology.region ?? '',
       version: version ?? '',
       sharing: this.#sharing,
-      features: (sharing ?? 'on') === 'on' ? [LEADS_SHARING] : [],
+      features: sharing === 'follow' ? [] : [LEADS_SHARING],
     }
   }
 

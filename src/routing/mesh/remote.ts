@@ -23,7 +23,7 @@ export interface RemoteNode {
   readonly peer: Peer
   /** It gives what it holds to others */
   readonly sharing: boolean
-  /** It was told to, and does not only follow others */
+  /** It was told whether to, and does not only follow others */
   readonly leads: boolean
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
@@ -34,7 +34,7 @@ export interface RemoteNode {
 
 type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'leads' | 'addresses'>
 
-/** Among a card's features: the node shares because it was told to. */
+/** Among a card's features: the node was told whether to share. */
 export const LEADS_SHARING = 'leads-sharing'
 
 /** What one stream told. */
@@ -85,7 +85,7 @@ export class Remote implements RemoteNode {
     return {
       peer: toPeer(this.#connection, card, this.#loopback),
       sharing: card.sharing,
-      leads: card.sharing && card.features.includes(LEADS_SHARING),
+      leads: card.features.includes(LEADS_SHARING),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

@@ -253,17 +253,23 @@ suite('router: peers', () => {
     assert.deepEqual(await holders(b.router, keys[0] ?? KEY), [])
   })
 
-  test('a node that was not told whether to share does while one is there that was', async () => {
+  test('a node that was not told whether to share does what one does that was, also when that is gone', async () => {
     await using mesh = new LoopbackMesh()
     const a = await mesh.add({ sharing: 'follow' })
     const b = await mesh.add({ sharing: 'follow' })
-    const lead = await mesh.add()
     await meshed(mesh.nodes)
+    assert.equal(a.router.sharing, false)
+    const lead = await mesh.add()
     await until(() => a.router.sharing && b.router.sharing)
     a.router.advertise([KEY])
     await until(async () => (await holders(b.router, KEY)).includes(a.id))
     await lead.router.stop()
-    await until(() => !a.router.sharing && !b.router.sharing)
+    await until(() => b.router.peers().length === 1)
+    assert.deepEqual(await holders(b.router, KEY), [a.id])
+    const fresh = await mesh.add({ sharing: 'follow' })
+    await until(() => fresh.router.sharing)
+    await mesh.add({ sharing: 'off' })
+    await until(() => [a, b, fresh].every(({ router }) => !router.sharing))
     await until(async () => (await holders(b.router, KEY)).length === 0)
   })
 
