@@ -236,6 +236,8 @@ export class UpstreamClient implements UpstreamFetcher {
     const agent = (options: object): Dispatcher => {
       const connect = { ...options, lookup, timeout: this.#timeouts.dial }
       return new EnvHttpProxyAgent({
+        // Else a request waits for the handshake of the one before it, and forever if that one was given up meanwhile.
+        allowH2: false,
         connect,
         requestTls: connect,
         proxyTls: { lookup, timeout: this.#timeouts.dial },

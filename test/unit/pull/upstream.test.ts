@@ -275,6 +275,27 @@ suite('upstreams in turn', () => {
     assert.deepEqual(up.outcomes.slice(3), ['skipped', 'skipped', 'ok'])
   })
 
+  test('that do not connect cost a request its own wait, also after another was given up', async () => {
+    await using server = await silent()
+    const log = createLogger({ level: 'silent' })
+    const client = new UpstreamClient({ log, logins: { of: async () => undefined } }, { timeouts })
+    const ask = (signal: AbortSignal) =>
+      client.fetch(
+        endpoint(server.url),
+        { pull: byTag, repository: 'library/alpine' },
+        { signal, onConnected: () => {} },
+      )
+    const all = (signal: AbortSignal) =>
+      Promise.allSettled(Array.from({ length: 4 }, () => ask(signal)))
+    try {
+      await all(AbortSignal.timeout(50))
+      for (const asked of await all(AbortSignal.timeout(10 * timeouts.dial)))
+        assert.match(String(asked.status === 'rejected' && asked.reason), /Connect Timeout/)
+    } finally {
+      await client.close()
+    }
+  })
+
   test('are waited for when they are connected, however slow they are', async () => {
     await using slow = await UpstreamRegistry.start()
     const late = Promise.withResolvers<void>()
