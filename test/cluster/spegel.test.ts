@@ -12,7 +12,10 @@ const SPEGEL = process.env['SPEGEL']
 const CERTS = '/etc/containerd/certs.d'
 /** Where a Spegel node answers `/id`; the daemon does so at its registry, port 5000. */
 const SPEGEL_ID_PORT = 5004
-const SPEGEL_READY = 'http://127.0.0.1:5000/readyz'
+/** What a node's own containerd asks. */
+const SPEGEL_REGISTRY = '127.0.0.1:5000'
+const SHOAL_REGISTRY = '127.0.0.1:5001'
+const SPEGEL_READY = `http://${SPEGEL_REGISTRY}/readyz`
 
 const ways = {
   tag: (node: ClusterNode, reference: string) =>
@@ -26,9 +29,41 @@ function byDigest(reference: string, image: DemoImage): string {
   return `${reference.slice(0, reference.lastIndexOf(':'))}@${image.manifest.descriptor.digest}`
 }
 
-/** The registry that a node's own containerd asks. */
-function own({ kind }: Member): string {
-  return kind === 'spegel' ? '127.0.0.1:5000' : '127.0.0.1:5001'
+/** An image, and the nodes that keep it. */
+interface Held {
+  readonly reference: string
+  readonly image: DemoImage
+  readonly holders: readonly Member[]
+}
+
+/** Resolves when nothing of `image` is left in containerd, which CRI's own names for it keep too. */
+async function drop(node: ClusterNode, image: DemoImage): Promise<void> {
+  const { digest } = image.manifest.descriptor
+  const digests = image.blobs().map(({ descriptor }) => descriptor.digest)
+  await until(
+    async () => {
+      const lines = (await node.ctr('images', 'ls')).split('\n')
+      const names = lines
+        .filter((line) => line.includes(digest))
+        .map((line) => line.split(' ')[0] ?? '')
+      if (names.length > 0) await node.ctr('images', 'rm', '--sync', ...names)
+      const left = await node.ctr('content', 'ls', '-q')
+      return !digests.some((each) => left.includes(each))
+    },
+    { timeoutMs: 30_000, what: `${node.name} has dropped an image` },
+  )
+}
+
+function sizeOf(image: DemoImage): number {
+  return image.blobs().reduce((sum, { bytes }) => sum + bytes.length, 0)
+}
+
+/** Bytes that the daemon of `node` has got from others for its containerd. */
+async function fetched(node: ClusterNode): Promise<number> {
+  const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+  const [, bytes = '0'] =
+    /^shoal_bytes_total\{listener="local",source="peer"\} (\d+)$/m.exec(body) ?? []
+  return Number(bytes)
 }
 
 function smallImage(seed: string): Promise<DemoImage> {
@@ -39,6 +74,7 @@ function smallImage(seed: string): Promise<DemoImage> {
 class Member {
   readonly node: ClusterNode
   #spegel: Program | undefined
+  #registries: readonly string[] = []
   #bootstrap = ''
 
   constructor(node: ClusterNode) {
@@ -47,6 +83,11 @@ class Member {
 
   get kind(): 'spegel' | 'shoal' {
     return this.#spegel === undefined ? 'shoal' : 'spegel'
+  }
+
+  /** Its containerd asks a Shoal of its own before all others. */
+  get asksShoal(): boolean {
+    return this.#registries[0] === SHOAL_REGISTRY
   }
 
   /** `bootstrap` is asked for `/id`. */
@@ -65,12 +106,12 @@ class Member {
       '--mirror-resolve-timeout=1s',
     ])
     this.#spegel = spegel
-    await this.pullFrom('127.0.0.1:5000')
+    await this.pullFrom(SPEGEL_REGISTRY)
   }
 
   async startShoal(): Promise<void> {
     await this.node.startDaemon()
-    await this.pullFrom('127.0.0.1:5001')
+    await this.pullFrom(SHOAL_REGISTRY)
   }
 
   /** Nothing for a node that has none. */
@@ -93,6 +134,7 @@ class Member {
     )
     const text = `server = "http://127.0.0.1:1"\n${hosts.join('')}`
     await this.node.writeFile(`${CERTS}/${Upstream.host}/hosts.toml`, text)
+    this.#registries = registries
   }
 
   /** Resolves when it has met others of its kind's DHT. */
@@ -130,9 +172,9 @@ for (const version of ['1.x', '2.x'] as const) {
       await Promise.all(
         members.map(async ({ node }) => {
           const config = ['mesh: spegel', `nodeAddress: ${node.address}`, 'store: containerd']
-          // By libp2p's default port of such a mesh, as by DNS, and by HTTP
+          // By libp2p's default port of such a mesh, as by DNS, which lasts when a node moves; and by HTTP
           const bootstrap =
-            node === c.node ? [a, b].map((other) => other.node.address) : [id(a), id(b)]
+            node === d.node ? [id(a), id(b)] : members.map((other) => other.node.address)
           await node.writeFile(
             '/etc/shoal/config.yaml',
             [...config, 'bootstrap:', ...bootstrap.map((each) => `  - ${each}`)].join('\n'),
@@ -147,13 +189,13 @@ for (const version of ['1.x', '2.x'] as const) {
     })
     after(() => cluster[Symbol.asyncDispose]())
 
-    /** One node pulls a new image from its registry: what is imported Spegel does not tell the others. */
-    async function bring(holder: Member): Promise<{ reference: string; image: DemoImage }> {
+    /** Nodes pull a new image from its registry: what is imported Spegel does not tell the others. */
+    async function bring(...holders: readonly Member[]): Promise<Held> {
       images += 1
       const image = await smallImage(`${version} ${images}`)
       const reference = await cluster.upstream.push(image, `ksd/app${images}:1.27`)
-      await holder.node.ctr('images', 'pull', '--plain-http', reference)
-      return { reference, image }
+      for (const { node } of holders) await node.ctr('images', 'pull', '--plain-http', reference)
+      return { reference, image, holders }
     }
 
     /** Pulls until it succeeds: others hear of an image a moment after it was brought in. */
@@ -193,63 +235,83 @@ for (const version of ['1.x', '2.x'] as const) {
       })
     }
 
-    test('a cluster moves from Spegel to Shoal node by node, and no pull by tag fails', async () => {
+    test('a cluster moves from Spegel to Shoal node by node: no pull fails, and each is whole through its own Shoal', async () => {
       const [a, b, c, d] = members
-      const moving = [a, b]
-      const [common, other] = [await bring(d), await bring(c)]
-      const pulls = members.map((member) => ({
-        member,
-        count: 0,
-        // Two nodes that do not move keep one each
-        ...(member === d ? other : common),
-      }))
-      const failures: string[] = []
-      for (const { member, reference, image } of pulls) {
-        if (member !== c) await pulled(member, 'tag', reference, image)
-      }
-      await pulled(c, 'tag', common.reference, common.image)
-      const pullFrom = (member: Member, own: string) => {
+      // While a node moves there is always another that has it
+      const [ac, ad, bc, bd] = [
+        await bring(a, c),
+        await bring(a, d),
+        await bring(b, c),
+        await bring(b, d),
+      ]
+      const [onlyA, onlyB] = [await bring(a), await bring(b)]
+      await a.restartSpegel()
+      await b.restartSpegel()
+      const pullFrom = (member: Member) => {
         const others = members.filter((each) => each !== member)
+        const own = member.kind === 'spegel' ? SPEGEL_REGISTRY : SHOAL_REGISTRY
         return member.pullFrom(own, ...others.map(({ node }) => `${node.address}:5000`))
       }
-      await Promise.all(members.map((member) => pullFrom(member, own(member))))
+      await Promise.all(members.map(pullFrom))
 
+      const failures: string[] = []
       const stop = new AbortController()
-      const pulling = pulls.map(async (pull) => {
-        const { member, reference } = pull
-        while (!stop.signal.aborted && failures.length === 0) {
-          // CRI's own names for the image may keep its content: what is sure to be asked for anew is the tag
-          await member.node.ctr('images', 'rm', '--sync', reference)
-          await ways.tag(member.node, reference).then(
-            () => (pull.count += 1),
-            (error: unknown) => failures.push(`${String(error)}\n${member.log()}`),
-          )
-        }
+      const pulls = members.map((member) => {
+        const images = [ac, ad, bc, bd].filter(({ holders }) => !holders.includes(member))
+        return { member, images, count: 0 }
       })
+      const pullAll = async (pull: (typeof pulls)[number]): Promise<void> => {
+        const { member } = pull
+        while (!stop.signal.aborted && failures.length === 0) {
+          const held = pull.images[pull.count % pull.images.length]
+          assert.ok(held)
+          await drop(member.node, held.image)
+          const own = member.asksShoal
+          const goal = own ? (await fetched(member.node)) + sizeOf(held.image) : 0
+          await ways.tag(member.node, held.reference)
+          if (own) {
+            await until(async () => (await fetched(member.node)) === goal, {
+              timeoutMs: 5000,
+              what: `the own Shoal gave all of ${held.reference}`,
+            })
+          }
+          pull.count += 1
+        }
+      }
+      const pulling = pulls.map((pull) =>
+        pullAll(pull).catch((error: unknown) => {
+          failures.push(`${String(error)}\n${pull.member.log()}`)
+        }),
+      )
+      /** Every node pulls each of its images once more */
       const more = async (): Promise<void> => {
-        const goals = pulls.map(({ count }) => count + 3)
+        const goals = pulls.map(({ count, images }) => count + images.length + 1)
         await until(
           () => failures.length > 0 || pulls.every(({ count }, i) => count >= (goals[i] ?? 0)),
-          { timeoutMs: 60_000, what: 'every node has pulled three more times' },
+          { timeoutMs: 90_000, what: 'every node has pulled all of its images' },
         )
         assert.deepEqual(failures, [])
       }
       try {
         await more()
-        for (const member of moving) {
+        for (const member of [a, b]) {
           await member.stopSpegel()
           await member.node.startDaemon()
-          await pullFrom(member, own(member))
+          await pullFrom(member)
           await more()
+          // What one node alone has, either way between it and the other kind
+          if (member === a) {
+            const both = pulls.filter((pull) => pull.member === a || pull.member === b)
+            for (const pull of both) pull.images.push(pull.member === a ? onlyB : onlyA)
+            await more()
+            for (const pull of both) pull.images.pop()
+            await more()
+          }
         }
       } finally {
         stop.abort()
         await Promise.all(pulling)
       }
-      assert.deepEqual(
-        members.map(({ kind }) => kind),
-        ['shoal', 'shoal', 'shoal', 'shoal'],
-      )
     })
   })
 }
