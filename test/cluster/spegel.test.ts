@@ -74,7 +74,7 @@ function smallImage(seed: string): Promise<DemoImage> {
 class Member {
   readonly node: ClusterNode
   #spegel: Program | undefined
-  #registries: readonly string[] = []
+  #asksShoal = false
   #bootstrap = ''
 
   constructor(node: ClusterNode) {
@@ -85,9 +85,9 @@ class Member {
     return this.#spegel === undefined ? 'shoal' : 'spegel'
   }
 
-  /** Its containerd asks a Shoal of its own before all others. */
+  /** Its containerd asks a Shoal of its own before all others, by `shoal mirror apply`. */
   get asksShoal(): boolean {
-    return this.#registries[0] === SHOAL_REGISTRY
+    return this.#asksShoal
   }
 
   /** `bootstrap` is asked for `/id`. */
@@ -127,14 +127,39 @@ class Member {
     this.#spegel = undefined
   }
 
-  /** Containerd asks `registries`, in this order, and nobody else. */
-  async pullFrom(...registries: readonly string[]): Promise<void> {
-    const hosts = registries.map(
-      (registry) => `[host."http://${registry}"]\ncapabilities = ["pull", "resolve"]\n`,
-    )
-    const text = `server = "http://127.0.0.1:1"\n${hosts.join('')}`
+  /** Containerd asks `registry` and nobody else. */
+  async pullFrom(registry: string): Promise<void> {
+    const host = `[host."http://${registry}"]\ncapabilities = ["pull", "resolve"]\n`
+    const text = `server = "http://127.0.0.1:1"\n${host}`
     await this.node.writeFile(`${CERTS}/${Upstream.host}/hosts.toml`, text)
-    this.#registries = registries
+  }
+
+  /** As the init container of Spegel's chart does it; `others` are asked after the node's own, as its NodePort would. */
+  async mirrorSpegel(others: readonly Member[]): Promise<void> {
+    const targets = others.map(({ node }) => `http://${node.address}:5000`)
+    await this.node.exec([
+      SPEGEL ?? '',
+      'configuration',
+      `--mirrored-registries=http://${Upstream.host}`,
+      '--mirror-targets',
+      `http://${SPEGEL_REGISTRY}`,
+      ...targets,
+    ])
+  }
+
+  async mirrorShoal(): Promise<void> {
+    await this.node.exec(['shoal', 'mirror', 'apply', Upstream.host])
+    this.#asksShoal = true
+  }
+
+  /** As uninstalling Spegel's chart does it: containerd's directory is as it was before Spegel. */
+  async cleanUpSpegel(): Promise<void> {
+    const cleanup = this.node.machine.run([SPEGEL ?? '', 'cleanup', '--addr=127.0.0.1:9092'])
+    const probe = 'http://127.0.0.1:9092/readyz'
+    await until(async () => (await this.node.machine.get(probe)).status === 200, {
+      what: 'Spegel has cleaned up',
+    })
+    await cleanup.stop()
   }
 
   /** Resolves when it has met others of its kind's DHT. */
@@ -247,12 +272,11 @@ for (const version of ['1.x', '2.x'] as const) {
       const [onlyA, onlyB] = [await bring(a), await bring(b)]
       await a.restartSpegel()
       await b.restartSpegel()
-      const pullFrom = (member: Member) => {
-        const others = members.filter((each) => each !== member)
-        const own = member.kind === 'spegel' ? SPEGEL_REGISTRY : SHOAL_REGISTRY
-        return member.pullFrom(own, ...others.map(({ node }) => `${node.address}:5000`))
+      for (const member of members) {
+        await member.mirrorSpegel(members.filter((other) => other !== member))
+        if (member.kind === 'shoal') await member.mirrorShoal()
       }
-      await Promise.all(members.map(pullFrom))
+      await cluster.upstream.stop()
 
       const failures: string[] = []
       const stop = new AbortController()
@@ -297,7 +321,7 @@ for (const version of ['1.x', '2.x'] as const) {
         for (const member of [a, b]) {
           await member.stopSpegel()
           await member.node.startDaemon()
-          await pullFrom(member)
+          await member.mirrorShoal()
           await more()
           // What one node alone has, either way between it and the other kind
           if (member === a) {
@@ -312,6 +336,11 @@ for (const version of ['1.x', '2.x'] as const) {
         stop.abort()
         await Promise.all(pulling)
       }
+      assert.deepEqual(failures, [])
+
+      await a.cleanUpSpegel()
+      await drop(a.node, bc.image)
+      await pulled(a, 'tag', bc.reference, bc.image)
     })
   })
 }
