@@ -10,6 +10,7 @@ import {
   PEER_PORT,
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
+import { SharedRegistries } from './config/shared-registries.ts'
 import { WatchedRegistries } from './config/watched-registries.ts'
 import { createAdminServer } from './http/admin.ts'
 import { Listener, MovingListener } from './http/listener.ts'
@@ -20,6 +21,7 @@ import { mirrorEndpoint } from './mirror/certs-dir.ts'
 import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
+import { keyOf } from './oci/distribution.ts'
 import type { ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
@@ -112,17 +114,32 @@ export function createDaemon(
   // What has come this moment, and is not known of yet, may wait until the peers were asked.
   const known = new LocalSource({ store, onMiss, when: (key) => store.holds(key) !== false })
   const news = new LocalSource({ store, onMiss, when: (key) => store.holds(key) === false })
-  /** A node that does not share neither gives nor asks. */
+  const sharedRegistries = new SharedRegistries({
+    homeRegistry: config.registry.name,
+    k3s: config.k3s,
+  })
+  const shares = (key: ContentKey): boolean =>
+    sharedRegistries.hasKey(key, (digest) => store.registriesOf(digest))
+  /** A node that does not share neither gives nor asks, and others do so for some registries only. */
   const whileSharing =
     (open: OpenContent): OpenContent =>
     async (pull, options) => {
       if (!router.sharing) throw new ContentNotFoundError('this node does not share')
+      if (!sharedRegistries.has(pull.registry))
+        throw new ContentNotFoundError(`${pull.registry} is not shared`)
+      return open(pull, options)
+    }
+  /** Who has learned of a digest elsewhere is not given it either. */
+  const onlyShared =
+    (open: OpenContent): OpenContent =>
+    async (pull, options) => {
+      if (!shares(keyOf(pull))) throw new ContentNotFoundError('it is not shared')
       return open(pull, options)
     }
   const { peer } = config.listen
   const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
-    () => registry('peer', whileSharing(chain([local])), () => router.self()),
+    () => registry('peer', whileSharing(onlyShared(chain([local]))), () => router.self()),
     {
       key: 'listen.peer',
       drainTimeout,
@@ -161,7 +178,7 @@ export function createDaemon(
   )
   const advertiser = new Advertiser(
     { store, router, log: component('advertiser') },
-    { shares: () => config.sharing !== 'off' },
+    { shares: (key) => config.sharing !== 'off' && shares(key) },
   )
 
   const poisoned = new PoisonedDownloads({
@@ -199,6 +216,9 @@ export function createDaemon(
       changed: (read) => {
         routes.update(readRoutes(read, config.k3s))
         mirror.update(read)
+        sharedRegistries.update(read)
+        store.recheck()
+        log.info({ registries: sharedRegistries.list() }, 'what is shared')
       },
     },
   )
@@ -342,11 +362,12 @@ export function createDaemon(
     peerListener,
     router,
     own,
+    // It says what may be announced.
+    registries,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
     { start: async () => {}, stop: async () => peers.close() },
     { start: async () => {}, stop: async () => upstream.close() },
-    registries,
     localListener,
     mirror,
   ]

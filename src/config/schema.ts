@@ -471,6 +471,11 @@ export const configSchema = z.strictObject(
             description:
               "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
           }),
+          latest: choice(['on', 'off']).prefault('off').register(docs, {
+            placeholder: 'MODE',
+            description:
+              'Whether nodes of K3s tell each other what the tag `latest` of a registry elsewhere means, as its `K3S_P2P_ENABLE_LATEST` does. Without K3s they always do, and the content itself is shared with either.',
+          }),
         },
         SECTION,
       )

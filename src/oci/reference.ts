@@ -102,6 +102,11 @@ export function tagName(registry: string, repository: string, tag: string): TagN
   return name as TagName
 }
 
+/** The registry in a tag's full name. */
+export function registryOf(tag: TagName): string {
+  return tag.slice(0, tag.indexOf('/'))
+}
+
 /** Tells the two kinds of key apart: a tag name always has a slash, a digest never. */
 export function isDigestKey(key: ContentKey): key is Digest {
   return isDigest(key)

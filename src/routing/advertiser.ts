@@ -19,7 +19,7 @@ interface AdvertiserComponents {
 }
 
 interface AdvertiserInit {
-  /** What others may know of; everything by default */
+  /** What others may know of, everything by default; when it changes the store is to be told to `recheck` */
   readonly shares?: (key: ContentKey) => boolean
   readonly lostGraceMs?: number
 }
@@ -102,7 +102,9 @@ export class Advertiser implements Startable {
       case 'snapshot': {
         clearTimeout(this.#lost)
         const { keys } = event
-        this.#withdraw(Array.from(this.#announced).filter((key) => !keys.has(key)))
+        this.#withdraw(
+          Array.from(this.#announced).filter((key) => !keys.has(key) || !this.#shares(key)),
+        )
         this.#advertise(keys)
         if (!this.#synced)
           this.#log.info({ keys: this.#announced.size }, 'store read, keys announced')
@@ -110,6 +112,10 @@ export class Advertiser implements Startable {
         break
       }
       case 'added':
+        this.#advertise(event.keys)
+        break
+      case 'changed':
+        this.#withdraw(event.keys.filter((key) => !this.#shares(key)))
         this.#advertise(event.keys)
         break
       case 'removed':

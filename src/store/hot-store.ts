@@ -85,6 +85,10 @@ export class HotStore implements ContentStore {
     }
   }
 
+  registriesOf(digest: Digest): readonly string[] | undefined {
+    return this.#store.registriesOf(digest)
+  }
+
   recheck(): void {
     this.#store.recheck()
   }
@@ -103,6 +107,8 @@ export class HotStore implements ContentStore {
           this.#held?.delete(key)
           if (isDigestKey(key)) this.#drop(key)
         }
+        break
+      case 'changed':
         break
       case 'lost':
         this.#forgetAll()

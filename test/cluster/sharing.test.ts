@@ -10,6 +10,7 @@ const skip = skipWithout('namespaces', 'registry', 'skopeo')
 const K3S_CONFIG = '/etc/rancher/k3s/config.yaml'
 /** What only a server of K3s has, and what every node of it has */
 const SERVER_FILE = '/var/lib/rancher/k3s/server/token'
+const REGISTRIES = '/etc/rancher/k3s/registries.yaml'
 const AGENT_FILE = '/var/lib/rancher/k3s/agent/client.crt'
 
 suite("K3s' embedded-registry", { skip }, () => {
@@ -21,7 +22,10 @@ suite("K3s' embedded-registry", { skip }, () => {
   before(async () => {
     cluster = await Cluster.create({ nodes: ['layout', 'layout', 'layout'] })
     ;[server, agent, other] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
-    for (const node of cluster.nodes) await node.writeFile(AGENT_FILE, '')
+    for (const node of cluster.nodes) {
+      await node.writeFile(AGENT_FILE, '')
+      await node.writeFile(REGISTRIES, 'mirrors: {ksd.test.com: }\n')
+    }
     await server.writeFile(SERVER_FILE, '')
     await server.writeFile(K3S_CONFIG, 'embedded-registry: true\n')
     await agent.writeFile(K3S_CONFIG, 'server: https://10.77.1.1:6443\n')
@@ -81,5 +85,29 @@ suite("K3s' embedded-registry", { skip }, () => {
     await agent.import(late, 'ksd.test.com/late:1')
     await finds(agent, 'late')
     assert.equal((await get(server, 'late')).status, 404)
+  })
+
+  test('shares the images of registries under mirrors, and follows as they change', async () => {
+    const image = await buildImage({ layers: [1000], seed: 'mirrored' })
+    for (const registry of ['ksd.test.com', 'private.test'])
+      await agent.import(image, `${registry}/mirrored:1`)
+    await server.daemon.stop()
+    await server.writeFile(K3S_CONFIG, 'embedded-registry: true\n')
+    await server.startDaemon()
+    await Promise.all([shares(server, 1), shares(agent, 1)])
+    await finds(server, 'mirrored')
+    const asked = async (registry: string, host = '127.0.0.1') =>
+      (await server.machine.get(`http://${host}:5001/v2/mirrored/manifests/1?ns=${registry}`))
+        .status
+    assert.deepEqual([await asked('private.test'), await asked('ksd.test.com')], [404, 200])
+    // Nor is it given to who asks the node itself
+    assert.equal(await asked('private.test', agent.address), 404)
+    assert.equal(await asked('ksd.test.com', agent.address), 200)
+    for (const node of [server, agent])
+      await node.writeFile(REGISTRIES, 'mirrors: {private.test: }\n')
+    await until(async () => (await asked('private.test')) === 200)
+    await until(async () => (await asked('ksd.test.com', agent.address)) === 404)
+    // What it has got meanwhile it has for itself
+    assert.equal(await asked('ksd.test.com'), 200)
   })
 })

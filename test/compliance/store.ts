@@ -545,6 +545,9 @@ export class Watcher implements AsyncDisposable {
         case 'removed':
           for (const key of event.keys) assert(this.held.delete(key), `${key} was never added`)
           break
+        case 'changed':
+          for (const key of event.keys) assert(this.held.has(key), `${key} was never added`)
+          break
         case 'lost':
           this.held.clear()
           break

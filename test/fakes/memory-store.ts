@@ -26,6 +26,8 @@ export class MemoryStore implements WritableStore {
   readonly #tags = new Map<TagName, Descriptor>()
   readonly #inventory = new Inventory()
   readonly #maxBytes: number
+  /** What {@link registriesOf} answers */
+  readonly registries = new Map<Digest, readonly string[]>()
   #available = true
 
   constructor(init: { maxBytes?: number } = {}) {
@@ -58,6 +60,10 @@ export class MemoryStore implements WritableStore {
 
   watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
     return this.#inventory.watch(options)
+  }
+
+  registriesOf(digest: Digest): readonly string[] | undefined {
+    return this.registries.get(digest)
   }
 
   recheck(): void {

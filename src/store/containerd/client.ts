@@ -29,6 +29,19 @@ const LIST_DEADLINE_MS = 30_000
 
 const EVENT_TYPES = createRegistry(file_content_events, file_image_events)
 
+/** What containerd's labels tell of content. */
+export interface Origin {
+  /** It was pulled from these */
+  readonly registries: readonly string[]
+  /** It refers to these, so that they are not garbage */
+  readonly children: readonly Digest[]
+}
+
+/** What is behind it is the name of a registry. @see https://github.com/containerd/containerd/blob/v2.1.0/pkg/labels/labels.go */
+const SOURCE_LABEL = 'containerd.io/distribution.source.'
+/** What is behind it varies. @see https://github.com/containerd/containerd/blob/v2.1.0/docs/garbage-collection.md */
+const REFERENCE_LABEL = 'containerd.io/gc.ref.content'
+
 /** What containerd is asked, in one of its namespaces and in this project's words. */
 export class ContainerdClient {
   readonly #address: string
@@ -74,15 +87,23 @@ export class ContainerdClient {
   }
 
   /**
-   * Size of committed content. Content that only another namespace refers to is not held, although its file is there.
+   * Size and origin of committed content. Content that only another namespace refers to is not held, although its file is there.
    * @throws {NotHeldError | StoreUnavailableError}
    */
-  async size(digest: Digest, options: AbortOptions = {}): Promise<number> {
+  async info(
+    digest: Digest,
+    options: AbortOptions = {},
+  ): Promise<{ size: number; origin: Origin }> {
     const { info } = await this.#ask(
       this.#grpc.call(Content.method.info, { digest }, options),
       digest,
     )
-    return Number(info?.size ?? 0)
+    return { size: Number(info?.size ?? 0), origin: originOf(info?.labels ?? {}) }
+  }
+
+  /** The same, its size only. */
+  async size(digest: Digest, options: AbortOptions = {}): Promise<number> {
+    return (await this.info(digest, options)).size
   }
 
   /**
@@ -137,17 +158,18 @@ export class ContainerdClient {
   }
 
   /** @throws {StoreUnavailableError} */
-  async listContent(options: { signal: AbortSignal }): Promise<Set<Digest>> {
-    const digests = new Set<Digest>()
+  async listContent(options: { signal: AbortSignal }): Promise<Map<Digest, Origin>> {
+    const content = new Map<Digest, Origin>()
     const all = { ...options, deadlineMs: LIST_DEADLINE_MS }
     try {
       for await (const { info } of this.#grpc.stream(Content.method.list, {}, all)) {
-        for (const { digest } of info) if (isDigest(digest)) digests.add(digest)
+        for (const { digest, labels } of info)
+          if (isDigest(digest)) content.set(digest, originOf(labels))
       }
     } catch (error) {
       throw await this.#translate(error)
     }
-    return digests
+    return content
   }
 
   /**
@@ -240,6 +262,30 @@ export class ContainerdClient {
         return `containerd at ${this.#address} answers with an error: ${error.message}`
     }
   }
+}
+
+/** Most content has the same few; these are kept once. */
+const CHILDLESS = new Map<string, Origin>()
+const MAX_CHILDLESS = 1000
+
+function originOf(labels: Readonly<Record<string, string>>): Origin {
+  const registries: string[] = []
+  const children: Digest[] = []
+  for (const label in labels) {
+    const value = labels[label]
+    if (label.startsWith(SOURCE_LABEL)) registries.push(label.slice(SOURCE_LABEL.length))
+    else if (label.startsWith(REFERENCE_LABEL) && value !== undefined && isDigest(value))
+      children.push(value)
+  }
+  // Their order is not given.
+  registries.sort()
+  if (children.length > 0) return { registries, children: children.toSorted() }
+  const name = registries.join(' ')
+  const known = CHILDLESS.get(name)
+  if (known !== undefined) return known
+  const origin = { registries, children }
+  if (CHILDLESS.size < MAX_CHILDLESS) CHILDLESS.set(name, origin)
+  return origin
 }
 
 /** An answer about something that may not be there. */

@@ -15,6 +15,7 @@ import type { Logger } from '../../observe/log.ts'
 import { openFileBody } from '../file-body.ts'
 import type { AbortOptions, ContentEvent, ContentStore } from '../store.ts'
 import { ContainerdClient } from './client.ts'
+import { Inventory } from './inventory.ts'
 import { watchContent } from './watcher.ts'
 
 /** Media types that are remembered; more content than this is read again to tell what it is. */
@@ -55,11 +56,14 @@ export class ContainerdStore implements ContentStore {
   readonly #mediaTypes = new Map<Digest, string>()
   readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
+  /** Of the watch that began last */
+  #inventory: Inventory
 
   constructor(components: ContainerdStoreComponents, init: ContainerdStoreInit) {
     this.#log = components.log
     this.#init = init
     this.#client = new ContainerdClient(init)
+    this.#inventory = new Inventory(this.#client)
   }
 
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
@@ -101,13 +105,20 @@ export class ContainerdStore implements ContentStore {
       this.#contentPath = undefined
       return this.#findContentPath()
     }
+    const inventory = new Inventory(this.#client)
+    this.#inventory = inventory
     const components = {
       client: this.#client,
+      inventory,
       log: this.#log,
       contentPath,
       rechecks: this.#rechecks,
     }
     return watchContent(components, { reconcileMs, pollMs }, options)
+  }
+
+  registriesOf(digest: Digest): readonly string[] {
+    return this.#inventory.registriesOf(digest)
   }
 
   recheck(): void {

@@ -1,19 +1,23 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Digest } from '../../oci/digest.ts'
-import { isDigestKey, type ContentKey, type TagName } from '../../oci/reference.ts'
+import { isDigestKey } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { StoreUnavailableError, type ContentEvent } from '../store.ts'
-import { held, type ContainerdClient } from './client.ts'
+import type { ContainerdClient } from './client.ts'
 import { BlobDirectory, Hints, type Work } from './hints.ts'
+import type { Inventory } from './inventory.ts'
 
 /** Between two attempts to reach containerd; doubled from the first to the second. */
 const MIN_RECONNECT_MS = 100
 const MAX_RECONNECT_MS = 2000
 
-const CONCURRENT_CHECKS = 16
+/** Where content came from is written a moment after it; it is asked for again so many times at most. */
+const ORIGIN_ATTEMPTS = 4
 
 export interface WatchComponents {
   readonly client: ContainerdClient
+  /** Kept up to date as long as this goes on */
+  readonly inventory: Inventory
   readonly log: Logger
   /** The content directory, if it can be read; asked again after each reconnect */
   readonly contentPath: () => Promise<string | undefined>
@@ -72,14 +76,13 @@ async function logConnected(
 
 /** The same for one connection; it ends by an error. Everything is done in turn, so that no older answer comes last. */
 async function* watchConnected(
-  { client, log, contentPath, rechecks }: WatchComponents,
+  { client, inventory, log, contentPath, rechecks }: WatchComponents,
   init: WatchInit,
   outer: AbortSignal,
 ): AsyncGenerator<ContentEvent, never, undefined> {
   const ending = new AbortController()
   const signal = AbortSignal.any([outer, ending.signal])
   const hints = new Hints(signal)
-  const inventory = new Inventory(client)
   const path = await contentPath()
   const directory = path === undefined ? undefined : new BlobDirectory({ hints, log }, path)
 
@@ -109,14 +112,18 @@ async function* watchConnected(
         doubted = false
         await list()
       } else {
-        const missing = await inventory.check(work.keys(), signal)
-        for (const digest of missing) hints.again(digest, (work.get(digest) ?? 0) + 1)
+        const { missing, homeless } = await inventory.check(work.keys(), signal)
+        const attempts = (digest: Digest): number => (work.get(digest) ?? 0) + 1
+        for (const digest of missing) hints.again(digest, attempts(digest))
+        for (const digest of homeless)
+          if (attempts(digest) < ORIGIN_ATTEMPTS) hints.again(digest, attempts(digest))
       }
-      const { now, removed, added } = inventory.changes()
-      if (whole) yield { type: 'snapshot', keys: now }
+      const { removed, added, changed } = inventory.changes()
+      if (whole) yield { type: 'snapshot', keys: inventory.keys() }
       else {
-        if (removed.size > 0) yield { type: 'removed', keys: [...removed] }
-        if (added.size > 0) yield { type: 'added', keys: [...added] }
+        if (removed.length > 0) yield { type: 'removed', keys: removed }
+        if (added.length > 0) yield { type: 'added', keys: added }
+        if (changed.length > 0) yield { type: 'changed', keys: changed }
       }
     }
   } finally {
@@ -135,74 +142,4 @@ async function followEvents(
     if (changed === 'images' || !isDigestKey(changed)) hints.imagesChanged()
   }
   throw new StoreUnavailableError('containerd ended its stream of events')
-}
-
-interface Changes {
-  readonly now: ReadonlySet<ContentKey>
-  readonly added: ReadonlySet<ContentKey>
-  readonly removed: ReadonlySet<ContentKey>
-}
-
-/** What containerd said last that it holds. */
-class Inventory {
-  readonly #client: ContainerdClient
-  #content = new Set<Digest>()
-  #tags = new Map<TagName, Digest>()
-  #told: ReadonlySet<ContentKey> = new Set()
-
-  constructor(client: ContainerdClient) {
-    this.#client = client
-  }
-
-  async list(signal: AbortSignal): Promise<void> {
-    // In this order, since content comes before its tag.
-    const tags = await this.#client.listTags({ signal })
-    this.#content = await this.#client.listContent({ signal })
-    this.#tags = tags
-  }
-
-  /**
-   * Asks about some keys.
-   * @returns content among it, or that tags among it point to, which is not held
-   */
-  async check(keys: Iterable<ContentKey>, signal: AbortSignal): Promise<Digest[]> {
-    const digests = new Set<Digest>()
-    await concurrently(keys, async (key) => {
-      if (isDigestKey(key)) {
-        digests.add(key)
-        return
-      }
-      const target = await held(this.#client.target(key, { signal }))
-      if (target === undefined) this.#tags.delete(key)
-      else {
-        this.#tags.set(key, target.digest)
-        digests.add(target.digest)
-      }
-    })
-    const missing: Digest[] = []
-    await concurrently(digests, async (digest) => {
-      if ((await held(this.#client.size(digest, { signal }))) === undefined) {
-        this.#content.delete(digest)
-        missing.push(digest)
-      } else this.#content.add(digest)
-    })
-    return missing
-  }
-
-  /** What is different from the last time it was asked for. */
-  changes(): Changes {
-    const now = new Set<ContentKey>(this.#content)
-    for (const [tag, target] of this.#tags) if (this.#content.has(target)) now.add(tag)
-    const before = this.#told
-    this.#told = now
-    return { now, added: now.difference(before), removed: new Set(before).difference(now) }
-  }
-}
-
-async function concurrently<T>(items: Iterable<T>, run: (item: T) => Promise<void>): Promise<void> {
-  const rest = Iterator.from(items)
-  const worker = async (): Promise<void> => {
-    for (const item of rest) await run(item)
-  }
-  await Promise.all(Array.from({ length: CONCURRENT_CHECKS }, worker))
 }

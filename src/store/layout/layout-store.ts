@@ -175,6 +175,9 @@ export class LayoutStore implements WritableStore, Startable {
     return this.#inventory.watch(options)
   }
 
+  /** An image layout has no place for where content came from. */
+  registriesOf(): undefined {}
+
   recheck(): void {
     this.#doubted = true
     this.#lookAgain()

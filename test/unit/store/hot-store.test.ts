@@ -27,6 +27,7 @@ async function watched(t: TestContext) {
       return memory.open(digest, options)
     },
     watch: (options) => memory.watch(options),
+    registriesOf: (digest) => memory.registriesOf(digest),
     recheck: () => memory.recheck(),
   }
   const hot = new HotStore(behind)

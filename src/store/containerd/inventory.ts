@@ -1,0 +1,163 @@
+import type { Digest } from '../../oci/digest.ts'
+import { isDigestKey, registryOf, type ContentKey, type TagName } from '../../oci/reference.ts'
+import { held, type ContainerdClient, type Origin } from './client.ts'
+
+const CONCURRENT_CHECKS = 16
+
+/** What containerd said last that it holds, and where that came from. Work is in proportion to what changes. */
+export class Inventory {
+  readonly #client: ContainerdClient
+  #content = new Map<Digest, Origin>()
+  #tags = new Map<TagName, Digest>()
+  /** What {@link changes} has told of */
+  readonly #told = new Set<ContentKey>()
+  /** What may be different since */
+  readonly #touched = new Set<ContentKey>()
+  /** The registries of the tags that lead to content; made when it is asked for */
+  #led: Map<Digest, Set<string>> | undefined
+
+  constructor(client: ContainerdClient) {
+    this.#client = client
+  }
+
+  /** What {@link changes} has told of so far, altogether. */
+  keys(): ReadonlySet<ContentKey> {
+    return new Set(this.#told)
+  }
+
+  /** The registries that content came from by its labels, or whose tags lead to it. */
+  registriesOf(digest: Digest): readonly string[] {
+    this.#led ??= this.#followTags()
+    return [...(this.#content.get(digest)?.registries ?? []), ...(this.#led.get(digest) ?? [])]
+  }
+
+  /** Asks for everything. */
+  async list(signal: AbortSignal): Promise<void> {
+    // In this order, since content comes before its tag.
+    const tags = await this.#client.listTags({ signal })
+    const content = await this.#client.listContent({ signal })
+    for (const digest of this.#content.keys()) if (!content.has(digest)) this.#put(digest)
+    for (const [digest, origin] of content) this.#put(digest, origin)
+    for (const tag of this.#tags.keys()) if (!tags.has(tag)) this.#point(tag)
+    for (const [tag, target] of tags) this.#point(tag, target)
+  }
+
+  /**
+   * Asks about some keys. Of content among it, or that tags among it point to, it returns what is `missing`, and what is
+   * `homeless`: of which nothing says yet where it came from.
+   */
+  async check(
+    keys: Iterable<ContentKey>,
+    signal: AbortSignal,
+  ): Promise<{ missing: Digest[]; homeless: Digest[] }> {
+    const digests = new Set<Digest>()
+    await concurrently(keys, async (key) => {
+      if (isDigestKey(key)) {
+        digests.add(key)
+        return
+      }
+      const target = await held(this.#client.target(key, { signal }))
+      this.#point(key, target?.digest)
+      if (target !== undefined) digests.add(target.digest)
+    })
+    const missing: Digest[] = []
+    const homeless: Digest[] = []
+    await concurrently(digests, async (digest) => {
+      const info = await held(this.#client.info(digest, { signal }))
+      this.#put(digest, info?.origin)
+      if (info === undefined) missing.push(digest)
+      else if (info.origin.registries.length === 0) homeless.push(digest)
+    })
+    return { missing, homeless }
+  }
+
+  /** What is different from the last time it was asked for; `changed` is what is held as before, perhaps of other registries. */
+  changes(): { added: ContentKey[]; removed: ContentKey[]; changed: ContentKey[] } {
+    const added: ContentKey[] = []
+    const removed: ContentKey[] = []
+    const changed: ContentKey[] = []
+    if (this.#touched.size === 0) return { added, removed, changed }
+    // A tag is held while its manifest is.
+    for (const [tag, target] of this.#tags) if (this.#touched.has(target)) this.#touched.add(tag)
+    for (const key of this.#touched) {
+      const target = isDigestKey(key) ? key : this.#tags.get(key)
+      const held = target !== undefined && this.#content.has(target)
+      if (this.#told.has(key)) (held ? changed : removed).push(key)
+      else if (held) added.push(key)
+    }
+    for (const key of added) this.#told.add(key)
+    for (const key of removed) this.#told.delete(key)
+    this.#touched.clear()
+    return { added, removed, changed }
+  }
+
+  #put(digest: Digest, origin?: Origin): void {
+    const before = this.#content.get(digest)
+    if (before === undefined ? origin === undefined : origin !== undefined && same(before, origin))
+      return
+    this.#touch(digest)
+    if (origin === undefined) this.#content.delete(digest)
+    else this.#content.set(digest, origin)
+    this.#touch(digest)
+  }
+
+  #point(tag: TagName, target?: Digest): void {
+    const before = this.#tags.get(tag)
+    if (before === target) return
+    this.#touched.add(tag)
+    if (target === undefined) this.#tags.delete(tag)
+    else this.#tags.set(tag, target)
+    for (const digest of [before, target]) if (digest !== undefined) this.#touch(digest)
+  }
+
+  /** With what it leads to, whose registries may change with it. */
+  #touch(digest: Digest): void {
+    this.#led = undefined
+    this.#touched.add(digest)
+    this.#walk(digest, (each) => {
+      this.#touched.add(each)
+      return true
+    })
+  }
+
+  #followTags(): Map<Digest, Set<string>> {
+    const led = new Map<Digest, Set<string>>()
+    for (const [tag, target] of this.#tags) {
+      const registry = registryOf(tag)
+      this.#walk(target, (digest) => {
+        const registries = led.get(digest) ?? new Set()
+        led.set(digest, registries)
+        const news = !registries.has(registry)
+        registries.add(registry)
+        return news
+      })
+    }
+    return led
+  }
+
+  /** Visits content and all it leads to, as long as `visit` says to go on from there; each once. */
+  #walk(from: Digest, visit: (digest: Digest) => boolean): void {
+    const seen = new Set([from])
+    // A set gives also what is added on the way.
+    for (const digest of seen) {
+      if (!visit(digest)) continue
+      for (const child of this.#content.get(digest)?.children ?? []) seen.add(child)
+    }
+  }
+}
+
+function same(one: Origin, other: Origin): boolean {
+  return equal(one.registries, other.registries) && equal(one.children, other.children)
+}
+
+function equal(one: readonly string[], other: readonly string[]): boolean {
+  return one.length === other.length && one.every((each, index) => each === other[index])
+}
+
+async function concurrently<T>(items: Iterable<T>, run: (item: T) => Promise<void>): Promise<void> {
+  const rest = Iterator.from(items)
+  const worker = async (): Promise<void> => {
+    for (const item of rest) await run(item)
+  }
+  await Promise.all(Array.from({ length: CONCURRENT_CHECKS }, worker))
+}
