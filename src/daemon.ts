@@ -283,6 +283,7 @@ export function createDaemon(
       homeRegistry: config.registry.name,
       reader: config.k3s.present ? 'k3s' : 'containerd',
       disableDefaultEndpoint: config.k3s.disableDefaultEndpoint,
+      aside: config.k3s.off,
       withdrawAfter: config.mirror.withdrawAfter,
     },
   )

@@ -122,7 +122,12 @@ async function plan(
     homeRegistry: config.registry.name,
     routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),
     reader,
+    withdrawn: config.k3s.off,
   } as const
+  if (config.k3s.off)
+    process.stderr.write(
+      "note: K3s' embedded registry is off here (`embedded-registry` in its configuration, or `sharing`), so containerd is sent to the other endpoints only\n",
+    )
   if (reader === 'k3s' && init.routes.size === 0)
     process.stderr.write(
       `note: ${config.registries} has no mirrors, so only ${config.registry.name} is served here: K3s shares what is under mirrors\n`,

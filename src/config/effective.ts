@@ -30,6 +30,8 @@ export interface EffectiveConfig extends Config {
     /** K3s' rules hold here: its containerd reads the files of `certsDir` */
     present: boolean
     disableDefaultEndpoint: boolean
+    /** Its embedded registry is off, so its containerd is sent to the endpoints of registries.yaml and not to this node */
+    off: boolean
   }
 }
 
@@ -59,15 +61,16 @@ export function effectiveConfig(
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
   const { maxBytes } = config.layout
+  const sharing =
+    config.sharing === 'auto'
+      ? decideSharing(k3s?.embeddedRegistry, {
+          k3s: hasK3s,
+          server: facts.exists(`${k3sDataDir}/server`),
+        })
+      : config.sharing
   return {
     ...config,
-    sharing:
-      config.sharing === 'auto'
-        ? decideSharing(k3s?.embeddedRegistry, {
-            k3s: hasK3s,
-            server: facts.exists(`${k3sDataDir}/server`),
-          })
-        : config.sharing,
+    sharing,
     store:
       config.store === 'auto'
         ? address === found || facts.exists(address)
@@ -101,6 +104,7 @@ export function effectiveConfig(
       ...config.k3s,
       present: hasK3s,
       disableDefaultEndpoint: k3s?.disableDefaultEndpoint ?? false,
+      off: hasK3s && sharing === 'off',
     },
     certsDir: decide(config.certsDir, () =>
       hasK3s ? `${k3sDataDir}/agent/etc/containerd/certs.d` : CERTS_DIR,

@@ -32,6 +32,8 @@ export interface MirrorKeeperInit {
   readonly homeRegistry: string
   readonly reader: MirrorInit['reader']
   readonly disableDefaultEndpoint: boolean
+  /** Containerd is not to be sent here at all, but to the other endpoints */
+  readonly aside?: boolean
   /** How long the registry may be out of order before containerd is no longer sent to it, in ms */
   readonly withdrawAfter: number
   /** In ms */
@@ -121,7 +123,11 @@ export class MirrorKeeper implements Startable {
     // Too early to take anything out, and no time to put anything in: it may have been taken out before a restart.
     if (reason !== undefined && !withdrawn) return
 
-    const changes = await this.#plan(applied, this.#registries, withdrawn)
+    const changes = await this.#plan(
+      applied,
+      this.#registries,
+      withdrawn || this.#init.aside === true,
+    )
     const due = changes.filter((change) => change.before !== change.after)
     await perform(due)
     for (const { path } of due) log.info({ path, withdrawn }, 'hosts.toml put right')

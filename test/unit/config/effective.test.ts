@@ -36,6 +36,17 @@ suite('what auto means', () => {
     assert.equal(sharing([], undefined, { sharing: 'off' }), 'off')
   })
 
+  test("K3s' containerd is not sent here where its embedded registry is off", () => {
+    const off = (present: string[], k3s?: { embeddedRegistry?: boolean }, input = {}) =>
+      effectiveConfig(configSchema.parse(input), facts({ present }), k3s).k3s.off
+    const [agent, server] = ['/var/lib/rancher/k3s', '/var/lib/rancher/k3s/server']
+    assert.equal(off([agent, server]), true)
+    assert.equal(off([agent, server], { embeddedRegistry: true }), false)
+    // An agent is told by the servers
+    assert.equal(off([agent]), false)
+    assert.equal(off([], undefined, { sharing: 'off' }), false)
+  })
+
   test("a bootstrap host without a port is asked at the mesh's own", () => {
     const bootstrap = ['seed', '10.0.0.1', '[fd00::1]', 'seed:9']
     const ports = ['shoal', 'spegel'].map((mesh) =>

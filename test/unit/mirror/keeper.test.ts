@@ -25,7 +25,10 @@ function registries(...names: string[]): Registries {
 }
 
 /** A node whose registry is a bare HTTP server, and whose containerd's directory is empty. */
-async function start(t: TestContext, init: { applied?: readonly string[]; names?: string[] } = {}) {
+async function start(
+  t: TestContext,
+  init: { applied?: readonly string[]; names?: string[]; aside?: boolean } = {},
+) {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-keeper-'))
   const certsDir = join(directory, 'certs.d')
   const dataDir = join(directory, 'data')
@@ -55,6 +58,7 @@ async function start(t: TestContext, init: { applied?: readonly string[]; names?
       disableDefaultEndpoint: false,
       withdrawAfter: 200,
       interval: 20,
+      aside: init.aside ?? false,
     },
   )
   t.after(async () => {
@@ -84,6 +88,14 @@ suite('the mirror is kept', () => {
     await keeper.start()
     await writeApplied(dataDir, { certsDir, registries: [] })
     await until(() => named('a.lan'))
+  })
+
+  test("has the other endpoints only where K3s' embedded registry is off", async (t) => {
+    const { read, named, keeper } = await start(t, { applied: ['a.lan'], aside: true })
+    await until(() => read('a.lan'))
+    assert.equal(await named('a.lan'), false)
+    assert.match(await read('a.lan'), /^server = "https:\/\/a\.lan"$/m)
+    assert.equal(keeper.withdrawn, false)
   })
 
   test('puts back what was changed or deleted, and stands in files that others write', async (t) => {
