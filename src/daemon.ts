@@ -153,7 +153,12 @@ export function createDaemon(
     },
   )
   const router: Libp2pRouter = new Libp2pRouter(
-    { log: component('routing'), registryPort: () => peerListener.port },
+    {
+      log: component('routing'),
+      registryPort: () => peerListener.port,
+      onMessages: (protocol, direction, count) =>
+        metrics.meshMessages.inc({ protocol, direction }, count),
+    },
     {
       listen: config.listen.p2p === 'auto' ? { port: p2pPort(config.mesh) } : config.listen.p2p,
       dataDir: config.dataDir,
@@ -173,6 +178,7 @@ export function createDaemon(
       topology: config.topology,
       sharing: config.sharing === 'auto' ? 'follow' : config.sharing,
       meshSize: config.limits.meshSize,
+      maxRecords: config.limits.records,
       version: manifest.version,
     },
   )

@@ -615,6 +615,17 @@ export const configSchema = z.strictObject(
                 'Up to so many other nodes, each is connected with each and knows what all of them hold, at some 20 bytes ' +
                 'for every digest of each; beyond it the DHT answers what these do not. The same on all nodes.',
             }),
+          records: z
+            .int({ error: 'expected a whole number from 1000 to 10000000' })
+            .min(1000)
+            .max(10_000_000)
+            .prefault(500_000)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Records that are kept for other nodes in the DHT, at some 200 bytes each. What comes beyond takes the place of ' +
+                'the oldest, or is not kept if it comes from a node that has its even share already. 5,000 nodes of 20,000 digests each need 400,000.',
+            }),
         },
         SECTION,
       )

@@ -34,6 +34,12 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    meshMessages: new Counter({
+      name: 'shoal_mesh_messages_total',
+      help: 'Messages between nodes: of the control protocol all, of the DHT requests and records, not the answers',
+      labelNames: ['protocol', 'direction'] as const,
+      registers,
+    }),
     upstreamAttempts: new Counter({
       name: 'shoal_upstream_attempts_total',
       help: 'Requests to upstream registries, by how they ended; skipped are those to one that is known to be down',

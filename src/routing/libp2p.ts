@@ -75,10 +75,16 @@ export class PeerSilentError extends Error {
   readonly code = 'ERR_PEER_SILENT'
 }
 
-interface Libp2pRouterComponents {
+/** Whom it tells, and whom it asks. */
+export interface Libp2pRouterComponents {
   readonly log: Logger
   /** Where this node's peer listener answers; asked when a peer connects */
   readonly registryPort: () => number
+  /**
+   * Told of messages that went out or came in: those of the control protocol, and requests and records of the DHT, not
+   * the answers to these
+   */
+  readonly onMessages?: (protocol: 'peer' | 'dht', direction: 'in' | 'out', count: number) => void
 }
 
 /** What this node is to the others. */
@@ -104,6 +110,8 @@ export interface Libp2pRouterInit {
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
   readonly meshSize?: number
+  /** Records of other nodes that it keeps for the DHT */
+  readonly maxRecords?: number
   /** Connections that it keeps; by default some more than the node itself and as many others make */
   readonly maxConnections?: number
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
@@ -135,6 +143,7 @@ interface Running {
 export class Libp2pRouter implements Router, Startable {
   readonly #log: Logger
   readonly #registryPort: () => number
+  readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
   readonly #init: Libp2pRouterInit
   readonly #meshSize: number
   readonly #maxConnections: number
@@ -142,7 +151,7 @@ export class Libp2pRouter implements Router, Startable {
   readonly #inventory = new Inventory()
   readonly #records: DhtRecords
   /** What other nodes put into the DHT here */
-  readonly #foreign = new RecordStore()
+  readonly #foreign: RecordStore
   /** Rings when a lookup may find more than a moment ago. */
   readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
   #nodeAddresses: readonly string[]
@@ -153,9 +162,11 @@ export class Libp2pRouter implements Router, Startable {
   /** Somebody has told, since this node began, whether to share */
   #follows = false
 
-  constructor({ log, registryPort }: Libp2pRouterComponents, init: Libp2pRouterInit) {
+  constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
+    const { log, registryPort, onMessages = () => {} } = components
     this.#log = log
     this.#registryPort = registryPort
+    this.#onMessages = onMessages
     this.#init = init
     this.#sharing = (init.sharing ?? 'on') === 'on'
     this.#nodeAddresses = [init.nodeAddress].flat()
@@ -165,8 +176,14 @@ export class Libp2pRouter implements Router, Startable {
     this.#spegel = init.mesh === 'spegel'
     const needed = (): boolean =>
       this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
+    this.#foreign = new RecordStore({ maxRecords: init.maxRecords })
     this.#records = new DhtRecords(
-      { log, needed, incomplete: needed },
+      {
+        log,
+        needed,
+        incomplete: needed,
+        onSent: (messages) => onMessages('dht', 'out', messages),
+      },
       {
         protocol: this.#dhtProtocol,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
@@ -471,6 +488,7 @@ export class Libp2pRouter implements Router, Startable {
       dhtProtocol: this.#dhtProtocol,
       strangers: this.#spegel,
       records: this.#foreign,
+      onRequest: (direction) => this.#onMessages('dht', direction, 1),
       maxConnections: this.#maxConnections + MAX_GUESTS,
       dialTimeoutMs,
       tokens: this.#init.tokens ?? [],
@@ -479,7 +497,12 @@ export class Libp2pRouter implements Router, Startable {
     })
     const id = node.peerId.toString()
     const protocol = new PeerProtocol(
-      { log: this.#log, node, inventory: this.#inventory },
+      {
+        log: this.#log,
+        node,
+        inventory: this.#inventory,
+        onMessage: (direction) => this.#onMessages('peer', direction, 1),
+      },
       {
         card: () => this.#card(),
         addresses: () => ownAddresses(node),

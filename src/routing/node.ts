@@ -13,6 +13,7 @@ import { noiseWithToken } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
 import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
+import { countRequests } from './dht/requests.ts'
 import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
@@ -33,6 +34,8 @@ interface NodeInit {
   readonly strangers: boolean
   /** Where the DHT keeps what others say they have */
   readonly records: RecordStore
+  /** Told of every request of the DHT, not of the answers */
+  readonly onRequest: (direction: 'in' | 'out') => void
   readonly maxConnections: number
   /** Until an address is given up */
   readonly dialTimeoutMs: number
@@ -109,6 +112,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
         })(
           overriding(components, {
             datastore: init.records,
+            metrics: components.metrics ?? countRequests(init.onRequest),
             peerStore: withProviders(components.peerStore),
             ping: pingUnlessConnected(components),
           }),

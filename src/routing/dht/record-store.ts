@@ -39,7 +39,7 @@ interface Entry {
 }
 
 interface RecordStoreInit {
-  readonly maxRecords?: number
+  readonly maxRecords?: number | undefined
   readonly maxRecordsOfProvider?: number
 }
 

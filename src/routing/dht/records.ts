@@ -89,6 +89,8 @@ interface DhtRecordsComponents {
   readonly needed: () => boolean
   /** True when there may be nodes that this one is not connected with; records are for them, too */
   readonly incomplete: () => boolean
+  /** Told how many messages went out */
+  readonly onSent?: (messages: number) => void
 }
 
 interface DhtRecordsInit {
@@ -130,6 +132,7 @@ export class DhtRecords {
   readonly #log: Logger
   readonly #needed: () => boolean
   readonly #incomplete: () => boolean
+  readonly #onSent: (messages: number) => void
   readonly #protocol: string
   readonly #shareNeeded: number
   readonly #settleMs: number
@@ -151,10 +154,12 @@ export class DhtRecords {
   #handingOver = false
   #sent = 0
 
-  constructor({ log, needed, incomplete }: DhtRecordsComponents, init: DhtRecordsInit) {
+  constructor(components: DhtRecordsComponents, init: DhtRecordsInit) {
+    const { log, needed, incomplete, onSent = () => {} } = components
     this.#log = log
     this.#needed = needed
     this.#incomplete = incomplete
+    this.#onSent = onSent
     this.#protocol = init.protocol
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
     this.#settleMs = init.settleMs ?? SETTLE_MS
@@ -495,6 +500,7 @@ export class DhtRecords {
     const signal = AbortSignal.any([receiver.left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
     const connection = await this.#connect(node, receiver, signal)
     const stream = await connection.newStream([this.#protocol], { signal })
+    this.#onSent(keys.length + 1)
     try {
       if (!(await isAnswered(stream, messages.finish(), signal)))
         throw new RecordsRefusedError('no answer to a ping')

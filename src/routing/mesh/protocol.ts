@@ -43,6 +43,8 @@ interface PeerProtocolComponents {
   readonly node: Libp2p
   /** What this node tells the others */
   readonly inventory: Inventory
+  /** Told of every message that goes out or comes in */
+  readonly onMessage?: (direction: 'in' | 'out') => void
 }
 
 interface PeerProtocolInit {
@@ -76,6 +78,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #log: Logger
   readonly #node: Libp2p
   readonly #inventory: Inventory
+  readonly #onMessage: (direction: 'in' | 'out') => void
   readonly #init: PeerProtocolInit
   readonly #listening = new Set<Listening>()
   readonly #remotes = new Map<string, Listening & { node: Remote }>()
@@ -87,12 +90,14 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   #topology: string | undefined
   #watchdog: NodeJS.Timeout | undefined
 
-  constructor({ log, node, inventory }: PeerProtocolComponents, init: PeerProtocolInit) {
+  constructor(components: PeerProtocolComponents, init: PeerProtocolInit) {
     super()
+    const { log, node, inventory, onMessage = () => {} } = components
     this.setMaxListeners(0)
     this.#log = log
     this.#node = node
     this.#inventory = inventory
+    this.#onMessage = onMessage
     this.#init = init
   }
 
@@ -196,7 +201,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       ) {
         const connection = this.#node.getConnections(peer).find(({ status }) => status === 'open')
         if (connection === undefined) return
-        const speaking = new Speaking(this.#inventory, this.#init)
+        const speaking = new Speaking(this.#inventory, this.#init, () => this.#onMessage('out'))
         this.#speaking.set(id, speaking)
         await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
           this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
@@ -242,6 +247,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         for (const frame of listening.frames.push(event.data)) {
           if (!this.#listening.has(listening)) return
           listening.silentBeats = 0
+          this.#onMessage('in')
           this.#receive(listening, decode(frame))
         }
       } catch (error) {

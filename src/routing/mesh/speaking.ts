@@ -30,6 +30,7 @@ export const MAX_SILENT_BEATS = 3
 export class Speaking {
   readonly #inventory: Inventory
   readonly #heartbeatMs: number
+  readonly #onSent: () => void
   /**
    * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
    * is not for long.
@@ -42,9 +43,11 @@ export class Speaking {
   /** To be told before anything else, the newest of each kind */
   readonly #notes = new Map<string, () => PeerMessage['message']>()
 
-  constructor(inventory: Inventory, init: { readonly heartbeatMs: number }) {
+  /** `onSent` is told of every message. */
+  constructor(inventory: Inventory, init: { readonly heartbeatMs: number }, onSent: () => void) {
     this.#inventory = inventory
     this.#heartbeatMs = init.heartbeatMs
+    this.#onSent = onSent
   }
 
   /** Speaks until the stream ends or {@link leave} is called. */
@@ -160,6 +163,7 @@ export class Speaking {
     const more = stream.send(
       sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message })),
     )
+    this.#onSent()
     // A large inventory shares the event loop with pulls
     await nextTurn()
     if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)

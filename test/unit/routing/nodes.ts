@@ -4,7 +4,11 @@ import { join } from 'node:path'
 import { pino } from 'pino'
 import { createLogger, type Logger } from '../../../src/observe/log.ts'
 import type { BootstrapEntry } from '../../../src/routing/bootstrap/bootstrapper.ts'
-import { Libp2pRouter, type Libp2pRouterInit } from '../../../src/routing/libp2p.ts'
+import {
+  Libp2pRouter,
+  type Libp2pRouterComponents,
+  type Libp2pRouterInit,
+} from '../../../src/routing/libp2p.ts'
 import type { RouterMesh, RouterNode } from '../../compliance/router.ts'
 
 export const silent: Logger = createLogger({ level: 'silent' })
@@ -23,6 +27,7 @@ export interface LoopbackNode extends RouterNode {
 
 /** Settings of a node on loopback; what is not given gets a value. */
 export type LoopbackOptions = Partial<Libp2pRouterInit> & {
+  readonly onMessages?: Libp2pRouterComponents['onMessages']
   readonly zone?: string
   readonly region?: string
   readonly log?: Logger
@@ -42,9 +47,16 @@ export class LoopbackMesh implements RouterMesh {
 
   /** A router that has not started. */
   async create(options: LoopbackOptions = {}): Promise<Libp2pRouter> {
-    const { zone, region, log, registryPort, ...init } = { ...this.#defaults, ...options }
+    const { zone, region, log, registryPort, onMessages, ...init } = {
+      ...this.#defaults,
+      ...options,
+    }
     const router = new Libp2pRouter(
-      { log: log ?? silent, registryPort: () => registryPort ?? 5001 },
+      {
+        log: log ?? silent,
+        registryPort: () => registryPort ?? 5001,
+        ...(onMessages && { onMessages }),
+      },
       {
         listen: { host: '127.0.0.1', port: 0 },
         nodeAddress: '127.0.0.1',
