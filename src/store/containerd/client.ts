@@ -37,6 +37,12 @@ export interface Origin {
   readonly children: readonly Digest[]
 }
 
+/** What containerd has on record of content; whether its file is there is another question. */
+export interface ContentInfo {
+  readonly size: number
+  readonly origin: Origin
+}
+
 /** What is behind it is the name of a registry. @see https://github.com/containerd/containerd/blob/v2.1.0/pkg/labels/labels.go */
 const SOURCE_LABEL = 'containerd.io/distribution.source.'
 /** What is behind it varies. @see https://github.com/containerd/containerd/blob/v2.1.0/docs/garbage-collection.md */
@@ -90,10 +96,7 @@ export class ContainerdClient {
    * Size and origin of committed content. Content that only another namespace refers to is not held, although its file is there.
    * @throws {NotHeldError | StoreUnavailableError}
    */
-  async info(
-    digest: Digest,
-    options: AbortOptions = {},
-  ): Promise<{ size: number; origin: Origin }> {
+  async info(digest: Digest, options: AbortOptions = {}): Promise<ContentInfo> {
     const { info } = await this.#ask(
       this.#grpc.call(Content.method.info, { digest }, options),
       digest,
@@ -143,6 +146,28 @@ export class ContainerdClient {
   }
 
   /**
+   * Whether containerd gives the last of so many bytes, as it can only if its file is whole.
+   * @throws {StoreUnavailableError}
+   */
+  async givesLast(
+    digest: Digest,
+    size: number,
+    options: { signal: AbortSignal },
+  ): Promise<boolean> {
+    const range = { start: size - 1, end: size - 1 }
+    try {
+      for await (const bytes of this.read(digest, range, options)) if (bytes.length > 0) return true
+      return false
+    } catch (error) {
+      const status =
+        error instanceof Error && error.cause instanceof GrpcError ? error.cause.status : undefined
+      const silent = status === GrpcStatus.UNAVAILABLE || status === GrpcStatus.DEADLINE_EXCEEDED
+      if (status === undefined || silent) throw error
+      return false
+    }
+  }
+
+  /**
    * Throws away what clients have received so far of content with this digest; their ingests are named after it.
    * @returns how many there were
    * @throws {StoreUnavailableError}
@@ -158,13 +183,14 @@ export class ContainerdClient {
   }
 
   /** @throws {StoreUnavailableError} */
-  async listContent(options: { signal: AbortSignal }): Promise<Map<Digest, Origin>> {
-    const content = new Map<Digest, Origin>()
+  async listContent(options: { signal: AbortSignal }): Promise<Map<Digest, ContentInfo>> {
+    const content = new Map<Digest, ContentInfo>()
     const all = { ...options, deadlineMs: LIST_DEADLINE_MS }
     try {
       for await (const { info } of this.#grpc.stream(Content.method.list, {}, all)) {
-        for (const { digest, labels } of info)
-          if (isDigest(digest)) content.set(digest, originOf(labels))
+        for (const { digest, size, labels } of info)
+          if (isDigest(digest))
+            content.set(digest, { size: Number(size), origin: originOf(labels) })
       }
     } catch (error) {
       throw await this.#translate(error)

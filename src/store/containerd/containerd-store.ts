@@ -1,4 +1,4 @@
-import { access, constants } from 'node:fs/promises'
+import { access, constants, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { splitDigest, type Digest } from '../../oci/digest.ts'
@@ -13,7 +13,7 @@ import {
 import type { TagName } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { openFileBody } from '../file-body.ts'
-import type { AbortOptions, ContentEvent, ContentStore } from '../store.ts'
+import { NotHeldError, type AbortOptions, type ContentEvent, type ContentStore } from '../store.ts'
 import { ContainerdClient } from './client.ts'
 import { Inventory } from './inventory.ts'
 import { watchContent } from './watcher.ts'
@@ -63,7 +63,7 @@ export class ContainerdStore implements ContentStore {
     this.#log = components.log
     this.#init = init
     this.#client = new ContainerdClient(init)
-    this.#inventory = new Inventory(this.#client)
+    this.#inventory = this.#createInventory()
   }
 
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
@@ -105,7 +105,7 @@ export class ContainerdStore implements ContentStore {
       this.#contentPath = undefined
       return this.#findContentPath()
     }
-    const inventory = new Inventory(this.#client)
+    const inventory = this.#createInventory()
     this.#inventory = inventory
     const components = {
       client: this.#client,
@@ -141,16 +141,34 @@ export class ContainerdStore implements ContentStore {
 
   async #open(digest: Digest, range: ByteRange, options: AbortOptions): Promise<ContentBody> {
     const directory = await this.#findContentPath()
-    if (directory === undefined) return new RemoteBody(this.#client, digest, range)
-    const { algorithm, hex } = splitDigest(digest)
     try {
-      return await openFileBody(join(directory, 'blobs', algorithm, hex), range)
+      if (directory !== undefined) return await openFileBody(fileOf(directory, digest), range)
     } catch (error) {
-      // It may have been removed since; then this says so.
-      await this.#client.size(digest, options)
       this.#log.warn({ digest, err: error }, 'blob cannot be read from the content directory')
-      return new RemoteBody(this.#client, digest, range)
     }
+    // It may have been removed since; then this says so.
+    const size = await this.#client.size(digest, options)
+    const signal = options.signal ?? AbortSignal.timeout(SNIFF_DEADLINE_MS)
+    if (size > 0 && !(await this.#client.givesLast(digest, size, { signal }))) {
+      this.#inventory.damaged(digest)
+      throw new NotHeldError(digest)
+    }
+    return new RemoteBody(this.#client, digest, range)
+  }
+
+  #createInventory(): Inventory {
+    return new Inventory({
+      client: this.#client,
+      isWhole: async (digest, size, options) => {
+        if (size === 0) return true
+        const directory = await this.#findContentPath()
+        if (directory !== undefined) {
+          const file = await stat(fileOf(directory, digest)).catch(() => undefined)
+          if (file?.size === size) return true
+        }
+        return this.#client.givesLast(digest, size, options)
+      },
+    })
   }
 
   /** containerd's content store does not keep media types, so the content itself must tell. */
@@ -193,6 +211,11 @@ export class ContainerdStore implements ContentStore {
       return undefined
     }
   }
+}
+
+function fileOf(directory: string, digest: Digest): string {
+  const { algorithm, hex } = splitDigest(digest)
+  return join(directory, 'blobs', algorithm, hex)
 }
 
 /** Content that containerd sends over its socket. */

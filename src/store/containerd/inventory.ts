@@ -1,12 +1,25 @@
 import type { Digest } from '../../oci/digest.ts'
 import { isDigestKey, registryOf, type ContentKey, type TagName } from '../../oci/reference.ts'
-import { held, type ContainerdClient, type Origin } from './client.ts'
+import { held, type ContainerdClient, type ContentInfo, type Origin } from './client.ts'
 
 const CONCURRENT_CHECKS = 16
+
+export interface InventoryComponents {
+  readonly client: ContainerdClient
+  /** Whether all bytes of content are there, which containerd's records do not tell */
+  readonly isWhole: (
+    digest: Digest,
+    size: number,
+    options: { signal: AbortSignal },
+  ) => Promise<boolean>
+}
 
 /** What containerd said last that it holds, and where that came from. Work is in proportion to what changes. */
 export class Inventory {
   readonly #client: ContainerdClient
+  readonly #isWhole: InventoryComponents['isWhole']
+  /** Found to be on record and not whole: not held */
+  readonly #damaged = new Set<Digest>()
   #content = new Map<Digest, Origin>()
   #tags = new Map<TagName, Digest>()
   /** What {@link changes} has told of */
@@ -16,8 +29,9 @@ export class Inventory {
   /** The registries of the tags that lead to content; made when it is asked for */
   #led: Map<Digest, Set<string>> | undefined
 
-  constructor(client: ContainerdClient) {
+  constructor({ client, isWhole }: InventoryComponents) {
     this.#client = client
+    this.#isWhole = isWhole
   }
 
   /** What {@link changes} has told of so far, altogether. */
@@ -31,13 +45,23 @@ export class Inventory {
     return [...(this.#content.get(digest)?.registries ?? []), ...(this.#led.get(digest) ?? [])]
   }
 
-  /** Asks for everything. */
-  async list(signal: AbortSignal): Promise<void> {
+  /** It could not be read to its end. */
+  damaged(digest: Digest): void {
+    this.#damaged.add(digest)
+  }
+
+  /** Asks for everything; with `thorough` also whether all of it is whole, else only of what was not. */
+  async list(signal: AbortSignal, { thorough }: { thorough: boolean }): Promise<void> {
     // In this order, since content comes before its tag.
     const tags = await this.#client.listTags({ signal })
     const content = await this.#client.listContent({ signal })
+    for (const digest of this.#damaged) if (!content.has(digest)) this.#damaged.delete(digest)
+    await concurrently(thorough ? content.keys() : [...this.#damaged], async (digest) => {
+      await this.#inspect(digest, content.get(digest), signal)
+    })
     for (const digest of this.#content.keys()) if (!content.has(digest)) this.#put(digest)
-    for (const [digest, origin] of content) this.#put(digest, origin)
+    for (const [digest, { origin }] of content)
+      this.#put(digest, this.#damaged.has(digest) ? undefined : origin)
     for (const tag of this.#tags.keys()) if (!tags.has(tag)) this.#point(tag)
     for (const [tag, target] of tags) this.#point(tag, target)
   }
@@ -64,9 +88,10 @@ export class Inventory {
     const homeless: Digest[] = []
     await concurrently(digests, async (digest) => {
       const info = await held(this.#client.info(digest, { signal }))
-      this.#put(digest, info?.origin)
-      if (info === undefined) missing.push(digest)
-      else if (info.origin.registries.length === 0) homeless.push(digest)
+      const isWhole = await this.#inspect(digest, info, signal)
+      this.#put(digest, isWhole ? info?.origin : undefined)
+      if (!isWhole) missing.push(digest)
+      else if (info?.origin.registries.length === 0) homeless.push(digest)
     })
     return { missing, homeless }
   }
@@ -89,6 +114,17 @@ export class Inventory {
     for (const key of removed) this.#told.delete(key)
     this.#touched.clear()
     return { added, removed, changed }
+  }
+
+  async #inspect(
+    digest: Digest,
+    info: ContentInfo | undefined,
+    signal: AbortSignal,
+  ): Promise<boolean> {
+    const isWhole = info !== undefined && (await this.#isWhole(digest, info.size, { signal }))
+    if (isWhole || info === undefined) this.#damaged.delete(digest)
+    else this.#damaged.add(digest)
+    return isWhole
   }
 
   #put(digest: Digest, origin?: Origin): void {

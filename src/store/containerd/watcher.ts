@@ -92,11 +92,12 @@ async function* watchConnected(
     hints.doubted()
   }
 
-  async function list(): Promise<void> {
+  async function list(whole: boolean): Promise<void> {
     // Both before the list, so that what changes meanwhile is noted.
     if (directory?.watched() === false) directory.watch()
     const begin = performance.now()
-    await inventory.list(signal)
+    // Without the directory each piece would be a question of its own.
+    await inventory.list(signal, { thorough: whole && directory !== undefined })
     const intervalMs = directory?.watched() === true ? init.reconcileMs : init.pollMs
     hints.listed(performance.now() - begin, intervalMs)
   }
@@ -110,7 +111,7 @@ async function* watchConnected(
         // Noted before the list, which a doubt of later may not rely on.
         whole = doubted
         doubted = false
-        await list()
+        await list(whole)
       } else {
         const { missing, homeless } = await inventory.check(work.keys(), signal)
         const attempts = (digest: Digest): number => (work.get(digest) ?? 0) + 1
