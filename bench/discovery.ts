@@ -1,4 +1,5 @@
 import { fork } from 'node:child_process'
+import { hash } from 'node:crypto'
 import { once } from 'node:events'
 import { appendFile, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { cpus, loadavg, tmpdir } from 'node:os'
@@ -9,7 +10,6 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Key } from 'interface-datastore'
 import { base32 } from 'multiformats/bases/base32'
-import { sha256 } from 'multiformats/hashes/sha2'
 import { buildImage } from '../src/cli/demo-image.ts'
 import { p2pPort } from '../src/config/schema.ts'
 import { createLogger } from '../src/observe/log.ts'
@@ -25,9 +25,10 @@ import { importImages } from './images.ts'
 /**
  * Whether what six nodes hold is found, how soon and at what cost: real daemons and containerds in network namespaces.
  *
- *     npm run bench:discovery -- [--only start,steady,lookups,pull,memory] [--digests N] [--lookups N] [--runs N]
+ *     npm run bench:discovery -- [--only start,steady,lookups,pull,memory] [--digests N] [--lookups N] [--runs N] [--steady S]
  *
  * Prints a table. Two nodes at a time hold the same content; of each two, one comes and goes while it is looked for.
+ * For the steady state it waits for 13 minutes by default: so often all records in the DHT are said anew.
  */
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
@@ -36,6 +37,7 @@ const { values: flags, positionals } = parseArgs({
     digests: { type: 'string', default: '10000' },
     lookups: { type: 'string', default: '100000' },
     runs: { type: 'string', default: '5' },
+    steady: { type: 'string', default: '780' },
   },
 })
 const wanted = new Set(flags.only.split(','))
@@ -51,7 +53,6 @@ const SEARCHER_PORT = 5901
 /** Lookups that follow each other without a pause, and the pause, in ms: all of them take a minute or more. */
 const BURST = 50
 const PAUSE = 40
-const STEADY = 60_000
 const FOREIGN_NODES = 10
 
 const [role, ...details] = positionals
@@ -167,17 +168,22 @@ async function start(
 /** What a node costs that nobody asks for anything. */
 async function steady(nodes: readonly ClusterNode[]): Promise<[string, string, string]> {
   say('what belongs to the start settles')
-  await delay(30_000)
+  for (const node of nodes) {
+    await until(async () => (await metric(node, 'shoal_dht_backlog')) === 0, {
+      timeoutMs: 600_000,
+      what: `all records of ${node.name} are out`,
+    })
+  }
   const before = nodes.map(({ daemon }) => cpuSeconds(daemon.pid))
   const began = performance.now()
-  say(`${STEADY / 1000} s of nothing`)
-  await delay(STEADY)
+  say(`${flags.steady} s of nothing`)
+  await delay(Number(flags.steady) * 1000)
   const seconds = (performance.now() - began) / 1000
   const shares = nodes.map(
     ({ daemon }, number) => (100 * (cpuSeconds(daemon.pid) - (before[number] ?? 0))) / seconds,
   )
   return [
-    'steady state, all nodes announcing: CPU of a daemon',
+    `steady state, all nodes announcing, for ${flags.steady} s: CPU of a daemon`,
     '2 % of a core',
     spread(shares, '%'),
   ]
@@ -361,8 +367,11 @@ async function remember([directory = '', port, count]: readonly string[]): Promi
   const records = new RecordStore()
   for (let provider = 0; provider < FOREIGN_NODES; provider += 1) {
     for (let key = 0; key < Number(count); key += 1) {
-      const hash = await sha256.digest(Buffer.from(`${provider}/${key}`))
-      const name = base32.encode(hash.bytes).slice(1)
+      const multihash = Buffer.concat([
+        Buffer.of(0x12, 0x20),
+        hash('sha256', `${provider}/${key}`, 'buffer'),
+      ])
+      const name = base32.baseEncode(multihash)
       records.put(new Key(`/dht/provider/${name}/12D3KooW${provider}`))
     }
   }
