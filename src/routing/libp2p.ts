@@ -23,7 +23,7 @@ import {
 import type { NodeTopology } from './bootstrap/kubernetes.ts'
 import type { BootstrapTarget } from './bootstrap/target.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
-import { RecordStore } from './dht/record-store.ts'
+import { LONG_RECORD_LIFE_MS, RECORD_LIFE_MS, RecordStore } from './dht/record-store.ts'
 import { loadIdentity } from './identity.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
@@ -176,7 +176,8 @@ export class Libp2pRouter implements Router, Startable {
     this.#spegel = init.mesh === 'spegel'
     const needed = (): boolean =>
       this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
-    this.#foreign = new RecordStore({ maxRecords: init.maxRecords })
+    const lifeMs = this.#spegel ? RECORD_LIFE_MS : LONG_RECORD_LIFE_MS
+    this.#foreign = new RecordStore({ lifeMs, maxRecords: init.maxRecords })
     this.#records = new DhtRecords(
       {
         log,
@@ -186,6 +187,7 @@ export class Libp2pRouter implements Router, Startable {
       },
       {
         protocol: this.#dhtProtocol,
+        lifeMs,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
       },
     )

@@ -3,8 +3,10 @@ import { BaseDatastore } from 'datastore-core'
 import { Key, type Pair, type Query } from 'interface-datastore'
 
 const SECOND = 1000
-/** So long a record lives, as Spegel's. */
+/** So long a record lives in a mesh with Spegel nodes, who say theirs again in time for that, … */
 export const RECORD_LIFE_MS = 19 * 60 * SECOND
+/** … and among nodes of ours: whoever is gone is told of, and to say everything anew is most of what a node at rest costs. */
+export const LONG_RECORD_LIFE_MS = 10 * RECORD_LIFE_MS
 
 /** 5,000 nodes of 20,000 digests each, every one of them kept by 20 of them, come to 400,000 a node. */
 const MAX_RECORDS = 500_000
@@ -39,6 +41,8 @@ interface Entry {
 }
 
 interface RecordStoreInit {
+  /** {@link RECORD_LIFE_MS} by default */
+  readonly lifeMs?: number | undefined
   readonly maxRecords?: number | undefined
   readonly maxRecordsOfProvider?: number
 }
@@ -51,6 +55,8 @@ interface RecordStoreInit {
 export class RecordStore extends BaseDatastore {
   readonly #max: number
   readonly #maxOfProvider: number
+  /** In s */
+  readonly #life: number
   readonly #byKey = new Map<string, Entry>()
   readonly #providers = new Map<string, Provider>()
   #oldest: Entry | undefined
@@ -60,6 +66,7 @@ export class RecordStore extends BaseDatastore {
 
   constructor(init: RecordStoreInit = {}) {
     super()
+    this.#life = (init.lifeMs ?? RECORD_LIFE_MS) / SECOND
     this.#max = init.maxRecords ?? MAX_RECORDS
     this.#maxOfProvider = init.maxRecordsOfProvider ?? MAX_RECORDS_OF_PROVIDER
   }
@@ -98,7 +105,8 @@ export class RecordStore extends BaseDatastore {
     }
     const names: Key[] = []
     for (let entry = this.#byKey.get(key); entry !== undefined; entry = entry.next) {
-      if (!isExpired(entry)) names.push(new Key(`${prefix ?? ''}/${entry.provider.id}`, false))
+      if (!this.#isExpired(entry))
+        names.push(new Key(`${prefix ?? ''}/${entry.provider.id}`, false))
     }
     for (const name of names) yield { key: name, value: VALUE }
   }
@@ -151,7 +159,7 @@ export class RecordStore extends BaseDatastore {
   /** True when there may be more than the `count` it has dropped. */
   #expire(count: number): boolean {
     for (let dropped = 0; dropped < count; dropped += 1) {
-      if (this.#oldest === undefined || !isExpired(this.#oldest)) return false
+      if (this.#oldest === undefined || !this.#isExpired(this.#oldest)) return false
       this.#drop(this.#oldest)
     }
     return true
@@ -190,6 +198,10 @@ export class RecordStore extends BaseDatastore {
     entry.older = undefined
     entry.newer = undefined
   }
+
+  #isExpired({ at }: Entry): boolean {
+    return now() - at > this.#life
+  }
 }
 
 /** The store has no such record. */
@@ -201,10 +213,6 @@ export class RecordNotFoundError extends Error {
 
 function now(): number {
   return Math.floor(performance.now() / SECOND)
-}
-
-function isExpired({ at }: Entry): boolean {
-  return now() - at > RECORD_LIFE_MS / SECOND
 }
 
 /** A part of a string holds on to the whole of it. */

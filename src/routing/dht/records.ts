@@ -9,6 +9,7 @@ import { create as createMultihash } from 'multiformats/hashes/digest'
 import type { Logger } from '../../observe/log.ts'
 import type { ContentKey } from '../../oci/reference.ts'
 import { distanceOf, KeySpace, placeOf, REPLICAS } from './key-space.ts'
+import { RECORD_LIFE_MS } from './record-store.ts'
 import { survey } from './survey.ts'
 
 const RAW = 0x55
@@ -26,17 +27,18 @@ const MAX_PAUSE_MS = 10_000
 /** What a batch costs a receiver is how long the quickest of so many took: the others waited for something else. */
 const PACE_BATCHES = 10
 /**
- * Records live for 19 minutes. They are said again every 13, a little at a time for 6 of these, and for the first time
- * 7 minutes after they went out in one go; so none gets older than 13.
+ * Of the life of a record. It is said again after the first, all of them a little at a time for the second of these, and
+ * for the first time sooner after they went out in one go; so none gets older than the first.
  */
-const RENEW_MS = 13 * MINUTE
-const RENEW_OVER_MS = 6 * MINUTE
+const RENEW_AFTER = 13 / 19
+const RENEW_OVER = 6 / 19
 /** When many nodes join at once, their turns begin at different times. */
 const SPREAD_MS_PER_NODE = 10
 /** So long after a node left others keep its records in its place: one that only restarts is back by then. */
 const SETTLE_MS = 5000
-/** Between two looks at the whole DHT: first so long, then twice as long each time, until it is as long as RENEW_MS */
+/** Between two looks at the whole DHT: first so long, then twice as long each time, until the second */
 const SURVEY_MS = 5000
+const MAX_SURVEY_MS = 13 * MINUTE
 /** Connections last in a network of up to so many: whoever connects again has started anew. */
 const LASTING = 150
 /** So many nodes are dialled at a time to tell them records. */
@@ -96,6 +98,8 @@ interface DhtRecordsComponents {
 interface DhtRecordsInit {
   /** The DHT's protocol */
   readonly protocol: string
+  /** How long receivers keep a record; {@link RECORD_LIFE_MS} by default */
+  readonly lifeMs?: number | undefined
   /** Of a receiver's time for each sender, while lookups need records */
   readonly shareNeeded?: number
   /** Milliseconds from the leaving of a node until others are told its records */
@@ -137,6 +141,8 @@ export class DhtRecords {
   readonly #shareNeeded: number
   readonly #settleMs: number
   readonly #surveyMs: number
+  readonly #renewMs: number
+  readonly #renewOverMs: number
   /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
   readonly #wanted = new Map<ContentKey, number>()
   /** Keys, and nodes, that nobody was assigned to yet */
@@ -164,6 +170,9 @@ export class DhtRecords {
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
     this.#settleMs = init.settleMs ?? SETTLE_MS
     this.#surveyMs = init.surveyMs ?? SURVEY_MS
+    const { lifeMs = RECORD_LIFE_MS } = init
+    this.#renewMs = RENEW_AFTER * lifeMs
+    this.#renewOverMs = RENEW_OVER * lifeMs
   }
 
   /** Sends records to whom `node` meets; call it before the node starts. */
@@ -264,7 +273,7 @@ export class DhtRecords {
       this.#assign()
       const waitMs = Math.max(MIN_RETRY_MS, startedAt + intervalMs - performance.now())
       await delay(waitMs, undefined, { signal, ref: false })
-      intervalMs = this.#incomplete() ? Math.min(2 * intervalMs, RENEW_MS) : this.#surveyMs
+      intervalMs = this.#incomplete() ? Math.min(2 * intervalMs, MAX_SURVEY_MS) : this.#surveyMs
     }
   }
 
@@ -394,7 +403,7 @@ export class DhtRecords {
     const { signal } = receiver.left
     await delay(Math.random() * this.#spreadMs, undefined, { signal, ref: false })
     let renewed = this.#near(receiver)
-    let renewsAt = performance.now() + RENEW_MS - RENEW_OVER_MS
+    let renewsAt = performance.now() + this.#renewMs - this.#renewOverMs
     let roundAt = renewsAt
     let retryMs = MIN_RETRY_MS
     let tries = 0
@@ -414,7 +423,7 @@ export class DhtRecords {
         if (!renews) continue
         // The round is over
         renewed = this.#near(receiver)
-        renewsAt = roundAt = Math.max(roundAt + RENEW_MS, performance.now() + MIN_RETRY_MS)
+        renewsAt = roundAt = Math.max(roundAt + this.#renewMs, performance.now() + MIN_RETRY_MS)
         continue
       }
       const started = performance.now()
@@ -442,7 +451,7 @@ export class DhtRecords {
       // All must be out before the first is to be said again, however many they are and however slow the node
       const part = Math.min(1, REPLICAS / this.#receivers.size)
       const batches = Math.max(1, Math.ceil((this.#wanted.size * part) / BATCH))
-      const evenMs = Math.max(RENEW_OVER_MS / batches, elapsed)
+      const evenMs = Math.max(this.#renewOverMs / batches, elapsed)
       if (renews) {
         renewsAt = performance.now() + evenMs
       } else {

@@ -11,6 +11,9 @@ import type { Inventory } from './inventory.ts'
 const MIN_RECONNECT_MS = 100
 const MAX_RECONNECT_MS = 2000
 
+/** Of the time, lists take this much at most where changes are not seen: with very many digests some are noticed later. */
+const POLL_SHARE = 0.01
+
 /** Where content came from is written a moment after it; it is asked for again so many times at most. */
 const ORIGIN_ATTEMPTS = 4
 
@@ -98,8 +101,9 @@ async function* watchConnected(
     const begin = performance.now()
     // Without the directory each piece would be a question of its own.
     await inventory.list(signal, { thorough: whole && directory !== undefined })
-    const intervalMs = directory?.watched() === true ? init.reconcileMs : init.pollMs
-    hints.listed(performance.now() - begin, intervalMs)
+    const tookMs = performance.now() - begin
+    const pollMs = Math.max(init.pollMs, tookMs / POLL_SHARE)
+    hints.listed(tookMs, directory?.watched() === true ? init.reconcileMs : pollMs)
   }
 
   try {

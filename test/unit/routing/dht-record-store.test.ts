@@ -3,7 +3,7 @@ import { hash } from 'node:crypto'
 import { suite, test, type TestContext } from 'node:test'
 import { Key } from 'interface-datastore'
 import { base32 } from 'multiformats/bases/base32'
-import { RecordStore } from '../../../src/routing/dht/record-store.ts'
+import { LONG_RECORD_LIFE_MS, RecordStore } from '../../../src/routing/dht/record-store.ts'
 
 const MINUTE = 60_000
 
@@ -58,6 +58,15 @@ suite('store of DHT records', () => {
     assert.equal(store.stats().records, 1)
     assert.deepEqual(await providersOf(store, 1), ['a'])
     assert.ok(turns > 0, 'nothing else ran while the old were dropped')
+  })
+
+  test('a record lives as long as is said', async (context) => {
+    const store = new RecordStore({ lifeMs: LONG_RECORD_LIFE_MS })
+    put(store, 1, 'a')
+    later(context, LONG_RECORD_LIFE_MS - MINUTE)
+    assert.deepEqual(await providersOf(store, 1), ['a'])
+    later(context, 2 * MINUTE)
+    assert.deepEqual(await providersOf(store, 1), [])
   })
 
   test('what names no content is not kept', () => {
