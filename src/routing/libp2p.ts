@@ -381,8 +381,12 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   /** More nodes are there than one is connected with, so that their lookups depend on the DHT. */
-  #isLarge({ protocol }: Running): boolean {
-    return protocol.turnedAway || protocol.size >= this.#meshSize
+  #isLarge({ node, protocol }: Running): boolean {
+    return (
+      protocol.crowded ||
+      protocol.size >= this.#meshSize ||
+      node.getConnections().length >= this.#maxConnections
+    )
   }
 
   /**
@@ -568,7 +572,9 @@ export class Libp2pRouter implements Router, Startable {
 
   /** Who comes, goes, or is heard of. */
   #follow({ node, protocol, mesh, known, bootstrapper, id: self }: Running): void {
-    const isWanted = (id: string): boolean => id !== self && protocol.size < this.#meshSize
+    const hasRoom = (): boolean => node.getConnections().length < this.#maxConnections
+    const isWanted = (id: string): boolean =>
+      id !== self && protocol.size < this.#meshSize && hasRoom() && !protocol.isFull(id)
     protocol.on('change', () => this.#changes.emit('change'))
     for (const event of ['join', 'update', 'leave'] as const)
       protocol.on(event, () => this.#followOthers(protocol))
@@ -677,6 +683,7 @@ export class Libp2pRouter implements Router, Startable {
     const { node, protocol, id } = running
     const address = toMultiaddr(target)
     if (target.id === id || ownAddresses(node).includes(address)) return
+    if (target.id !== undefined && protocol.size > 0 && protocol.isFull(target.id)) return
     for (const remote of protocol.nodes()) {
       if (remote.peer.id === target.id || remote.addresses.includes(address)) return
     }

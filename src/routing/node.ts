@@ -113,7 +113,8 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
           overriding(components, {
             datastore: init.records,
             metrics: components.metrics ?? countRequests(init.onRequest),
-            peerStore: withProviders(components.peerStore),
+            // Nodes of ours are looked for by the mesh
+            peerStore: withProviders(components.peerStore, { callsBack: init.strangers }),
             ping: pingUnlessConnected(components),
           }),
         ),

@@ -1,4 +1,10 @@
-import type { Peer, PeerId, PeerStore } from '@libp2p/interface'
+import {
+  KEEP_ALIVE,
+  type Peer,
+  type PeerData,
+  type PeerId,
+  type PeerStore,
+} from '@libp2p/interface'
 
 /** So long a node's addresses are not written again when they are the same. The peer store keeps them for an hour. */
 const FRESH_MS = 10 * 60_000
@@ -8,9 +14,13 @@ const MAX_PROVIDERS = 2000
 /**
  * `store` as kad-dht is to see it. kad-dht writes a sender's addresses with every single record, which is half of a
  * record's cost, and a provider that the store has forgotten makes its whole answer to a lookup fail. Here addresses
- * that were written a moment ago are not written again, and who was forgotten is where he last was, or nowhere.
+ * that were written a moment ago are not written again, and who was forgotten is where he last was, or nowhere. Without
+ * `callsBack` nobody is marked as one to be dialled as soon as he has hung up, which he may have meant.
  */
-export function withProviders(store: PeerStore): PeerStore {
+export function withProviders(
+  store: PeerStore,
+  { callsBack }: { callsBack: boolean } = { callsBack: false },
+): PeerStore {
   const known = new Map<string, { addresses: string; writtenAt: number; peer: Peer }>()
   return {
     forEach: (each, query) => store.forEach(each, query),
@@ -24,7 +34,8 @@ export function withProviders(store: PeerStore): PeerStore {
       known.delete(id.toString())
       await store.delete(id, options)
     },
-    async merge(id, data, options) {
+    async merge(id, given, options) {
+      const data = callsBack ? given : withoutCallback(given)
       const { multiaddrs, ...more } = data
       if (multiaddrs === undefined || Object.keys(more).length > 0)
         return store.merge(id, data, options)
@@ -51,6 +62,12 @@ export function withProviders(store: PeerStore): PeerStore {
       }
     },
   }
+}
+
+function withoutCallback(data: PeerData): PeerData {
+  if (data.tags === undefined) return data
+  const tags = Object.entries(data.tags).filter(([name]) => !name.startsWith(KEEP_ALIVE))
+  return { ...data, tags: Object.fromEntries(tags) }
 }
 
 function nowhere(id: PeerId): Peer {

@@ -35,6 +35,10 @@ const TOLD_SPREAD_MS_PER_NODE = 2
 /** Who suspected a node without reason is not heard for so long. */
 const MUTE_MS = 30_000
 const CLOSE_TIMEOUT_MS = 500
+/** A node that had no room is not asked for any so long, however many name it … */
+const FULL_MS = 10 * 60_000
+/** … nor are so many of them. */
+const MAX_FULL = 4096
 /** How long a peer that broke the protocol is refused. */
 const CUT_MS = 60_000
 
@@ -84,8 +88,10 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #remotes = new Map<string, Listening & { node: Remote }>()
   readonly #speaking = new Map<string, Speaking>()
   readonly #cut = new Map<string, number>()
+  /** Nodes that had no room, and until when that counts; the newest last */
+  readonly #full = new Map<string, number>()
   #toldProbes = 0
-  #turnedAway = false
+  #crowded = false
   readonly #stopped = new AbortController()
   #topology: string | undefined
   #watchdog: NodeJS.Timeout | undefined
@@ -141,14 +147,23 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     return this.#remotes.size
   }
 
-  /** Some node had no room for this one: the mesh is larger than what one node sees of it. */
-  get turnedAway(): boolean {
-    return this.#turnedAway
+  /** Some node had no room for this one, or this one for another: the mesh is larger than what one node sees of it. */
+  get crowded(): boolean {
+    return this.#crowded
+  }
+
+  /** True for a node that had no room for this one a short while ago. */
+  isFull(id: string): boolean {
+    return (this.#full.get(id) ?? 0) > performance.now()
   }
 
   /** Ends a connection for which there is no room, so that the peer knows why. */
   async turnAway(connection: Connection): Promise<void> {
-    await this.#speaking.get(connection.remotePeer.toString())?.leave({ full: true })
+    this.#crowded = true
+    const id = connection.remotePeer.toString()
+    const listening = this.#remotes.get(id)
+    if (listening !== undefined) listening.dismissed = true
+    await this.#speaking.get(id)?.leave({ full: true })
     try {
       await connection.close({ signal: AbortSignal.timeout(CLOSE_TIMEOUT_MS) })
     } catch {
@@ -278,8 +293,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         this.#heardSuspicion(node, message.value.id)
         break
       case 'goodbye':
-        if (message.value.full) this.#turnedAway = true
         this.#end(listening, true)
+        if (message.value.full) this.#heardFull(listening, node)
         break
       case 'alive':
       case undefined:
@@ -302,6 +317,18 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     }
     this.emit('join', node, hello.members)
     this.emit('change')
+  }
+
+  #heardFull({ connection }: Listening, { peer: { id } }: Remote): void {
+    this.#crowded = true
+    // The other side ends it, too, but until then a lookup that leads there would take it for a way
+    connection.abort(new PeerProtocolError('peer has no room'))
+    this.#full.delete(id)
+    this.#full.set(id, performance.now() + FULL_MS)
+    for (const oldest of this.#full.keys()) {
+      if (this.#full.size <= MAX_FULL) break
+      this.#full.delete(oldest)
+    }
   }
 
   /** A liar causes one ping, and then nothing for {@link MUTE_MS}. */
@@ -339,8 +366,9 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     return false
   }
 
-  #end(listening: Listening, meant: boolean): void {
+  #end(listening: Listening, goodbye: boolean): void {
     if (!this.#listening.delete(listening)) return
+    const meant = goodbye || listening.dismissed === true
     const { node, stream } = listening
     if (stream.status === 'open') stream.abort(new PeerProtocolError('nothing more is expected'))
     if (node === undefined || this.#remotes.get(node.peer.id) !== listening) return
@@ -391,6 +419,8 @@ interface Listening {
   /** Set by its hello */
   node?: Remote
   silentBeats: number
+  /** There is no room for it: its end is meant, and it is not called back */
+  dismissed?: true
   probe?: { readonly since: number; readonly lives: Promise<boolean> }
 }
 

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
+import { KEEP_ALIVE } from '@libp2p/interface'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { withProviders } from '../../../src/routing/dht/provider-addresses.ts'
@@ -20,5 +21,15 @@ suite('addresses of those who provide', () => {
     await node.peerStore.delete(id)
     const texts = (await store.get(id)).addresses.map((each) => String(each.multiaddr))
     assert.ok(texts.includes(String(away)))
+  })
+
+  test('nobody is marked to be dialled as soon as he hangs up, unless that is wanted', async () => {
+    const node = await createLibp2p({ start: false })
+    const { peerId: id } = await createLibp2p({ start: false })
+    const mark = { tags: { [`${KEEP_ALIVE}-dht`]: { value: 1 }, near: { value: 1 } } }
+    await withProviders(node.peerStore).merge(id, mark)
+    assert.deepEqual([...(await node.peerStore.get(id)).tags.keys()], ['near'])
+    await withProviders(node.peerStore, { callsBack: true }).merge(id, mark)
+    assert.equal((await node.peerStore.get(id)).tags.size, 2)
   })
 })

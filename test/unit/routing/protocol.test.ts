@@ -374,6 +374,37 @@ suite('peer protocol: updates', () => {
   })
 })
 
+suite('peer protocol: no room', () => {
+  test('who is turned away is not missed, knows why, and has no connection left', async () => {
+    const make = () =>
+      speaker(
+        () => CARD,
+        () => [],
+      )
+    await using full = await make()
+    await using guest = await make()
+    const [fullId, guestId] = [full.node.peerId.toString(), guest.node.peerId.toString()]
+    await guest.node.dial(full.node.getMultiaddrs())
+    await until(
+      () => full.protocol.get(guestId) !== undefined && guest.protocol.get(fullId) !== undefined,
+    )
+    const left: boolean[] = []
+    full.protocol.on('leave', (_, meant) => left.push(meant))
+    const [connection] = full.node.getConnections(guest.node.peerId)
+    assert.ok(connection !== undefined)
+    await full.protocol.turnAway(connection)
+    await until(() => left.length > 0 && guest.protocol.isFull(fullId))
+    assert.deepEqual(left, [true])
+    assert.ok(!full.protocol.isFull(guestId))
+    assert.ok(full.protocol.crowded && guest.protocol.crowded, 'neither sees all of the mesh')
+    assert.equal(
+      guest.node.getConnections().filter(({ status }) => status === 'open').length,
+      0,
+      'a dial makes a new one',
+    )
+  })
+})
+
 suite('peer protocol: frames', () => {
   test('come out as they went in, however they are cut', () => {
     const bodies = fc.array(fc.uint8Array({ maxLength: 400 }), { maxLength: 8 })
