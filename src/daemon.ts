@@ -31,6 +31,7 @@ import { PoisonedDownloads } from './pull/poisoned.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
 import { trustedTags } from './pull/tags.ts'
+import { Transfers } from './pull/transfer.ts'
 import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
@@ -192,6 +193,10 @@ export function createDaemon(
     discard: async (digest) => (layout === undefined ? containerd.abortIngests(digest) : 0),
     log: component('pull'),
   })
+  const transfers = new Transfers({
+    log: component('pull'),
+    onWrongContent: (digest) => poisoned.note(digest),
+  })
   const client = new RegistryClient({
     timeouts: config.peers,
     ...(spegel && { headers: SPEGEL_HEADERS }),
@@ -202,7 +207,6 @@ export function createDaemon(
       client,
       log: component('pull:peers'),
       onAttempt: (outcome) => metrics.peerAttempts.inc({ outcome }),
-      onWrongContent: (digest) => poisoned.note(digest),
     },
     config.peers,
   )
@@ -246,13 +250,12 @@ export function createDaemon(
     endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
-    onWrongContent: (digest) => poisoned.note(digest),
   })
   const pulls =
     config.upstream === 'on'
       ? trustedTags(
           {
-            open: chain([known, shared, news, upstream]),
+            open: transfers.over(chain([known, shared, news, upstream])),
             upstream: (request, options) => upstream.open(request, options),
           },
           {
@@ -261,7 +264,7 @@ export function createDaemon(
             homeRegistry: config.registry.name,
           },
         )
-      : chain([known, shared, news])
+      : transfers.over(chain([known, shared, news]))
   const localListener: Listener = new Listener(
     registry(
       'local',
@@ -373,7 +376,7 @@ export function createDaemon(
     registries,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
-    { start: async () => {}, stop: async () => peers.close() },
+    { start: async () => {}, stop: async () => transfers.close() },
     { start: async () => {}, stop: async () => upstream.close() },
     localListener,
     mirror,

@@ -1,5 +1,4 @@
-import type { PullRequest } from '../oci/distribution.ts'
-import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
+import { ContentNotFoundError, type ContentSource } from './source.ts'
 
 /** Opens what a request asks for; the one thing the HTTP room knows of all sources. */
 export type OpenContent = ContentSource['open']
@@ -9,7 +8,7 @@ export type OpenContent = ContentSource['open']
  * reached: it must not keep a pull from the peers, but when nobody has the content it is what the client has to hear.
  */
 export function chain(sources: readonly ContentSource[]): OpenContent {
-  return async (request: PullRequest, options: { signal: AbortSignal }): Promise<Content> => {
+  return async (request, options) => {
     let unavailable: Error | undefined
     for (const source of sources) {
       options.signal.throwIfAborted()

@@ -72,12 +72,14 @@ export class PeerChoice {
     return origins.toSorted((a, b) => Number(b === last) - Number(a === last))
   }
 
-  /** A request to it begins; to be ended once by what is returned. */
+  /** A request to it begins; it is over when what is returned is called for the first time. */
   begin(peer: Peer): () => void {
     const record = this.#record(peer)
     record.outstanding += 1
+    let over = false
     return () => {
-      record.outstanding -= 1
+      if (!over) record.outstanding -= 1
+      over = true
     }
   }
 

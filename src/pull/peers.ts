@@ -1,25 +1,29 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../observe/log.ts'
-import { bytesBody, ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
-import { digestOf, DigestMismatchError, type Digest } from '../oci/digest.ts'
+import { bytesBody, type ContentBody } from '../oci/body.ts'
+import { digestOf, DigestMismatchError } from '../oci/digest.ts'
 import {
   keyOf,
   rangeLength,
   resolveRange,
-  type ByteRange,
   type PullRequest,
   type RangeRequest,
 } from '../oci/distribution.ts'
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
 import type { Peer, Router } from '../routing/router.ts'
 import { PeerChoice } from './choice.ts'
-import { Hashing, type Verifier } from './hashing.ts'
 import {
   RegistryRequestError,
   type RegistryAnswer,
   type RegistryClient,
 } from './registry-client.ts'
-import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
+import {
+  ContentNotFoundError,
+  type Content,
+  type ContentSource,
+  type Giver,
+  type OpenOptions,
+} from './source.ts'
 
 /** What became of one request to one peer; for metrics. */
 export type PeerOutcome = 'ok' | 'not found' | 'busy' | 'unreachable' | 'bad answer' | 'bad content'
@@ -30,8 +34,6 @@ export interface PeersComponents {
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: PeerOutcome) => void
-  /** Told when wrong bytes of a blob have gone to the client. */
-  readonly onWrongContent?: (digest: Digest) => void
 }
 
 export interface PeersInit {
@@ -45,13 +47,10 @@ export interface PeersInit {
 
 /** Why a lookup and the others of a race end. One for all: an abort without a reason makes a new error each time. */
 const DECIDED = new Error('not waited for any longer')
-/** Requests for one blob, resumptions included; a bound for a mesh in which everything breaks. */
-const MAX_ATTEMPTS = 32
 
 /**
- * Gets content from other nodes. All of it is in here: peers are asked as the lookup finds them, a second one when the
- * first is slow, the first good answer wins; when a body breaks the next peer goes on at the same byte; and content
- * asked for by digest is verified before its last bytes go out.
+ * Gets content from other nodes. Peers are asked as the lookup finds them, a second one when the first is slow, and the
+ * first good answer wins. Manifests are verified here, what is given of blobs is not.
  */
 export class PeersSource implements ContentSource {
   readonly name = 'peer'
@@ -59,27 +58,19 @@ export class PeersSource implements ContentSource {
   readonly #client: RegistryClient
   readonly #log: Logger
   readonly #onAttempt: (outcome: PeerOutcome) => void
-  readonly #onWrongContent: (digest: Digest) => void
   readonly #init: PeersInit
   readonly #choice: PeerChoice
-  readonly #hashing = new Hashing()
 
   constructor(components: PeersComponents, init: PeersInit) {
     this.#router = components.router
     this.#client = components.client
     this.#log = components.log
     this.#onAttempt = components.onAttempt ?? (() => {})
-    this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#init = init
     this.#choice = new PeerChoice(init)
   }
 
-  /** Ends what runs beside: content that is being verified fails. */
-  async close(): Promise<void> {
-    await this.#hashing.close()
-  }
-
-  async open(request: PullRequest, { signal }: { signal: AbortSignal }): Promise<Content> {
+  async open(request: PullRequest, { signal, rest }: OpenOptions): Promise<Content> {
     if (request.kind === 'manifest') return this.#openManifest(request, signal)
     if (!('digest' in request.target)) throw new ContentNotFoundError('blobs have digests only')
     const { digest } = request.target
@@ -97,21 +88,24 @@ export class PeersSource implements ContentSource {
       const part = range === undefined ? undefined : resolveRange(range, descriptor.size)
       return { source: this.name, descriptor, ...(part !== undefined && { range: part }) }
     }
-    const transfer = await this.#patient(request, range, signal).catch(async (error: unknown) => {
-      if (range === undefined || !(error instanceof ContentNotFoundError)) throw error
+    const options = { tried: rest?.asked, size: rest?.size }
+    const found = this.#patient(request, range, signal, options)
+    const transfer = await found.catch(async (error: unknown) => {
+      if (range === undefined || rest !== undefined || !(error instanceof ContentNotFoundError))
+        throw error
       // Perhaps it is not the content that nobody has, but the part; or they understand no range without both its ends.
       const { descriptor } = await this.open({ ...request, method: 'HEAD' }, { signal })
       const part = resolveRange(range, descriptor.size)
       const { size } = descriptor
       return this.#patient(request, { kind: 'from', ...part }, signal, { size })
     })
-    const descriptor = describe(transfer)
     const part = transfer.answer.range
     return {
       source: this.name,
-      descriptor,
+      descriptor: describe(transfer),
       ...(part !== undefined && { range: part }),
-      body: this.#body(request, descriptor, transfer, part),
+      body: this.#body(transfer),
+      giver: this.#giver(transfer.peer),
     }
   }
 
@@ -146,96 +140,30 @@ export class PeersSource implements ContentSource {
     }
   }
 
-  /** The body of a blob: the first transfer, and when it breaks the next ones, each from the byte reached. */
-  #body(
-    request: PullRequest,
-    descriptor: Descriptor,
-    first: Transfer,
-    range?: ByteRange,
-  ): ContentBody {
-    const end = range?.end ?? descriptor.size - 1
-    const start = range?.start ?? 0
+  #body({ peer, answer, close }: Transfer): ContentBody {
+    const length = answer.range === undefined ? answer.size : rangeLength(answer.range)
     return {
-      length: range === undefined ? descriptor.size : rangeLength(range),
-      discard: async () => first.close(),
-      writeTo: async (sink, { signal }) => {
-        const { digest, size } = descriptor
-        const verifier = range === undefined ? this.#hashing.verifier(digest, size) : undefined
+      length,
+      discard: async () => close(),
+      writeTo: async (sink) => {
+        let waited = 0
+        let ready = performance.now()
         try {
-          await this.#write(request, descriptor, first, { start, end }, { sink, verifier, signal })
+          for await (const chunk of answer.body ?? []) {
+            waited += performance.now() - ready
+            await sink.write(chunk)
+            ready = performance.now()
+          }
         } finally {
-          verifier?.drop()
+          close()
         }
+        this.#choice.sent(peer, length, waited)
       },
     }
   }
 
-  async #write(
-    request: PullRequest,
-    descriptor: Descriptor,
-    first: Transfer,
-    { start, end }: ByteRange,
-    {
-      sink,
-      verifier,
-      signal,
-    }: { sink: ByteSink; verifier?: Verifier | undefined; signal: AbortSignal },
-  ): Promise<void> {
-    const tried = new Set<string>([first.peer.id])
-    const contributors = new Set<Peer>()
-    const progress = { offset: start }
-    let transfer = first
-    for (let attempt = 1; ; attempt += 1) {
-      try {
-        contributors.add(transfer.peer)
-        const from = progress.offset
-        const waited = await copy(transfer.answer, sink, progress, end, verifier)
-        this.#choice.sent(transfer.peer, progress.offset - from, waited)
-        transfer.close()
-        return
-      } catch (error) {
-        transfer.close()
-        signal.throwIfAborted()
-        if (error instanceof SinkError) throw error.cause
-        // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
-        // cannot be told either, so the next attempt does without any of them.
-        if (error instanceof DigestMismatchError) {
-          for (const peer of contributors) this.#failed(peer, error)
-          this.#onWrongContent(descriptor.digest)
-          throw error
-        }
-        this.#failed(transfer.peer, error)
-        if (attempt >= MAX_ATTEMPTS) throw error
-      }
-      const rest = { start: progress.offset, end }
-      transfer = await this.#resume(request, descriptor, rest, tried, signal)
-    }
-  }
-
-  async #resume(
-    request: PullRequest,
-    descriptor: Descriptor,
-    rest: ByteRange,
-    tried: Set<string>,
-    signal: AbortSignal,
-  ): Promise<Transfer> {
-    try {
-      const range = { kind: 'from', ...rest } as const
-      const transfer = await this.#patient(request, range, signal, {
-        tried,
-        size: descriptor.size,
-      })
-      this.#log.debug(
-        { digest: descriptor.digest, peer: transfer.peer.name, offset: rest.start },
-        'pull resumed',
-      )
-      return transfer
-    } catch (error) {
-      if (!(error instanceof ContentNotFoundError)) throw error
-      throw new ContentTruncatedError(`no peer is left to go on at byte ${rest.start}`, {
-        cause: error,
-      })
-    }
+  #giver(peer: Peer): Giver {
+    return { id: peer.id, failed: (error) => this.#failed(peer, error) }
   }
 
   /**
@@ -247,7 +175,10 @@ export class PeersSource implements ContentSource {
     request: PullRequest,
     range: RangeRequest | undefined,
     signal: AbortSignal,
-    { tried = new Set(), size }: { tried?: Set<string>; size?: number } = {},
+    {
+      tried = new Set(),
+      size,
+    }: { tried?: Set<string> | undefined; size?: number | undefined } = {},
   ): Promise<Transfer> {
     const end = performance.now() + this.#init.busy
     for (;;) {
@@ -339,8 +270,9 @@ export class PeersSource implements ContentSource {
       clearTimeout(patience?.timer)
       clearTimeout(late)
       looking.abort(DECIDED)
-      // The others are let go, also those that answer just now.
-      for (const { abort, done } of running.values()) {
+      // The others are let go, also those that answer just now. They may be asked again.
+      for (const [id, { abort, done }] of running) {
+        tried.delete(id)
         abort.abort(DECIDED)
         void done.then(
           (late) => {
@@ -393,7 +325,14 @@ export class PeersSource implements ContentSource {
         }
         this.#onAttempt('ok')
         this.#choice.answered(peer, origin, performance.now() - asked)
-        return new Transfer(peer, answer, end)
+        return {
+          peer,
+          answer,
+          close() {
+            answer.close()
+            end()
+          },
+        }
       } catch (error) {
         if (signal.aborted) break
         const unreachable = outcomeOf(error) === 'unreachable'
@@ -434,64 +373,11 @@ export class PeersSource implements ContentSource {
 }
 
 /** An answer that is being read, and whose it is. */
-class Transfer {
+interface Transfer {
   readonly peer: Peer
   readonly answer: RegistryAnswer
-  #end: (() => void) | undefined
-
-  constructor(peer: Peer, answer: RegistryAnswer, end: () => void) {
-    this.peer = peer
-    this.answer = answer
-    this.#end = end
-  }
-
   /** Whether it was read to its end or not; it may be called again. */
-  close(): void {
-    this.answer.close()
-    this.#end?.()
-    this.#end = undefined
-  }
-}
-
-/** The client's side of a copy failed: nobody else is to blame, and nothing is to be resumed. */
-class SinkError extends Error {
-  override readonly name = 'SinkError'
-  readonly code = 'ERR_SINK'
-}
-
-/**
- * Writes an answer's bytes up to `end`; the last ones only after the digest was found right.
- * @returns for how many ms the peer was waited for
- */
-async function copy(
-  answer: RegistryAnswer,
-  sink: ByteSink,
-  progress: { offset: number },
-  end: number,
-  verifier: Verifier | undefined,
-): Promise<number> {
-  let waited = 0
-  let ready = performance.now()
-  for await (const chunk of answer.body ?? []) {
-    waited += performance.now() - ready
-    const left = end + 1 - progress.offset
-    if (chunk.length > left) throw new RegistryRequestError('bad answer', 'sent too much')
-    const last = chunk.length === left
-    const verified = verifier?.update(chunk)
-    if (last) {
-      await verified
-      await verifier?.finish()
-    }
-    const written = sink.write(chunk).catch((cause: unknown) => {
-      throw new SinkError('client is gone', { cause })
-    })
-    await Promise.all([written, verified])
-    progress.offset += chunk.length
-    ready = performance.now()
-  }
-  if (progress.offset <= end) throw new RegistryRequestError('unreachable', 'ended too early')
-  if (end < 0) await verifier?.finish()
-  return waited
+  readonly close: () => void
 }
 
 /** The whole of a small answer; its size was checked with its head. */

@@ -13,7 +13,26 @@ export interface ContentSource {
    * @throws {ContentNotFoundError}
    * @throws {RangeNotSatisfiableError}
    */
-  open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content>
+  open(request: PullRequest, options: OpenOptions): Promise<Content>
+}
+
+export interface OpenOptions {
+  readonly signal: AbortSignal
+  /** Set when the range asked for is what remains of a transfer that broke off. */
+  readonly rest?: {
+    /** Bytes of the whole content; an answer about another size is none */
+    readonly size: number
+    /** Givers that are not to be asked again, or last; a source adds those it has asked. */
+    readonly asked: Set<string>
+  }
+}
+
+/** Who gives the bytes of a body that nobody has verified, and that may break off. */
+export interface Giver {
+  /** Of a peer its id, of an upstream its URL */
+  readonly id: string
+  /** It broke off, or what it gave was wrong ({@link DigestMismatchError}): its source draws its conclusions. */
+  failed(error: unknown): void
 }
 
 /** Content found. The body, if there is one, must be written out or discarded. */
@@ -23,6 +42,10 @@ export interface Content {
   /** Set when only this part of it is in the body; both ends inclusive. */
   readonly range?: ByteRange
   readonly body?: ContentBody
+  /** Set by a source when the body comes from somebody who may break off or lie; `Transfers` sees to that. */
+  readonly giver?: Giver
+  /** Bytes of the body that were written so far, where not all of them need come from `source` */
+  readonly sent?: ReadonlyMap<SourceName, number>
   /** For what was asked for by tag: how good it is known that the tag means this. Values of the header `Shoal-Tag`. */
   readonly tag?: 'fresh' | 'cached' | 'last-known-good'
 }

@@ -1,12 +1,7 @@
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { Logger } from '../../observe/log.ts'
-import {
-  bytesBody,
-  ContentTruncatedError,
-  type ByteSink,
-  type ContentBody,
-} from '../../oci/body.ts'
-import { digestOf, DigestMismatchError, DigestVerifier, type Digest } from '../../oci/digest.ts'
+import { bytesBody, type ContentBody } from '../../oci/body.ts'
+import { digestOf, DigestMismatchError } from '../../oci/digest.ts'
 import {
   rangeLength,
   resolveRange,
@@ -20,7 +15,13 @@ import {
   type Descriptor,
 } from '../../oci/manifest.ts'
 import { isRepository } from '../../oci/reference.ts'
-import { ContentNotFoundError, type Content, type ContentSource } from '../source.ts'
+import {
+  ContentNotFoundError,
+  type Content,
+  type ContentSource,
+  type Giver,
+  type OpenOptions,
+} from '../source.ts'
 import { UpstreamError, type UpstreamAnswer, type UpstreamFetcher } from './answer.ts'
 import { EndpointHealth } from './health.ts'
 import { rewrite } from './rewrite.ts'
@@ -37,17 +38,12 @@ export interface UpstreamComponents {
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: UpstreamOutcome) => void
-  /** Told when wrong bytes of a blob have gone to the client. */
-  readonly onWrongContent?: (digest: Digest) => void
 }
-
-/** Requests for one blob, resumptions included. */
-const MAX_ATTEMPTS = 8
 
 /**
  * Gets content from the registries themselves, when nobody nearer has it. Endpoints are asked in their order, the next also
- * while one does not connect; one that is down or limits us is passed over at no cost until it is well again. What is asked
- * for by digest is verified before its last bytes go out.
+ * while one does not connect; one that is down or limits us is passed over at no cost until it is well again. Manifests are
+ * verified here, what is given of blobs is not.
  */
 export class UpstreamSource implements ContentSource {
   readonly name = 'upstream'
@@ -56,7 +52,6 @@ export class UpstreamSource implements ContentSource {
   readonly #endpointsOf: UpstreamComponents['endpointsOf']
   readonly #log: Logger
   readonly #onAttempt: (outcome: UpstreamOutcome) => void
-  readonly #onWrongContent: (digest: Digest) => void
   readonly #health: EndpointHealth
 
   constructor(components: UpstreamComponents) {
@@ -64,7 +59,6 @@ export class UpstreamSource implements ContentSource {
     this.#endpointsOf = components.endpointsOf
     this.#log = components.log
     this.#onAttempt = components.onAttempt ?? (() => {})
-    this.#onWrongContent = components.onWrongContent ?? (() => {})
     this.#health = new EndpointHealth({
       log: components.log,
       probe: async (endpoint, signal) => (await this.#fetcher()).probe(endpoint, signal),
@@ -76,7 +70,7 @@ export class UpstreamSource implements ContentSource {
     await (await this.#client)?.close()
   }
 
-  async open(pull: PullRequest, { signal }: { signal: AbortSignal }): Promise<Content> {
+  async open(pull: PullRequest, { signal, rest }: OpenOptions): Promise<Content> {
     if (pull.kind === 'manifest') return this.#openManifest(pull, signal)
     if (!('digest' in pull.target)) throw new ContentNotFoundError('blobs have digests only')
     const { digest } = pull.target
@@ -85,20 +79,28 @@ export class UpstreamSource implements ContentSource {
       mediaType: MEDIA_TYPE.octets,
       size,
     })
-    if (pull.method === 'GET' && pull.range === undefined) {
-      const first = await this.#askBlob(pull, undefined, signal)
-      const descriptor = descriptorOf(first.answer)
-      return { source: this.name, descriptor, body: this.#body(pull, descriptor, first) }
-    }
+    const give = (found: Found, range?: ByteRange): Content => ({
+      source: this.name,
+      descriptor: descriptorOf(found.answer),
+      ...(range !== undefined && { range }),
+      body: bodyOf(found.answer, range),
+      giver: this.#giver(found),
+    })
+    if (pull.method === 'GET' && pull.range === undefined)
+      return give(await this.#askBlob(pull, undefined, signal))
     // A range can only be cut, or refused, once the size is known.
-    const head = await this.#askBlob({ ...pull, method: 'HEAD' }, undefined, signal)
-    head.answer.close()
-    const descriptor = descriptorOf(head.answer)
-    const range = pull.range === undefined ? undefined : resolveRange(pull.range, descriptor.size)
-    const found: Content = { source: this.name, descriptor, ...(range !== undefined && { range }) }
-    if (pull.method === 'HEAD') return found
-    const first = await this.#askBlob(pull, range, signal, descriptor)
-    return { ...found, body: this.#body(pull, descriptor, first, range) }
+    let size = rest?.size
+    if (size === undefined) {
+      const { answer } = await this.#askBlob({ ...pull, method: 'HEAD' }, undefined, signal)
+      answer.close()
+      const descriptor = descriptorOf(answer)
+      size = descriptor.size
+      if (pull.range === undefined) return { source: this.name, descriptor }
+      if (pull.method === 'HEAD')
+        return { source: this.name, descriptor, range: resolveRange(pull.range, size) }
+    }
+    const range = pull.range && resolveRange(pull.range, size)
+    return give(await this.#askBlob(pull, range, signal, { size, broken: rest?.asked }), range)
   }
 
   /** Manifests are small: they are verified as a whole before anything is answered. */
@@ -130,53 +132,20 @@ export class UpstreamSource implements ContentSource {
     })
   }
 
-  /** The body of a blob; when it breaks, whoever answers next goes on at the same byte. */
-  #body(pull: PullRequest, descriptor: Descriptor, first: Found, range?: ByteRange): ContentBody {
-    const start = range?.start ?? 0
-    const end = range?.end ?? descriptor.size - 1
+  #giver({ endpoint, path }: Asked): Giver {
+    const { url } = endpoint
     return {
-      length: range === undefined ? descriptor.size : rangeLength(range),
-      discard: async () => first.answer.close(),
-      writeTo: async (sink, { signal }) => {
-        const verifier = range === undefined ? new DigestVerifier(descriptor.digest) : undefined
-        const progress = { offset: start }
-        let found = first
-        for (let attempt = 1; ; attempt += 1) {
-          try {
-            await copy(found.answer, sink, progress, end, verifier)
-            return
-          } catch (error) {
-            found.answer.close()
-            signal.throwIfAborted()
-            const { url } = found.endpoint
-            if (error instanceof DigestMismatchError) {
-              // What was written cannot be taken back: only a broken connection tells the client.
-              this.#onAttempt('bad content')
-              this.#health.failed(
-                found.endpoint,
-                found.path,
-                new UpstreamError('bad content', 'gave wrong content', { cause: error }),
-              )
-              this.#onWrongContent(descriptor.digest)
-              this.#log.warn({ endpoint: url, err: error }, 'upstream gave wrong content')
-              throw error
-            }
-            if (!(error instanceof UpstreamError)) throw error
-            this.#onAttempt(error.reason)
-            this.#log.warn(
-              { endpoint: url, err: error, offset: progress.offset },
-              'upstream broke off',
-            )
-            if (attempt >= MAX_ATTEMPTS) throw error
-          }
-          const rest = { start: progress.offset, end }
-          const expected = { size: descriptor.size, broken: found.endpoint.url }
-          found = await this.#askBlob(pull, rest, signal, expected).catch((error: unknown) => {
-            if (!(error instanceof ContentNotFoundError)) throw error
-            const message = `no upstream goes on at byte ${rest.start}`
-            throw new ContentTruncatedError(message, { cause: error })
-          })
+      id: url,
+      failed: (error) => {
+        if (error instanceof DigestMismatchError) {
+          const wrong = new UpstreamError('bad content', 'gave wrong content', { cause: error })
+          this.#onAttempt(wrong.reason)
+          this.#health.failed(endpoint, path, wrong)
+          this.#log.warn({ endpoint: url, err: error }, 'upstream gave wrong content')
+          return
         }
+        this.#onAttempt(error instanceof UpstreamError ? error.reason : 'bad answer')
+        this.#log.warn({ endpoint: url, err: error }, 'upstream broke off')
       },
     }
   }
@@ -189,7 +158,7 @@ export class UpstreamSource implements ContentSource {
     pull: PullRequest,
     range: ByteRange | undefined,
     signal: AbortSignal,
-    { size, broken }: { size?: number; broken?: string } = {},
+    { size, broken }: { size?: number; broken?: ReadonlySet<string> | undefined } = {},
   ): Promise<Found> {
     const close = ({ answer }: Found): void => answer.close()
     return this.#ask(pull, range, { signal, broken, discard: close }, (answer, asked) => {
@@ -257,11 +226,11 @@ export class UpstreamSource implements ContentSource {
   *#candidates(
     { registry, repository: name, target }: PullRequest,
     reasons: string[],
-    broken: string | undefined,
+    broken: ReadonlySet<string> | undefined,
   ): Generator<Asked & { repository: string }, void> {
     const endpoints = this.#endpointsOf(registry, name)
     const inDoubt = (endpoint: Endpoint): boolean =>
-      endpoint.url === broken || this.#health.doubtful(endpoint)
+      broken?.has(endpoint.url) === true || this.#health.doubtful(endpoint)
     const sure = endpoints.filter((endpoint) => !inDoubt(endpoint))
     for (const endpoint of [...sure, ...endpoints.filter(inDoubt)]) {
       const repository = rewrite(name, endpoint.rewrites)
@@ -283,8 +252,8 @@ export class UpstreamSource implements ContentSource {
 
 interface AskOptions<T> {
   readonly signal: AbortSignal
-  /** The URL of the endpoint whose body has broken off, which is asked last */
-  readonly broken?: string | undefined
+  /** The URLs of endpoints whose bodies have broken off, which are asked last */
+  readonly broken?: ReadonlySet<string> | undefined
   /** Closes what was accepted too late */
   readonly discard?: (accepted: T) => void
 }
@@ -301,24 +270,15 @@ interface Found extends Asked {
   readonly answer: UpstreamAnswer
 }
 
-/** Writes an answer's bytes up to `end`; the last ones only after the digest was found right. */
-async function copy(
-  answer: UpstreamAnswer,
-  sink: ByteSink,
-  progress: { offset: number },
-  end: number,
-  verifier: DigestVerifier | undefined,
-): Promise<void> {
-  for await (const chunk of answer.body) {
-    const left = end + 1 - progress.offset
-    if (chunk.length > left) throw new UpstreamError('bad answer', 'sent too much')
-    verifier?.update(chunk)
-    if (chunk.length === left) verifier?.finish()
-    await sink.write(chunk)
-    progress.offset += chunk.length
+function bodyOf(answer: UpstreamAnswer, range: ByteRange | undefined): ContentBody {
+  return {
+    length: range === undefined ? answer.size : rangeLength(range),
+    discard: async () => answer.close(),
+    // A loop that is left early closes the answer.
+    writeTo: async (sink) => {
+      for await (const chunk of answer.body) await sink.write(chunk)
+    },
   }
-  if (progress.offset <= end) throw new UpstreamError('unreachable', 'ended too early')
-  if (end < 0) verifier?.finish()
 }
 
 async function collect(answer: UpstreamAnswer): Promise<Uint8Array> {

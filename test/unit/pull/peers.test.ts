@@ -6,9 +6,11 @@ import type { ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest, RangeRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import { chain } from '../../../src/pull/chain.ts'
 import { PeersSource, type PeerOutcome } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
 import type { Content } from '../../../src/pull/source.ts'
+import { Transfers } from '../../../src/pull/transfer.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
 
 const bytes = randomBytes(3_000_000)
@@ -25,20 +27,25 @@ function source(peers: readonly zoo.ZooPeer[], hedge = 100) {
   const client = new RegistryClient({ timeouts })
   const outcomes: PeerOutcome[] = []
   const router = new zoo.FixedRouter(peers)
+  const log = createLogger({ level: 'silent' })
   const peersSource = new PeersSource(
     {
       router,
       client,
-      log: createLogger({ level: 'silent' }),
+      log,
       onAttempt: (outcome) => outcomes.push(outcome),
     },
     { lookup: 2_000, hedge, busy: 500 },
   )
+  const transfers = new Transfers({ log })
   return {
-    source: peersSource,
+    source: { open: transfers.over(chain([peersSource])) },
     outcomes,
     router,
-    [Symbol.asyncDispose]: async () => client.close(),
+    [Symbol.asyncDispose]: async () => {
+      client.close()
+      await transfers.close()
+    },
   }
 }
 

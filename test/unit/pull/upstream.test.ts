@@ -15,6 +15,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { Content } from '../../../src/pull/source.ts'
+import { Transfers } from '../../../src/pull/transfer.ts'
 import {
   UpstreamClient,
   type RateLimit,
@@ -75,7 +76,13 @@ function upstreamWith(
     log,
     onAttempt: (outcome) => outcomes.push(outcome),
   })
-  return { source, outcomes, [Symbol.asyncDispose]: () => client.close() }
+  return {
+    source: {
+      open: new Transfers({ log }).over((request, options) => source.open(request, options)),
+    },
+    outcomes,
+    [Symbol.asyncDispose]: () => client.close(),
+  }
 }
 
 function pull(changes: Partial<PullRequest> = {}): PullRequest {

@@ -1,0 +1,152 @@
+import type { Logger } from '../observe/log.ts'
+import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
+import { DigestMismatchError, type Digest } from '../oci/digest.ts'
+import type { PullRequest } from '../oci/distribution.ts'
+import type { OpenContent } from './chain.ts'
+import { Hashing, type Verifier } from './hashing.ts'
+import type { Content, Giver, SourceName } from './source.ts'
+
+export interface TransfersComponents {
+  readonly log: Logger
+  /** Told when wrong bytes of a blob have gone to the client. */
+  readonly onWrongContent?: (digest: Digest) => void
+}
+
+/** Transfers for one body; a bound for a mesh in which everything breaks. */
+const MAX_ATTEMPTS = 32
+
+/**
+ * Makes right what comes from others. A blob is hashed as it passes, whoever it comes from, and its last bytes are held
+ * back until the digest is right. When a transfer breaks off, all sources are asked for the rest in their order.
+ */
+export class Transfers {
+  readonly #log: Logger
+  readonly #onWrongContent: (digest: Digest) => void
+  readonly #hashing = new Hashing()
+
+  constructor({ log, onWrongContent = () => {} }: TransfersComponents) {
+    this.#log = log
+    this.#onWrongContent = onWrongContent
+  }
+
+  /** Ends what runs beside: content that is being verified fails. */
+  async close(): Promise<void> {
+    await this.#hashing.close()
+  }
+
+  /** What `open` finds, with a body that is right or breaks visibly, and breaks only when nobody is left to go on. */
+  over(open: OpenContent): OpenContent {
+    return async (request, options) => {
+      const { giver, ...content } = await open(request, options)
+      const { body } = content
+      if (giver === undefined || body === undefined) return content
+      const sent = new Map<SourceName, number>()
+      return {
+        ...content,
+        sent,
+        body: {
+          length: body.length,
+          discard: () => body.discard(),
+          writeTo: async (sink, { signal }) => {
+            const { digest, size } = content.descriptor
+            // A part cannot be verified; who asks for one has the rest.
+            const whole = content.range === undefined
+            const verifier = whole ? this.#hashing.verifier(digest, size) : undefined
+            try {
+              await this.#write(
+                { ...content, giver },
+                { open, request, sink, verifier, sent, signal },
+              )
+            } finally {
+              verifier?.drop()
+            }
+          },
+        },
+      }
+    }
+  }
+
+  async #write(
+    first: Content,
+    { open, request, sink, verifier, sent, signal }: Job,
+  ): Promise<void> {
+    const { size, digest } = first.descriptor
+    const { start, end } = first.range ?? { start: 0, end: size - 1 }
+    const givers = new Map<string, Giver>()
+    const asked = new Set<string>()
+    let content = first
+    let offset = start
+    const checked: ByteSink = {
+      write: async (chunk) => {
+        const left = end + 1 - offset
+        if (chunk.length > left) throw new ContentTruncatedError('sent too much')
+        const verified = verifier?.update(chunk).catch(onThisSide)
+        if (chunk.length === left) {
+          await verified
+          await verifier?.finish().catch(onThisSide)
+        }
+        // The client reads a chunk while it is hashed.
+        await Promise.all([sink.write(chunk).catch(onThisSide), verified])
+        offset += chunk.length
+        sent.set(content.source, (sent.get(content.source) ?? 0) + chunk.length)
+      },
+    }
+    for (let attempt = 1; ; attempt += 1) {
+      const { giver } = content
+      if (giver !== undefined) givers.set(giver.id, giver)
+      try {
+        await content.body?.writeTo(checked, { signal })
+        if (size === 0) await verifier?.finish()
+        if (offset <= end) throw new ContentTruncatedError('ended too early')
+        return
+      } catch (error) {
+        signal.throwIfAborted()
+        if (error instanceof ThisSideError) throw error.cause
+        // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
+        // cannot be told either, so the next attempt does without any of them.
+        if (error instanceof DigestMismatchError) {
+          for (const each of givers.values()) each.failed(error)
+          this.#onWrongContent(digest)
+          throw error
+        }
+        giver?.failed(error)
+        if (offset > end) return
+        if (attempt >= MAX_ATTEMPTS) throw error
+        if (giver !== undefined) asked.add(giver.id)
+      }
+      try {
+        const rest: PullRequest = { ...request, range: { kind: 'from', start: offset, end } }
+        content = await open(rest, { signal, rest: { size, asked } })
+      } catch (cause) {
+        signal.throwIfAborted()
+        throw new ContentTruncatedError(`nobody is left to go on at byte ${offset}`, { cause })
+      }
+      const { source, body } = content
+      this.#log.debug({ digest, source, peer: content.giver?.id, offset }, 'pull resumed')
+      if (body?.length !== end + 1 - offset) {
+        await body?.discard()
+        throw new ContentTruncatedError(`the rest from byte ${offset} has another length`)
+      }
+    }
+  }
+}
+
+interface Job {
+  readonly open: OpenContent
+  readonly request: PullRequest
+  readonly sink: ByteSink
+  readonly verifier: Verifier | undefined
+  readonly sent: Map<SourceName, number>
+  readonly signal: AbortSignal
+}
+
+/** The client's side of a transfer failed, or the hashing: nobody else is to blame, and nothing is to be resumed. */
+class ThisSideError extends Error {
+  override readonly name = 'ThisSideError'
+  readonly code = 'ERR_THIS_SIDE'
+}
+
+function onThisSide(cause: unknown): never {
+  if (cause instanceof DigestMismatchError) throw cause
+  throw new ThisSideError('this side of a transfer failed', { cause })
+}
