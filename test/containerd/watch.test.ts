@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtemp, rm } from 'node:fs/promises'
+import { mkdtemp, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -120,26 +120,32 @@ withEachContainerd((binaries) => {
     assert((await containerd.ctr('--namespace', 'moby', 'content', 'ls', '-q')).includes(digest))
   })
 
-  test('content collected as garbage is gone, though no event tells and another containerd namespace keeps the file', async () => {
-    await using containerd = await Containerd.start(binaries)
-    const image = await makeImage()
-    await containerd.import(image, [A], '--namespace', 'moby')
-    await containerd.import(await makeImage(), [B], '--namespace', 'moby')
-    // Only now, so that no file that came is still being asked about.
-    await using node = watching(containerd)
-    // A list that is due for another reason can find it once, but not twice.
-    for (const _ of ['first', 'again']) {
-      for (const { descriptor, bytes } of image.layers) {
-        await containerd.ingest(descriptor.digest, bytes)
-        await node.watcher.holds([descriptor.digest])
+  for (const sees of ['the database is seen', 'only the content directory is seen'] as const) {
+    test(`content collected as garbage is gone, though no event tells and another containerd namespace keeps the file; ${sees}`, async () => {
+      await using containerd = await Containerd.start(binaries)
+      // Beside it there is no database.
+      const alone = join(containerd.directory, 'content')
+      await symlink(containerd.contentPath, alone)
+      const contentPath = sees === 'the database is seen' ? 'auto' : alone
+      const image = await makeImage()
+      await containerd.import(image, [A], '--namespace', 'moby')
+      await containerd.import(await makeImage(), [B], '--namespace', 'moby')
+      // Only now, so that no file that came is still being asked about.
+      await using node = watching(containerd, { contentPath })
+      // A list that is due for another reason can find it once, but not twice.
+      for (const _ of ['first', 'again']) {
+        for (const { descriptor, bytes } of image.layers) {
+          await containerd.ingest(descriptor.digest, bytes)
+          await node.watcher.holds([descriptor.digest])
+        }
+        await containerd.ctr('--namespace', 'moby', 'image', 'tag', '--force', A, B)
+        await containerd.ctr('--namespace', 'moby', 'image', 'rm', '--sync', B)
+        const truth = await truthOf(containerd)
+        assert.deepEqual(truth, new Set())
+        await until(() => sameKeys(node.watcher.held, truth), { timeoutMs: 5000 })
       }
-      await containerd.ctr('--namespace', 'moby', 'image', 'tag', '--force', A, B)
-      await containerd.ctr('--namespace', 'moby', 'image', 'rm', '--sync', B)
-      const truth = await truthOf(containerd)
-      assert.deepEqual(truth, new Set())
-      await until(() => sameKeys(node.watcher.held, truth), { timeoutMs: 5000 })
-    }
-  })
+    })
+  }
 
   test('a tag goes with its content and comes back with it', async () => {
     await using containerd = await Containerd.start(binaries)

@@ -36,7 +36,7 @@ export interface ContainerdStoreInit {
   readonly contentPath: string
   /** Time between two full comparisons with what containerd lists; default {@link RECONCILE_MS} */
   readonly reconcileMs?: number
-  /** The same where no change of the content directory can be seen; default {@link POLL_MS} */
+  /** The same where changes of the content directory or of containerd's database are not seen; default {@link POLL_MS} */
   readonly pollMs?: number
 }
 

@@ -150,6 +150,7 @@ export class BlobDirectory {
   readonly #log: Logger
   #watchers: FSWatcher[] = []
   #watched = false
+  #databaseWatched = false
   #failure = ''
 
   constructor(components: { hints: Hints; log: Logger }, path: string) {
@@ -161,6 +162,11 @@ export class BlobDirectory {
   /** True when changes are seen; else {@link watch} may be tried again. */
   watched(): boolean {
     return this.#watched
+  }
+
+  /** True when also what comes and goes without its file is noticed; else only lists find that. */
+  noticesAll(): boolean {
+    return this.#watched && this.#databaseWatched
   }
 
   /** Begins to look, or begins anew. Directories that containerd has yet to make are noticed when it does. */
@@ -177,6 +183,7 @@ export class BlobDirectory {
     for (const watcher of this.#watchers) watcher.close()
     this.#watchers = []
     this.#watched = false
+    this.#databaseWatched = false
   }
 
   #watch(directory: string, algorithm?: string): boolean {
@@ -205,7 +212,8 @@ export class BlobDirectory {
     try {
       const watcher = watch(path, { persistent: false }, () => this.#hints.databaseChanged())
       // The directory, which needs another watch of the kernel, says what is to be said.
-      this.#watchers.push(watcher.on('error', () => {}))
+      this.#watchers.push(watcher.on('error', () => (this.#databaseWatched = false)))
+      this.#databaseWatched = true
     } catch (error) {
       this.#log.debug({ path, err: error }, "containerd's database cannot be watched")
     }

@@ -29,7 +29,7 @@ export interface WatchComponents {
 }
 
 export interface WatchInit {
-  /** Time between two lists while changes of the content directory are seen */
+  /** Time between two lists while changes of the content directory and of containerd's database are seen */
   readonly reconcileMs: number
   /** The same while they are not */
   readonly pollMs: number
@@ -103,7 +103,7 @@ async function* watchConnected(
     await inventory.list(signal, { thorough: whole && directory !== undefined })
     const tookMs = performance.now() - begin
     const pollMs = Math.max(init.pollMs, tookMs / POLL_SHARE)
-    hints.listed(tookMs, directory?.watched() === true ? init.reconcileMs : pollMs)
+    hints.listed(tookMs, directory?.noticesAll() === true ? init.reconcileMs : pollMs)
   }
 
   try {
