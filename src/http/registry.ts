@@ -223,8 +223,15 @@ export function createRegistryServer(
     })
     if (body !== undefined) {
       const sink = new ResponseSink(raw, signal)
-      await body.writeTo(sink, { signal })
-      metrics.bytes.inc({ listener: init.listener, source: content.source }, body.length)
+      const { listener } = init
+      try {
+        await body.writeTo(sink, { signal })
+        if (content.sent === undefined)
+          metrics.bytes.inc({ listener, source: content.source }, body.length)
+      } finally {
+        for (const [source, bytes] of content.sent ?? [])
+          metrics.bytes.inc({ listener, source }, bytes)
+      }
     }
     await new Promise<void>((resolve) => raw.end(resolve))
   }

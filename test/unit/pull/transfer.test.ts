@@ -1,0 +1,183 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { mkdtemp, open, readFile, rm } from 'node:fs/promises'
+import { get, type IncomingMessage } from 'node:http'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
+import { suite, test } from 'node:test'
+import { Listener } from '../../../src/http/listener.ts'
+import { createRegistryServer } from '../../../src/http/registry.ts'
+import { createLogger } from '../../../src/observe/log.ts'
+import { createMetrics } from '../../../src/observe/metrics.ts'
+import { digestOf } from '../../../src/oci/digest.ts'
+import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import type { ContentKey } from '../../../src/oci/reference.ts'
+import { chain } from '../../../src/pull/chain.ts'
+import { PeersSource } from '../../../src/pull/peers.ts'
+import { RegistryClient } from '../../../src/pull/registry-client.ts'
+import { Transfers } from '../../../src/pull/transfer.ts'
+import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
+import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
+import type { Peer } from '../../../src/routing/router.ts'
+import * as zoo from '../../fakes/peer-zoo.ts'
+import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
+import { until } from '../../wait.ts'
+
+const bytes = randomBytes(3_000_000)
+const digest = digestOf(bytes)
+const blob = { digest, mediaType: MEDIA_TYPE.octets, bytes }
+const BLOB = `/v2/library/alpine/blobs/${digest}`
+const timeouts = { dial: 400, firstByte: 400, progress: 400 }
+
+/** Nobody has it at the first look, its peers at the next ones. */
+class LaterRouter extends zoo.FixedRouter {
+  override async *lookup(key: ContentKey): AsyncGenerator<Peer> {
+    const found = super.lookup(key)
+    if (this.lookups.length === 0) await found.next()
+    else yield* found
+  }
+}
+
+/** A node with these peers and this upstream, asked over HTTP. */
+async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
+  await using started = new AsyncDisposableStack()
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-transfer-'))
+  started.defer(() => rm(directory, { recursive: true }))
+  const logFile = await open(join(directory, 'log'), 'w')
+  started.defer(() => logFile.close())
+  const log = createLogger({ level: 'debug', destination: logFile.fd })
+  const metrics = createMetrics()
+  const client = started.adopt(new RegistryClient({ timeouts }), (each) => each.close())
+  const peers = new PeersSource({ router, client, log }, { lookup: 2000, hedge: 5000, busy: 500 })
+  const logins = { of: async () => undefined }
+  const fetcher = new UpstreamClient({ log, logins }, { timeouts })
+  started.defer(() => fetcher.close())
+  const upstream = new UpstreamSource({
+    connect: async () => fetcher,
+    endpointsOf: () =>
+      upstreamUrl === undefined
+        ? []
+        : [{ url: upstreamUrl, overridePath: false, access: {}, rewrites: new Map() }],
+    log,
+  })
+  const wrong: string[] = []
+  const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each) })
+  started.defer(() => transfers.close())
+  const server = createRegistryServer(
+    { open: transfers.over(chain([peers, upstream])), metrics, log },
+    {
+      listener: 'local',
+      naming: { homeRegistry: 'registry.localhost', ownAddresses: new Set() },
+      maxRequests: 64,
+    },
+  )
+  const listener = new Listener(server, {
+    key: 'listen.local',
+    listen: { host: '127.0.0.1', port: 0 },
+    drainTimeout: 0,
+  })
+  await listener.start()
+  started.defer(() => listener.stop())
+  const all = started.move()
+  return {
+    wrong,
+    /** Bytes given, by their source */
+    given: async () => {
+      const { values } = await metrics.bytes.get()
+      return Object.fromEntries(values.map(({ labels, value }) => [labels.source, value]))
+    },
+    log: () => readFile(join(directory, 'log'), 'utf8'),
+    read: (slow: boolean) => readBlob(`http://127.0.0.1:${listener.address().port}`, slow),
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
+  }
+}
+
+/** What a client gets, and whether it was told that it is all. */
+async function readBlob(origin: string, slow: boolean) {
+  const chunks: Buffer[] = []
+  const response = await new Promise<IncomingMessage>((resolve, reject) => {
+    get(`${origin}${BLOB}?ns=docker.io`, { agent: false }, resolve).on('error', reject)
+  })
+  try {
+    for await (const chunk of response) {
+      assert.ok(chunk instanceof Buffer)
+      chunks.push(chunk)
+      // The pace of a client, not a wait for something
+      if (slow) await delay(10)
+    }
+  } catch {
+    // Seen by `complete`
+  }
+  return { complete: response.complete, bytes: Buffer.concat(chunks) }
+}
+
+for (const slow of [false, true]) {
+  suite(`to a client that reads ${slow ? 'slowly' : 'at once'}`, () => {
+    test('all holders break in a row, and the upstream finishes', async () => {
+      await using one = await zoo.flaky(blob, 0.3)
+      await using two = await zoo.stalling(blob, 0.3)
+      await using three = await zoo.flaky(blob, 0)
+      await using registry = await UpstreamRegistry.start()
+      registry.serve(BLOB, bytes)
+      await using node = await startNode(new zoo.FixedRouter([one, two, three]), registry.url)
+      const result = await node.read(slow)
+      assert.ok(result.complete)
+      assert.ok(result.bytes.equals(bytes))
+      assert.ok([one, two, three].every(({ requests }) => requests.length > 0))
+      const [, start = '0'] = /^bytes=(\d+)-2999999$/.exec(registry.asked[0]?.range ?? '') ?? []
+      assert.ok(Number(start) > 0, registry.asked[0]?.range)
+      await until(async () => (await node.given())['upstream'] !== undefined)
+      assert.deepEqual(await node.given(), {
+        peer: Number(start),
+        upstream: bytes.length - Number(start),
+      })
+    })
+
+    test('the upstream breaks, and a peer goes on that has got it meanwhile', async () => {
+      await using registry = await UpstreamRegistry.start()
+      registry.on(BLOB, (_request, response) => {
+        response.writeHead(200, { 'content-length': bytes.length })
+        response.write(bytes.subarray(0, 1_000_000), () => response.destroy())
+      })
+      await using peer = await zoo.good(blob)
+      await using node = await startNode(new LaterRouter([peer]), registry.url)
+      const result = await node.read(slow)
+      assert.ok(result.complete)
+      assert.ok(result.bytes.equals(bytes))
+      assert.equal(registry.asked.length, 1)
+      assert.match(peer.requests[0] ?? '', /bytes=[1-9]\d*-2999999$/)
+    })
+
+    test('everything breaks: a broken connection and a line in the log', async () => {
+      await using one = await zoo.flaky(blob, 0.3)
+      await using two = await zoo.flaky(blob, 0.3)
+      await using registry = await UpstreamRegistry.start()
+      await using node = await startNode(new zoo.FixedRouter([one, two]), registry.url)
+      const result = await node.read(slow)
+      assert.equal(result.complete, false)
+      assert.ok(result.bytes.length < bytes.length)
+      assert.ok(bytes.subarray(0, result.bytes.length).equals(result.bytes))
+      const line = await until(async () =>
+        (await node.log()).split('\n').find((each) => each.includes('"outcome":"failed"')),
+      )
+      assert.match(line, /nobody is left to go on at byte \d+/)
+    })
+  })
+}
+
+test('wrong bytes of a peer are found though an honest upstream gives the end, and the peer is left alone', async () => {
+  const wrong = Buffer.from(bytes)
+  wrong[10] = (wrong[10] ?? 0) ^ 1
+  await using liar = await zoo.flaky({ ...blob, bytes: wrong })
+  await using registry = await UpstreamRegistry.start()
+  registry.serve(BLOB, bytes)
+  await using node = await startNode(new zoo.FixedRouter([liar]), registry.url)
+  const result = await node.read(false)
+  assert.equal(result.complete, false)
+  assert.ok(result.bytes.length < bytes.length)
+  assert.deepEqual(node.wrong, [digest])
+  const before = liar.requests.length
+  await node.read(false)
+  assert.equal(liar.requests.length, before)
+})
