@@ -21,6 +21,7 @@ import { mirrorEndpoint } from './mirror/certs-dir.ts'
 import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
+import type { NodeStatus } from './observe/status.ts'
 import { keyOf } from './oci/distribution.ts'
 import type { ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
@@ -275,6 +276,7 @@ export function createDaemon(
     { key: 'listen.local', listen: config.listen.local, drainTimeout },
   )
 
+  let running = false
   let stopping = false
   const notReady = (): string | undefined => {
     if (stopping) return 'stopping'
@@ -296,7 +298,40 @@ export function createDaemon(
       withdrawAfter: config.mirror.withdrawAfter,
     },
   )
-  const adminListener = new Listener(createAdminServer({ metrics, notReady }), {
+  const status = (): NodeStatus => ({
+    version: manifest.version,
+    name: config.nodeName,
+    notReady: notReady() ?? null,
+    // Before everything has started it has neither
+    id: running ? router.self().id : null,
+    listen: running ? addresses() : null,
+    sharing: {
+      on: router.sharing,
+      configured: config.sharing,
+      k3s: config.k3s.present,
+      registries: sharedRegistries.list(),
+      because: sharedRegistries.because,
+    },
+    store: {
+      kind: config.store,
+      at: layout === undefined ? config.containerd.address : config.layout.path,
+      namespace: layout === undefined ? config.containerd.namespace : null,
+      read: advertiser.synced(),
+      announced: advertiser.count(),
+    },
+    mesh: {
+      kind: config.mesh,
+      peers: router.peers().map(({ name, origins }) => ({ name, origins })),
+      keys: router.stats().peerKeys,
+    },
+    upstream: { on: config.upstream === 'on', resting: upstream.resting() },
+    mirror: {
+      certsDir: mirror.certsDir ?? null,
+      withdrawn: mirror.withdrawn,
+      complaint: mirror.complaint || null,
+    },
+  })
+  const adminListener = new Listener(createAdminServer({ metrics, notReady, status }), {
     key: 'listen.admin',
     listen: config.listen.admin,
     drainTimeout: 0,
@@ -392,12 +427,14 @@ export function createDaemon(
     peers: () => router.peers(),
     async start() {
       await startAll(parts)
+      running = true
       const { id } = router.self()
       const { nodeName: name, store, sharing } = config
       log.info({ ...addresses(), id, name, store, sharing }, 'started')
     },
     async stop() {
       stopping = true
+      running = false
       await stopAll(parts)
       log.info('stopped')
     },

@@ -5,6 +5,7 @@ import { demoCommand } from './demo.ts'
 import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
+import { statusCommand } from './status.ts'
 
 // Whoever reads our output may stop reading (`| head`): that ends the output, not the command.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -19,6 +20,7 @@ const program = new Command('shoal')
   .option('--verbose', 'print the stack of an error')
   .showHelpAfterError('(run with --help for what there is)')
   .addCommand(serveCommand())
+  .addCommand(statusCommand())
   .addCommand(demoCommand())
   .addCommand(mirrorCommand())
   .addCommand(rolloutCommand())

@@ -26,6 +26,7 @@ export class SharedRegistries {
   readonly #init: SharedRegistriesInit
   /** Undefined for all */
   #names: ReadonlySet<string> | undefined = new Set()
+  #because = 'registries.yaml could not be read yet'
 
   /** Nothing is shared before the first {@link update}. */
   constructor(init: SharedRegistriesInit) {
@@ -40,6 +41,14 @@ export class SharedRegistries {
         ? !this.#init.k3s.present
         : names.includes(WILDCARD) || names.includes(DEFAULT)
     this.#names = all ? undefined : new Set(names)
+    if (names.length > 0)
+      this.#because = all
+        ? 'mirrors in registries.yaml has one for all'
+        : 'mirrors in registries.yaml'
+    else
+      this.#because = all
+        ? 'registries.yaml has no mirrors, and K3s is not here'
+        : 'registries.yaml has no mirrors, and K3s then shares none'
   }
 
   /** Exactly as written, with the port. */
@@ -67,6 +76,11 @@ export class SharedRegistries {
   /** All of them by name, or that they are all. */
   list(): readonly string[] | 'all' {
     return this.#names === undefined ? 'all' : [this.#init.homeRegistry, ...this.#names]
+  }
+
+  /** Why {@link list} is what it is, in words for people. */
+  get because(): string {
+    return this.#because
   }
 
   /** What a `latest` of elsewhere means, K3s' nodes do not tell each other; one that was pushed to this cluster they do. */

@@ -1,15 +1,17 @@
 import { fastify, type FastifyInstance } from 'fastify'
 import type { Metrics } from '../observe/metrics.ts'
+import type { NodeStatus } from '../observe/status.ts'
 
 /** What the admin pages tell. */
 export interface AdminComponents {
   readonly metrics: Metrics
   /** Why this node is not ready; undefined when it is. */
   readonly notReady: () => string | undefined
+  readonly status: () => NodeStatus
 }
 
-/** Probes and metrics, for this host only. */
-export function createAdminServer({ metrics, notReady }: AdminComponents): FastifyInstance {
+/** Probes, metrics and what the commands ask, for this host only. */
+export function createAdminServer({ metrics, notReady, status }: AdminComponents): FastifyInstance {
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
   server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
@@ -22,6 +24,7 @@ export function createAdminServer({ metrics, notReady }: AdminComponents): Fasti
       .type('text/plain')
       .send(`${reason ?? 'ok'}\n`)
   })
+  server.get('/status', (_request, reply) => reply.send(status()))
   server.get('/metrics', async (_request, reply) => {
     const { contentType, text } = await metrics.render()
     return reply.type(contentType).send(text)

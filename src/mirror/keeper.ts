@@ -68,6 +68,16 @@ export class MirrorKeeper implements Startable {
     return this.#withdrawn
   }
 
+  /** Where `mirror apply` wrote, if it did. */
+  get certsDir(): string | undefined {
+    return this.#kept?.certsDir
+  }
+
+  /** Why the files are not as they should be, empty when they are. */
+  get complaint(): string {
+    return this.#complaint
+  }
+
   /** What registries.yaml says from now on; before it was read once, no file is touched. */
   update(registries: Registries): void {
     this.#registries = registries

@@ -68,6 +68,12 @@ suite("K3s' embedded-registry", { skip }, () => {
     await finds(server, agent.name)
     await finds(agent, server.name)
 
+    const status = await agent.exec(['shoal', 'status'])
+    assert.match(status, /^sharing +on: a server of K3s/m)
+    assert.match(status, /^registries +registry\.localhost, ksd\.test\.com \(mirrors in/m)
+    assert.match(status, new RegExp(`^mesh +2 peers connected.*${server.name}`, 'm'))
+    assert.match(await other.exec(['shoal', 'status']), /^sharing +off: K3s' embedded-registry/m)
+
     // Who does not share has what it has, for itself
     assert.equal((await get(other, other.name)).status, 200)
     assert.equal((await get(other, agent.name)).status, 404)

@@ -242,11 +242,13 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         await shoal('config', 'print'),
         await shoal('config', 'check'),
         await shoal('mirror', 'diff'),
+        await shoal('status'),
+        await shoal('status', '--json'),
         await a.exec(['cat', ...['cmdline', 'environ'].map((of) => `/proc/${a.daemon.pid}/${of}`)]),
         await a.exec(['sh', '-c', 'find /var/lib/shoal -type f -size -1000k -exec cat {} +']),
       ]
       for (const [port, paths] of [
-        ['9090', ['metrics', 'readyz', 'livez', '', 'debug']],
+        ['9090', ['metrics', 'readyz', 'livez', 'status', '', 'debug']],
         ['5001', ['v2/', 'v2/org/secret/manifests/1?ns=login.test', 'v2/x?ns=token.test']],
       ] as const) {
         for (const path of paths) {

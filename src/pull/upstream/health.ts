@@ -53,6 +53,18 @@ export class EndpointHealth {
     return state.why
   }
 
+  /** Endpoints that are not to be asked for anything now, and for how many ms. */
+  list(): { url: string; limited: boolean; forMs: number }[] {
+    const now = performance.now()
+    return [...this.#states]
+      .filter(([, { limited, until }]) => !limited || until > now)
+      .map(([url, { limited, until }]) => ({
+        url: withoutLogin(url),
+        limited,
+        forMs: Math.max(0, Math.round(until - now)),
+      }))
+  }
+
   /** It gave wrong content not long ago: rather ask another. */
   doubtful({ url }: Endpoint): boolean {
     return (this.#doubted.get(url) ?? 0) > performance.now()
@@ -129,6 +141,12 @@ interface State {
 
 function keyOf({ url }: Endpoint, path: string): string {
   return `${url} ${path}`
+}
+
+/** An endpoint as it may be shown. */
+function withoutLogin(url: string): string {
+  const { protocol, host, pathname } = new URL(url)
+  return `${protocol}//${host}${pathname === '/' ? '' : pathname}`
 }
 
 function remember<V>(map: Map<string, V>, key: string, value: V, most: number): void {

@@ -25,7 +25,7 @@ import {
 import { UpstreamError, type UpstreamAnswer, type UpstreamFetcher } from './answer.ts'
 import { EndpointHealth } from './health.ts'
 import { rewrite } from './rewrite.ts'
-import { inTurn } from './turns.ts'
+import { inTurn } from '../turns.ts'
 
 /** What became of asking the upstreams once; for metrics. */
 export type UpstreamOutcome = 'ok' | 'skipped' | UpstreamError['reason']
@@ -63,6 +63,11 @@ export class UpstreamSource implements ContentSource {
       log: components.log,
       probe: async (endpoint, signal) => (await this.#fetcher()).probe(endpoint, signal),
     })
+  }
+
+  /** Endpoints that are not asked now. */
+  resting(): ReturnType<EndpointHealth['list']> {
+    return this.#health.list()
   }
 
   /** Breaks what is being asked. */

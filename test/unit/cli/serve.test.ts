@@ -135,6 +135,9 @@ suite('shoal serve', () => {
       const ready = await request(`http://${admin}/readyz`)
       assert.equal(ready.statusCode, 503)
       assert.match(await ready.body.text(), /content store/)
+      const status = await shoal(['status', '--listen-admin', admin]).ended
+      assert.equal(status.code, 1)
+      assert.match(status.stdout, /^ready +no: the content store.*\n.*no\.sock/m)
       const live = await request(`http://${admin}/livez`)
       assert.equal(live.statusCode, 200)
       await live.body.dump()
@@ -189,6 +192,10 @@ suite('shoal serve', () => {
         const { ID, Addrs } = (await body.json()) as { ID: string; Addrs: string[] }
         assert.equal(Addrs.length, 1)
         ids.push(ID)
+        const status = await shoal(['status', '--json', '--listen-admin', admin]).ended
+        assert.equal(status.code, 0, status.stderr)
+        const { id, notReady } = JSON.parse(status.stdout) as { id: string; notReady: null }
+        assert.deepEqual({ id, notReady }, { id: ID, notReady: null })
       } finally {
         child.kill('SIGTERM')
       }
@@ -196,6 +203,13 @@ suite('shoal serve', () => {
       assert.equal(code, 0, stderr)
     }
     assert.equal(ids[0], ids[1])
+  })
+
+  test('is missed in one sentence by status', async () => {
+    await assertRefused(
+      ['status', '--listen-admin', '127.0.0.1:1'],
+      /^shoal: no daemon of Shoal answers at http:\/\/127\.0\.0\.1:1: start it with shoal serve[^\n]*\n$/,
+    )
   })
 
   test('says which file is no identity', async () => {

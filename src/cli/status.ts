@@ -1,0 +1,137 @@
+import { Command } from 'commander'
+import { mirrorEndpoint } from '../mirror/certs-dir.ts'
+import type { NodeStatus } from '../observe/status.ts'
+import { addConfigOptions, loadFromCommand } from './config.ts'
+
+/** How long the daemon may take to say how it is, in ms. */
+const ANSWER = 5000
+/** Peers that are named; of more it is said how many. */
+const NAMED_PEERS = 8
+
+/** Nobody said how the node is. */
+class DaemonSilentError extends Error {
+  override readonly name = 'DaemonSilentError'
+  readonly code = 'ERR_DAEMON_SILENT'
+}
+
+/** `shoal status`. */
+export function statusCommand(): Command {
+  const status = new Command('status')
+    .description('say how the daemon on this node is: exit status 0 when it is ready, else 1')
+    .option('--json', 'print it as JSON')
+    .action(async () => {
+      const { config } = await loadFromCommand(status)
+      const said = await ask(mirrorEndpoint(config.listen.admin))
+      process.stdout.write(
+        status.opts()['json'] === true
+          ? `${JSON.stringify(said, null, 2)}\n`
+          : describeStatus(said),
+      )
+      process.exitCode = said.notReady === null ? 0 : 1
+    })
+  return addConfigOptions(status, ['listen.admin'])
+}
+
+/** @throws {DaemonSilentError} */
+async function ask(origin: string): Promise<NodeStatus> {
+  let said: unknown
+  try {
+    const response = await fetch(`${origin}/status`, { signal: AbortSignal.timeout(ANSWER) })
+    said = await response.json()
+  } catch (error) {
+    const running = 'start it with shoal serve, or name where it is with --listen-admin'
+    throw new DaemonSilentError(`no daemon of Shoal answers at ${origin}: ${running}`, {
+      cause: error,
+    })
+  }
+  if (!isStatus(said))
+    throw new DaemonSilentError(`what answers at ${origin} is no daemon of Shoal of this version`)
+  return said
+}
+
+/** Whether it is one, by what only it says: the daemon is trusted, but not that it is what answers. */
+function isStatus(value: unknown): value is NodeStatus {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    ['notReady', 'sharing', 'store', 'mesh', 'upstream', 'mirror'].every((key) => key in value)
+  )
+}
+
+/** The same in words, a line for each thing. */
+export function describeStatus(status: NodeStatus): string {
+  const { sharing, store, mesh, upstream, mirror, listen } = status
+  const lines: [name: string, text: string][] = [
+    ['node', `${status.name}, Shoal ${status.version}`],
+    ['ready', status.notReady === null ? 'yes' : `no: ${status.notReady}`],
+    ...(status.notReady === null ? [] : [['', advice(status)] as [string, string]]),
+    ['sharing', `${sharing.on ? 'on' : 'off'}: ${whoSays(sharing)}`],
+    [
+      'registries',
+      `${sharing.registries === 'all' ? 'all' : sharing.registries.join(', ')} (${sharing.because})`,
+    ],
+    [
+      'store',
+      `${store.kind} at ${store.at}${store.namespace === null ? '' : `, namespace ${store.namespace}`}: ${
+        store.read ? `${store.announced} digests and tags announced` : 'not read yet'
+      }`,
+    ],
+    ['mesh', describePeers(mesh)],
+    ['', status.id === null ? 'routing has not started' : `this node is ${status.id}`],
+    ...(listen === null
+      ? []
+      : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
+    ['upstream', describeUpstream(upstream)],
+    ['mirror', describeMirror(mirror)],
+  ]
+  return lines.map(([name, text]) => `${name.padEnd(15)} ${printable(text)}\n`).join('')
+}
+
+function advice({ store }: NodeStatus): string {
+  if (store.read) return "wait some seconds; if it stays so, the daemon's log says why"
+  return store.kind === 'containerd'
+    ? `see whether containerd runs and this is its socket: ${store.at}; the daemon's log says more`
+    : `see whether the directory ${store.at} can be read; the daemon's log says more`
+}
+
+function whoSays({ on, configured, k3s }: NodeStatus['sharing']): string {
+  if (configured !== 'auto')
+    return k3s
+      ? "K3s' embedded-registry or sharing says so"
+      : 'as sharing says; on if it says nothing'
+  return on ? 'a server of K3s says so' : 'no server of K3s has said that it is on'
+}
+
+function describePeers({ kind, peers, keys }: NodeStatus['mesh']): string {
+  const names = peers.slice(0, NAMED_PEERS).map(({ name }) => name)
+  const more = peers.length - names.length
+  const list = [...names, ...(more > 0 ? [`${more} more`] : [])].join(', ')
+  const count = `${peers.length} ${peers.length === 1 ? 'peer' : 'peers'} connected`
+  const of = kind === 'spegel' ? ", those of Spegel's mesh that are Shoal" : ''
+  return peers.length === 0 ? count + of : `${count}${of}: ${list}; they hold ${keys} keys`
+}
+
+function describeUpstream({ on, resting }: NodeStatus['upstream']): string {
+  if (!on) return 'off: this node asks no registry itself'
+  if (resting.length === 0) return 'on, none known to be down'
+  const each = resting.map(({ url, limited, forMs }) => {
+    const seconds = Math.ceil(forMs / 1000)
+    return limited
+      ? `${url} limits this node, asked again in ${seconds} s`
+      : `${url} is down, tried again ${seconds === 0 ? 'at the next pull' : `in ${seconds} s`}`
+  })
+  return `on; ${each.join('; ')}`
+}
+
+function describeMirror({ certsDir, withdrawn, complaint }: NodeStatus['mirror']): string {
+  const wrong = complaint === null ? '' : `; not as it should be: ${complaint}`
+  if (certsDir === null)
+    return `containerd is not sent here by hosts.toml: shoal mirror apply does it${wrong}`
+  const entries = withdrawn ? 'withdrawn, this node was out of order' : 'applied'
+  return `${entries} in ${certsDir}${wrong}`
+}
+
+/** Names come from other nodes, and a terminal obeys what is not text. */
+function printable(text: string): string {
+  return text.replaceAll(/\p{C}/gu, '?')
+}

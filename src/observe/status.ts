@@ -1,0 +1,59 @@
+/** What a node says of itself on its admin listener. Nothing in it is secret. */
+export interface NodeStatus {
+  readonly version: string
+  readonly name: string
+  /** Why it cannot do its work now; null when it is ready */
+  readonly notReady: string | null
+  /** libp2p peer id; null before routing has started */
+  readonly id: string | null
+  /** As `host:port`, several separated by commas, by listener */
+  readonly listen: Readonly<Record<'local' | 'peer' | 'p2p' | 'admin', string>> | null
+  readonly sharing: {
+    readonly on: boolean
+    /** `auto` follows K3s' servers */
+    readonly configured: 'on' | 'off' | 'auto'
+    /** K3s is on this node */
+    readonly k3s: boolean
+    readonly registries: readonly string[] | 'all'
+    /** What in registries.yaml, or what is missing there, makes it these */
+    readonly because: string
+  }
+  readonly store: {
+    readonly kind: 'containerd' | 'layout'
+    /** containerd's socket, or the directory */
+    readonly at: string
+    /** containerd's namespace; null for a layout */
+    readonly namespace: string | null
+    readonly read: boolean
+    /** Digests and tags */
+    readonly announced: number
+  }
+  readonly mesh: {
+    readonly kind: 'shoal' | 'spegel'
+    /** Those connected now */
+    readonly peers: readonly { readonly name: string; readonly origins: readonly string[] }[]
+    /** Digests and tags that they say they hold */
+    readonly keys: number
+  }
+  readonly upstream: {
+    readonly on: boolean
+    /** Endpoints that are not asked now */
+    readonly resting: readonly RestingEndpoint[]
+  }
+  readonly mirror: {
+    /** Where `mirror apply` wrote; null where nothing is applied */
+    readonly certsDir: string | null
+    readonly withdrawn: boolean
+    /** Why the files are not as they should be; null when they are */
+    readonly complaint: string | null
+  }
+}
+
+/** An upstream that is left alone for a time. */
+export interface RestingEndpoint {
+  readonly url: string
+  /** It answers, but has asked for a pause; otherwise it is down */
+  readonly limited: boolean
+  /** Until it is asked or tried again, in ms; 0 while it is tried */
+  readonly forMs: number
+}

@@ -1,0 +1,68 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { describeStatus } from '../../../src/cli/status.ts'
+import type { NodeStatus } from '../../../src/observe/status.ts'
+
+const READY: NodeStatus = {
+  version: '1.2.3',
+  name: 'a',
+  notReady: null,
+  id: '12D3',
+  listen: {
+    local: '127.0.0.1:5001',
+    peer: '10.0.0.1:5001',
+    p2p: '10.0.0.1:5002',
+    admin: '[::1]:1',
+  },
+  sharing: {
+    on: true,
+    configured: 'on',
+    k3s: false,
+    registries: 'all',
+    because: 'registries.yaml has no mirrors, and K3s is not here',
+  },
+  store: { kind: 'containerd', at: '/c.sock', namespace: 'k8s.io', read: true, announced: 7 },
+  mesh: { kind: 'shoal', peers: [], keys: 0 },
+  upstream: { on: true, resting: [] },
+  mirror: { certsDir: null, withdrawn: false, complaint: null },
+}
+
+suite('the words of shoal status', () => {
+  test('name what is shared and why', () => {
+    assert.match(describeStatus(READY), /^registries +all \(registries\.yaml has no mirrors/m)
+  })
+
+  test('say what to do when it is not ready', () => {
+    const store = { ...READY.store, read: false }
+    const text = describeStatus({ ...READY, store, notReady: 'the store has not been read yet' })
+    assert.match(
+      text,
+      /^ready +no: the store has not been read yet\n +see whether containerd .*\/c\.sock/m,
+    )
+  })
+
+  test('name upstreams that are down or limited, and for how long', () => {
+    const resting = [
+      { url: 'https://x.test', limited: false, forMs: 1500 },
+      { url: 'https://y.test', limited: true, forMs: 60_000 },
+    ]
+    assert.match(
+      describeStatus({ ...READY, upstream: { on: true, resting } }),
+      /x\.test is down, tried again in 2 s; https:\/\/y\.test limits this node, asked again in 60 s/,
+    )
+  })
+
+  test('count peers beyond some, and let none of their names command the terminal', () => {
+    const peers = Array.from({ length: 20 }, (_, n) => ({ name: `\u001B[2J${n}`, origins: [] }))
+    const text = describeStatus({ ...READY, mesh: { kind: 'shoal', peers, keys: 5 } })
+    assert.match(text, /20 peers connected: \?\[2J0, .*12 more; they hold 5 keys/)
+  })
+
+  test('say that hosts.toml is withdrawn, and what keeps it from being right', () => {
+    const mirror = { certsDir: '/certs.d', withdrawn: true, complaint: 'x is not ours' }
+    assert.match(
+      describeStatus({ ...READY, mirror }),
+      /^mirror +withdrawn, .* in \/certs\.d; not as it should be: x is not ours$/m,
+    )
+  })
+})
