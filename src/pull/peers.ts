@@ -24,6 +24,7 @@ import {
   type Giver,
   type OpenOptions,
 } from './source.ts'
+import { inTurn, type Attempt } from './turns.ts'
 
 /** What became of one request to one peer; for metrics. */
 export type PeerOutcome = 'ok' | 'not found' | 'busy' | 'unreachable' | 'bad answer' | 'bad content'
@@ -303,7 +304,10 @@ export class PeersSource implements ContentSource {
     }
   }
 
-  /** One peer, on the first of its addresses that answers; undefined when it has not got the content. */
+  /**
+   * One peer, at the first of its addresses that answers, the next one also while one does not connect; undefined when it has
+   * not got the content.
+   */
   async #ask(
     peer: Peer,
     request: PullRequest,
@@ -312,49 +316,62 @@ export class PeersSource implements ContentSource {
     signal: AbortSignal,
     { again, busy }: { again: (peer: Peer) => void; busy: Map<string, number> },
   ): Promise<Transfer | undefined> {
-    const origins = this.#choice.origins(peer)
     const end = this.#choice.begin(peer)
-    for (const origin of origins) {
+    let failure: unknown
+    const attempt: Attempt<string, RegistryAnswer | 'failed'> = async (origin, turn) => {
       const asked = performance.now()
       try {
-        const options = { signal, ...(range !== undefined && { range }) }
-        const answer = await this.#client.fetch(origin, request, options)
+        const options = { signal: turn.signal, onConnected: turn.connected }
+        const ranged = { ...options, ...(range !== undefined && { range }) }
+        const answer = await this.#client.fetch(origin, request, ranged)
         if (size !== undefined && answer.size !== size) {
           answer.close()
           throw new RegistryRequestError('bad answer', 'answered with another size')
         }
         this.#onAttempt('ok')
         this.#choice.answered(peer, origin, performance.now() - asked)
-        return {
-          peer,
-          answer,
-          close() {
-            answer.close()
-            end()
-          },
-        }
+        return answer
       } catch (error) {
-        if (signal.aborted) break
-        const unreachable = outcomeOf(error) === 'unreachable'
-        if (unreachable && origin !== origins.at(-1)) {
-          // A node is not taken for dead because one of its addresses is
-          this.#onAttempt('unreachable')
-          continue
-        }
-        this.#failed(peer, error)
-        if (unreachable) again(peer)
-        if (error instanceof RegistryRequestError && error.retryAfter > 0)
-          busy.set(peer.id, error.retryAfter)
-        break
+        if (turn.signal.aborted) return undefined
+        failure = error
+        const outcome = outcomeOf(error)
+        this.#onAttempt(outcome)
+        // A node is not taken for dead because one of its addresses is
+        return outcome === 'unreachable' ? undefined : 'failed'
+      }
+    }
+    const answer = await inTurn(this.#choice.origins(peer), attempt, {
+      signal,
+      discard: (late) => {
+        if (late !== 'failed') late.close()
+      },
+    })
+    if (answer !== undefined && answer !== 'failed') {
+      return {
+        peer,
+        answer,
+        close() {
+          answer.close()
+          end()
+        },
       }
     }
     end()
+    if (signal.aborted) return undefined
+    this.#conclude(peer, failure)
+    if (outcomeOf(failure) === 'unreachable') again(peer)
+    if (failure instanceof RegistryRequestError && failure.retryAfter > 0)
+      busy.set(peer.id, failure.retryAfter)
     return undefined
   }
 
   #failed(peer: Peer, error: unknown): void {
+    this.#onAttempt(outcomeOf(error))
+    this.#conclude(peer, error)
+  }
+
+  #conclude(peer: Peer, error: unknown): void {
     const outcome = outcomeOf(error)
-    this.#onAttempt(outcome)
     const fields = { peer: peer.name, outcome, err: error }
     if (outcome === 'bad content') {
       const duration = this.#choice.lied(peer)

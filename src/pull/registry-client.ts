@@ -78,12 +78,13 @@ export class RegistryClient {
 
   /**
    * Sends one pull to `origin` (`http://host:port`); `range` asks for a part of a blob, of which the answer says what it is.
+   * Tells `onConnected` when there is a connection.
    * @throws {RegistryRequestError}
    */
   async fetch(
     origin: string,
     pull: PullRequest,
-    options: { range?: RangeRequest; signal: AbortSignal },
+    options: { range?: RangeRequest; signal: AbortSignal; onConnected?: () => void },
   ): Promise<RegistryAnswer> {
     const { range, signal } = options
     signal.throwIfAborted()
@@ -97,6 +98,7 @@ export class RegistryClient {
       let head: AnswerHead
       try {
         await connection.opened(this.#timeouts.dial)
+        options.onConnected?.()
         head = await connection.ask(request, this.#timeouts.firstByte)
       } catch (error) {
         connection.close('failed')

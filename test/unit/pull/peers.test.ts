@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
+import { spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { connect } from 'node:net'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
 import type { ByteSink } from '../../../src/oci/body.ts'
@@ -11,7 +14,9 @@ import { PeersSource, type PeerOutcome } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
 import type { Content } from '../../../src/pull/source.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
+import { HEAD_START } from '../../../src/pull/turns.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
+import { until } from '../../wait.ts'
 
 const bytes = randomBytes(3_000_000)
 const blob = { digest: digestOf(bytes), mediaType: MEDIA_TYPE.octets, bytes }
@@ -78,6 +83,27 @@ async function read(content: Content): Promise<Buffer> {
   assert.ok(content.body)
   await content.body.writeTo(sink, { signal: signal() })
   return sink.bytes()
+}
+
+/** A listener that takes no connection any more: its process stands still, and its queue is full. */
+async function fullListener(): Promise<{ origin: string } & AsyncDisposable> {
+  const script = `const server = require('node:net').createServer()
+    server.listen({ port: 0, host: '127.0.0.1', backlog: 1 }, () => console.log(server.address().port))`
+  const child = spawn(process.execPath, ['-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const [line] = await once(child.stdout, 'data')
+  child.kill('SIGSTOP')
+  const port = Number(line)
+  const sockets = Array.from({ length: 4 }, () => connect(port, '127.0.0.1').on('error', () => {}))
+  await until(() => sockets.filter((socket) => !socket.connecting).length >= 2)
+  return {
+    origin: `http://127.0.0.1:${port}`,
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy()
+      const gone = once(child, 'exit')
+      child.kill('SIGKILL')
+      await gone
+    },
+  }
 }
 
 suite('peers source', () => {
@@ -280,6 +306,24 @@ suite('peers source', () => {
       assert.deepEqual(peers.outcomes, outcomes)
     }
     assert.deepEqual(peers.router.suspected, [])
+  })
+
+  test('an address that does not connect is not waited for: the next is asked meanwhile', async () => {
+    await using full = await fullListener()
+    await using good = await zoo.good(blob)
+    const origins = [full.origin, full.origin, ...good.peer.origins]
+    await using peers = source([{ ...good, peer: { ...good.peer, origins } }], 5_000)
+    const started = performance.now()
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    const took = performance.now() - started
+    assert.ok(took < 2 * timeouts.dial, `${took} ms`)
+    assert.ok((await read(content)).equals(bytes))
+    assert.ok(peers.outcomes.includes('ok'))
+    assert.deepEqual(peers.router.suspected, [])
+    // Known now, so they cost nothing
+    const again = performance.now()
+    await (await peers.source.open(request(blob), { signal: signal() })).body?.discard()
+    assert.ok(performance.now() - again < HEAD_START)
   })
 
   test('the only holder is asked a second time, and also when it failed a moment ago', async () => {

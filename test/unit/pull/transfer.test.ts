@@ -126,7 +126,7 @@ for (const slow of [false, true]) {
       assert.ok(result.bytes.equals(bytes))
       assert.ok([one, two, three].every(({ requests }) => requests.length > 0))
       const [, start = '0'] = /^bytes=(\d+)-2999999$/.exec(registry.asked[0]?.range ?? '') ?? []
-      assert.ok(Number(start) > 0, registry.asked[0]?.range)
+      assert.ok(Number(start) > 0, registry.asked[0]?.range ?? 'no range')
       await until(async () => (await node.given())['upstream'] !== undefined)
       assert.deepEqual(await node.given(), {
         peer: Number(start),

@@ -25,7 +25,7 @@ import { Logins } from '../../../src/pull/upstream/logins.ts'
 import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
 import { UpstreamRoutes } from '../../../src/pull/upstream/routes.ts'
 import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
-import { HEAD_START } from '../../../src/pull/upstream/turns.ts'
+import { HEAD_START } from '../../../src/pull/turns.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { until } from '../../wait.ts'
 
