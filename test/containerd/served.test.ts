@@ -24,6 +24,7 @@ import { until } from '../wait.ts'
 
 const log = createLogger({ level: 'silent' })
 const A = tagName('ksd.test.com', 'ksd/a', '1')
+const B = tagName('ksd.test.com', 'ksd/b', '1')
 /** How long what is announced may differ from what can be served, in ms. */
 const SOON = { timeoutMs: 5000 }
 /** Long enough that no list is due within a test. */
@@ -132,6 +133,33 @@ withEachContainerd((binaries) => {
     await until(() => node.announced.has(A) && node.announced.has(kept), SOON)
     assert(!node.announced.has(gone))
     assert.equal(await node.status(kept, 'GET'), 200)
+  })
+
+  test('layers that containerd discards once they are unpacked are taken back; manifest and tag stay', async () => {
+    await using containerd = await Containerd.start(binaries)
+    await using node = await startNode(containerd)
+    const [image, other] = await Promise.all(
+      ['discarded', 'other'].map((seed) => buildImage({ layers: [3000, 2000], seed })),
+    )
+    assert(image !== undefined && other !== undefined)
+    const { manifest, config, layers } = image
+    await containerd.import(image, [A])
+    await containerd.import(other, [B])
+    await until(() => image.blobs().every((each) => node.announced.has(each.descriptor.digest)))
+    // So `discard_unpacked_layers` does it: the manifest no longer keeps its layers from being collected as garbage.
+    for (const index of layers.keys()) {
+      const label = `containerd.io/gc.ref.content.l.${index}=`
+      await containerd.ctr('content', 'label', manifest.descriptor.digest, label)
+    }
+    await containerd.ctr('image', 'rm', '--sync', B)
+    const kept = [A, manifest.descriptor.digest, config.descriptor.digest]
+    await until(() => new Set(kept).symmetricDifference(node.announced).size === 0, SOON).catch(
+      () => assert.deepEqual(node.announced, new Set(kept)),
+    )
+    assert.equal(await node.status(config.descriptor.digest, 'GET'), 200)
+    for (const { descriptor } of layers) {
+      assert.equal(await node.status(descriptor.digest, 'GET'), 404)
+    }
   })
 
   test('a pull from a registry: of an index only what came for this platform is announced', async () => {
