@@ -98,7 +98,7 @@ function whoSays({ on, configured, k3s }: NodeStatus['sharing']): string {
   if (configured !== 'auto')
     return k3s
       ? "K3s' embedded-registry or sharing says so"
-      : 'as sharing says; on if it says nothing'
+      : `sharing is ${on ? 'on, as it is unless set' : 'set so'}`
   return on ? 'a server of K3s says so' : 'no server of K3s has said that it is on'
 }
 

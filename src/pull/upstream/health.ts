@@ -53,13 +53,13 @@ export class EndpointHealth {
     return state.why
   }
 
-  /** Endpoints that are not to be asked for anything now, and for how many ms. */
+  /** Endpoints that are not to be asked for anything now, and for how many ms. Their URLs hold no login: registries.yaml has it elsewhere. */
   list(): { url: string; limited: boolean; forMs: number }[] {
     const now = performance.now()
     return [...this.#states]
       .filter(([, { limited, until }]) => !limited || until > now)
       .map(([url, { limited, until }]) => ({
-        url: withoutLogin(url),
+        url,
         limited,
         forMs: Math.max(0, Math.round(until - now)),
       }))
@@ -141,12 +141,6 @@ interface State {
 
 function keyOf({ url }: Endpoint, path: string): string {
   return `${url} ${path}`
-}
-
-/** An endpoint as it may be shown. */
-function withoutLogin(url: string): string {
-  const { protocol, host, pathname } = new URL(url)
-  return `${protocol}//${host}${pathname === '/' ? '' : pathname}`
 }
 
 function remember<V>(map: Map<string, V>, key: string, value: V, most: number): void {
