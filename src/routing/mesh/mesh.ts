@@ -67,6 +67,8 @@ export class Mesh implements Startable {
   readonly #atAddress = new Map<string, Set<string>>()
   readonly #nextTurn = { lost: 0, heard: 0 }
   #dials = 0
+  #started = false
+  /** Runs while some node is wanted: a node at rest sleeps */
   #timer: NodeJS.Timeout | undefined
 
   constructor({ log, connect, isConnected }: MeshComponents, init: MeshInit = {}) {
@@ -77,12 +79,13 @@ export class Mesh implements Startable {
   }
 
   async start(): Promise<void> {
-    this.#timer ??= setInterval(() => this.#tick(), TICK_MS).unref()
+    this.#started = true
+    if (this.#wanted.size > 0) this.#run()
   }
 
   async stop(): Promise<void> {
-    clearInterval(this.#timer)
-    this.#timer = undefined
+    this.#started = false
+    this.#rest()
     this.#wanted.clear()
     this.#atAddress.clear()
   }
@@ -135,6 +138,15 @@ export class Mesh implements Startable {
   }
 
   /** What is only heard of gets a place if there is one; what was lost gets that of an older one. */
+  #run(): void {
+    if (this.#started) this.#timer ??= setInterval(() => this.#tick(), TICK_MS).unref()
+  }
+
+  #rest(): void {
+    clearInterval(this.#timer)
+    this.#timer = undefined
+  }
+
   #want({ id, addresses: named }: MeshMember, kind: Wanted['kind'], due: number): void {
     const isFull = (address: string): boolean =>
       (this.#atAddress.get(address)?.size ?? 0) >= MAX_PER_ADDRESS
@@ -148,6 +160,7 @@ export class Mesh implements Startable {
       if (isFull(address)) this.#forgetOldest(this.#atAddress.get(address) ?? [])
     }
     if (this.#wanted.size >= MAX_MEMBERS) this.#forgetOldest(this.#wanted.keys())
+    this.#run()
     const since = this.#now()
     const fresh = { since, due, failures: 0, tried: since, state: 'waiting' } as const
     this.#wanted.set(id, { id, addresses, kind, ...fresh })
@@ -179,6 +192,7 @@ export class Mesh implements Startable {
       this.#nextTurn[member.kind] = now + TURN_MS * (0.75 + Math.random() / 2)
       this.#dial(member)
     }
+    if (this.#wanted.size === 0) this.#rest()
   }
 
   #dial(member: Wanted): void {

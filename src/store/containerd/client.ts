@@ -81,6 +81,14 @@ export class ContainerdClient {
   }
 
   /**
+   * Resolves when containerd answers the simplest question.
+   * @throws {StoreUnavailableError}
+   */
+  async answers(options: { signal: AbortSignal; deadlineMs: number }): Promise<void> {
+    await this.#ask(this.#grpc.call(Version.method.version, {}, options))
+  }
+
+  /**
    * The directory of the content store, as containerd itself sees it.
    * @throws {StoreUnavailableError}
    */

@@ -11,6 +11,13 @@ import type { Inventory } from './inventory.ts'
 const MIN_RECONNECT_MS = 100
 const MAX_RECONNECT_MS = 2000
 
+/**
+ * So often containerd is asked whether it is there, and so long it has to answer: with one that hangs nothing can be served,
+ * and on an idle node nobody would notice.
+ */
+const PROBE_EVERY_MS = 1000
+const PROBE_DEADLINE_MS = 1500
+
 /** Of the time, lists take this much at most where changes are not seen: with very many digests some are noticed later. */
 const POLL_SHARE = 0.01
 
@@ -107,7 +114,8 @@ async function* watchConnected(
   }
 
   try {
-    followEvents(client, hints, signal).catch((error: unknown) => ending.abort(error))
+    for (const follow of [followEvents(client, hints, signal), probe(client, signal)])
+      follow.catch((error: unknown) => ending.abort(error))
     rechecks.addEventListener('recheck', onRecheck, { signal })
     for (let work: Work = 'list'; ; work = await hints.next()) {
       let whole = false
@@ -134,6 +142,13 @@ async function* watchConnected(
   } finally {
     ending.abort()
     directory?.close()
+  }
+}
+
+async function probe(client: ContainerdClient, signal: AbortSignal): Promise<never> {
+  for (;;) {
+    await delay(PROBE_EVERY_MS, undefined, { signal })
+    await client.answers({ signal, deadlineMs: PROBE_DEADLINE_MS })
   }
 }
 
