@@ -1,5 +1,5 @@
 import type { ContentBody } from '../oci/body.ts'
-import type { Digest } from '../oci/digest.ts'
+import { splitDigest, type Digest } from '../oci/digest.ts'
 import type { ByteRange } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import type { ContentKey, TagName } from '../oci/reference.ts'
@@ -59,10 +59,16 @@ export type ContentEvent =
 /** A store that Shoal itself may write to. */
 export interface WritableStore extends ContentStore {
   /**
-   * Begins to receive content. Nothing of it is held until `commit`.
-   * @throws {StoreFullError}
+   * Begins to receive content that is known beforehand. Nothing of it is held until `commit`.
+   * @throws {StoreFullError | StoreUnavailableError}
    */
   ingest(descriptor: Descriptor): Promise<ContentIngest>
+  /**
+   * The same of content whose digest its end will tell. `size` in bytes keeps the room for it, and `algorithm` is that
+   * of the digest, where they are known.
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  receive(options?: { size?: number; algorithm?: string }): Promise<ContentUpload>
   /**
    * Points a tag to a manifest or index that is already held. What was only `pulled` may go again when room is needed;
    * the same tag set without it stays.
@@ -73,12 +79,28 @@ export interface WritableStore extends ContentStore {
 
 /** One piece of content on its way into a store. Ends by `commit` or `abort`, whichever comes first. */
 export interface ContentIngest {
+  /** Resolves when `chunk` may be used for something else. */
   write(chunk: Uint8Array): Promise<void>
   /**
    * Makes the content held: synced to disk first, then visible as a whole.
-   * @throws {DigestMismatchError} and forgets the bytes
+   * @throws {DigestMismatchError | ContentTruncatedError} and forgets the bytes
    */
   commit(): Promise<void>
+  abort(): Promise<void>
+}
+
+/** Content on its way into a store, of which only the end will tell what it is. Ends like a {@link ContentIngest}. */
+export interface ContentUpload {
+  /** Bytes so far */
+  readonly received: number
+  /** Resolves when `chunk` may be used for something else. */
+  write(chunk: Uint8Array): Promise<void>
+  /**
+   * Makes the content held, as {@link ContentIngest.commit} does. `children` are what it refers to, for a manifest: as long as
+   * it is held, they are no garbage.
+   * @throws {DigestMismatchError | DigestUnsupportedError} and forgets the bytes
+   */
+  commit(digest: Digest, options?: { children?: readonly Digest[] }): Promise<void>
   abort(): Promise<void>
 }
 
@@ -86,7 +108,7 @@ export interface ContentIngest {
 export class NotHeldError extends Error {
   override readonly name = 'NotHeldError'
   readonly code = 'ERR_NOT_HELD'
-  constructor(key: ContentKey, options?: ErrorOptions) {
+  constructor(key: string, options?: ErrorOptions) {
     super(`${key} is not held here`, options)
   }
 }
@@ -95,6 +117,24 @@ export class NotHeldError extends Error {
 export class StoreUnavailableError extends Error {
   override readonly name = 'StoreUnavailableError'
   readonly code = 'ERR_STORE_UNAVAILABLE'
+}
+
+/** The store cannot hold content by digests of this algorithm. */
+export class DigestUnsupportedError extends Error {
+  override readonly name = 'DigestUnsupportedError'
+  readonly code = 'ERR_DIGEST_UNSUPPORTED'
+  constructor(digest: Digest) {
+    super(`content cannot be stored by its ${splitDigest(digest).algorithm} digest on this node`)
+  }
+}
+
+/** An ingest that was committed or aborted takes nothing more. */
+export class IngestEndedError extends Error {
+  override readonly name = 'IngestEndedError'
+  readonly code = 'ERR_INGEST_ENDED'
+  constructor() {
+    super('ingest has ended')
+  }
 }
 
 /** No room for what is to be written. */

@@ -1,14 +1,16 @@
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import { readdir, readlink } from 'node:fs/promises'
 import { after, before, suite, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { buildImage, buildIndex, type TaggedContent } from '../../src/cli/demo-image.ts'
 import { ContentTruncatedError, readBody, type ContentBody } from '../../src/oci/body.ts'
-import { digestOf, DigestMismatchError, type Digest } from '../../src/oci/digest.ts'
+import { digestOf, DigestMismatchError, parseDigest, type Digest } from '../../src/oci/digest.ts'
 import type { ByteRange } from '../../src/oci/distribution.ts'
 import { MEDIA_TYPE, type Descriptor } from '../../src/oci/manifest.ts'
 import { tagName, type ContentKey, type TagName } from '../../src/oci/reference.ts'
 import {
+  DigestUnsupportedError,
   NotHeldError,
   type ContentEvent,
   type ContentStore,
@@ -463,6 +465,32 @@ export function writableStoreSuite(
         assert.deepEqual(plain(await store.stat(given.descriptor.digest)), given.descriptor)
       })
     })
+
+    for (const algorithm of ['sha256', 'sha512'] as const) {
+      test(`takes content whose ${algorithm} digest its end tells, and no other under it`, async (t) => {
+        const { bytes } = fresh()
+        const digest = parseDigest(
+          `${algorithm}:${createHash(algorithm).update(bytes).digest('hex')}`,
+        )
+        async function receive(content: Uint8Array): Promise<void> {
+          const upload = await store.receive()
+          await upload.write(content.subarray(0, 10))
+          await upload.write(content.subarray(10))
+          assert.equal(upload.received, content.length)
+          await upload.commit(digest)
+        }
+        const refused = await receive(bytes.with(7, 1)).catch((error: unknown) => error)
+        // containerd 1.x knows no other.
+        if (refused instanceof DigestUnsupportedError) return t.diagnostic(refused.message)
+        assert(refused instanceof DigestMismatchError)
+        await assert.rejects(store.stat(digest), NotHeldError)
+        await receive(bytes)
+        assert.equal((await store.stat(digest)).size, bytes.length)
+        await assert.rejects(receive(bytes.with(7, 1)), DigestMismatchError)
+        await receive(bytes)
+        assertBytes(await bytesOf(await store.open(digest)), bytes)
+      })
+    }
 
     test('takes the same content twice at once, and once more', async () => {
       const { descriptor, bytes } = fresh()

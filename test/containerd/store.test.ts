@@ -1,12 +1,21 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
+import { tagName } from '../../src/oci/reference.ts'
 import { createLogger } from '../../src/observe/log.ts'
 import { ContainerdStore } from '../../src/store/containerd/containerd-store.ts'
-import { contentStoreSuite, type StoreHarness } from '../compliance/store.ts'
+import { contentStoreSuite, writableStoreSuite, type StoreHarness } from '../compliance/store.ts'
+import { NotHeldError } from '../../src/store/store.ts'
+import { until } from '../wait.ts'
 import { Containerd, withEachContainerd } from '../harness/containerd.ts'
 import type { ContainerdBinaries } from '../harness/tools.ts'
 
 const log = createLogger({ level: 'silent' })
 
-async function setup(binaries: ContainerdBinaries, contentPath: string): Promise<StoreHarness> {
+async function setup(
+  binaries: ContainerdBinaries,
+  contentPath: string,
+): Promise<StoreHarness & { store: ContainerdStore; containerd: Containerd }> {
   const containerd = await Containerd.start(binaries)
   const store = new ContainerdStore(
     { log },
@@ -14,6 +23,7 @@ async function setup(binaries: ContainerdBinaries, contentPath: string): Promise
   )
   return {
     store,
+    containerd,
     putImage: (content, tag) => containerd.import(content, [tag]),
     async removeTag(tag) {
       // With --sync it collects the garbage too.
@@ -30,4 +40,53 @@ withEachContainerd((binaries) => {
   const name = `containerd ${binaries.version}`
   contentStoreSuite(name, () => setup(binaries, 'auto'))
   contentStoreSuite(`${name} whose directory cannot be read`, () => setup(binaries, '/nonexistent'))
+  writableStoreSuite(name, () => setup(binaries, 'auto'))
+  keptSuite(name, () => setup(binaries, 'auto'))
 })
+
+/** What containerd's garbage collection leaves of what was written. */
+function keptSuite(name: string, begin: () => ReturnType<typeof setup>): void {
+  suite(`what is written into ${name}`, () => {
+    let harness: Awaited<ReturnType<typeof setup>>
+    before(async () => {
+      harness = await begin()
+    })
+    after(() => harness.dispose())
+
+    test('is no garbage before its manifest comes, and then as long as that has a tag', async () => {
+      const { store, containerd } = harness
+      const image = await buildImage({ layers: [1000, 2000], seed: `${name}/kept` })
+      const digests = image.blobs().map(({ descriptor }) => descriptor.digest)
+      for (const { descriptor, bytes } of image.blobs()) {
+        const ingest = await store.ingest(descriptor)
+        await ingest.write(bytes)
+        await ingest.commit()
+      }
+      const collect = async (): Promise<void> => {
+        // To remove an image with --sync is the one way to have it done at once.
+        const other = await buildImage({ layers: [1], seed: `${name}/${Math.random()}` })
+        await containerd.import(other, ['shoal.test/garbage:1'])
+        await containerd.ctr('image', 'rm', '--sync', 'shoal.test/garbage:1')
+        await assert.rejects(store.stat(other.manifest.descriptor.digest), NotHeldError)
+      }
+      await collect()
+      for (const digest of digests) await store.stat(digest)
+      const tag = tagName('shoal.test', 'kept', '1')
+      await store.tag(tag, image.manifest.descriptor)
+      for (const lease of (await containerd.ctr('leases', 'ls', '-q')).trim().split('\n'))
+        await containerd.ctr('leases', 'rm', '--sync', lease)
+      for (const digest of digests) await store.stat(digest)
+      await containerd.ctr('image', 'rm', '--sync', tag)
+      for (const digest of digests) await assert.rejects(store.stat(digest), NotHeldError)
+    })
+
+    test('leaves nothing behind when it is given up', async () => {
+      const { store, containerd } = harness
+      const upload = await store.receive()
+      await upload.write(new Uint8Array(1_000_000))
+      await upload.abort()
+      const left = async (): Promise<string> => (await containerd.ctr('content', 'active')).trim()
+      await until(async () => (await left()).split('\n').length <= 1, { what: 'no ingest is left' })
+    })
+  })
+}

@@ -1,5 +1,5 @@
-import { bytesBody, ContentTruncatedError, type ContentBody } from '../../src/oci/body.ts'
-import { digestOf, DigestMismatchError, type Digest } from '../../src/oci/digest.ts'
+import { bytesBody, type ContentBody } from '../../src/oci/body.ts'
+import { digestOf, DigestVerifier, type Digest } from '../../src/oci/digest.ts'
 import type { ByteRange } from '../../src/oci/distribution.ts'
 import {
   isManifestMediaType,
@@ -8,14 +8,17 @@ import {
   type Descriptor,
 } from '../../src/oci/manifest.ts'
 import type { ContentKey, TagName } from '../../src/oci/reference.ts'
+import { DescribedIngest } from '../../src/store/described-ingest.ts'
 import { Inventory } from '../../src/store/inventory.ts'
 import {
+  IngestEndedError,
   NotHeldError,
   StoreFullError,
   StoreUnavailableError,
   type AbortOptions,
   type ContentEvent,
   type ContentIngest,
+  type ContentUpload,
   type WritableStore,
 } from '../../src/store/store.ts'
 
@@ -71,12 +74,17 @@ export class MemoryStore implements WritableStore {
   }
 
   async ingest(descriptor: Descriptor): Promise<ContentIngest> {
+    const { size } = descriptor
+    return new DescribedIngest(await this.receive({ size }), descriptor)
+  }
+
+  async receive({ size = 0 }: { size?: number } = {}): Promise<ContentUpload> {
     this.#check({})
     const held = [...this.#blobs.values()].reduce((sum, bytes) => sum + bytes.length, 0)
-    if (held + descriptor.size > this.#maxBytes) throw new StoreFullError('memory store is full')
-    return new MemoryIngest(descriptor, (bytes) => {
+    if (held + size > this.#maxBytes) throw new StoreFullError('memory store is full')
+    return new MemoryUpload((digest, bytes) => {
       this.#check({})
-      this.#blobs.set(descriptor.digest, bytes)
+      this.#blobs.set(digest, bytes)
       this.#changed()
     })
   }
@@ -136,33 +144,29 @@ export class MemoryStore implements WritableStore {
   }
 }
 
-class MemoryIngest implements ContentIngest {
-  readonly #descriptor: Descriptor
-  readonly #keep: (bytes: Uint8Array) => void
+class MemoryUpload implements ContentUpload {
+  readonly #keep: (digest: Digest, bytes: Uint8Array) => void
   #chunks: Uint8Array[] | undefined = []
-  #size = 0
+  received = 0
 
-  constructor(descriptor: Descriptor, keep: (bytes: Uint8Array) => void) {
-    this.#descriptor = descriptor
+  constructor(keep: (digest: Digest, bytes: Uint8Array) => void) {
     this.#keep = keep
   }
 
   async write(chunk: Uint8Array): Promise<void> {
-    if (this.#chunks === undefined) throw new Error('ingest has ended')
-    this.#size += chunk.length
-    if (this.#size > this.#descriptor.size) throw new ContentTruncatedError('too many bytes')
+    if (this.#chunks === undefined) throw new IngestEndedError()
+    this.received += chunk.length
     this.#chunks.push(Uint8Array.from(chunk))
   }
 
-  async commit(): Promise<void> {
-    if (this.#chunks === undefined) throw new Error('ingest has ended')
+  async commit(digest: Digest): Promise<void> {
+    if (this.#chunks === undefined) throw new IngestEndedError()
     const bytes = Buffer.concat(this.#chunks)
     this.#chunks = undefined
-    const { digest, size } = this.#descriptor
-    if (bytes.length !== size) throw new ContentTruncatedError('too few bytes')
-    const actual = digestOf(bytes)
-    if (actual !== digest) throw new DigestMismatchError(digest, actual)
-    this.#keep(bytes)
+    const verifier = new DigestVerifier(digest)
+    verifier.update(bytes)
+    verifier.finish()
+    this.#keep(digest, bytes)
   }
 
   async abort(): Promise<void> {

@@ -4,7 +4,9 @@ import { access, constants } from 'node:fs/promises'
 import { isDigest, type Digest } from '../../oci/digest.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import { parseReference, tagName, type ContentKey, type TagName } from '../../oci/reference.ts'
-import { NotHeldError, StoreUnavailableError, type AbortOptions } from '../store.ts'
+import type { Descriptor } from '../../oci/manifest.ts'
+import { NotHeldError, StoreFullError, StoreUnavailableError, type AbortOptions } from '../store.ts'
+import { ContentWriter } from './content-writer.ts'
 import { Content } from './gen/content_pb.ts'
 import {
   ContentCreateSchema,
@@ -20,6 +22,7 @@ import {
 } from './gen/image_events_pb.ts'
 import { Images } from './gen/images_pb.ts'
 import { Introspection } from './gen/introspection_pb.ts'
+import { Leases } from './gen/leases_pb.ts'
 import { Namespaces } from './gen/namespaces_pb.ts'
 import { Version } from './gen/version_pb.ts'
 import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
@@ -28,6 +31,12 @@ import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
 const LIST_DEADLINE_MS = 30_000
 
 const EVENT_TYPES = createRegistry(file_content_events, file_image_events)
+
+/** An image record that comes and goes while it is to be set is tried so often. */
+const POINT_ATTEMPTS = 3
+
+/** containerd passes the words of the system on, with no status of their own. */
+const NO_SPACE = /no space left on device|disk quota exceeded/
 
 /** What containerd's labels tell of content. */
 export interface Origin {
@@ -256,12 +265,83 @@ export class ContainerdClient {
     }
   }
 
+  /**
+   * Makes a lease: what is written under it is no garbage until it expires, even if this process is gone by then.
+   * @throws {StoreUnavailableError}
+   */
+  async lease(id: string, expires: Date): Promise<void> {
+    const labels = { 'containerd.io/gc.expire': expires.toISOString() }
+    await this.#ask(this.#grpc.call(Leases.method.create, { id, labels }))
+  }
+
+  /**
+   * Puts content under a lease that is there already.
+   * @throws {NotHeldError} when it is not there, or the lease is not
+   * @throws {StoreUnavailableError}
+   */
+  async retain(digest: Digest, lease: string): Promise<void> {
+    const resource = { id: digest, type: 'content' }
+    await this.#ask(this.#grpc.call(Leases.method.addResource, { id: lease, resource }), digest)
+    await this.info(digest)
+  }
+
+  /** Begins to write content, under a lease. `ref` is what containerd calls it until it is complete. */
+  write(ref: string, lease: string): ContentWriter {
+    return new ContentWriter(
+      {
+        conversation: this.#grpc.converse(Content.method.write, { 'containerd-lease': lease }),
+        abort: async () => {
+          await held(this.#ask(this.#grpc.call(Content.method.abort, { ref }), ref))
+        },
+        translate: (error) => this.#translate(error),
+      },
+      { ref },
+    )
+  }
+
+  /**
+   * Sets labels of content; its others stay.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async label(digest: Digest, labels: Readonly<Record<string, string>>): Promise<void> {
+    const request = {
+      info: { digest, labels },
+      updateMask: { paths: Object.keys(labels).map((label) => `labels.${label}`) },
+    }
+    await this.#ask(this.#grpc.call(Content.method.update, request), digest)
+  }
+
+  /**
+   * Points an image record to something else, or makes it; at no moment it is gone.
+   * @throws {StoreUnavailableError}
+   */
+  async point(name: TagName, { digest, mediaType, size }: Descriptor): Promise<void> {
+    const image = { name, target: { digest, mediaType, size: BigInt(size) } }
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await this.#grpc.call(Images.method.create, { image })
+        return
+      } catch (error) {
+        if (!isStatus(error, GrpcStatus.ALREADY_EXISTS)) throw await this.#translate(error)
+      }
+      const updateMask = { paths: ['target'] }
+      try {
+        await this.#grpc.call(Images.method.update, { image, updateMask })
+        return
+      } catch (error) {
+        // Somebody took it away in between.
+        const gone = isStatus(error, GrpcStatus.NOT_FOUND) && attempt < POINT_ATTEMPTS
+        if (!gone) throw await this.#translate(error)
+      }
+    }
+  }
+
   /** Ends the connection. */
   close(): void {
     this.#grpc.close()
   }
 
-  async #ask<T>(call: Promise<T>, key?: ContentKey): Promise<T> {
+  async #ask<T>(call: Promise<T>, key?: string): Promise<T> {
     try {
       return await call
     } catch (error) {
@@ -269,10 +349,13 @@ export class ContainerdClient {
     }
   }
 
-  async #translate(error: unknown, key?: ContentKey): Promise<unknown> {
+  async #translate(error: unknown, key?: string): Promise<unknown> {
     if (!(error instanceof GrpcError)) return error
     if (error.status === GrpcStatus.NOT_FOUND && key !== undefined) {
       return new NotHeldError(key, { cause: error })
+    }
+    if (NO_SPACE.test(error.message)) {
+      return new StoreFullError('containerd has no space left for content', { cause: error })
     }
     return new StoreUnavailableError(await this.#diagnosis(error), { cause: error })
   }
@@ -320,6 +403,10 @@ function originOf(labels: Readonly<Record<string, string>>): Origin {
   const origin = { registries, children }
   if (CHILDLESS.size < MAX_CHILDLESS) CHILDLESS.set(name, origin)
   return origin
+}
+
+function isStatus(error: unknown, status: number): boolean {
+  return error instanceof GrpcError && error.status === status
 }
 
 /** An answer about something that may not be there. */

@@ -1,3 +1,4 @@
+import { createHash, randomUUID } from 'node:crypto'
 import { access, constants, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
@@ -13,8 +14,17 @@ import {
 import type { TagName } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { openFileBody } from '../file-body.ts'
-import { NotHeldError, type AbortOptions, type ContentEvent, type ContentStore } from '../store.ts'
+import { DescribedIngest } from '../described-ingest.ts'
+import {
+  NotHeldError,
+  type AbortOptions,
+  type ContentEvent,
+  type ContentIngest,
+  type ContentUpload,
+  type WritableStore,
+} from '../store.ts'
 import { ContainerdClient } from './client.ts'
+import { ContainerdUpload } from './containerd-upload.ts'
 import { Inventory } from './inventory.ts'
 import { watchContent } from './watcher.ts'
 
@@ -23,6 +33,17 @@ const MEDIA_TYPES = 4096
 
 /** To tell the media type of something of at most 4 MiB. */
 const SNIFF_DEADLINE_MS = 10_000
+
+/** To read content again whose digest is no sha256. */
+const REHASH_DEADLINE_MS = 600_000
+
+/**
+ * So long at least content is no garbage that came by us and that nothing refers to yet: the manifest that does may come
+ * long after its layers.
+ */
+const LEASE_MS = 24 * 60 * 60 * 1000
+/** One lease is for all that comes within this time. */
+const LEASE_USE_MS = 60 * 60 * 1000
 
 export interface ContainerdStoreComponents {
   readonly log: Logger
@@ -47,7 +68,7 @@ export const RECONCILE_MS = 60_000
 export const POLL_MS = 4_000
 
 /** What containerd holds in one of its namespaces. Blobs are read from its directory, or through it where that cannot be read. */
-export class ContainerdStore implements ContentStore {
+export class ContainerdStore implements WritableStore {
   readonly name = 'containerd'
   readonly #log: Logger
   readonly #init: ContainerdStoreInit
@@ -56,6 +77,8 @@ export class ContainerdStore implements ContentStore {
   readonly #mediaTypes = new Map<Digest, string>()
   readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
+  /** For what is written now, and until when it is for what begins */
+  #lease: { readonly id: Promise<string>; readonly untilMs: number } | undefined
   /** Of the watch that began last */
   #inventory: Inventory
 
@@ -125,6 +148,26 @@ export class ContainerdStore implements ContentStore {
     this.#rechecks.dispatchEvent(new Event('recheck'))
   }
 
+  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
+    return new DescribedIngest(await this.receive(), descriptor)
+  }
+
+  async receive(): Promise<ContentUpload> {
+    const lease = await this.#currentLease()
+    return new ContainerdUpload({
+      writer: this.#client.write(`shoal-${randomUUID()}`, lease),
+      retain: (digest) => this.#client.retain(digest, lease),
+      label: (digest, labels) => this.#client.label(digest, labels),
+      sha256Of: (digest) => this.#sha256Of(digest),
+    })
+  }
+
+  /** An image record is what containerd calls a tag, whoever set it. */
+  async tag(tag: TagName, { digest, mediaType }: Descriptor): Promise<void> {
+    const size = await this.#client.size(digest)
+    await this.#client.point(tag, { digest, mediaType, size })
+  }
+
   /**
    * Throws away what containerd has received so far of content with this digest, because it is known to be wrong.
    * @returns how many such beginnings there were
@@ -184,6 +227,28 @@ export class ContainerdStore implements ContentStore {
       if (error instanceof ManifestInvalidError) return MEDIA_TYPE.octets
       throw error
     }
+  }
+
+  /** Expires by itself, also when this process is gone. */
+  async #currentLease(): Promise<string> {
+    if (this.#lease === undefined || this.#lease.untilMs < Date.now()) {
+      const id = `shoal-${randomUUID()}`
+      const made = this.#client.lease(id, new Date(Date.now() + LEASE_MS + LEASE_USE_MS))
+      const lease = { id: made.then(() => id), untilMs: Date.now() + LEASE_USE_MS }
+      this.#lease = lease
+      lease.id.catch(() => {
+        if (this.#lease === lease) this.#lease = undefined
+      })
+    }
+    return this.#lease.id
+  }
+
+  async #sha256Of(digest: Digest): Promise<string> {
+    const hash = createHash('sha256')
+    const body = await this.open(digest)
+    const signal = AbortSignal.timeout(REHASH_DEADLINE_MS)
+    await body.writeTo({ write: async (chunk) => void hash.update(chunk) }, { signal })
+    return `sha256:${hash.digest('hex')}`
   }
 
   /** Found once for all that wait, so it hangs on no caller's signal; the question to containerd has its deadline. */

@@ -3,12 +3,13 @@ import {
   fromBinary,
   toBinary,
   type DescMessage,
+  type DescMethodBiDiStreaming,
   type DescMethodServerStreaming,
   type DescMethodUnary,
   type MessageInitShape,
   type MessageShape,
 } from '@bufbuild/protobuf'
-import { Client, credentials, Metadata, status } from '@grpc/grpc-js'
+import { Client, credentials, Metadata, status, type ClientDuplexStream } from '@grpc/grpc-js'
 
 /** What a unary call may take when its caller says nothing else. */
 export const DEFAULT_DEADLINE_MS = 5000
@@ -113,13 +114,80 @@ export class GrpcClient {
     }
   }
 
+  /** Begins a call in which both sides say something more than once. `metadata` goes with it besides. */
+  converse<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodBiDiStreaming<I, O>,
+    metadata: Readonly<Record<string, string>> = {},
+  ): Conversation<I, O> {
+    const all = this.#metadata.clone()
+    for (const [key, value] of Object.entries(metadata)) all.set(key, value)
+    const call = this.#client.makeBidiStreamRequest(
+      path(method),
+      toBuffer,
+      (bytes) => decode(method.output, bytes),
+      all,
+    )
+    return new Conversation(method, call)
+  }
+
   /** Ends the connection; calls still under way may end with an error. */
   close(): void {
     this.#client.close()
   }
 }
 
-function path(method: DescMethodUnary | DescMethodServerStreaming): string {
+/** A call in which each side answers the other. It holds what was sent and not yet taken, so its user waits for answers. */
+export class Conversation<I extends DescMessage, O extends DescMessage> {
+  readonly #method: DescMethodBiDiStreaming<I, O>
+  readonly #call: ClientDuplexStream<Uint8Array, MessageShape<O>>
+  readonly #answers: AsyncIterator<MessageShape<O>>
+
+  constructor(
+    method: DescMethodBiDiStreaming<I, O>,
+    call: ClientDuplexStream<Uint8Array, MessageShape<O>>,
+  ) {
+    this.#method = method
+    this.#call = call
+    // What fails is told where answers are waited for; until then nobody listens.
+    call.on('error', () => {})
+    this.#answers = call[Symbol.asyncIterator]()
+  }
+
+  /** Copies the message and sends it; what goes wrong is told by the next {@link answer}. */
+  send(request: MessageInitShape<I>): void {
+    this.#call.write(toBinary(this.#method.input, create(this.#method.input, request)))
+  }
+
+  /**
+   * The next answer; past the deadline the whole call ends.
+   * @throws {GrpcError} also when the other side says nothing more
+   */
+  async answer(options: { deadlineMs: number }): Promise<MessageShape<O>> {
+    let late = false
+    const timer = setTimeout(() => {
+      late = true
+      this.#call.cancel()
+    }, options.deadlineMs)
+    try {
+      const { done, value } = await this.#answers.next()
+      if (done !== true) return value
+      throw new GrpcError(status.UNAVAILABLE, 'the call has ended')
+    } catch (error) {
+      throw late ? new GrpcError(status.DEADLINE_EXCEEDED, 'no answer in time') : translate(error)
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  /** Ends the call, whatever is under way in it. */
+  close(): void {
+    this.#call.cancel()
+  }
+}
+
+function path(
+  method: DescMethodUnary | DescMethodServerStreaming | DescMethodBiDiStreaming,
+): string {
   return `/${method.parent.typeName}/${method.name}`
 }
 
@@ -133,6 +201,7 @@ function decode<O extends DescMessage>(schema: O, bytes: Uint8Array): MessageSha
 }
 
 function translate(error: unknown): GrpcError {
+  if (error instanceof GrpcError) return error
   const options = { cause: error }
   if (!(error instanceof Error)) return new GrpcError(status.UNKNOWN, 'call failed', options)
   const code = 'code' in error && typeof error.code === 'number' ? error.code : status.UNKNOWN

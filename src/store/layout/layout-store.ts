@@ -35,6 +35,7 @@ import {
 } from '../../oci/manifest.ts'
 import type { ContentKey, TagName } from '../../oci/reference.ts'
 import { openFileBody } from '../file-body.ts'
+import { DescribedIngest } from '../described-ingest.ts'
 import { Inventory } from '../inventory.ts'
 import {
   NotHeldError,
@@ -43,9 +44,10 @@ import {
   type AbortOptions,
   type ContentEvent,
   type ContentIngest,
+  type ContentUpload,
   type WritableStore,
 } from '../store.ts'
-import { asStoreError, FileIngest } from './file-ingest.ts'
+import { asStoreError, FileUpload } from './file-upload.ts'
 import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
 
 /** How a layout store is set up. */
@@ -68,6 +70,9 @@ const INDEX_ATTEMPTS = 4
 
 /** Parsed manifests that are remembered; one is about 1 KiB. */
 const MAX_MANIFESTS = 10_000
+
+/** Room that is kept ahead for content whose size is not known. */
+const RESERVE_BYTES = 16 * 1024 * 1024
 
 const ALGORITHMS = ['sha256', 'sha512']
 
@@ -185,21 +190,35 @@ export class LayoutStore implements WritableStore, Startable {
 
   async ingest(descriptor: Descriptor): Promise<ContentIngest> {
     const { digest, size } = descriptor
-    await this.#exclusive(() => this.#reserve(size))
-    const settle = (): void => {
-      this.#reserved -= size
+    const { algorithm } = splitDigest(digest)
+    return new DescribedIngest(await this.receive({ size, algorithm }), descriptor)
+  }
+
+  async receive(options: { size?: number; algorithm?: string } = {}): Promise<ContentUpload> {
+    let reserved = 0
+    const reserve = async (bytes: number): Promise<void> => {
+      await this.#exclusive(() => this.#reserve(bytes - reserved))
+      reserved = bytes
     }
+    const settle = (): void => {
+      this.#reserved -= reserved
+    }
+    await reserve(options.size ?? 0)
     const path = this.#temporaryPath()
     try {
       await mkdir(dirname(path), { recursive: true })
       const file = await open(path, 'wx', 0o644)
-      const keep = (): Promise<void> =>
+      const grow = async (bytes: number): Promise<void> => {
+        if (bytes > reserved) await reserve(bytes + RESERVE_BYTES)
+      }
+      const keep = (digest: Digest, size: number): Promise<void> =>
         this.#exclusive(async () => {
           await this.#moveIntoPlace(path, this.#blobPath(digest))
           this.#blobs.set(digest, { size, usedMs: Date.now() })
           this.#publish()
         })
-      return new FileIngest({ descriptor, path, file, keep, settle })
+      const algorithm = options.algorithm ?? 'sha256'
+      return new FileUpload({ path, file, algorithm, grow, keep, settle })
     } catch (error) {
       settle()
       throw asStoreError(error, path)

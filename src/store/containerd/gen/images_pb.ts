@@ -4,6 +4,8 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { EmptySchema, FieldMask } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_empty, file_google_protobuf_field_mask } from "@bufbuild/protobuf/wkt";
 import type { Descriptor } from "./types_pb.ts";
 import { file_types } from "./types_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
@@ -12,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file images.proto.
  */
 export const file_images: GenFile = /*@__PURE__*/
-  fileDesc("CgxpbWFnZXMucHJvdG8SHWNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxIkMKBUltYWdlEgwKBG5hbWUYASABKAkSLAoGdGFyZ2V0GAMgASgLMhwuY29udGFpbmVyZC50eXBlcy5EZXNjcmlwdG9yIh8KD0dldEltYWdlUmVxdWVzdBIMCgRuYW1lGAEgASgJIkcKEEdldEltYWdlUmVzcG9uc2USMwoFaW1hZ2UYASABKAsyJC5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5JbWFnZSITChFMaXN0SW1hZ2VzUmVxdWVzdCJKChJMaXN0SW1hZ2VzUmVzcG9uc2USNAoGaW1hZ2VzGAEgAygLMiQuY29udGFpbmVyZC5zZXJ2aWNlcy5pbWFnZXMudjEuSW1hZ2Uy3QEKBkltYWdlcxJmCgNHZXQSLi5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5HZXRJbWFnZVJlcXVlc3QaLy5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5HZXRJbWFnZVJlc3BvbnNlEmsKBExpc3QSMC5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5MaXN0SW1hZ2VzUmVxdWVzdBoxLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLkxpc3RJbWFnZXNSZXNwb25zZWIGcHJvdG8z", [file_types]);
+  fileDesc("CgxpbWFnZXMucHJvdG8SHWNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxIrQBCgVJbWFnZRIMCgRuYW1lGAEgASgJEkAKBmxhYmVscxgCIAMoCzIwLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLkltYWdlLkxhYmVsc0VudHJ5EiwKBnRhcmdldBgDIAEoCzIcLmNvbnRhaW5lcmQudHlwZXMuRGVzY3JpcHRvchotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIh8KD0dldEltYWdlUmVxdWVzdBIMCgRuYW1lGAEgASgJIkcKEEdldEltYWdlUmVzcG9uc2USMwoFaW1hZ2UYASABKAsyJC5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5JbWFnZSITChFMaXN0SW1hZ2VzUmVxdWVzdCJKChJMaXN0SW1hZ2VzUmVzcG9uc2USNAoGaW1hZ2VzGAEgAygLMiQuY29udGFpbmVyZC5zZXJ2aWNlcy5pbWFnZXMudjEuSW1hZ2UiSQoSQ3JlYXRlSW1hZ2VSZXF1ZXN0EjMKBWltYWdlGAEgASgLMiQuY29udGFpbmVyZC5zZXJ2aWNlcy5pbWFnZXMudjEuSW1hZ2UiSgoTQ3JlYXRlSW1hZ2VSZXNwb25zZRIzCgVpbWFnZRgBIAEoCzIkLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLkltYWdlInoKElVwZGF0ZUltYWdlUmVxdWVzdBIzCgVpbWFnZRgBIAEoCzIkLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLkltYWdlEi8KC3VwZGF0ZV9tYXNrGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayJKChNVcGRhdGVJbWFnZVJlc3BvbnNlEjMKBWltYWdlGAEgASgLMiQuY29udGFpbmVyZC5zZXJ2aWNlcy5pbWFnZXMudjEuSW1hZ2UiIgoSRGVsZXRlSW1hZ2VSZXF1ZXN0EgwKBG5hbWUYASABKAkylAQKBkltYWdlcxJmCgNHZXQSLi5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5HZXRJbWFnZVJlcXVlc3QaLy5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5HZXRJbWFnZVJlc3BvbnNlEmsKBExpc3QSMC5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5MaXN0SW1hZ2VzUmVxdWVzdBoxLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLkxpc3RJbWFnZXNSZXNwb25zZRJvCgZDcmVhdGUSMS5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5DcmVhdGVJbWFnZVJlcXVlc3QaMi5jb250YWluZXJkLnNlcnZpY2VzLmltYWdlcy52MS5DcmVhdGVJbWFnZVJlc3BvbnNlEm8KBlVwZGF0ZRIxLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLlVwZGF0ZUltYWdlUmVxdWVzdBoyLmNvbnRhaW5lcmQuc2VydmljZXMuaW1hZ2VzLnYxLlVwZGF0ZUltYWdlUmVzcG9uc2USUwoGRGVsZXRlEjEuY29udGFpbmVyZC5zZXJ2aWNlcy5pbWFnZXMudjEuRGVsZXRlSW1hZ2VSZXF1ZXN0GhYuZ29vZ2xlLnByb3RvYnVmLkVtcHR5YgZwcm90bzM", [file_google_protobuf_empty, file_google_protobuf_field_mask, file_types]);
 
 /**
  * @generated from message containerd.services.images.v1.Image
@@ -22,6 +24,11 @@ export type Image = Message<"containerd.services.images.v1.Image"> & {
    * @generated from field: string name = 1;
    */
   name: string;
+
+  /**
+   * @generated from field: map<string, string> labels = 2;
+   */
+  labels: { [key: string]: string };
 
   /**
    * @generated from field: containerd.types.Descriptor target = 3;
@@ -101,6 +108,96 @@ export const ListImagesResponseSchema: GenMessage<ListImagesResponse> = /*@__PUR
   messageDesc(file_images, 4);
 
 /**
+ * @generated from message containerd.services.images.v1.CreateImageRequest
+ */
+export type CreateImageRequest = Message<"containerd.services.images.v1.CreateImageRequest"> & {
+  /**
+   * @generated from field: containerd.services.images.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.services.images.v1.CreateImageRequest.
+ * Use `create(CreateImageRequestSchema)` to create a new message.
+ */
+export const CreateImageRequestSchema: GenMessage<CreateImageRequest> = /*@__PURE__*/
+  messageDesc(file_images, 5);
+
+/**
+ * @generated from message containerd.services.images.v1.CreateImageResponse
+ */
+export type CreateImageResponse = Message<"containerd.services.images.v1.CreateImageResponse"> & {
+  /**
+   * @generated from field: containerd.services.images.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.services.images.v1.CreateImageResponse.
+ * Use `create(CreateImageResponseSchema)` to create a new message.
+ */
+export const CreateImageResponseSchema: GenMessage<CreateImageResponse> = /*@__PURE__*/
+  messageDesc(file_images, 6);
+
+/**
+ * @generated from message containerd.services.images.v1.UpdateImageRequest
+ */
+export type UpdateImageRequest = Message<"containerd.services.images.v1.UpdateImageRequest"> & {
+  /**
+   * @generated from field: containerd.services.images.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+
+  /**
+   * @generated from field: google.protobuf.FieldMask update_mask = 2;
+   */
+  updateMask?: FieldMask | undefined;
+};
+
+/**
+ * Describes the message containerd.services.images.v1.UpdateImageRequest.
+ * Use `create(UpdateImageRequestSchema)` to create a new message.
+ */
+export const UpdateImageRequestSchema: GenMessage<UpdateImageRequest> = /*@__PURE__*/
+  messageDesc(file_images, 7);
+
+/**
+ * @generated from message containerd.services.images.v1.UpdateImageResponse
+ */
+export type UpdateImageResponse = Message<"containerd.services.images.v1.UpdateImageResponse"> & {
+  /**
+   * @generated from field: containerd.services.images.v1.Image image = 1;
+   */
+  image?: Image | undefined;
+};
+
+/**
+ * Describes the message containerd.services.images.v1.UpdateImageResponse.
+ * Use `create(UpdateImageResponseSchema)` to create a new message.
+ */
+export const UpdateImageResponseSchema: GenMessage<UpdateImageResponse> = /*@__PURE__*/
+  messageDesc(file_images, 8);
+
+/**
+ * @generated from message containerd.services.images.v1.DeleteImageRequest
+ */
+export type DeleteImageRequest = Message<"containerd.services.images.v1.DeleteImageRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message containerd.services.images.v1.DeleteImageRequest.
+ * Use `create(DeleteImageRequestSchema)` to create a new message.
+ */
+export const DeleteImageRequestSchema: GenMessage<DeleteImageRequest> = /*@__PURE__*/
+  messageDesc(file_images, 9);
+
+/**
  * @generated from service containerd.services.images.v1.Images
  */
 export const Images: GenService<{
@@ -119,6 +216,30 @@ export const Images: GenService<{
     methodKind: "unary";
     input: typeof ListImagesRequestSchema;
     output: typeof ListImagesResponseSchema;
+  },
+  /**
+   * @generated from rpc containerd.services.images.v1.Images.Create
+   */
+  create: {
+    methodKind: "unary";
+    input: typeof CreateImageRequestSchema;
+    output: typeof CreateImageResponseSchema;
+  },
+  /**
+   * @generated from rpc containerd.services.images.v1.Images.Update
+   */
+  update: {
+    methodKind: "unary";
+    input: typeof UpdateImageRequestSchema;
+    output: typeof UpdateImageResponseSchema;
+  },
+  /**
+   * @generated from rpc containerd.services.images.v1.Images.Delete
+   */
+  delete: {
+    methodKind: "unary";
+    input: typeof DeleteImageRequestSchema;
+    output: typeof EmptySchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_images, 0);

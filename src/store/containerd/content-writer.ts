@@ -1,0 +1,138 @@
+import type { MessageInitShape } from '@bufbuild/protobuf'
+import { isDigest, type Digest } from '../../oci/digest.ts'
+import {
+  WriteAction,
+  type WriteContentRequestSchema,
+  type WriteContentResponseSchema,
+} from './gen/content_pb.ts'
+import { GrpcError, GrpcStatus, type Conversation } from './grpc.ts'
+
+/** What goes into one message: containerd takes 16 MiB, and each is copied three times on its way. */
+const MESSAGE_BYTES = 512 * 1024
+/** Messages that may be on their way without an answer. */
+const WINDOW = 4
+
+/** A message may wait for a slow disk. */
+const WRITE_DEADLINE_MS = 60_000
+/** At the commit all bytes are synced to it. */
+const COMMIT_DEADLINE_MS = 300_000
+
+/** What containerd says of content with another digest, by its status only that something was not as expected. */
+const OTHER_DIGEST = /unexpected commit digest (sha\d+:[0-9a-f]+)/
+
+/** Content on its way into containerd, which has a copy of every byte that was given. */
+export class ContentWriter {
+  readonly #conversation: Conversation<
+    typeof WriteContentRequestSchema,
+    typeof WriteContentResponseSchema
+  >
+  readonly #abort: () => Promise<void>
+  readonly #translate: (error: unknown) => Promise<unknown>
+  readonly #ref: string
+  readonly #buffer = Buffer.allocUnsafeSlow(MESSAGE_BYTES)
+  #buffered = 0
+  #sent = 0
+  #unanswered = 0
+
+  /** It takes one message to begin. */
+  constructor(
+    components: {
+      conversation: Conversation<
+        typeof WriteContentRequestSchema,
+        typeof WriteContentResponseSchema
+      >
+      /** Throws away what containerd has of it */
+      abort: () => Promise<void>
+      translate: (error: unknown) => Promise<unknown>
+    },
+    { ref }: { ref: string },
+  ) {
+    this.#conversation = components.conversation
+    this.#abort = components.abort
+    this.#translate = components.translate
+    this.#ref = ref
+    this.#send({ action: WriteAction.STAT })
+  }
+
+  /**
+   * Takes a copy; resolves when there is room for more.
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  async write(chunk: Uint8Array): Promise<void> {
+    for (let offset = 0; offset < chunk.length;) {
+      const part = chunk.subarray(offset, offset + MESSAGE_BYTES - this.#buffered)
+      this.#buffer.set(part, this.#buffered)
+      this.#buffered += part.length
+      offset += part.length
+      if (this.#buffered === MESSAGE_BYTES) this.#flush()
+      while (this.#unanswered > WINDOW) await this.#answer(WRITE_DEADLINE_MS)
+    }
+  }
+
+  /**
+   * The sha256 of all that was given, as containerd has received it.
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  async digest(): Promise<string> {
+    if (this.#buffered > 0) this.#flush()
+    this.#send({ action: WriteAction.STAT })
+    let digest = ''
+    while (this.#unanswered > 0) ({ digest } = await this.#answer(WRITE_DEADLINE_MS))
+    return digest
+  }
+
+  /**
+   * Makes content of it, synced to disk; only after {@link digest}.
+   * @returns `exists` when there is content with this digest already, which stays as it is, whatever was written; the
+   * digest that was found when it is another
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  async commit(
+    digest: Digest,
+    labels: Readonly<Record<string, string>>,
+  ): Promise<'committed' | 'exists' | Digest> {
+    const offset = BigInt(this.#sent)
+    this.#send({ action: WriteAction.COMMIT, offset, total: offset, expected: digest, labels })
+    try {
+      await this.#conversation.answer({ deadlineMs: COMMIT_DEADLINE_MS })
+      return 'committed'
+    } catch (error) {
+      if (error instanceof GrpcError) {
+        if (error.status === GrpcStatus.ALREADY_EXISTS) return 'exists'
+        const found = OTHER_DIGEST.exec(error.message)?.[1] ?? ''
+        if (isDigest(found)) return found
+      }
+      throw await this.#translate(error)
+    } finally {
+      this.#conversation.close()
+    }
+  }
+
+  /** Ends it, and throws away what containerd has of it. */
+  async abort(): Promise<void> {
+    this.#conversation.close()
+    await this.#abort()
+  }
+
+  #flush(): void {
+    const data = this.#buffer.subarray(0, this.#buffered)
+    this.#send({ action: WriteAction.WRITE, offset: BigInt(this.#sent), data })
+    this.#sent += this.#buffered
+    this.#buffered = 0
+  }
+
+  #send(request: MessageInitShape<typeof WriteContentRequestSchema>): void {
+    this.#conversation.send({ ...request, ref: this.#ref })
+    this.#unanswered += 1
+  }
+
+  async #answer(deadlineMs: number): Promise<{ digest: string }> {
+    try {
+      const answer = await this.#conversation.answer({ deadlineMs })
+      this.#unanswered -= 1
+      return answer
+    } catch (error) {
+      throw await this.#translate(error)
+    }
+  }
+}

@@ -1,0 +1,125 @@
+import { createHash, type Hash } from 'node:crypto'
+import { rm, type FileHandle } from 'node:fs/promises'
+import { DigestMismatchError, splitDigest, type Digest } from '../../oci/digest.ts'
+import { openFileBody } from '../file-body.ts'
+import {
+  IngestEndedError,
+  StoreFullError,
+  StoreUnavailableError,
+  type ContentUpload,
+} from '../store.ts'
+
+/** To read again what was received, when its digest is of another algorithm than was expected. */
+const REHASH_DEADLINE_MS = 600_000
+
+/** What a failure of the file system at `path` means for the store; an error of another kind stays as it is. */
+export function asStoreError(error: unknown, path: string): Error {
+  if (error instanceof Error && !('syscall' in error)) return error
+  const code = error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
+  return code === 'ENOSPC' || code === 'EDQUOT'
+    ? new StoreFullError(`no space left for ${path}`, { cause: error })
+    : new StoreUnavailableError(`${path} cannot be used: ${code}`, { cause: error })
+}
+
+/** Receives content into a file, which becomes content by `keep` after everything about it was found right. */
+export class FileUpload implements ContentUpload {
+  readonly #path: string
+  readonly #file: FileHandle
+  readonly #algorithm: string
+  readonly #hash: Hash
+  readonly #grow: (received: number) => Promise<void>
+  readonly #keep: (digest: Digest, size: number) => Promise<void>
+  readonly #settle: () => void
+  #received = 0
+  #ended = false
+
+  /**
+   * @param init.file open for writing and empty
+   * @param init.grow called before the file becomes so large
+   * @param init.keep takes the file, synced to disk, away from `path`
+   * @param init.settle called once, when the upload needs no room of its own any more
+   */
+  constructor(init: {
+    path: string
+    file: FileHandle
+    algorithm: string
+    grow: (received: number) => Promise<void>
+    keep: (digest: Digest, size: number) => Promise<void>
+    settle: () => void
+  }) {
+    this.#path = init.path
+    this.#file = init.file
+    this.#algorithm = init.algorithm
+    this.#hash = createHash(init.algorithm)
+    this.#grow = init.grow
+    this.#keep = init.keep
+    this.#settle = init.settle
+  }
+
+  get received(): number {
+    return this.#received
+  }
+
+  async write(chunk: Uint8Array): Promise<void> {
+    if (this.#ended) throw new IngestEndedError()
+    await this.#grow(this.#received + chunk.length)
+    try {
+      for (let offset = 0; offset < chunk.length;) {
+        const position = this.#received + offset
+        const { bytesWritten } = await this.#file.write(
+          chunk,
+          offset,
+          chunk.length - offset,
+          position,
+        )
+        offset += bytesWritten
+      }
+    } catch (error) {
+      throw asStoreError(error, this.#path)
+    }
+    this.#received += chunk.length
+    // After the write, which other requests' input and output can use meanwhile.
+    this.#hash.update(chunk)
+  }
+
+  async commit(digest: Digest): Promise<void> {
+    if (this.#ended) throw new IngestEndedError()
+    this.#ended = true
+    try {
+      const actual = await this.#digest(splitDigest(digest).algorithm)
+      if (actual !== digest) throw new DigestMismatchError(digest, actual)
+      await this.#file.sync()
+      await this.#file.close()
+      await this.#keep(digest, this.#received)
+    } catch (error) {
+      await this.#forget()
+      throw asStoreError(error, this.#path)
+    } finally {
+      this.#settle()
+    }
+  }
+
+  async abort(): Promise<void> {
+    if (this.#ended) return
+    this.#ended = true
+    await this.#forget()
+    this.#settle()
+  }
+
+  /** Read again only where another algorithm was hashed on the way. */
+  async #digest(algorithm: string): Promise<string> {
+    const hash = algorithm === this.#algorithm ? this.#hash : createHash(algorithm)
+    if (hash !== this.#hash) {
+      const body = await openFileBody(this.#path)
+      const signal = AbortSignal.timeout(REHASH_DEADLINE_MS)
+      await body.writeTo({ write: async (chunk) => void hash.update(chunk) }, { signal })
+    }
+    return `${algorithm}:${hash.digest('hex')}`
+  }
+
+  /** What cannot be deleted now is deleted at the next start. */
+  async #forget(): Promise<void> {
+    await this.#file.close().catch(() => {})
+    await rm(this.#path, { force: true }).catch(() => {})
+  }
+}
