@@ -37,6 +37,7 @@ import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
+import { ClaimBook } from './routing/claims/claim-book.ts'
 import { Libp2pRouter } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
@@ -154,9 +155,21 @@ export function createDaemon(
         : { hosts: [peer.host], ports: [peer.port] }),
     },
   )
+  const claims = new ClaimBook(
+    {
+      log: component('claims'),
+      shares: (tag) => router.sharing && shares(tag),
+      onRefused: (reason) => metrics.tagClaimsRefused.inc({ reason }),
+      onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
+    },
+    // Without a cluster token anybody may be a node
+    { trusted: false },
+  )
   const router: Libp2pRouter = new Libp2pRouter(
     {
       log: component('routing'),
+      claims,
+      onClaimFlood: () => metrics.tagClaimsRefused.inc({ reason: 'too many' }),
       registryPort: () => peerListener.port,
       onMessages: (protocol, direction, count) =>
         metrics.meshMessages.inc({ protocol, direction }, count),
@@ -229,6 +242,7 @@ export function createDaemon(
         mirror.update(read)
         sharedRegistries.update(read)
         store.recheck()
+        claims.recheck()
         log.info({ registries: sharedRegistries.list() }, 'what is shared')
       },
     },
@@ -258,6 +272,14 @@ export function createDaemon(
           {
             open: transfers.over(chain([known, shared, news, upstream])),
             upstream: (request, options) => upstream.open(request, options),
+            claims,
+            onConflict(tag, claim, served) {
+              metrics.tagConflicts.inc({ kind: 'served' })
+              log.warn(
+                { tag, claim, served },
+                'a peer serves a tag with another digest than was claimed last',
+              )
+            },
           },
           {
             rules: config.tags,
@@ -367,6 +389,11 @@ export function createDaemon(
     'shoal_peer_keys_bytes',
     'Memory that the keys of other nodes take',
     () => router.stats().peerKeyBytes,
+  )
+  metrics.observe(
+    'shoal_tag_claims',
+    'Tags of which is known what a node claimed that they mean',
+    () => claims.size,
   )
   metrics.observe(
     'shoal_dht_backlog',

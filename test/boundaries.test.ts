@@ -22,6 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'lifecycle.ts',
     'observe/log.ts',
     'store/store.ts',
+    'routing/claims.ts',
     'routing/router.ts',
     'config/endpoints.ts',
     'config/registries.ts',

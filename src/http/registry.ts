@@ -180,6 +180,8 @@ export function createRegistryServer(
       source,
       outcome,
       bytes: content?.body?.length ?? 0,
+      ...(content?.tag && { tagIs: content.tag }),
+      ...(content?.observed && { observed: content.observed }),
       durationMs: Math.round(durationMs),
       ...(outcome === 'failed' && { err: failure }),
     }
@@ -216,6 +218,9 @@ export function createRegistryServer(
       'docker-content-digest': descriptor.digest,
       'shoal-source': content.source,
       ...(content.tag !== undefined && { 'shoal-tag': content.tag }),
+      ...(content.observed && {
+        'shoal-tag-observed': `${new Date(content.observed.at).toISOString()}; by=${content.observed.by}`,
+      }),
       ...(request.kind === 'blob' && { 'accept-ranges': 'bytes' }),
       ...(range !== undefined && {
         'content-range': `bytes ${range.start}-${range.end}/${descriptor.size}`,

@@ -46,6 +46,18 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    tagClaimsRefused: new Counter({
+      name: 'shoal_tag_claims_refused_total',
+      help: 'Claims of other nodes on tags that were not taken, by reason: no valid claim, from the future, of a tag that is not shared, of what only nodes of the cluster may say, or too many at once',
+      labelNames: ['reason'] as const,
+      registers,
+    }),
+    tagConflicts: new Counter({
+      name: 'shoal_tag_conflicts_total',
+      help: 'Tags that mean two things: two nodes observed different ones at the same time, or a peer served another one than the newest claim names',
+      labelNames: ['kind'] as const,
+      registers,
+    }),
     upstreamLimit: new Gauge({
       name: 'shoal_upstream_ratelimit_limit',
       help: 'Requests a registry allows this node, as its header ratelimit-limit said last',

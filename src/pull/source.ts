@@ -48,6 +48,8 @@ export interface Content {
   readonly sent?: ReadonlyMap<SourceName, number>
   /** For what was asked for by tag: how good it is known that the tag means this. Values of the header `Shoal-Tag`. */
   readonly tag?: 'fresh' | 'cached' | 'last-known-good'
+  /** Which node has asked the upstream what the tag means (its libp2p peer id), and when in ms since 1970, where that is why. */
+  readonly observed?: { readonly by: string; readonly at: number }
 }
 
 /** A source does not have it. An ordinary answer, not a fault. */

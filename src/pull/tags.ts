@@ -1,6 +1,7 @@
 import type { PullRequest } from '../oci/distribution.ts'
 import type { Digest } from '../oci/digest.ts'
 import { namePattern, tagName, type TagName } from '../oci/reference.ts'
+import type { TagClaim, TagClaims } from '../routing/claims.ts'
 import type { OpenContent } from './chain.ts'
 import { ContentNotFoundError, type Content } from './source.ts'
 
@@ -17,6 +18,10 @@ export interface TagsComponents {
   readonly open: OpenContent
   /** The upstream alone; a HEAD tells what a tag points to. Not found if it is known to be down, at once. */
   readonly upstream: OpenContent
+  /** What the nodes say that tags mean */
+  readonly claims: TagClaims
+  /** A peer serves a tag that means something else according to the newest claim. */
+  readonly onConflict?: (name: TagName, claim: TagClaim, served: Digest) => void
 }
 
 export interface TagsInit {
@@ -35,10 +40,11 @@ const LATE_ANSWER = 30_000
 
 /**
  * Opens manifests by tag so that a tag means what the upstream says it means, as far as `rules` ask for that and the upstream
- * answers in time. When it does not, what the nodes know last is served: pods start without an uplink.
+ * answers in time. When it does not, what the nodes know last is served: pods start without an uplink. That is what the
+ * newest claim says whose content is there, else what any node holds under that name.
  */
 export function trustedTags(
-  { open, upstream }: TagsComponents,
+  { open, upstream, claims, onConflict = () => {} }: TagsComponents,
   { rules, budget, homeRegistry }: TagsInit,
 ): OpenContent {
   const known = new Map<TagName, { digest: Digest; at: number }>()
@@ -56,7 +62,7 @@ export function trustedTags(
     const { revalidate } = compiled.find(({ pattern }) => pattern.test(name)) ?? {
       revalidate: 'never',
     }
-    if (revalidate === 'never') return markLast(await open(request, options))
+    if (revalidate === 'never') return openHeld(request, name, options)
 
     const seen = known.get(name)
     if (
@@ -72,7 +78,73 @@ export function trustedTags(
       const content = await openDigest(request, digest, options)
       if (content !== undefined) return { ...content, tag: 'fresh' }
     }
-    return markLast(await open(request, options))
+    return (await openClaimed(request, name, options)) ?? openHeld(request, name, options)
+  }
+
+  /** What this node holds; what others hold where the newest claim does not say otherwise, or where its content is not there. */
+  async function openHeld(
+    request: PullRequest,
+    name: TagName,
+    options: { signal: AbortSignal },
+  ): Promise<Content> {
+    const held = await open(request, options).catch((error: unknown) => {
+      if (error instanceof ContentNotFoundError) return error
+      throw error
+    })
+    const missing = held instanceof ContentNotFoundError
+    if (!missing && !isContradicted(name, held)) return markLast(name, held)
+    const claimed = await openClaimed(request, name, options)
+    if (claimed === undefined) {
+      if (missing) throw held
+      return markLast(name, held)
+    }
+    if (!missing) await held.body?.discard()
+    return claimed
+  }
+
+  function isContradicted(name: TagName, { source, descriptor: { digest } }: Content): boolean {
+    const [newest] = claims.of(name)
+    if (source !== 'peer' || newest === undefined || newest.kind === 'deleted') return false
+    if (newest.descriptor.digest === digest) return false
+    onConflict(name, newest, digest)
+    return true
+  }
+
+  /** What the newest claim says whose content is there. Of what another node says the content is read before it counts. */
+  async function openClaimed(
+    request: PullRequest,
+    name: TagName,
+    options: { signal: AbortSignal },
+  ): Promise<Content | undefined> {
+    for (const claim of claims.of(name)) {
+      if (claim.kind === 'deleted') continue
+      const content = await openDigest(
+        { ...request, method: 'GET' },
+        claim.descriptor.digest,
+        options,
+      )
+      if (content === undefined) continue
+      const { body, ...head } = content
+      if (request.method === 'HEAD') await body?.discard()
+      return {
+        ...(request.method === 'HEAD' ? head : content),
+        tag: 'last-known-good',
+        ...(claim.kind === 'observed' && {
+          observed: { by: claim.node, at: claim.stamp.ms },
+        }),
+      }
+    }
+    return undefined
+  }
+
+  /** What comes from the upstream is fresh whoever asked for it, and is claimed. */
+  function markLast(name: TagName, content: Content): Content {
+    const { source, descriptor } = content
+    if (source === 'upstream') {
+      claims.claim({ tag: name, kind: 'observed', descriptor })
+      return { ...content, tag: 'fresh' }
+    }
+    return { ...content, tag: 'last-known-good' }
   }
 
   async function openDigest(
@@ -95,7 +167,9 @@ export function trustedTags(
       { signal: AbortSignal.timeout(LATE_ANSWER) },
     )
       .then(
-        ({ descriptor: { digest } }) => {
+        ({ descriptor }) => {
+          const { digest } = descriptor
+          claims.claim({ tag: name, kind: 'observed', descriptor })
           known.delete(name)
           known.set(name, { digest, at: performance.now() })
           for (const oldest of known.keys()) {
@@ -126,9 +200,4 @@ export function trustedTags(
       clearTimeout(timer)
     }
   }
-}
-
-/** What comes from the upstream is fresh whoever asked for it. */
-function markLast(content: Content): Content {
-  return { ...content, tag: content.source === 'upstream' ? 'fresh' : 'last-known-good' }
 }

@@ -62,6 +62,14 @@ async function toLibp2p(key: KeyObject): Promise<PrivateKey> {
   return generateKeyPairFromSeed('Ed25519', Buffer.from(d ?? '', 'base64url'))
 }
 
+/** The same key, for what is signed without libp2p. */
+export function signingKey({ raw }: PrivateKey): KeyObject {
+  // The seed, and the public key behind it
+  const d = Buffer.from(raw.subarray(0, 32)).toString('base64url')
+  const x = Buffer.from(raw.subarray(32)).toString('base64url')
+  return createPrivateKey({ key: { kty: 'OKP', crv: 'Ed25519', d, x }, format: 'jwk' })
+}
+
 function isNotFound(error: unknown): boolean {
   return error instanceof Error && 'code' in error && error.code === 'ENOENT'
 }

@@ -1,3 +1,4 @@
+import type { KeyObject } from 'node:crypto'
 import { lookup as lookupHost } from 'node:dns/promises'
 import { EventEmitter, once } from 'node:events'
 import { isIP } from 'node:net'
@@ -22,9 +23,11 @@ import {
 } from './bootstrap/bootstrapper.ts'
 import type { NodeTopology } from './bootstrap/kubernetes.ts'
 import type { BootstrapTarget } from './bootstrap/target.ts'
+import type { ClaimBook } from './claims/claim-book.ts'
+import { ClaimExchange } from './claims/claim-exchange.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
 import { LONG_RECORD_LIFE_MS, RECORD_LIFE_MS, RecordStore } from './dht/record-store.ts'
-import { loadIdentity } from './identity.ts'
+import { loadIdentity, signingKey } from './identity.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
@@ -85,6 +88,10 @@ export interface Libp2pRouterComponents {
    * the answers to these
    */
   readonly onMessages?: (protocol: 'peer' | 'dht', direction: 'in' | 'out', count: number) => void
+  /** What nodes say that tags mean: its claims are told, and it takes those of the others. Without it nobody speaks of tags. */
+  readonly claims?: ClaimBook
+  /** Told of each claim that is not heard, because its peer tells too many */
+  readonly onClaimFlood?: () => void
 }
 
 /** What this node is to the others. */
@@ -117,6 +124,8 @@ export interface Libp2pRouterInit {
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
   readonly recordShare?: number
   readonly heartbeatMs?: number
+  /** How often a peer is told, if it has changed, which claims this node knows */
+  readonly gossipMs?: number
   readonly dialTimeoutMs?: number
   readonly bootstrapTiming?: BootstrapTiming
   readonly carrier?: Carrier
@@ -126,6 +135,7 @@ export interface Libp2pRouterInit {
 interface Running {
   readonly node: RoutingNode
   readonly protocol: PeerProtocol
+  readonly claims: ClaimExchange | undefined
   readonly mesh: Mesh
   readonly known: KnownPeers
   readonly bootstrapper: Bootstrapper
@@ -144,6 +154,7 @@ export class Libp2pRouter implements Router, Startable {
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
+  readonly #claims: Pick<Libp2pRouterComponents, 'claims' | 'onClaimFlood'>
   readonly #init: Libp2pRouterInit
   readonly #meshSize: number
   readonly #maxConnections: number
@@ -167,6 +178,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#log = log
     this.#registryPort = registryPort
     this.#onMessages = onMessages
+    this.#claims = components
     this.#init = init
     this.#sharing = (init.sharing ?? 'on') === 'on'
     this.#nodeAddresses = [init.nodeAddress].flat()
@@ -219,6 +231,7 @@ export class Libp2pRouter implements Router, Startable {
       throw this.#listenError(error)
     }
     this.#running = running
+    await running.claims?.start()
     await mesh.start()
     await bootstrapper.start()
   }
@@ -229,6 +242,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#running = undefined
     this.#records.stop()
     await running.bootstrapper.stop()
+    await running.claims?.stop()
     await running.mesh.stop()
     await running.protocol.stop()
     await running.node.stop()
@@ -527,6 +541,7 @@ export class Libp2pRouter implements Router, Startable {
     const running: Running = {
       node,
       protocol,
+      claims: this.#exchangeClaims(protocol, { node: id, key: signingKey(privateKey) }),
       id,
       loopback,
       listen: () => hosts().map((each) => ({ host: each, port: listen.port })),
@@ -568,6 +583,28 @@ export class Libp2pRouter implements Router, Startable {
     }
     this.#follow(running)
     return running
+  }
+
+  /** What nodes say of tags goes over the peer protocol. */
+  #exchangeClaims(
+    protocol: PeerProtocol,
+    self: { node: string; key: KeyObject },
+  ): ClaimExchange | undefined {
+    const { claims: book, onClaimFlood: onFlood } = this.#claims
+    if (book === undefined) return undefined
+    const { gossipMs } = this.#init
+    const exchange = new ClaimExchange(
+      { peers: protocol, book, ...(onFlood && { onFlood }) },
+      { meshSize: this.#meshSize, ...(gossipMs !== undefined && { gossipMs }) },
+    )
+    book.sign(self, (claim) => exchange.announce(claim))
+    protocol.on('speak', (id) => exchange.met(id))
+    protocol.on('leave', ({ peer }) => exchange.left(peer.id))
+    protocol.on('said', ({ peer }, message) => {
+      if (message.case === 'tagClaims') exchange.takeClaims(peer.id, message.value)
+      else if (message.case === 'claimSync') exchange.takeSync(peer.id, message.value)
+    })
+    return exchange
   }
 
   /** Who comes, goes, or is heard of. */

@@ -72,6 +72,10 @@ interface PeerProtocolEvents {
   update: [node: RemoteNode]
   /** A node's stream ended; `meant`: it said goodbye */
   leave: [node: RemoteNode, meant: boolean]
+  /** A stream to a node begins, whose hello goes before all that it is told */
+  speak: [id: string]
+  /** A node says what is not for the protocol itself; a PeerProtocolError that a listener throws cuts it off */
+  said: [node: RemoteNode, message: PeerMessage['message']]
 }
 
 /**
@@ -187,6 +191,16 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     }
   }
 
+  /** Those that this node speaks to now. */
+  spokenTo(): Iterable<string> {
+    return this.#speaking.keys()
+  }
+
+  /** Tells one of them something soon, as it is then; and not what was to be told `about` the same before. */
+  tell(id: string, about: string, note: () => PeerMessage['message']): void {
+    this.#speaking.get(id)?.tell(about, note)
+  }
+
   /** Something else says that `id` is dead: a node that does not answer is forgotten, and the others are told. */
   suspect(id: string): void {
     const listening = this.#remotes.get(id)
@@ -218,6 +232,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         if (connection === undefined) return
         const speaking = new Speaking(this.#inventory, this.#init, () => this.#onMessage('out'))
         this.#speaking.set(id, speaking)
+        this.emit('speak', id)
         await speaking.run(connection, this.#hello(id)).catch((error: unknown) => {
           this.#log.debug({ peer: id, err: error }, 'stream to peer ended')
           // A peer that cannot be told what this node holds is none
@@ -298,6 +313,10 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         break
       case 'alive':
       case undefined:
+        break
+      case 'tagClaims':
+      case 'claimSync':
+        this.emit('said', node, message)
         break
     }
   }

@@ -3,13 +3,17 @@ import { suite, test } from 'node:test'
 import { bytesBody } from '../../../src/oci/body.ts'
 import { digestOf, type Digest } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
-import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import { MEDIA_TYPE, type Descriptor } from '../../../src/oci/manifest.ts'
+import { tagName } from '../../../src/oci/reference.ts'
 import { ContentNotFoundError, type Content } from '../../../src/pull/source.ts'
+import { newestFirst } from '../../../src/routing/claims.ts'
+import { TestBook } from '../../fakes/test-book.ts'
 import { trustedTags, type TagRule } from '../../../src/pull/tags.ts'
 import { until } from '../../wait.ts'
 
 const OLD = digestOf('old')
 const NEW = digestOf('new')
+const TAG = tagName('docker.io', 'a', '1')
 const always: readonly TagRule[] = [{ match: '*', revalidate: 'always' }]
 
 function pull(name: string): PullRequest {
@@ -17,9 +21,25 @@ function pull(name: string): PullRequest {
   return { method: 'GET', kind: 'manifest', registry, repository, target: { tag } }
 }
 
+const down = async (): Promise<Digest> => {
+  throw new ContentNotFoundError('down')
+}
+
+function described(digest: Digest): Descriptor {
+  return { digest, mediaType: MEDIA_TYPE.ociManifest, size: 3 }
+}
+
 /** Nodes that know a tag as the old digest and hold both, and an upstream that a test has say what it likes. */
-function world(rules: readonly TagRule[], upstream: () => Promise<Digest>, held = [OLD, NEW]) {
+function world(
+  rules: readonly TagRule[],
+  upstream: () => Promise<Digest>,
+  held = [OLD, NEW],
+  source: Content['source'] = 'peer',
+) {
   let asked = 0
+  const conflicts: string[] = []
+  const read: Digest[] = []
+  const claims = new TestBook()
   const content = (digest: Digest, source: Content['source']): Content => ({
     source,
     descriptor: { digest, mediaType: MEDIA_TYPE.ociManifest, size: 3 },
@@ -27,23 +47,32 @@ function world(rules: readonly TagRule[], upstream: () => Promise<Digest>, held 
   })
   const open = trustedTags(
     {
-      open: async ({ target }) => {
+      open: async ({ method, target }) => {
         const digest = 'digest' in target ? target.digest : OLD
         if (!held.includes(digest)) throw new ContentNotFoundError('nobody has it')
-        return content(digest, 'peer')
+        if (method === 'GET') read.push(digest)
+        return content(digest, source)
       },
       upstream: async ({ method }) => {
         assert.equal(method, 'HEAD')
         asked += 1
         return content(await upstream(), 'upstream')
       },
+      claims,
+      onConflict: (name, _claim, served) => conflicts.push(`${name} ${served}`),
     },
     { rules, budget: 50, homeRegistry: 'registry.localhost' },
   )
+  const ask = (name: string, method: 'GET' | 'HEAD' = 'GET'): Promise<Content> =>
+    open({ ...pull(name), method }, { signal: AbortSignal.timeout(5000) })
   return {
     asked: () => asked,
+    claims,
+    conflicts,
+    read,
+    ask,
     get: async (name: string): Promise<[digest: Digest, tag: Content['tag']]> => {
-      const { descriptor, tag } = await open(pull(name), { signal: AbortSignal.timeout(5000) })
+      const { descriptor, tag } = await ask(name)
       return [descriptor.digest, tag]
     },
   }
@@ -108,5 +137,76 @@ suite('a tag', () => {
     ] as const)
       assert.equal((await get(name))[0], digest, name)
     assert.equal(asked(), 2)
+  })
+
+  test('that was observed at the upstream is claimed, each time it may have changed', async () => {
+    let now = OLD
+    const { get, claims } = world(always, async () => now)
+    assert.deepEqual(claims.of(TAG), [])
+    await get(TAG)
+    await get(TAG)
+    assert.deepEqual(claims.said(TAG), ['observed', OLD])
+    const [first] = claims.of(TAG)
+    now = NEW
+    await get(TAG)
+    assert.deepEqual(claims.said(TAG), ['observed', NEW])
+    const [second] = claims.of(TAG)
+    assert.ok(first && second && newestFirst(first, second) > 0)
+  })
+
+  test('that comes from the upstream without being asked for again is claimed too', async () => {
+    const { get, claims } = world([], down, [OLD], 'upstream')
+    assert.deepEqual(await get(TAG), [OLD, 'fresh'])
+    assert.deepEqual(claims.said(TAG), ['observed', OLD])
+  })
+
+  test('means what was claimed last where the upstream does not answer, with who has seen that and when', async () => {
+    const { ask, claims, conflicts } = world(always, down)
+    const other = new TestBook()
+    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    claims.hear(other)
+    const [claim] = other.of(TAG)
+    for (const method of ['GET', 'HEAD'] as const) {
+      const { descriptor, tag, observed, body } = await ask(TAG, method)
+      assert.equal(descriptor.digest, NEW)
+      assert.equal(tag, 'last-known-good')
+      assert.deepEqual(observed, { by: other.node, at: claim?.stamp.ms })
+      assert.equal(body !== undefined, method === 'GET')
+    }
+    assert.deepEqual(conflicts, [])
+  })
+
+  test('means what a claim says only if the content is there and was read', async () => {
+    const { ask, get, claims, read } = world(always, down, [OLD])
+    const [first, second] = [new TestBook(), new TestBook()]
+    first.claim({ tag: TAG, kind: 'observed', descriptor: described(OLD) })
+    claims.hear(first)
+    second.hear(first)
+    second.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    claims.hear(second)
+    assert.deepEqual(claims.said(TAG), ['observed', NEW])
+    // Nobody has the newer one, so that the one before it counts
+    assert.deepEqual(await get(TAG), [OLD, 'last-known-good'])
+    assert.equal((await ask(TAG, 'HEAD')).descriptor.digest, OLD)
+    assert.deepEqual(read, [OLD, OLD])
+  })
+
+  test('that a peer serves otherwise than it was claimed last is a conflict, and the claim counts', async () => {
+    const { get, claims, conflicts } = world([], down)
+    assert.deepEqual(await get(TAG), [OLD, 'last-known-good'])
+    const other = new TestBook()
+    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    claims.hear(other)
+    assert.deepEqual(await get(TAG), [NEW, 'last-known-good'])
+    assert.deepEqual(conflicts, [`${TAG} ${OLD}`])
+  })
+
+  test('that this node holds is not asked for again, if the rule says so, whatever is claimed', async () => {
+    const { get, claims, conflicts } = world([], down, [OLD, NEW], 'local')
+    const other = new TestBook()
+    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    claims.hear(other)
+    assert.deepEqual(await get(TAG), [OLD, 'last-known-good'])
+    assert.deepEqual(conflicts, [])
   })
 })

@@ -28,6 +28,7 @@ export interface LoopbackNode extends RouterNode {
 /** Settings of a node on loopback; what is not given gets a value. */
 export type LoopbackOptions = Partial<Libp2pRouterInit> & {
   readonly onMessages?: Libp2pRouterComponents['onMessages']
+  readonly claims?: Libp2pRouterComponents['claims']
   readonly zone?: string
   readonly region?: string
   readonly log?: Logger
@@ -47,7 +48,7 @@ export class LoopbackMesh implements RouterMesh {
 
   /** A router that has not started. */
   async create(options: LoopbackOptions = {}): Promise<Libp2pRouter> {
-    const { zone, region, log, registryPort, onMessages, ...init } = {
+    const { zone, region, log, registryPort, onMessages, claims, ...init } = {
       ...this.#defaults,
       ...options,
     }
@@ -56,6 +57,7 @@ export class LoopbackMesh implements RouterMesh {
         log: log ?? silent,
         registryPort: () => registryPort ?? 5001,
         ...(onMessages && { onMessages }),
+        ...(claims && { claims }),
       },
       {
         listen: { host: '127.0.0.1', port: 0 },

@@ -15,15 +15,15 @@
 // @generated from file peer/v1/peer.proto (package shoal.peer.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Message } from "@bufbuild/protobuf";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEilAIKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJYgZwcm90bzM");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi9AIKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEi4KCnRhZ19jbGFpbXMYCiABKAsyGC5zaG9hbC5wZWVyLnYxLlRhZ0NsYWltc0gAEi4KCmNsYWltX3N5bmMYCyABKAsyGC5zaG9hbC5wZWVyLnYxLkNsYWltU3luY0gAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwiogEKDkNsYWltU3RhdGVtZW50EgsKA3RhZxgBIAEoCRIMCgRub2RlGAIgASgJEiYKBGtpbmQYAyABKA4yGC5zaG9hbC5wZWVyLnYxLkNsYWltS2luZBIOCgZkaWdlc3QYBCABKAkSDAoEc2l6ZRgFIAEoBBISCgptZWRpYV90eXBlGAYgASgJEgoKAm1zGAcgASgEEg8KB2NvdW50ZXIYCCABKA0iLAoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -68,6 +68,18 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: Suspect;
     case: "suspect";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.TagClaims tag_claims = 10;
+     */
+    value: TagClaims;
+    case: "tagClaims";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.ClaimSync claim_sync = 11;
+     */
+    value: ClaimSync;
+    case: "claimSync";
   } | { case: undefined; value?: undefined };
 };
 
@@ -358,4 +370,194 @@ export type Suspect = Message<"shoal.peer.v1.Suspect"> & {
  */
 export const SuspectSchema: GenMessage<Suspect> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 8);
+
+/**
+ * What nodes say that tags mean. A node tells its own claims as it makes them. Those of others, which may be gone, it
+ * tells to who asks for them with a ClaimSync.
+ *
+ * @generated from message shoal.peer.v1.TagClaims
+ */
+export type TagClaims = Message<"shoal.peer.v1.TagClaims"> & {
+  /**
+   * At most 100
+   *
+   * @generated from field: repeated shoal.peer.v1.SignedClaim claims = 1;
+   */
+  claims: SignedClaim[];
+
+  /**
+   * This was all that the last ClaimSync wanted
+   *
+   * @generated from field: bool complete = 2;
+   */
+  complete: boolean;
+};
+
+/**
+ * Describes the message shoal.peer.v1.TagClaims.
+ * Use `create(TagClaimsSchema)` to create a new message.
+ */
+export const TagClaimsSchema: GenMessage<TagClaims> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 9);
+
+/**
+ * @generated from message shoal.peer.v1.SignedClaim
+ */
+export type SignedClaim = Message<"shoal.peer.v1.SignedClaim"> & {
+  /**
+   * A ClaimStatement as its node wrote it, at most 2 KiB; it is told on byte for byte
+   *
+   * @generated from field: bytes statement = 1;
+   */
+  statement: Uint8Array;
+
+  /**
+   * By the Ed25519 key in the id of that node, over "shoal tag claim\n" and the statement
+   *
+   * @generated from field: bytes signature = 2;
+   */
+  signature: Uint8Array;
+};
+
+/**
+ * Describes the message shoal.peer.v1.SignedClaim.
+ * Use `create(SignedClaimSchema)` to create a new message.
+ */
+export const SignedClaimSchema: GenMessage<SignedClaim> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 10);
+
+/**
+ * @generated from message shoal.peer.v1.ClaimStatement
+ */
+export type ClaimStatement = Message<"shoal.peer.v1.ClaimStatement"> & {
+  /**
+   * "registry/repository:tag"
+   *
+   * @generated from field: string tag = 1;
+   */
+  tag: string;
+
+  /**
+   * libp2p peer id, in text, of who claims it
+   *
+   * @generated from field: string node = 2;
+   */
+  node: string;
+
+  /**
+   * @generated from field: shoal.peer.v1.ClaimKind kind = 3;
+   */
+  kind: ClaimKind;
+
+  /**
+   * What the tag means: a manifest or an index. Nothing of it in a claim that the tag is deleted.
+   *
+   * @generated from field: string digest = 4;
+   */
+  digest: string;
+
+  /**
+   * @generated from field: uint64 size = 5;
+   */
+  size: bigint;
+
+  /**
+   * @generated from field: string media_type = 6;
+   */
+  mediaType: string;
+
+  /**
+   * When, by the hybrid clock of the node: ms since 1970, never less than in any claim it had accepted, and a count of
+   * those with the same ms. Of two claims the one with the greater time counts, then with the greater count, then with
+   * the greater node.
+   *
+   * @generated from field: uint64 ms = 7;
+   */
+  ms: bigint;
+
+  /**
+   * @generated from field: uint32 counter = 8;
+   */
+  counter: number;
+};
+
+/**
+ * Describes the message shoal.peer.v1.ClaimStatement.
+ * Use `create(ClaimStatementSchema)` to create a new message.
+ */
+export const ClaimStatementSchema: GenMessage<ClaimStatement> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 11);
+
+/**
+ * Which claims a node knows, and which it wants to know. A node says the first at the beginning and from time to time;
+ * who knows others asks for those it may lack.
+ *
+ * @generated from message shoal.peer.v1.ClaimSync
+ */
+export type ClaimSync = Message<"shoal.peer.v1.ClaimSync"> & {
+  /**
+   * Empty when nothing is known. Else 64 numbers of 8 bytes: tags fall into 64 parts by the last 6 bits of the first
+   * byte of the sha256 of their names, and each number is the XOR of the first 8 bytes of the sha256 of all
+   * statements in its part.
+   *
+   * @generated from field: bytes summary = 1;
+   */
+  summary: Uint8Array;
+
+  /**
+   * A bit for each part of which the claims are wanted, the lowest for the first; 0 with a summary
+   *
+   * @generated from field: fixed64 wanted = 2;
+   */
+  wanted: bigint;
+};
+
+/**
+ * Describes the message shoal.peer.v1.ClaimSync.
+ * Use `create(ClaimSyncSchema)` to create a new message.
+ */
+export const ClaimSyncSchema: GenMessage<ClaimSync> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 12);
+
+/**
+ * @generated from enum shoal.peer.v1.ClaimKind
+ */
+export const ClaimKind = {
+  /**
+   * @generated from enum value: CLAIM_KIND_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * The upstream said so to this node
+   *
+   * @generated from enum value: CLAIM_KIND_OBSERVED = 1;
+   */
+  OBSERVED: 1,
+
+  /**
+   * The tag was pushed to this node
+   *
+   * @generated from enum value: CLAIM_KIND_PUSHED = 2;
+   */
+  PUSHED: 2,
+
+  /**
+   * The tag was deleted on this node
+   *
+   * @generated from enum value: CLAIM_KIND_DELETED = 3;
+   */
+  DELETED: 3,
+} as const;
+
+/**
+ * @generated from enum shoal.peer.v1.ClaimKind
+ */
+export type ClaimKind = (typeof ClaimKind)[keyof typeof ClaimKind] | UnknownEnum;
+
+/**
+ * Describes the enum shoal.peer.v1.ClaimKind.
+ */
+export const ClaimKindSchema: GenEnum<ClaimKind> = /*@__PURE__*/
+  enumDesc(file_peer_v1_peer, 0);
 
