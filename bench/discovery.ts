@@ -338,11 +338,11 @@ async function memory(): Promise<[string, string, string]> {
     }
     const argv = ['remember', directory, String(routers[0]?.address().port), `${count}`]
     const child = fork(script, argv, { execArgv: ['--expose-gc'] })
-    const [megabytes] = (await once(child, 'message')) as [number]
+    const [{ resident, live }] = (await once(child, 'message')) as [Memory]
     return [
       `memory for ${count} own keys, ${FOREIGN_NODES * count} in inventories and as many records`,
       '40 MB',
-      `${megabytes.toFixed(1)} MB`,
+      `${resident.toFixed(1)} MB resident, ${live.toFixed(1)} MB in use`,
     ]
   } finally {
     await Promise.all(routers.map((router) => router.stop()))
@@ -357,7 +357,7 @@ async function remember([directory = '', port, count]: readonly string[]): Promi
   // Code that is loaded and warm is not what is measured.
   await empty.start()
   await empty.stop()
-  const before = await resident()
+  const before = await memoryNow()
   await router.start()
   router.advertise(Array.from({ length: Number(count) }, (_, key) => digestOf(`own/${key}`)))
   await until(() => router.stats().peerKeys === FOREIGN_NODES * Number(count), {
@@ -375,19 +375,30 @@ async function remember([directory = '', port, count]: readonly string[]): Promi
       records.put(new Key(`/dht/provider/${name}/12D3KooW${provider}`))
     }
   }
-  process.send?.((await resident()) - before)
+  const after = await memoryNow()
+  const grown = { resident: after.resident - before.resident, live: after.live - before.live }
+  process.send?.(grown satisfies Memory)
   if (records.stats().records !== FOREIGN_NODES * Number(count)) throw new Error('not all are kept')
   await router.stop()
   process.disconnect?.()
 }
 
-/** MB (10^6 bytes) when what can be given back is given back. */
-async function resident(): Promise<number> {
+/** In MB (10^6 bytes) */
+interface Memory {
+  /** Pages of the process that are in memory */
+  readonly resident: number
+  /** Objects and buffers that are in use; the rest of the pages V8 keeps for new ones, how many depends on the moment */
+  readonly live: number
+}
+
+/** When what can be given back is given back. */
+async function memoryNow(): Promise<Memory> {
   for (let times = 0; times < 5; times += 1) {
-    globalThis.gc?.()
+    globalThis.gc?.({ type: 'major', execution: 'sync', flavor: 'last-resort' })
     await delay(200)
   }
-  return process.memoryUsage.rss() / 1e6
+  const { rss, heapUsed, external } = process.memoryUsage()
+  return { resident: rss / 1e6, live: (heapUsed + external) / 1e6 }
 }
 
 function loopback(dataDir: string, first?: { host: string; port: number }): Libp2pRouter {

@@ -623,7 +623,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'Records that are kept for other nodes in the DHT, at some 200 bytes each. What comes beyond takes the place of ' +
+                'Records that are kept for other nodes in the DHT, at some 56 to 112 bytes each. What comes beyond takes the place of ' +
                 'the oldest, or is not kept if it comes from a node that has its even share already. 5,000 nodes of 20,000 digests each need 400,000.',
             }),
         },

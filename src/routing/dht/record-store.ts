@@ -1,6 +1,8 @@
 import { setImmediate as breathe } from 'node:timers/promises'
 import { BaseDatastore } from 'datastore-core'
 import { Key, type Pair, type Query } from 'interface-datastore'
+import { base32 } from 'multiformats/bases/base32'
+import { RecordTable } from './record-table.ts'
 
 const SECOND = 1000
 /** So long a record lives in a mesh with Spegel nodes, who say theirs again in time for that, … */
@@ -13,8 +15,6 @@ const MAX_RECORDS = 500_000
 const MAX_RECORDS_OF_PROVIDER = 50_000
 /** A lookup's answer names all of them. */
 const MAX_PROVIDERS_OF_KEY = 1000
-/** An estimate, as are most figures of memory in JavaScript. */
-const RECORD_BYTES = 200
 /** So many are dropped before others get a turn: well below a millisecond. */
 const CHUNK = 1000
 
@@ -23,21 +23,15 @@ const NAME = /^\/dht\/provider\/(ciq[a-z2-7]{52})(?:\/(\w{1,128}))?$/
 /** A record's time, which kad-dht looks at in its search for expired ones only; here that finds none. */
 const VALUE = Uint8Array.of(0)
 
+/** The sha2-256 multihash begins with its code and its length. */
+const SHA2_256 = [0x12, 0x20] as const
+
+/** Who is said to have something. */
 interface Provider {
   readonly id: string
+  /** What {@link RecordTable} knows it by */
+  readonly number: number
   records: number
-}
-
-/** One node is said to have one key. */
-interface Entry {
-  readonly key: string
-  readonly provider: Provider
-  /** In the process' seconds: the clock may jump */
-  at: number
-  /** Of the same key */
-  next: Entry | undefined
-  older: Entry | undefined
-  newer: Entry | undefined
 }
 
 interface RecordStoreInit {
@@ -57,11 +51,12 @@ export class RecordStore extends BaseDatastore {
   readonly #maxOfProvider: number
   /** In s */
   readonly #life: number
-  readonly #byKey = new Map<string, Entry>()
+  /** Times in it are the process' seconds: the clock may jump. */
+  readonly #table = new RecordTable()
   readonly #providers = new Map<string, Provider>()
-  #oldest: Entry | undefined
-  #newest: Entry | undefined
-  #size = 0
+  /** By their numbers; of one that is gone the number is used again */
+  readonly #numbered: (Provider | undefined)[] = []
+  readonly #freeNumbers: number[] = []
   #refused = 0
 
   constructor(init: RecordStoreInit = {}) {
@@ -71,136 +66,114 @@ export class RecordStore extends BaseDatastore {
     this.#maxOfProvider = init.maxRecordsOfProvider ?? MAX_RECORDS_OF_PROVIDER
   }
 
-  /** How many records there are, the memory they take, and how many were not kept since the start. */
+  /** How many records there are, the memory their table takes in bytes, and how many were not kept since the start. */
   stats(): { records: number; bytes: number; refused: number } {
-    return { records: this.#size, bytes: this.#size * RECORD_BYTES, refused: this.#refused }
+    const { size, bytes } = this.#table
+    return { records: size, bytes, refused: this.#refused }
   }
 
   /** What cannot be kept is passed over: an error would make kad-dht drop the sender's other records as well. */
   override put(name: Key): Key {
-    const [, key, provider] = NAME.exec(name.toString()) ?? []
+    const { key, provider } = parse(name.toString())
     if (key === undefined || provider === undefined) this.#refused += 1
     else this.#put(key, provider)
     return name
   }
 
   override get(name: Key): Uint8Array {
-    const [, key = '', provider = ''] = NAME.exec(name.toString()) ?? []
-    if (this.#find(key, provider) === undefined) throw new RecordNotFoundError('no such record')
+    if (this.#find(name) === undefined) throw new RecordNotFoundError('no such record')
     return VALUE
   }
 
   override delete(name: Key): void {
-    const [, key = '', provider = ''] = NAME.exec(name.toString()) ?? []
-    const entry = this.#find(key, provider)
-    if (entry !== undefined) this.#drop(entry)
+    const row = this.#find(name)
+    if (row !== undefined) this.#drop(row)
   }
 
   /** Records of the key that the prefix names. Any other prefix is kad-dht's search for expired ones: they are dropped. */
-  override async *query({ prefix }: Query): AsyncGenerator<Pair> {
-    const [, key] = NAME.exec(prefix ?? '') ?? []
+  override async *query({ prefix = '' }: Query): AsyncGenerator<Pair> {
+    const { key } = parse(prefix)
     if (key === undefined) {
       while (this.#expire(CHUNK)) await breathe()
       return
     }
     const names: Key[] = []
-    for (let entry = this.#byKey.get(key); entry !== undefined; entry = entry.next) {
-      if (!this.#isExpired(entry))
-        names.push(new Key(`${prefix ?? ''}/${entry.provider.id}`, false))
+    for (const row of this.#table.rowsOf(key)) {
+      const provider = this.#numbered[this.#table.provider(row)]
+      if (provider !== undefined && !this.#isExpired(row))
+        names.push(new Key(`${prefix}/${provider.id}`, false))
     }
     for (const name of names) yield { key: name, value: VALUE }
   }
 
-  #put(key: string, providerId: string): void {
+  #put(key: Uint32Array, id: string): void {
     this.#expire(2)
+    const known = this.#providers.get(id)
     let others = 0
-    for (let entry = this.#byKey.get(key); entry !== undefined; entry = entry.next) {
-      if (entry.provider.id === providerId) {
-        this.#unlinkAge(entry)
-        this.#append(entry)
+    for (const row of this.#table.rowsOf(key)) {
+      if (this.#table.provider(row) === known?.number) {
+        this.#table.renew(row, now())
         return
       }
       others += 1
     }
-    const records = this.#providers.get(providerId)?.records ?? 0
-    if (others >= MAX_PROVIDERS_OF_KEY || !this.#hasRoom(records)) {
+    if (others >= MAX_PROVIDERS_OF_KEY || !this.#hasRoom(known?.records ?? 0)) {
       this.#refused += 1
       return
     }
-    let provider = this.#providers.get(providerId)
-    if (provider === undefined) {
-      provider = { id: copyOf(providerId), records: 0 }
-      this.#providers.set(provider.id, provider)
-    }
+    // Room may have been made by dropping the last record of this very provider
+    const provider = this.#providers.get(id) ?? this.#enter(id)
     provider.records += 1
-    const next = this.#byKey.get(key)
-    const own = next?.key ?? copyOf(key)
-    const entry: Entry = { key: own, provider, at: 0, next, older: undefined, newer: undefined }
-    this.#byKey.set(own, entry)
-    this.#size += 1
-    this.#append(entry)
+    this.#table.add(key, provider.number, now())
   }
 
   /** When it is full, who has less than an even share gets the room of the oldest record. */
   #hasRoom(records: number): boolean {
     if (records >= this.#maxOfProvider) return false
-    if (this.#size < this.#max) return true
+    if (this.#table.size < this.#max) return true
     if (records >= this.#max / (this.#providers.size + 1)) return false
-    if (this.#oldest !== undefined) this.#drop(this.#oldest)
+    this.#drop(this.#table.oldest)
     return true
   }
 
-  #find(key: string, provider: string): Entry | undefined {
-    let entry = this.#byKey.get(key)
-    while (entry !== undefined && entry.provider.id !== provider) entry = entry.next
-    return entry
+  #enter(id: string): Provider {
+    const number = this.#freeNumbers.pop() ?? this.#numbered.length
+    const provider = { id: copyOf(id), number, records: 0 }
+    this.#providers.set(provider.id, provider)
+    this.#numbered[number] = provider
+    return provider
+  }
+
+  #find(name: Key): number | undefined {
+    const { key, provider = '' } = parse(name.toString())
+    const number = this.#providers.get(provider)?.number
+    if (key === undefined || number === undefined) return undefined
+    return this.#table.rowsOf(key).find((row) => this.#table.provider(row) === number)
   }
 
   /** True when there may be more than the `count` it has dropped. */
   #expire(count: number): boolean {
     for (let dropped = 0; dropped < count; dropped += 1) {
-      if (this.#oldest === undefined || !this.#isExpired(this.#oldest)) return false
-      this.#drop(this.#oldest)
+      const { oldest } = this.#table
+      if (oldest === 0 || !this.#isExpired(oldest)) return false
+      this.#drop(oldest)
     }
     return true
   }
 
-  #drop(entry: Entry): void {
-    this.#unlinkAge(entry)
-    this.#size -= 1
-    const { provider, key, next } = entry
+  #drop(row: number): void {
+    const provider = this.#numbered[this.#table.provider(row)]
+    this.#table.remove(row)
+    if (provider === undefined) return
     provider.records -= 1
-    if (provider.records === 0) this.#providers.delete(provider.id)
-    let before = this.#byKey.get(key)
-    if (before === entry) {
-      if (next === undefined) this.#byKey.delete(key)
-      else this.#byKey.set(key, next)
-      return
-    }
-    while (before !== undefined && before.next !== entry) before = before.next
-    if (before !== undefined) before.next = next
+    if (provider.records > 0) return
+    this.#providers.delete(provider.id)
+    this.#numbered[provider.number] = undefined
+    this.#freeNumbers.push(provider.number)
   }
 
-  #append(entry: Entry): void {
-    entry.at = now()
-    entry.older = this.#newest
-    if (this.#newest === undefined) this.#oldest = entry
-    else this.#newest.newer = entry
-    this.#newest = entry
-  }
-
-  #unlinkAge(entry: Entry): void {
-    const { older, newer } = entry
-    if (older === undefined) this.#oldest = newer
-    else older.newer = newer
-    if (newer === undefined) this.#newest = older
-    else newer.older = older
-    entry.older = undefined
-    entry.newer = undefined
-  }
-
-  #isExpired({ at }: Entry): boolean {
-    return now() - at > this.#life
+  #isExpired(row: number): boolean {
+    return now() - this.#table.at(row) > this.#life
   }
 }
 
@@ -213,6 +186,21 @@ export class RecordNotFoundError extends Error {
 
 function now(): number {
   return Math.floor(performance.now() / SECOND)
+}
+
+/** What kad-dht's name of a record, or of all records of a key, means; nothing if it is not about content. */
+function parse(name: string): { key?: Uint32Array; provider?: string | undefined } {
+  const [, text, provider] = NAME.exec(name) ?? []
+  if (text === undefined) return {}
+  let multihash: Uint8Array
+  try {
+    multihash = base32.baseDecode(text)
+  } catch {
+    return {}
+  }
+  if (SHA2_256.some((byte, index) => multihash[index] !== byte)) return {}
+  const digest = multihash.slice(SHA2_256.length)
+  return { key: new Uint32Array(digest.buffer), provider }
 }
 
 /** A part of a string holds on to the whole of it. */
