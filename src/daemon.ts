@@ -38,12 +38,15 @@ import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { ClaimBook } from './routing/claims/claim-book.ts'
-import { Libp2pRouter } from './routing/libp2p.ts'
+import { loadIdentityKey } from './routing/identity.ts'
+import { Libp2pRouter, type TwinError } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
+import { isIdentityError, PeerTls } from './trust/peer-tls.ts'
+import { TokenFile } from './trust/token-file.ts'
 
 /** A running node. */
 export interface Daemon extends Startable {
@@ -56,7 +59,16 @@ export interface Daemon extends Startable {
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, serviceAccount }: { log: Logger; serviceAccount?: ServiceAccount | undefined },
+  {
+    log,
+    serviceAccount,
+    onTwin,
+  }: {
+    log: Logger
+    serviceAccount?: ServiceAccount | undefined
+    /** Another node has the identity of this one, which must not run */
+    onTwin?: (twin: TwinError) => void
+  },
 ): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
@@ -91,22 +103,60 @@ export function createDaemon(
   )
   const store = new HotStore(layout ?? containerd)
 
+  const { tls, tokenFile } = config
+  const peerTls =
+    tokenFile === undefined
+      ? undefined
+      : new PeerTls(
+          {
+            log: component('trust'),
+            identity: () => loadIdentityKey(config.dataDir, { log: component('trust') }),
+            onRefused: ({ address, reason }) => {
+              metrics.refused.inc({ listener: 'peer' })
+              component('trust').debug({ address, reason }, 'connection refused')
+            },
+          },
+          {
+            banned: config.banned,
+            ...(tls.cert !== undefined &&
+              tls.key !== undefined &&
+              tls.ca !== undefined && {
+                own: {
+                  cert: tls.cert,
+                  key: tls.key,
+                  ca: tls.ca,
+                  names: () => [...own.current, config.nodeName],
+                },
+              }),
+          },
+        )
+  const tokens =
+    tokenFile === undefined
+      ? undefined
+      : new TokenFile(
+          { log: component('trust') },
+          {
+            path: tokenFile,
+            changed: (read) => {
+              peerTls?.useTokens(read)
+              router.useTokens(read)
+            },
+          },
+        )
+
   const uploads = new UploadLimit({
     slots: config.limits.uploadSlots,
     bytesPerSecond: config.limits.uploadRate,
   })
-  const registry = (
-    listener: 'local' | 'peer',
-    open: ReturnType<typeof chain>,
-    identity?: () => { id: string; addresses: readonly string[] },
-  ) =>
+  const registry = (listener: 'local' | 'peer', open: ReturnType<typeof chain>) =>
     createRegistryServer(
       {
         open,
         metrics,
         log: component(`http:${listener}`),
-        ...(identity && { identity }),
-        ...(listener === 'peer' && { uploads }),
+        ...(listener === 'peer' && { uploads, members: peerTls }),
+        // Who has the token needs no such page, and nobody else is to have it
+        ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
       },
       { listener, naming, maxRequests: config.limits.requests },
     )
@@ -142,7 +192,7 @@ export function createDaemon(
   const { peer } = config.listen
   const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
-    () => registry('peer', whileSharing(onlyShared(chain([local]))), () => router.self()),
+    () => registry('peer', whileSharing(onlyShared(chain([local])))),
     {
       key: 'listen.peer',
       drainTimeout,
@@ -173,6 +223,7 @@ export function createDaemon(
       registryPort: () => peerListener.port,
       onMessages: (protocol, direction, count) =>
         metrics.meshMessages.inc({ protocol, direction }, count),
+      ...(onTwin && { onTwin }),
     },
     {
       listen: config.listen.p2p === 'auto' ? { port: p2pPort(config.mesh) } : config.listen.p2p,
@@ -194,6 +245,8 @@ export function createDaemon(
       sharing: config.sharing === 'auto' ? 'follow' : config.sharing,
       meshSize: config.limits.meshSize,
       maxRecords: config.limits.records,
+      banned: config.banned,
+      registryScheme: peerTls === undefined ? 'http' : 'https',
       version: manifest.version,
     },
   )
@@ -213,6 +266,9 @@ export function createDaemon(
   })
   const client = new RegistryClient({
     timeouts: config.peers,
+    ...(peerTls && {
+      secure: (peer) => ({ options: peerTls.connectTo(peer), isIdentityError }),
+    }),
     ...(spegel && { headers: SPEGEL_HEADERS }),
   })
   const peers = new PeersSource(
@@ -431,6 +487,8 @@ export function createDaemon(
   const parts: Startable[] = [
     adminListener,
     layout ?? { start: async () => {}, stop: async () => containerd.close() },
+    // Before anything that strangers could reach
+    ...(tokens === undefined || peerTls === undefined ? [] : [tokens, peerTls]),
     peerListener,
     router,
     own,

@@ -16,7 +16,15 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
   rollout: ['config/registries.ts', 'config/yaml-file.ts'],
   store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
-  routing: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
+  trust: ['lifecycle.ts', 'observe/log.ts'],
+  routing: [
+    'oci',
+    'lifecycle.ts',
+    'observe/log.ts',
+    'store/store.ts',
+    'pull/source.ts',
+    'trust/token.ts',
+  ],
   pull: [
     'oci',
     'lifecycle.ts',
@@ -38,8 +46,18 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'pull',
     'http',
     'mirror',
+    'trust',
   ],
-  cli: ['oci', 'lifecycle.ts', 'observe', 'config', 'mirror', 'rollout', 'daemon.ts'],
+  cli: [
+    'oci',
+    'lifecycle.ts',
+    'observe',
+    'config',
+    'mirror',
+    'rollout',
+    'trust/token.ts',
+    'daemon.ts',
+  ],
 }
 
 /** The one room of each third-party library; a scope stands for all of its packages. */
@@ -49,13 +67,14 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   '@grpc/grpc-js': ['store'],
   '@libp2p': ['routing'],
   '@multiformats/multiaddr': ['routing'],
+  asn1js: ['trust'],
   commander: ['cli'],
   'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
   koffi: ['http'],
   libp2p: ['routing'],
-  multiformats: ['routing'],
+  multiformats: ['routing', 'trust'], // a peer id is the text of a node's key
   pino: ['observe'],
   'prom-client': ['observe'],
   'smol-toml': ['mirror'],

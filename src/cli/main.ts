@@ -6,6 +6,7 @@ import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
 import { statusCommand } from './status.ts'
+import { tokenCommand } from './token.ts'
 
 // Whoever reads our output may stop reading (`| head`): that ends the output, not the command.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -24,6 +25,7 @@ const program = new Command('shoal')
   .addCommand(demoCommand())
   .addCommand(mirrorCommand())
   .addCommand(rolloutCommand())
+  .addCommand(tokenCommand())
   .addCommand(configCommand())
 
 try {

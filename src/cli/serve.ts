@@ -14,11 +14,16 @@ export function serveCommand(): Command {
       const log = createLogger({ level: config.log.level })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
-      const daemon = createDaemon(config, { log, serviceAccount: serviceAccount() })
-      await daemon.start()
-
       const ended = Promise.withResolvers<number>()
       let draining = false
+      const daemon = createDaemon(config, {
+        log,
+        serviceAccount: serviceAccount(),
+        onTwin: (twin) => {
+          process.stderr.write(`shoal: ${twin.message}\n`)
+          drain(1)
+        },
+      })
       const drain = (exitCode: number): void => {
         // The first signal lets pulls finish; whoever sends a second one does not want to wait.
         if (draining) process.exit(exitCode)
@@ -31,6 +36,7 @@ export function serveCommand(): Command {
           },
         )
       }
+      await daemon.start()
       for (const signal of ['SIGINT', 'SIGTERM'] as const) {
         process.on(signal, () => {
           log.info({ signal }, 'stopping')

@@ -1,5 +1,5 @@
 import { Document } from 'yaml'
-import { configKeys, configSchema, type Config, type ConfigKey } from './schema.ts'
+import { configKeys, configSchema, contradictions, type Config, type ConfigKey } from './schema.ts'
 import { nearest } from './suggest.ts'
 import {
   ConfigInvalidError,
@@ -70,6 +70,10 @@ export async function loadConfig(options: LoadConfigOptions = {}): Promise<Loade
     )
     throw new ConfigInvalidError(problems.toSorted((a, b) => (a.line ?? 0) - (b.line ?? 0)))
   }
+  const against = [...contradictions(result.data)].map(({ path, message }) =>
+    wrongValue(path, message, input, overrides, yaml),
+  )
+  if (against.length > 0) throw new ConfigInvalidError(against)
   return {
     config: result.data,
     source: (name) => {

@@ -240,6 +240,17 @@ function label() {
   )
 }
 
+/** In a file a boolean, as a flag its name. */
+function truth() {
+  const written = z.union([z.boolean(), z.enum(['true', 'false'])], {
+    error: 'expected true or false',
+  })
+  return z.codec(written, z.boolean(), {
+    decode: (value) => value === true || value === 'true',
+    encode: (value) => value,
+  })
+}
+
 /** A rule of `private`. */
 function privateRule() {
   return textual<{ match: string; policy: 'open' | 'never' }>(
@@ -428,6 +439,49 @@ export const configSchema = z.strictObject(
       description:
         'Which nodes to join: `shoal`, or `spegel` for a mesh that has, or is to have, Spegel nodes in it. Then the ports are those of Spegel, and the same on all nodes.',
     }),
+    tokenFile: absolutePath().optional().register(docs, {
+      placeholder: 'FILE',
+      description:
+        "File with the cluster's token, as `shoal token new` prints it; the same on all nodes, and readable by the daemon only. With it every byte between nodes is encrypted, and nobody without the token can take part, read or ask. Several tokens, one a line, are good at once: the first is spoken, all are accepted. Changes of the file hold at once. Without it the mesh is open to whoever reaches it.",
+    }),
+    tokenRequired: truth().prefault(false).register(docs, {
+      placeholder: 'BOOL',
+      description: 'Whether this node refuses to run without `tokenFile`: `true` or `false`.',
+    }),
+    tls: z
+      .strictObject(
+        {
+          cert: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description:
+              'Certificate of this node for `listen.peer`, in PEM, with those between it and `tls.ca`, in place of the one that the node makes itself from the token: for server and client use, with an address of `nodeAddress` or with `nodeName` in it. It goes with `tls.key`, `tls.ca` and `tokenFile`; all three files are read again when they change.',
+          }),
+          key: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description: 'Private key of `tls.cert`, in PEM.',
+          }),
+          ca: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description:
+              "Authorities that may have signed other nodes' certificates, in PEM, instead of the one that the token makes.",
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
+    banned: z
+      .array(
+        plain('a peer id, as `shoal status` shows it', (text) =>
+          /^[1-9A-HJ-NP-Za-km-z]{10,100}$/.test(text),
+        ),
+        { error: 'expected a list of peer ids' },
+      )
+      .prefault([])
+      .register(docs, {
+        placeholder: 'ID',
+        description:
+          'Nodes, by peer id, with which this one has nothing to do. Who has the token can make itself a new identity, so that a ban holds only until it does: change the token as well.',
+      }),
     kubernetes: z
       .strictObject(
         {
@@ -673,6 +727,43 @@ export const configSchema = z.strictObject(
 
 /** The configuration as it was asked for: `auto` is still `auto`, durations are milliseconds, sizes bytes. */
 export type Config = z.output<typeof configSchema>
+
+/** What is said of the token, of TLS and of the mesh must go together: a node never falls back to less than it was told. */
+export function* contradictions({
+  tokenFile,
+  tokenRequired,
+  tls,
+  mesh,
+  bootstrap,
+}: {
+  tokenFile?: string | undefined
+  tokenRequired: boolean
+  tls: Readonly<Record<string, string | undefined>>
+  mesh: 'shoal' | 'spegel'
+  bootstrap: readonly BootstrapEntry[]
+}): Generator<{ path: readonly (string | number)[]; message: string }> {
+  const files = Object.values(tls).filter((file) => file !== undefined)
+  if (files.length > 0 && files.length < 3)
+    yield { path: ['tls'], message: 'needs all of cert, key and ca, or none of them' }
+  if (tokenFile === undefined) {
+    if (tokenRequired)
+      yield { path: ['tokenRequired'], message: 'needs tokenFile, and there is none' }
+    if (files.length > 0)
+      yield {
+        path: ['tls'],
+        message: 'needs tokenFile too: certificates do not keep strangers from joining the mesh',
+      }
+    return
+  }
+  if (mesh === 'spegel')
+    yield { path: ['mesh'], message: 'spegel knows no token, so that tokenFile cannot be kept to' }
+  for (const [index, { type }] of bootstrap.entries())
+    if (type === 'http')
+      yield {
+        path: ['bootstrap', index],
+        message: 'with tokenFile no node answers /id: name HOST[:PORT] instead',
+      }
+}
 
 /** One key of the configuration, flat. */
 export interface ConfigKey extends KeyDoc {

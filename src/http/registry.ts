@@ -1,4 +1,12 @@
-import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
+import type { IncomingMessage, Server, ServerOptions, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import {
+  fastify,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from 'fastify'
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
 import {
@@ -20,8 +28,20 @@ export interface RegistryComponents {
   readonly log: Logger
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
+  /** Makes the server, for a listener on which only members of the mesh are heard; without it anybody is. */
+  readonly members?: Members | undefined
   /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
   readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
+}
+
+/** Who is a member of the mesh. */
+export interface Members {
+  createServer(
+    options: ServerOptions,
+    handler: (request: IncomingMessage, response: ServerResponse) => void,
+  ): Server
+  /** False on a connection of somebody who need not be a member any more. */
+  isTrusted(socket: Socket): boolean
 }
 
 export interface RegistryInit {
@@ -36,6 +56,13 @@ export interface RegistryInit {
 const MAX_HEADER_BYTES = 16 * 1024
 /** A request must have sent its headers within this time, in ms. */
 const HEADERS_TIMEOUT = 10_000
+/** An answer may take as long as a blob does; clients keep connections for the next. */
+const SERVER_OPTIONS = {
+  maxHeaderSize: MAX_HEADER_BYTES,
+  headersTimeout: HEADERS_TIMEOUT,
+  requestTimeout: 0,
+  keepAliveTimeout: 72_000,
+}
 const EVERY_ANSWER = {
   'x-content-type-options': 'nosniff',
   // docker before 1.11 and some tools since look for it.
@@ -51,15 +78,14 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads } = components
+  const { open, metrics, log, identity, uploads, members } = components
   let inWork = 0
 
-  const server = fastify({
+  const options: FastifyServerOptions<Server> = {
     // HEAD has its own answer: the automatic one reads a whole blob to throw it away.
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
-    http: { maxHeaderSize: MAX_HEADER_BYTES, headersTimeout: HEADERS_TIMEOUT },
-    requestTimeout: 0,
+    requestTimeout: SERVER_OPTIONS.requestTimeout,
     bodyLimit: 1024,
     frameworkErrors: (error, _request, reply) => {
       sendError(reply, new DistributionError('NAME_INVALID', 'path is not valid', { cause: error }))
@@ -76,13 +102,22 @@ export function createRegistryServer(
           `X-Content-Type-Options: nosniff\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
       )
     },
-  })
+  }
+  const server: FastifyInstance =
+    members === undefined
+      ? fastify({ ...options, http: SERVER_OPTIONS })
+      : fastify<Server>({
+          ...options,
+          serverFactory: (handler) => members.createServer(SERVER_OPTIONS, handler),
+        })
   // A body is never wanted; whatever its type, it is the method that gets refused.
   server.removeAllContentTypeParsers()
   server.addContentTypeParser('*', (_request, _payload, done) => done(null))
 
-  server.addHook('onRequest', async (_request, reply) => {
+  server.addHook('onRequest', async ({ raw: { socket } }, reply) => {
     void reply.headers(EVERY_ANSWER)
+    // Who asks on is to show himself anew, as on any connection that was closed while nobody used it.
+    if (members?.isTrusted(socket) === false) socket.destroy()
   })
   server.setErrorHandler((error, _request, reply) => {
     const answer = toDistributionError(error)

@@ -43,6 +43,12 @@ export function createMetrics() {
       labelNames: ['protocol', 'direction'] as const,
       registers,
     }),
+    refused: new Counter({
+      name: 'shoal_connections_refused_total',
+      help: 'Connections of those who could not show that they are members of the mesh',
+      labelNames: ['listener'] as const,
+      registers,
+    }),
     upstreamAttempts: new Counter({
       name: 'shoal_upstream_attempts_total',
       help: 'Requests to upstream registries, by how they ended; skipped are those to one that is known to be down',

@@ -1,4 +1,5 @@
 import { connect, type Socket } from 'node:net'
+import { connect as connectSecurely, TLSSocket, type ConnectionOptions } from 'node:tls'
 
 /**
  * The fast path of a pull: HTTP/1.1 over a socket whose bytes arrive in one buffer that is used again and again. A body
@@ -7,6 +8,8 @@ import { connect, type Socket } from 'node:net'
 
 /** Of one connection. Larger ones are no faster; a read rarely fills it. */
 const BUFFER_BYTES = 256 * 1024
+/** A record of TLS has no more in it. @see https://www.rfc-editor.org/rfc/rfc8446.html#section-5.1 */
+const RECORD_BYTES = 16 * 1024
 /** Status line and headers of an answer. */
 const MAX_HEAD_BYTES = 16 * 1024
 /** An idle connection is closed before most servers would do it under us. */
@@ -20,6 +23,12 @@ const NOTHING = Buffer.alloc(0)
 export class ConnectionError extends Error {
   override readonly name = 'ConnectionError'
   readonly code = 'ERR_CONNECTION'
+}
+
+/** Somebody else answers than was to be reached, or cannot show who it is. */
+export class UntrustedError extends Error {
+  override readonly name = 'UntrustedError'
+  readonly code = 'ERR_UNTRUSTED'
 }
 
 /** An answer that is not HTTP as a registry speaks it. */
@@ -36,29 +45,49 @@ export interface AnswerHead {
 
 /** One HTTP/1.1 connection. Requests go one after the other; nothing is read before somebody waits for it. */
 export class Connection {
-  readonly origin: string
+  /** Whom it reaches, and where */
+  readonly target: string
   /** True when an answer came over it before: the other side may have closed it in the meantime. */
   used = false
   readonly #socket: Socket
-  #failure: ConnectionError | undefined
+  /** Of one that speaks TLS */
+  readonly #inbox: Inbox | undefined
+  #failure: ConnectionError | UntrustedError | undefined
+  #open = false
   /** Bytes behind the head that came with it */
   #rest: Buffer = NOTHING
   #waiting: PromiseWithResolvers<Buffer> | undefined
   #idle: NodeJS.Timeout | undefined
+  #resting = false
 
-  constructor(origin: string) {
-    this.origin = origin
+  /** With `secure` it speaks TLS and without it does not: there is no way from the one to the other. */
+  constructor(origin: string, secure?: SecureOptions) {
+    this.target = targetOf(origin, secure)
     const { protocol, hostname, port } = new URL(origin)
-    // A node that says it speaks TLS must not be asked in plain text.
-    if (protocol !== 'http:') throw new ConnectionError(`${protocol} is not supported`)
-    const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
-    this.#socket = connect({
-      host: hostname.replace(/^\[|\]$/g, ''),
-      port: Number(port === '' ? 80 : port),
-      noDelay: true,
-      onread: { buffer, callback: (bytes) => this.#arrived(buffer.subarray(0, bytes)) },
+    if (protocol !== (secure === undefined ? 'http:' : 'https:'))
+      throw new UntrustedError(`${protocol}// is not how nodes of this cluster speak`)
+    const host = hostname.replace(/^\[|\]$/g, '')
+    if (secure === undefined) {
+      const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+      const callback = (bytes: number) => this.#arrived(buffer.subarray(0, bytes))
+      this.#socket = connect({ host, port: Number(port || 80), onread: { buffer, callback } })
+    } else {
+      const inbox = new Inbox()
+      this.#inbox = inbox
+      const buffer = Buffer.allocUnsafeSlow(RECORD_BYTES)
+      const callback = (bytes: number) => this.#arrivedSecurely(inbox, buffer.subarray(0, bytes))
+      const target = { host, port: Number(port || 443), onread: { buffer, callback } }
+      this.#socket = connectSecurely({ ...secure.options, ...target })
+    }
+    this.#socket.setNoDelay()
+    this.#socket.once(secure === undefined ? 'connect' : 'secureConnect', () => {
+      this.#open = true
     })
-    this.#socket.on('error', (error) => this.#fail(error.message, error))
+    this.#socket.on('error', (error) => {
+      if (secure?.isIdentityError(error) !== true) return this.#fail(error.message, error)
+      this.#failure ??= new UntrustedError(error.message, { cause: error })
+      this.#fail('not trusted')
+    })
     this.#socket.on('close', () => this.#fail('connection was closed'))
   }
 
@@ -66,12 +95,13 @@ export class Connection {
     return this.#failure === undefined
   }
 
-  /** @throws {ConnectionError} */
+  /** @throws {ConnectionError} @throws {UntrustedError} */
   async opened(timeoutMs: number): Promise<void> {
-    if (!this.#socket.connecting) return
+    if (this.#open) return
+    if (this.#failure !== undefined) throw this.#failure
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     const late = setTimeout(() => this.close('no connection in time'), timeoutMs)
-    this.#socket.once('connect', resolve)
+    this.#socket.once(this.#socket instanceof TLSSocket ? 'secureConnect' : 'connect', resolve)
     this.#socket.once('close', () => reject(this.#failure))
     await promise.finally(() => clearTimeout(late))
   }
@@ -99,6 +129,11 @@ export class Connection {
       this.#rest = NOTHING
       return rest
     }
+    if (this.#inbox !== undefined && this.#inbox.filled > 0) {
+      const bytes = this.#inbox.take()
+      this.#socket.resume()
+      return bytes
+    }
     if (this.#failure !== undefined) throw this.#failure
     this.#waiting = Promise.withResolvers()
     const { promise } = this.#waiting
@@ -109,18 +144,22 @@ export class Connection {
 
   /** Bytes of the answer's body that have come already. */
   get buffered(): number {
-    return this.#rest.length
+    return this.#rest.length + (this.#inbox?.filled ?? 0)
   }
 
   /** Reads on, for nobody: to notice when the other side closes or says what it was not asked. */
   rest(): void {
     this.#rest = NOTHING
+    this.#resting = true
+    if (this.#inbox !== undefined && this.#inbox.filled > 0)
+      return this.close('bytes came that nobody asked for')
     this.#idle = setTimeout(() => this.close('idle'), IDLE_MS).unref()
     this.#socket.unref().resume()
   }
 
   /** Takes it into use again. */
   resume(): void {
+    this.#resting = false
     clearTimeout(this.#idle)
     this.#socket.ref()
   }
@@ -136,6 +175,15 @@ export class Connection {
     if (waiting === undefined) this.#fail('bytes came that nobody asked for')
     else waiting.resolve(bytes)
     return false
+  }
+
+  /** Returns whether more may come; what TLS has decrypted by then comes in any case. */
+  #arrivedSecurely(inbox: Inbox, bytes: Buffer): boolean {
+    if (this.#resting || !inbox.add(bytes)) this.#fail('bytes came that nobody asked for')
+    const waiting = this.#waiting
+    this.#waiting = undefined
+    waiting?.resolve(inbox.take())
+    return inbox.filled < BUFFER_BYTES / 2
   }
 
   #fail(reason: string, cause?: Error): void {
@@ -163,6 +211,32 @@ export class Connection {
   }
 }
 
+/**
+ * Where decrypted bytes are put together: in one buffer, while what was taken before is read in the other. TLS brings a record
+ * after the other, each into the same place, and does not stop between them when it is told to: what it has got from the
+ * kernel by then, 64 KiB and the rest of a record, it brings still. For that there is room when reading stops at half.
+ */
+class Inbox {
+  #filling = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  #taken = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  filled = 0
+
+  /** False if there was no room. */
+  add(bytes: Buffer): boolean {
+    if (bytes.length > BUFFER_BYTES - this.filled) return false
+    this.filled += bytes.copy(this.#filling, this.filled)
+    return true
+  }
+
+  /** All that is in it. What was taken before is gone. */
+  take(): Buffer {
+    const bytes = this.#filling.subarray(0, this.filled)
+    ;[this.#filling, this.#taken] = [this.#taken, this.#filling]
+    this.filled = 0
+    return bytes
+  }
+}
+
 function parseHead(text: string): AnswerHead {
   const [first = '', ...lines] = text.split('\r\n')
   const status = /^HTTP\/1\.[01] ([1-5]\d\d)(?: |$)/.exec(first)?.[1]
@@ -176,33 +250,44 @@ function parseHead(text: string): AnswerHead {
   return { status: Number(status), headers }
 }
 
-/** Open connections that nobody uses, by origin; the one used last is taken first. */
+/** How a connection is made safe. */
+export interface SecureOptions {
+  /** Whom it reaches: a connection is used again for the same only */
+  readonly peer: string
+  readonly options: ConnectionOptions
+  /** True for an error that says who was there, and not that nobody was */
+  readonly isIdentityError: (error: unknown) => boolean
+}
+
+/** Open connections that nobody uses, by whom they reach; the one used last is taken first. */
 export class ConnectionPool {
   readonly #idle = new Map<string, Connection[]>()
   #closed = false
 
   /** A connection that rests, or a new one that is still to be opened. */
-  take(origin: string): Connection {
-    const resting = this.#idle.get(origin)
+  take(origin: string, secure?: SecureOptions): Connection {
+    const target = targetOf(origin, secure)
+    const resting = this.#idle.get(target)
     for (let last = resting?.pop(); last !== undefined; last = resting?.pop()) {
       if (!last.usable) continue
       last.resume()
       return last
     }
-    this.#idle.delete(origin)
-    return new Connection(origin)
+    this.#idle.delete(target)
+    return new Connection(origin, secure)
   }
 
   /** Gives back a connection whose last answer was read to its end. */
   give(connection: Connection): void {
-    const resting = this.#idle.get(connection.origin) ?? []
+    const { target } = connection
+    const resting = this.#idle.get(target) ?? []
     const usable = resting.filter((each) => each.usable)
     if (this.#closed || usable.length >= MAX_IDLE) {
       connection.close('not needed')
       return
     }
     connection.rest()
-    this.#idle.set(connection.origin, [...usable, connection])
+    this.#idle.set(target, [...usable, connection])
   }
 
   close(): void {
@@ -210,4 +295,8 @@ export class ConnectionPool {
     for (const connection of [...this.#idle.values()].flat()) connection.close('client was closed')
     this.#idle.clear()
   }
+}
+
+function targetOf(origin: string, secure: SecureOptions | undefined): string {
+  return secure === undefined ? origin : `${origin} ${secure.peer}`
 }

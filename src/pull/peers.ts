@@ -27,7 +27,14 @@ import {
 import { inTurn, type Attempt } from './turns.ts'
 
 /** What became of one request to one peer; for metrics. */
-export type PeerOutcome = 'ok' | 'not found' | 'busy' | 'unreachable' | 'bad answer' | 'bad content'
+export type PeerOutcome =
+  | 'ok'
+  | 'not found'
+  | 'busy'
+  | 'unreachable'
+  | 'untrusted'
+  | 'bad answer'
+  | 'bad content'
 
 export interface PeersComponents {
   readonly router: Router
@@ -321,7 +328,7 @@ export class PeersSource implements ContentSource {
     const attempt: Attempt<string, RegistryAnswer | 'failed'> = async (origin, turn) => {
       const asked = performance.now()
       try {
-        const options = { signal: turn.signal, onConnected: turn.connected }
+        const options = { peer, signal: turn.signal, onConnected: turn.connected }
         const ranged = { ...options, ...(range !== undefined && { range }) }
         const answer = await this.#client.fetch(origin, request, ranged)
         if (size !== undefined && answer.size !== size) {
@@ -336,8 +343,8 @@ export class PeersSource implements ContentSource {
         failure = error
         const outcome = outcomeOf(error)
         this.#onAttempt(outcome)
-        // A node is not taken for dead because one of its addresses is
-        return outcome === 'unreachable' ? undefined : 'failed'
+        // A node is not taken for dead because one of its addresses is, or because another has it now
+        return outcome === 'unreachable' || outcome === 'untrusted' ? undefined : 'failed'
       }
     }
     const answer = await inTurn(this.#choice.origins(peer), attempt, {
@@ -379,6 +386,11 @@ export class PeersSource implements ContentSource {
         { ...fields, durationMs: duration },
         'peer gave wrong content and is left alone',
       )
+      return
+    }
+    if (outcome === 'untrusted') {
+      this.#choice.unreachable(peer)
+      this.#log.warn({ ...fields, id: peer.id }, 'peer did not prove who it is')
       return
     }
     if (outcome === 'unreachable') {

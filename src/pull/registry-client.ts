@@ -12,8 +12,10 @@ import {
   AnswerInvalidError,
   ConnectionError,
   ConnectionPool,
+  UntrustedError,
   type AnswerHead,
   type Connection,
+  type SecureOptions,
 } from './connection.ts'
 
 /** Longest time in ms for each stage of one request; progress counts anew with every byte. */
@@ -48,7 +50,7 @@ export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
 export class RegistryRequestError extends Error {
   override readonly name = 'RegistryRequestError'
   readonly code = 'ERR_REGISTRY_REQUEST'
-  readonly reason: 'not found' | 'busy' | 'unreachable' | 'bad answer'
+  readonly reason: 'not found' | 'busy' | 'unreachable' | 'untrusted' | 'bad answer'
   /** For `busy`: when to come again, in ms from now; 0 if that was not said */
   readonly retryAfter: number
   constructor(
@@ -62,35 +64,55 @@ export class RegistryRequestError extends Error {
   }
 }
 
+/** Of whom something is asked: its id is what it has to prove, its name is for people. */
+export interface AskedPeer {
+  readonly id: string
+  readonly name: string
+}
+
+export interface RegistryClientInit {
+  readonly timeouts: StageTimeouts
+  readonly headers?: Readonly<Record<string, string>>
+  /** Makes connections to a peer safe; with it nothing is said in plain text. */
+  readonly secure?: ((peer: AskedPeer) => Omit<SecureOptions, 'peer'>) | undefined
+}
+
 /** Asks registries over HTTP: one answer or one error, no retries but for a connection that was closed while idle. */
 export class RegistryClient {
   readonly #timeouts: StageTimeouts
   /** Header lines of every request */
   readonly #headers: string
+  readonly #secure: RegistryClientInit['secure']
   readonly #pool = new ConnectionPool()
 
-  constructor(init: { timeouts: StageTimeouts; headers?: Readonly<Record<string, string>> }) {
+  constructor(init: RegistryClientInit) {
     this.#timeouts = init.timeouts
+    this.#secure = init.secure
     this.#headers = Object.entries(init.headers ?? {})
       .map(([name, value]) => `${name}: ${value}\r\n`)
       .join('')
   }
 
   /**
-   * Sends one pull to `origin` (`http://host:port`); `range` asks for a part of a blob, of which the answer says what it is.
-   * Tells `onConnected` when there is a connection.
+   * Sends one pull to `origin` (`http://host:port`), where `peer` is; `range` asks for a part of a blob, of which the answer says
+   * what it is. Tells `onConnected` when there is a connection.
    * @throws {RegistryRequestError}
    */
   async fetch(
     origin: string,
     pull: PullRequest,
-    options: { range?: RangeRequest; signal: AbortSignal; onConnected?: () => void },
+    options: {
+      peer?: AskedPeer
+      range?: RangeRequest
+      signal: AbortSignal
+      onConnected?: () => void
+    },
   ): Promise<RegistryAnswer> {
-    const { range, signal } = options
+    const { peer, range, signal } = options
     signal.throwIfAborted()
     const request = render(origin, pull, range, this.#headers)
     for (;;) {
-      const connection = this.#connect(origin)
+      const connection = this.#connect(origin, peer)
       const wasUsed = connection.used
       const abort = (): void => connection.close('aborted')
       signal.addEventListener('abort', abort, { once: true })
@@ -115,9 +137,11 @@ export class RegistryClient {
     this.#pool.close()
   }
 
-  #connect(origin: string): Connection {
+  #connect(origin: string, peer: AskedPeer | undefined): Connection {
     try {
-      return this.#pool.take(origin)
+      if (this.#secure === undefined) return this.#pool.take(origin)
+      if (peer === undefined) throw new UntrustedError('nobody knows who answers there')
+      return this.#pool.take(origin, { peer: peer.id, ...this.#secure(peer) })
     } catch (error) {
       throw translate(error)
     }
@@ -200,6 +224,8 @@ function renderRange(range: RangeRequest): string {
 
 function translate(error: unknown): unknown {
   if (error instanceof AnswerInvalidError) return bad(error.message)
+  if (error instanceof UntrustedError)
+    return new RegistryRequestError('untrusted', error.message, { cause: error })
   if (!(error instanceof ConnectionError)) return error
   return new RegistryRequestError('unreachable', error.message, { cause: error })
 }

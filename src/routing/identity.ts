@@ -15,12 +15,20 @@ export class IdentityInvalidError extends Error {
   readonly code = 'ERR_IDENTITY_INVALID'
 }
 
+/** {@link loadIdentityKey}, as libp2p has it. */
+export async function loadIdentity(dataDir: string, { log }: { log: Logger }): Promise<PrivateKey> {
+  return toLibp2p(await loadIdentityKey(dataDir, { log }))
+}
+
 /**
  * This node's Ed25519 key, which is its name among the others. It is made at the first start and stays; the file is PKCS8 PEM,
  * readable by its owner only.
  * @throws {IdentityInvalidError}
  */
-export async function loadIdentity(dataDir: string, { log }: { log: Logger }): Promise<PrivateKey> {
+export async function loadIdentityKey(
+  dataDir: string,
+  { log }: { log: Logger },
+): Promise<KeyObject> {
   const path = join(dataDir, IDENTITY_FILE)
   let pem: Buffer
   try {
@@ -29,7 +37,7 @@ export async function loadIdentity(dataDir: string, { log }: { log: Logger }): P
     if (!isNotFound(cause)) {
       throw new IdentityInvalidError(`cannot read this node's identity from ${path}`, { cause })
     }
-    return toLibp2p(await create(dataDir, path))
+    return create(dataDir, path)
   }
   let key: KeyObject
   try {
@@ -47,7 +55,7 @@ export async function loadIdentity(dataDir: string, { log }: { log: Logger }): P
     log.warn({ path }, 'identity was readable by others, which is mended now')
     await chmod(path, 0o600)
   }
-  return toLibp2p(key)
+  return key
 }
 
 async function create(dataDir: string, path: string): Promise<KeyObject> {

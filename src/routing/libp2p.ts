@@ -55,6 +55,8 @@ const HELLO_TIMEOUT_MS = 1000
 /** It is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
 const SILENCE_MS = 10_000
 const DHT_TIMEOUT_MS = 2000
+/** Of two nodes with one identity the one goes that came just now, in ms since it did. */
+const TWIN_TIME_MS = 60_000
 /** A record may name thousands; so many are met at a time for one lookup. */
 const MAX_MEETINGS = 16
 /** Of those that are said to be at one address so many are met; one of them may be what a node was before it began anew. */
@@ -78,6 +80,18 @@ export class PeerSilentError extends Error {
   readonly code = 'ERR_PEER_SILENT'
 }
 
+/** A node with the identity of this one runs elsewhere. */
+export class TwinError extends Error {
+  override readonly name = 'TwinError'
+  readonly code = 'ERR_TWIN'
+}
+
+/** The cluster's token, with which a connection was made, is good no more. */
+export class TokenRetiredError extends Error {
+  override readonly name = 'TokenRetiredError'
+  readonly code = 'ERR_TOKEN_RETIRED'
+}
+
 /** Whom it tells, and whom it asks. */
 export interface Libp2pRouterComponents {
   readonly log: Logger
@@ -92,6 +106,8 @@ export interface Libp2pRouterComponents {
   readonly claims?: ClaimBook
   /** Told of each claim that is not heard, because its peer tells too many */
   readonly onClaimFlood?: () => void
+  /** Told once, soon after the start, that another node has this one's identity: one of the two must go */
+  readonly onTwin?: (twin: TwinError) => void
 }
 
 /** What this node is to the others. */
@@ -116,6 +132,8 @@ export interface Libp2pRouterInit {
   readonly sharing?: 'on' | 'off' | 'follow'
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
+  /** Peer ids of nodes with which there is no connection */
+  readonly banned?: readonly string[]
   readonly meshSize?: number
   /** Records of other nodes that it keeps for the DHT */
   readonly maxRecords?: number
@@ -168,18 +186,27 @@ export class Libp2pRouter implements Router, Startable {
   #nodeAddresses: readonly string[]
   #topology: NodeTopology
   #running: Running | undefined
+  #tokens: readonly string[]
+  readonly #banned: ReadonlySet<string>
+  readonly #onTwin: NonNullable<Libp2pRouterComponents['onTwin']>
   #twinSeen = false
+  #startedAt = 0
+  /** Connections that others began, whatever became of them */
+  #arrived = 0
   #sharing: boolean
   /** Somebody has told, since this node began, whether to share */
   #follows = false
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
-    const { log, registryPort, onMessages = () => {} } = components
+    const { log, registryPort, onMessages = () => {}, onTwin = () => {} } = components
     this.#log = log
     this.#registryPort = registryPort
     this.#onMessages = onMessages
     this.#claims = components
+    this.#onTwin = onTwin
     this.#init = init
+    this.#tokens = init.tokens ?? []
+    this.#banned = new Set(init.banned)
     this.#sharing = (init.sharing ?? 'on') === 'on'
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#topology = this.#withConfigured({})
@@ -215,6 +242,7 @@ export class Libp2pRouter implements Router, Startable {
    */
   async start(): Promise<void> {
     if (this.#running !== undefined) return
+    this.#startedAt = performance.now()
     const running = await this.#create()
     const { node, protocol, mesh, known, bootstrapper } = running
     await known.start()
@@ -247,6 +275,22 @@ export class Libp2pRouter implements Router, Startable {
     await running.protocol.stop()
     await running.node.stop()
     await running.known.stop()
+  }
+
+  /**
+   * Nodes are met that have one of these tokens, from now on; there must be one. Connections made with a token that is gone are
+   * made again, by those who have another.
+   */
+  useTokens(tokens: readonly [string, ...string[]]): void {
+    this.#tokens = tokens
+    const node = this.#running?.node
+    if (node === undefined) return
+    const { handshakes } = node.services
+    handshakes.use(tokens)
+    for (const connection of node.getConnections()) {
+      if (!handshakes.accepts(connection.encryption))
+        connection.abort(new TokenRetiredError('made with a token that is good no more'))
+    }
   }
 
   /** Whether this node gives to others, and asks them, now. */
@@ -511,8 +555,9 @@ export class Libp2pRouter implements Router, Startable {
       onRequest: (direction) => this.#onMessages('dht', direction, 1),
       maxConnections: this.#maxConnections + MAX_GUESTS,
       dialTimeoutMs,
-      tokens: this.#init.tokens ?? [],
-      isCut: (peer) => protocol.isCut(peer),
+      tokens: this.#tokens,
+      isCut: (peer) => this.#banned.has(peer) || protocol.isCut(peer),
+      onArrival: () => (this.#arrived += 1),
       carrier: this.#init.carrier,
     })
     const id = node.peerId.toString()
@@ -725,19 +770,25 @@ export class Libp2pRouter implements Router, Startable {
       if (remote.peer.id === target.id || remote.addresses.includes(address)) return
     }
     if (node.getConnections().some((connection) => isConnectionTo(connection, address))) return
+    const arrived = this.#arrived
     try {
       await node.dial(multiaddr(toMultiaddr(target, target.id)), { signal })
     } catch (error) {
       // libp2p's refusal to connect with its own id, which it learns in the handshake
       if (!(error instanceof Error && error.name === 'InvalidPeerIdError')) throw error
-      if (!this.#twinSeen && !isOwnAddress(target.host)) {
-        this.#twinSeen = true
-        this.#log.warn(
-          { address },
-          'a node with the identity of this one answers; was its data directory copied?',
-        )
-      }
+      // An address may lead back to this node without being its own; then somebody has come in here meanwhile.
+      if (!isOwnAddress(target.host) && this.#arrived === arrived) this.#meetTwin(address)
     }
+  }
+
+  #meetTwin(address: string): void {
+    if (this.#twinSeen) return
+    this.#twinSeen = true
+    const twin = new TwinError(
+      `${address}: a node with the identity of this one answers; was its data directory copied? Remove identity.key from one of the two`,
+    )
+    this.#log.error({ address, err: twin }, 'two nodes have one identity')
+    if (performance.now() - this.#startedAt < TWIN_TIME_MS) this.#onTwin(twin)
   }
 
   #started(): Running {

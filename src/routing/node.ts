@@ -9,7 +9,7 @@ import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p, type Libp2pOptions } from 'libp2p'
 import { isPlausible, parseMultiaddr, toMultiaddr } from './addresses.ts'
 import { Sockets, type Transports } from './sockets.ts'
-import { noiseWithToken } from './cluster-token.ts'
+import { Handshakes, type HandshakeComponents } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
 import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
@@ -21,7 +21,7 @@ const MINUTE = 60_000
 export type Carrier = Pick<Libp2pOptions, 'transports' | 'connectionEncrypters' | 'metrics'>
 
 /** What libp2p runs for us. */
-export type RoutingNode = Libp2p<{ dht: KadDHT; sockets: Sockets }>
+export type RoutingNode = Libp2p<{ dht: KadDHT; sockets: Sockets; handshakes: Handshakes }>
 
 interface NodeInit {
   readonly privateKey: PrivateKey
@@ -43,6 +43,8 @@ interface NodeInit {
   readonly tokens: readonly string[]
   /** True for a peer with which no connection is wanted */
   readonly isCut: (id: string) => boolean
+  /** Told of every connection that somebody begins with this node, before anything is known of him */
+  readonly onArrival: () => void
   readonly carrier?: Carrier | undefined
 }
 
@@ -70,12 +72,17 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
           .map((address) => multiaddr(toMultiaddr(address, node.peerId.toString()))),
     },
     transports: [tcp()],
-    connectionEncrypters: init.tokens.length > 0 ? init.tokens.map(noiseWithToken) : [noise()],
+    // With tokens `handshakes` says which
+    connectionEncrypters: init.tokens.length > 0 ? [] : [noise()],
     streamMuxers: [yamux()],
     datastore: new PeerBook(),
     ...init.carrier,
     connectionGater: {
       denyDialMultiaddr: (address) => !allowed(address),
+      denyInboundConnection: () => {
+        init.onArrival()
+        return false
+      },
       denyDialPeer: (peer) => init.isCut(peer.toString()),
       denyInboundEncryptedConnection: (peer) => init.isCut(peer.toString()),
       filterMultiaddrForPeer: (_, address) => dialable(address, loopback),
@@ -95,6 +102,11 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     services: {
       sockets: (components: { transportManager: Transports }) =>
         new Sockets(components.transportManager, init.nodeAddresses),
+      handshakes: (components: HandshakeComponents) => {
+        const handshakes = new Handshakes(components)
+        if (init.tokens.length > 0) handshakes.use(init.tokens)
+        return handshakes
+      },
       identify: identify(),
       ping: ping(),
       dht: (components: KadDHTComponents) =>

@@ -1,5 +1,4 @@
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmod, chown, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
@@ -8,26 +7,7 @@ import { join } from 'node:path'
 import { after, before, suite, test } from 'node:test'
 import { request } from 'undici'
 import { until } from '../../wait.ts'
-
-const MAIN = new URL('../../../src/cli/main.ts', import.meta.url).pathname
-
-/** Runs the command line from its sources, as a process of its own; `wrapper` is a program that becomes it. */
-function shoal(args: readonly string[], wrapper: readonly string[] = []) {
-  const [command = '', ...rest] = [...wrapper, process.execPath, MAIN, ...args]
-  const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'] })
-  const output = { stdout: '', stderr: '' }
-  for (const name of ['stdout', 'stderr'] as const) {
-    child[name].on('data', (chunk: Buffer) => {
-      output[name] += chunk.toString()
-    })
-  }
-  const ended = once(child, 'close').then(([code, signal]) => ({
-    code: code as number | null,
-    signal: signal as string | null,
-    ...output,
-  }))
-  return { child, output, ended }
-}
+import { shoal, startedLine } from './command.ts'
 
 suite('shoal serve', () => {
   let directory: string
@@ -219,14 +199,3 @@ suite('shoal serve', () => {
     await assertRefused(['serve', '--config', path, '--log-level', 'silent'], /identity\.key/)
   })
 })
-
-/** Where a node says it listens, from its log. */
-async function startedLine(output: {
-  stdout: string
-}): Promise<Record<'local' | 'peer' | 'admin', string>> {
-  const line = await until(
-    () => output.stdout.split('\n').find((text) => text.includes('"msg":"started"')),
-    { timeoutMs: 30_000, what: 'the node has started' },
-  )
-  return JSON.parse(line) as Record<'local' | 'peer' | 'admin', string>
-}

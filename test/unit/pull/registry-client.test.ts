@@ -191,7 +191,7 @@ suite('registry client', () => {
     await using server = await serve(() => {})
     const origin = server.origin.replace('http:', 'https:')
     await assert.rejects(server.client.fetch(origin, pull, { signal: signal() }), {
-      reason: 'unreachable',
+      reason: 'untrusted',
     })
     assert.equal(server.connections(), 0)
   })
