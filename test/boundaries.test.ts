@@ -11,6 +11,7 @@ import { test } from 'node:test'
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
+  kernel: [], // system calls on descriptors, for both ends of the byte path
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
@@ -34,8 +35,9 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'routing/router.ts',
     'config/endpoints.ts',
     'config/registries.ts',
+    'kernel',
   ],
-  http: ['oci', 'lifecycle.ts', 'observe', 'pull/source.ts'],
+  http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts'],
   'daemon.ts': [
     'oci',
     'lifecycle.ts',
@@ -72,7 +74,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
-  koffi: ['http'],
+  koffi: ['kernel'],
   libp2p: ['routing'],
   multiformats: ['routing', 'trust'], // a peer id is the text of a node's key
   pino: ['observe'],
