@@ -523,7 +523,7 @@ export const configSchema = z.strictObject(
             placeholder: 'FILE',
             env: 'K3S_CONFIG_FILE',
             description:
-              "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
+              "K3s' own configuration, with the drop-ins in `<file>.d`: its `embedded-registry`, `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too, changes within a second, but for `data-dir`, which is read when the daemon starts. It may be missing.",
           }),
           latest: choice(['on', 'off']).prefault('off').register(docs, {
             placeholder: 'MODE',

@@ -31,13 +31,17 @@ export interface MirrorKeeperInit {
   readonly dataDir: string
   readonly homeRegistry: string
   readonly reader: MirrorInit['reader']
-  readonly disableDefaultEndpoint: boolean
-  /** Containerd is not to be sent here at all, but to the other endpoints */
-  readonly aside?: boolean
   /** How long the registry may be out of order before containerd is no longer sent to it, in ms */
   readonly withdrawAfter: number
   /** In ms */
   readonly interval?: number
+}
+
+/** What may change while the keeper runs. */
+export interface MirrorRules {
+  readonly disableDefaultEndpoint: boolean
+  /** Containerd is not to be sent here at all, but to the other endpoints */
+  readonly aside: boolean
 }
 
 /**
@@ -49,6 +53,7 @@ export class MirrorKeeper implements Startable {
   readonly #components: MirrorKeeperComponents
   readonly #init: MirrorKeeperInit
   #registries: Registries | undefined
+  #rules: MirrorRules = { disableDefaultEndpoint: false, aside: false }
   #kept: Applied | undefined
   #outOfOrderSince: number | undefined
   #withdrawn = false
@@ -78,9 +83,10 @@ export class MirrorKeeper implements Startable {
     return this.#complaint
   }
 
-  /** What registries.yaml says from now on; before it was read once, no file is touched. */
-  update(registries: Registries): void {
+  /** What registries.yaml says from now on, and how it is meant; before it was read once, no file is touched. */
+  update(registries: Registries, rules: MirrorRules): void {
     this.#registries = registries
+    this.#rules = rules
     this.#wake.abort()
   }
 
@@ -133,11 +139,7 @@ export class MirrorKeeper implements Startable {
     // Too early to take anything out, and no time to put anything in: it may have been taken out before a restart.
     if (reason !== undefined && !withdrawn) return
 
-    const changes = await this.#plan(
-      applied,
-      this.#registries,
-      withdrawn || this.#init.aside === true,
-    )
+    const changes = await this.#plan(applied, this.#registries, withdrawn || this.#rules.aside)
     const due = changes.filter((change) => change.before !== change.after)
     await perform(due)
     for (const { path } of due) log.info({ path, withdrawn }, 'hosts.toml put right')
@@ -151,7 +153,8 @@ export class MirrorKeeper implements Startable {
   }
 
   #plan(applied: Applied, registries: Registries, withdrawn: boolean): Promise<Change[]> {
-    const { homeRegistry, reader, disableDefaultEndpoint } = this.#init
+    const { homeRegistry, reader } = this.#init
+    const { disableDefaultEndpoint } = this.#rules
     return planApply(applied.certsDir, {
       endpoint: this.#components.endpoint(),
       homeRegistry,

@@ -44,6 +44,11 @@ export class HotStore implements ContentStore {
     return this.#held?.has(key)
   }
 
+  /** How many tags are held, which are the images; 0 while nothing is known. */
+  tags(): number {
+    return this.#held?.keys().reduce((sum, key) => sum + Number(!isDigestKey(key)), 0) ?? 0
+  }
+
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
     return this.#store.resolve(tag, options)
   }

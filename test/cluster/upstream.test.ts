@@ -162,7 +162,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       assert.deepEqual([status, headers.get('shoal-source')], [200, 'upstream'])
       // One that is broken is reported, and the last good one stays
       await a.writeFile(REGISTRIES, 'mirrors: [\n')
-      await until(() => a.daemon.log().includes('registries.yaml cannot be used'))
+      await until(() => a.daemon.log().includes('configuration cannot be used'))
       assert.equal((await ask(a, 'renamed.test', path)).status, 200)
       await a.writeFile(REGISTRIES, REGISTRIES_YAML)
       await until(() => read() > before + 1, { what: 'the file is read once more' })

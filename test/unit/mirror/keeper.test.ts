@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { openSync } from 'node:fs'
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { createServer, type Server } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -57,10 +57,8 @@ async function start(
       dataDir,
       homeRegistry: 'registry.localhost',
       reader: 'containerd',
-      disableDefaultEndpoint: false,
       withdrawAfter: 200,
       interval: 20,
-      aside: init.aside ?? false,
     },
   )
   t.after(async () => {
@@ -72,13 +70,14 @@ async function start(
   await mkdir(certsDir)
   if (init.applied !== undefined)
     await writeApplied(dataDir, { certsDir, registries: init.applied })
-  keeper.update(registries(...(init.names ?? [])))
+  const rules = { disableDefaultEndpoint: false, aside: init.aside ?? false }
+  keeper.update(registries(...(init.names ?? [])), rules)
   await keeper.start()
   const path = (registry: string) => join(certsDir, registry, 'hosts.toml')
   const read = (registry: string) => readFile(path(registry), 'utf8')
   const named = async (registry: string) => (await read(registry)).includes(`[host."${url}"]`)
   const logged = async () => (await readFile(logFile, 'utf8')).split('\n')
-  return { keeper, state, certsDir, dataDir, path, read, named, logged }
+  return { keeper, rules, state, certsDir, dataDir, path, read, named, logged }
 }
 
 suite('the mirror is kept', () => {
@@ -92,11 +91,15 @@ suite('the mirror is kept', () => {
   })
 
   test("has the other endpoints only where K3s' embedded registry is off", async (t) => {
-    const { read, named, keeper } = await start(t, { applied: ['a.lan'], aside: true })
+    const { read, named, keeper, rules } = await start(t, { applied: ['a.lan'], aside: true })
     await until(() => read('a.lan'))
     assert.equal(await named('a.lan'), false)
     assert.match(await read('a.lan'), /^server = "https:\/\/a\.lan"$/m)
     assert.equal(keeper.withdrawn, false)
+    keeper.update(registries(), { ...rules, aside: false })
+    await until(() => named('a.lan'))
+    keeper.update(registries(), { disableDefaultEndpoint: true, aside: false })
+    await until(async () => !(await read('a.lan')).includes('https://a.lan'))
   })
 
   test('puts back what was changed or deleted, and stands in files that others write', async (t) => {
@@ -118,9 +121,9 @@ suite('the mirror is kept', () => {
   })
 
   test('follows registries.yaml: what is no longer there is taken out', async (t) => {
-    const { keeper, certsDir, named } = await start(t, { applied: [], names: ['a.lan'] })
+    const { keeper, rules, certsDir, named } = await start(t, { applied: [], names: ['a.lan'] })
     await until(() => named('a.lan'))
-    keeper.update(registries('b.lan'))
+    keeper.update(registries('b.lan'), rules)
     await until(() => named('b.lan'))
     await until(
       async () => (await readdir(certsDir)).toSorted().join() === 'b.lan,registry.localhost',
@@ -140,12 +143,15 @@ suite('the mirror is kept', () => {
   ] as const) {
     test(`is withdrawn while the registry ${what}, the others stay; then put back`, async (t) => {
       const applied = ['a.lan', 'b.lan']
-      const { keeper, state, path, read, named } = await start(t, { applied })
+      const { keeper, state, certsDir, path, read, named } = await start(t, { applied })
+      await mkdir(join(certsDir, 'theirs'))
       await until(() => named('a.lan'))
       const healthy = { ...state }
       const theirs = '[host."https://c.lan"]\n'
       await until(() => named('b.lan'))
-      await writeFile(path('b.lan'), theirs)
+      // At once: half of it would be put right as well
+      await writeFile(path('theirs'), theirs)
+      await rename(path('theirs'), path('b.lan'))
       await until(() => named('b.lan'))
       const home = await read('registry.localhost')
 
