@@ -1,3 +1,4 @@
+import { stat } from 'node:fs/promises'
 import { get } from 'node:http'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Registries } from '../config/registries.ts'
@@ -15,6 +16,8 @@ import {
 
 /** How often the files and the registry itself are looked at, in ms. */
 const INTERVAL = 2000
+/** What was written so short a time ago, in ms, may not be all there yet: K3s does not write its files at once. */
+const SETTLED = 250
 /** How long the registry may take to answer the simplest request, in ms. */
 const ANSWER = 2000
 
@@ -140,9 +143,12 @@ export class MirrorKeeper implements Startable {
     if (reason !== undefined && !withdrawn) return
 
     const changes = await this.#plan(applied, this.#registries, withdrawn || this.#rules.aside)
-    const due = changes.filter((change) => change.before !== change.after)
+    const wrong = changes.filter((change) => change.before !== change.after)
+    const settled = await Promise.all(wrong.map(({ path }) => isSettled(path)))
+    const due = wrong.filter((_, index) => settled[index])
     await perform(due)
     for (const { path } of due) log.info({ path, withdrawn }, 'hosts.toml put right')
+    if (due.length < wrong.length) return
     if (withdrawn !== this.#withdrawn) {
       this.#withdrawn = withdrawn
       if (withdrawn) log.error({ reason }, 'out of order, containerd is no longer sent here')
@@ -175,6 +181,12 @@ export class MirrorKeeper implements Startable {
       this.#components.log.warn(fields, 'hosts.toml cannot be kept as mirror apply made it')
     this.#complaint = complaint
   }
+}
+
+/** Nobody is writing the file this moment; or there is none. */
+async function isSettled(path: string): Promise<boolean> {
+  const found = await stat(path).catch(() => undefined)
+  return found === undefined || Math.abs(Date.now() - found.mtimeMs) > SETTLED
 }
 
 /**
