@@ -206,7 +206,7 @@ export function createDaemon(
       ...(peer === 'auto'
         ? {
             hosts: own.current,
-            ports: spegel ? [SPEGEL_PEER_PORT] : [PEER_PORT, PEER_FALLBACK_PORT],
+            ports: peerPorts(config),
           }
         : { hosts: [peer.host], ports: [peer.port] }),
     },
@@ -321,6 +321,13 @@ export function createDaemon(
     store.recheck()
     claims.recheck()
   }
+  /** K3s, when it is started anew, needs the port for itself, or does not any more. */
+  const makeRoom = (now: EffectiveConfig): void => {
+    peerListener.usePorts(peerPorts(now)).then(
+      () => router.updateCard(),
+      (error: unknown) => log.error({ err: error }, 'peer listener stays where it is'),
+    )
+  }
   const k3s =
     reconsider &&
     new WatchedFiles<EffectiveConfig>(
@@ -333,6 +340,7 @@ export function createDaemon(
           const before = current
           current = now
           if (toldTo(before) !== toldTo(now)) router.share(toldTo(now))
+          if (peer === 'auto' && before.k3s.ownRegistry !== now.k3s.ownRegistry) makeRoom(now)
           if (fixedByK3s(now) !== fixedByK3s(before))
             log.warn("K3s' data directory has changed, which Shoal follows when it is started anew")
           if (lastRead !== undefined) applyRegistries(lastRead)
@@ -573,6 +581,12 @@ export function createDaemon(
 /** What a router is told of `sharing`. */
 function toldTo({ sharing }: EffectiveConfig): Sharing {
   return sharing === 'auto' ? 'follow' : sharing
+}
+
+/** Where the peer listener is if nothing is said. One port has to be the same on all nodes of a Spegel mesh. */
+function peerPorts({ mesh, k3s }: EffectiveConfig): [number, ...number[]] {
+  if (mesh === 'spegel') return [SPEGEL_PEER_PORT]
+  return k3s.ownRegistry ? [PEER_FALLBACK_PORT] : [PEER_PORT, PEER_FALLBACK_PORT]
 }
 
 /** What K3s' configuration decides once and for all while a daemon runs. */

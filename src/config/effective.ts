@@ -34,6 +34,8 @@ export interface EffectiveConfig extends Config {
     disableDefaultEndpoint: boolean
     /** Its embedded registry is off, so its containerd is sent to the endpoints of registries.yaml and not to this node */
     off: boolean
+    /** Its own embedded registry runs, or may: then port 5001 of the node's address is K3s' */
+    ownRegistry: boolean
   }
 }
 
@@ -67,9 +69,10 @@ export function effectiveConfig(
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
   const { maxBytes } = config.layout
+  const isServer = facts.exists(`${k3sDataDir}/server`)
   const { sharing, sharingSetBy } = decideSharing(config, sources.sharing, k3s, {
     k3s: hasK3s,
-    server: facts.exists(`${k3sDataDir}/server`),
+    server: isServer,
   })
   return {
     ...config,
@@ -109,6 +112,8 @@ export function effectiveConfig(
       present: hasK3s,
       disableDefaultEndpoint: k3s?.disableDefaultEndpoint ?? false,
       off: hasK3s && sharing === 'off',
+      // An agent hears from its server whether to run one
+      ownRegistry: hasK3s && (k3s?.embeddedRegistry ?? !isServer),
     },
     certsDir: decide(config.certsDir, () =>
       hasK3s ? `${k3sDataDir}/agent/etc/containerd/certs.d` : CERTS_DIR,

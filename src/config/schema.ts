@@ -377,7 +377,7 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
+              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken, and where K3s' embedded registry runs, which needs it for itself; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
             }),
           p2p: autoAddress()
             .prefault('auto')

@@ -309,6 +309,11 @@ export class Libp2pRouter implements Router, Startable {
     return this.#leader
   }
 
+  /** The registry of this node is at another port: everybody is told. */
+  updateCard(): void {
+    this.#running?.protocol.updateCard()
+  }
+
   /** Tells it anew whether to share. Who is to follow goes on as before until somebody leads. */
   share(told: Sharing): void {
     this.#told = told

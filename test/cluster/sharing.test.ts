@@ -48,8 +48,13 @@ suite("K3s' embedded-registry", { skip }, () => {
     })
   }
 
+  /** 5001 of a node's address is for K3s, where its own registry runs. */
+  function origin(host: string): string {
+    return `http://${host}:${host === '127.0.0.1' || host === other.address ? 5001 : 5003}`
+  }
+
   function get(node: ClusterNode, name: string, host = '127.0.0.1') {
-    return node.machine.get(`http://${host}:5001/v2/ksd.test.com/${name}/manifests/1`)
+    return node.machine.get(`${origin(host)}/v2/ksd.test.com/${name}/manifests/1`)
   }
 
   async function finds(node: ClusterNode, name: string): Promise<void> {
@@ -108,8 +113,7 @@ suite("K3s' embedded-registry", { skip }, () => {
     await Promise.all([shares(server, 1), shares(agent, 1)])
     await finds(server, 'mirrored')
     const asked = async (registry: string, host = '127.0.0.1') =>
-      (await server.machine.get(`http://${host}:5001/v2/mirrored/manifests/1?ns=${registry}`))
-        .status
+      (await server.machine.get(`${origin(host)}/v2/mirrored/manifests/1?ns=${registry}`)).status
     assert.deepEqual([await asked('private.test'), await asked('ksd.test.com')], [404, 200])
     // Nor is it given to who asks the node itself
     assert.equal(await asked('private.test', agent.address), 404)
