@@ -3,8 +3,6 @@ import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
 import { readRoutes } from './config/endpoints.ts'
-import { k3sConfigFiles } from './config/k3s.ts'
-import { readRegistries, type Registries } from './config/registries.ts'
 import {
   formatAddress,
   p2pPort,
@@ -13,9 +11,9 @@ import {
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
-import { WatchedFiles } from './config/watched-files.ts'
-import { formatProblem } from './config/yaml-file.ts'
+import { WatchedRegistries } from './config/watched-registries.ts'
 import { createAdminServer } from './http/admin.ts'
+import { createHome } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
 import { UploadLimit } from './http/upload-limit.ts'
@@ -25,7 +23,7 @@ import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
 import type { NodeStatus } from './observe/status.ts'
-import { keyOf } from './oci/distribution.ts'
+import { keyOf, type PullRequest } from './oci/distribution.ts'
 import type { ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
 import { keep } from './pull/keep.ts'
@@ -39,10 +37,13 @@ import { Transfers } from './pull/transfer.ts'
 import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
+import { pushAccess } from './push/access.ts'
+import { Repositories } from './push/repositories.ts'
+import { Uploads } from './push/uploads.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { ClaimBook } from './routing/claims/claim-book.ts'
 import { loadIdentityKey } from './routing/identity.ts'
-import { Libp2pRouter, type Sharing, type TwinError } from './routing/libp2p.ts'
+import { Libp2pRouter, type TwinError } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
@@ -59,23 +60,20 @@ export interface Daemon extends Startable {
   peers(): readonly Peer[]
 }
 
-/** What it is given beside its configuration. */
-export interface DaemonComponents {
-  readonly log: Logger
-  readonly serviceAccount?: ServiceAccount | undefined
-  /** Another node has the identity of this one, which must not run */
-  readonly onTwin?: (twin: TwinError) => void
-  /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
-  readonly reconsider?: () => Promise<EffectiveConfig>
-}
-
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, serviceAccount, onTwin, reconsider }: DaemonComponents,
+  {
+    log,
+    serviceAccount,
+    onTwin,
+  }: {
+    log: Logger
+    serviceAccount?: ServiceAccount | undefined
+    /** Another node has the identity of this one, which must not run */
+    onTwin?: (twin: TwinError) => void
+  },
 ): Daemon {
-  /** As `config`, but with what K3s' configuration says now; only what concerns sharing and registries follows while it runs */
-  let current = config
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
   const own = new OwnAddresses(
@@ -107,7 +105,8 @@ export function createDaemon(
       contentPath: config.containerd.contentPath,
     },
   )
-  const store = new HotStore(layout ?? containerd)
+  const writable = layout ?? containerd
+  const store = new HotStore(writable)
 
   const { tls, tokenFile } = config
   const peerTls =
@@ -154,12 +153,35 @@ export function createDaemon(
     slots: config.limits.uploadSlots,
     bytesPerSecond: config.limits.uploadRate,
   })
+  const pushes = new Uploads(
+    { store: writable, log: component('push') },
+    {
+      maxUploads: config.push.uploads,
+      maxBytes: config.push.uploadBytes,
+      expiry: config.push.uploadExpiry,
+    },
+  )
+  const home = createHome(
+    {
+      repositories: new Repositories({
+        store: writable,
+        added: (keys) => store.added(keys),
+        removed: (keys) => store.removed(keys),
+      }),
+      uploads: pushes,
+      authorize: pushAccess(config.push.access),
+      metrics,
+      log: component('push'),
+    },
+    { homeRegistry: config.registry.name },
+  )
   const registry = (listener: 'local' | 'peer', open: ReturnType<typeof chain>) =>
     createRegistryServer(
       {
         open,
         metrics,
         log: component(`http:${listener}`),
+        ...(listener === 'local' && { home }),
         ...(listener === 'peer' && { uploads, members: peerTls }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
@@ -169,10 +191,15 @@ export function createDaemon(
   const drainTimeout = config.shutdownTimeout
 
   const onMiss = (key: ContentKey): void => advertiser.missed(key)
-  const local = new LocalSource({ store, onMiss })
+  /** What was pushed is in its repositories only, whoever knows its digest. */
+  const gives = async (request: PullRequest, options: { signal: AbortSignal }): Promise<boolean> =>
+    request.registry !== naming.homeRegistry ||
+    !('digest' in request.target) ||
+    (await writable.belongs(request.target.digest, request, options))
+  const local = new LocalSource({ store, onMiss, gives })
   // What has come this moment, and is not known of yet, may wait until the peers were asked.
-  const known = new LocalSource({ store, onMiss, when: (key) => store.holds(key) !== false })
-  const news = new LocalSource({ store, onMiss, when: (key) => store.holds(key) === false })
+  const known = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) !== false })
+  const news = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) === false })
   const sharedRegistries = new SharedRegistries({
     homeRegistry: config.registry.name,
     k3s: config.k3s,
@@ -206,7 +233,7 @@ export function createDaemon(
       ...(peer === 'auto'
         ? {
             hosts: own.current,
-            ports: peerPorts(config),
+            ports: spegel ? [SPEGEL_PEER_PORT] : [PEER_PORT, PEER_FALLBACK_PORT],
           }
         : { hosts: [peer.host], ports: [peer.port] }),
     },
@@ -219,7 +246,7 @@ export function createDaemon(
       onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
     },
     // Without a cluster token anybody may be a node
-    { trusted: tokens !== undefined },
+    { trusted: false },
   )
   const router: Libp2pRouter = new Libp2pRouter(
     {
@@ -248,7 +275,7 @@ export function createDaemon(
       nodeName: config.nodeName,
       nodeAddress: own.current,
       topology: config.topology,
-      sharing: toldTo(config),
+      sharing: config.sharing === 'auto' ? 'follow' : config.sharing,
       meshSize: config.limits.meshSize,
       maxRecords: config.limits.records,
       banned: config.banned,
@@ -258,7 +285,7 @@ export function createDaemon(
   )
   const advertiser = new Advertiser(
     { store, router, log: component('advertiser') },
-    { shares: (key) => current.sharing !== 'off' && shares(key) },
+    { shares: (key) => config.sharing !== 'off' && shares(key) },
   )
 
   const poisoned = new PoisonedDownloads({
@@ -295,59 +322,20 @@ export function createDaemon(
     localPort: () => localListener.address().port,
     private: config.private,
   })
-  const registries = new WatchedFiles<Registries>(
+  const registries = new WatchedRegistries(
     { log: component('registries') },
     {
-      what: 'registries.yaml',
-      files: () => [current.registries],
-      read: () => readRegistries(current.registries),
-      changed(read) {
-        for (const warning of read.warnings) log.warn(formatProblem(warning))
-        lastRead = read
-        applyRegistries(read)
-        log.info(
-          { path: current.registries, shared: sharedRegistries.list() },
-          'registries.yaml read',
-        )
+      path: config.registries,
+      changed: (read) => {
+        routes.update(readRoutes(read, config.k3s))
+        mirror.update(read)
+        sharedRegistries.update(read)
+        store.recheck()
+        claims.recheck()
+        log.info({ registries: sharedRegistries.list() }, 'what is shared')
       },
     },
   )
-  let lastRead: Registries | undefined
-  const applyRegistries = (read: Registries): void => {
-    const { disableDefaultEndpoint, off } = current.k3s
-    routes.update(readRoutes(read, { disableDefaultEndpoint }))
-    mirror.update(read, { disableDefaultEndpoint, aside: off })
-    sharedRegistries.update(read)
-    store.recheck()
-    claims.recheck()
-  }
-  /** K3s, when it is started anew, needs the port for itself, or does not any more. */
-  const makeRoom = (now: EffectiveConfig): void => {
-    peerListener.usePorts(peerPorts(now)).then(
-      () => router.updateCard(),
-      (error: unknown) => log.error({ err: error }, 'peer listener stays where it is'),
-    )
-  }
-  const k3s =
-    reconsider &&
-    new WatchedFiles<EffectiveConfig>(
-      { log: component('k3s') },
-      {
-        what: "K3s' configuration",
-        files: () => k3sConfigFiles(config.k3s.config),
-        read: reconsider,
-        changed(now) {
-          const before = current
-          current = now
-          if (toldTo(before) !== toldTo(now)) router.share(toldTo(now))
-          if (peer === 'auto' && before.k3s.ownRegistry !== now.k3s.ownRegistry) makeRoom(now)
-          if (fixedByK3s(now) !== fixedByK3s(before))
-            log.warn("K3s' data directory has changed, which Shoal follows when it is started anew")
-          if (lastRead !== undefined) applyRegistries(lastRead)
-          void registries.look()
-        },
-      },
-    )
   const upstream = new UpstreamSource({
     connect: async () => {
       const { UpstreamClient } = await import('./pull/upstream/client.ts')
@@ -393,7 +381,13 @@ export function createDaemon(
     registry(
       'local',
       poisoned.guard(
-        layout === undefined ? pulls : keep(pulls, { store: layout, log: component('pull:keep') }),
+        layout === undefined
+          ? pulls
+          : keep(pulls, {
+              store: layout,
+              log: component('pull:keep'),
+              homeRegistry: config.registry.name,
+            }),
       ),
     ),
     { key: 'listen.local', listen: config.listen.local, drainTimeout },
@@ -416,13 +410,12 @@ export function createDaemon(
       dataDir: config.dataDir,
       homeRegistry: config.registry.name,
       reader: config.k3s.present ? 'k3s' : 'containerd',
+      disableDefaultEndpoint: config.k3s.disableDefaultEndpoint,
+      aside: config.k3s.off,
       withdrawAfter: config.mirror.withdrawAfter,
     },
   )
-  /** Null while it does not say. */
-  const containerdVersion = (): Promise<string | null> =>
-    containerd.version({ signal: AbortSignal.timeout(1000) }).catch(() => null)
-  const status = async (): Promise<NodeStatus> => ({
+  const status = (): NodeStatus => ({
     version: manifest.version,
     name: config.nodeName,
     notReady: notReady() ?? null,
@@ -431,9 +424,8 @@ export function createDaemon(
     listen: running ? addresses() : null,
     sharing: {
       on: router.sharing,
-      configured: current.sharing,
-      setBy: current.sharingSetBy,
-      leader: router.leader ?? null,
+      configured: config.sharing,
+      k3s: config.k3s.present,
       registries: sharedRegistries.list(),
       because: sharedRegistries.because,
     },
@@ -441,9 +433,7 @@ export function createDaemon(
       kind: config.store,
       at: layout === undefined ? config.containerd.address : config.layout.path,
       namespace: layout === undefined ? config.containerd.namespace : null,
-      version: layout === undefined ? await containerdVersion() : null,
       read: advertiser.synced(),
-      images: store.tags(),
       announced: advertiser.count(),
     },
     mesh: {
@@ -452,8 +442,6 @@ export function createDaemon(
       keys: router.stats().peerKeys,
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
-    // The file that cannot be used, and why, is in the text
-    complaints: [k3s?.complaint, registries.complaint].filter((text) => text !== undefined),
     mirror: {
       certsDir: mirror.certsDir ?? null,
       withdrawn: mirror.withdrawn,
@@ -481,6 +469,12 @@ export function createDaemon(
     'shoal_uploads_refused',
     'Blobs that other nodes were refused since the start, because too much is given already',
     () => uploads.refused,
+  )
+  metrics.observe('shoal_push_uploads', 'Uploads of pushes that are under way', () => pushes.count)
+  metrics.observe(
+    'shoal_push_upload_bytes',
+    'Bytes that uploads under way have received',
+    () => pushes.bytes,
   )
   metrics.observe(
     'shoal_hot_bytes',
@@ -543,13 +537,13 @@ export function createDaemon(
     peerListener,
     router,
     own,
-    // They say what may be announced.
-    ...(k3s ? [k3s] : []),
+    // It says what may be announced.
     registries,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
     { start: async () => {}, stop: async () => transfers.close() },
     { start: async () => {}, stop: async () => upstream.close() },
+    pushes,
     localListener,
     mirror,
   ]
@@ -576,22 +570,6 @@ export function createDaemon(
       log.info('stopped')
     },
   }
-}
-
-/** What a router is told of `sharing`. */
-function toldTo({ sharing }: EffectiveConfig): Sharing {
-  return sharing === 'auto' ? 'follow' : sharing
-}
-
-/** Where the peer listener is if nothing is said. One port has to be the same on all nodes of a Spegel mesh. */
-function peerPorts({ mesh, k3s }: EffectiveConfig): [number, ...number[]] {
-  if (mesh === 'spegel') return [SPEGEL_PEER_PORT]
-  return k3s.ownRegistry ? [PEER_FALLBACK_PORT] : [PEER_PORT, PEER_FALLBACK_PORT]
-}
-
-/** What K3s' configuration decides once and for all while a daemon runs. */
-function fixedByK3s({ certsDir, containerd, kubernetes, k3s }: EffectiveConfig): string {
-  return JSON.stringify([certsDir, containerd.address, kubernetes.kubeconfigs, k3s.present])
 }
 
 function hostAddresses(): string[] {

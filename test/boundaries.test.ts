@@ -11,7 +11,6 @@ import { test } from 'node:test'
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
-  kernel: [], // system calls on descriptors, for both ends of the byte path
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
@@ -35,9 +34,9 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'routing/router.ts',
     'config/endpoints.ts',
     'config/registries.ts',
-    'kernel',
   ],
-  http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts'],
+  push: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
+  http: ['oci', 'lifecycle.ts', 'observe', 'pull/source.ts', 'push'],
   'daemon.ts': [
     'oci',
     'lifecycle.ts',
@@ -46,6 +45,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'store',
     'routing',
     'pull',
+    'push',
     'http',
     'mirror',
     'trust',
@@ -74,7 +74,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
-  koffi: ['kernel'],
+  koffi: ['http'],
   libp2p: ['routing'],
   multiformats: ['routing', 'trust'], // a peer id is the text of a node's key
   pino: ['observe'],

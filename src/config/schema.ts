@@ -377,7 +377,7 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken, and where K3s' embedded registry runs, which needs it for itself; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
+              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
             }),
           p2p: autoAddress()
             .prefault('auto')
@@ -511,6 +511,41 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
+    push: z
+      .strictObject(
+        {
+          access: choice(['auto', 'off', 'local']).prefault('auto').register(docs, {
+            placeholder: 'WHO',
+            description:
+              'Who may push to this node, and delete: `off` nobody, `local` whoever reaches `listen.local`. `auto` is `local` with the embedded store, else `off`.',
+          }),
+          uploads: z
+            .int({ error: 'expected a whole number from 1 to 65536' })
+            .min(1)
+            .max(65536)
+            .prefault(128)
+            .register(docs, {
+              placeholder: 'N',
+              description: 'Uploads that may be under way at a time; more are answered 503.',
+            }),
+          uploadBytes: textual<number>(
+            'a size such as 512MiB or 50GiB',
+            (text) => parseQuantity(text, SIZE_UNITS) || undefined,
+            (value) => formatQuantity(value, SIZE_UNITS),
+          )
+            .prefault('50GiB')
+            .register(docs, {
+              placeholder: 'SIZE',
+              description: 'Bytes that all uploads under way may have together.',
+            }),
+          uploadExpiry: duration().prefault('1h').register(docs, {
+            placeholder: 'DURATION',
+            description: 'An upload that gets no byte for so long is thrown away.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     registries: autoPath().prefault('auto').register(docs, {
       placeholder: 'FILE',
       description:
@@ -523,7 +558,7 @@ export const configSchema = z.strictObject(
             placeholder: 'FILE',
             env: 'K3S_CONFIG_FILE',
             description:
-              "K3s' own configuration, with the drop-ins in `<file>.d`: its `embedded-registry`, `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too, changes within a second, but for `data-dir`, which is read when the daemon starts. It may be missing.",
+              "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
           }),
           latest: choice(['on', 'off']).prefault('off').register(docs, {
             placeholder: 'MODE',

@@ -14,8 +14,10 @@ import {
   rangeLength,
   RangeNotSatisfiableError,
   type PullRequest,
+  type RequestParts,
 } from '../oci/distribution.ts'
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
+import { parseHomeRequest, type HomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource } from '../pull/source.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
@@ -26,6 +28,12 @@ export interface RegistryComponents {
   readonly open: ContentSource['open']
   readonly metrics: Metrics
   readonly log: Logger
+  /** What answers everything but pulls; without it there is nothing else. */
+  readonly home?: (
+    parsed: HomeRequest,
+    request: FastifyRequest,
+    reply: FastifyReply,
+  ) => Promise<void>
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
   /** Makes the server, for a listener on which only members of the mesh are heard; without it anybody is. */
@@ -63,6 +71,7 @@ const SERVER_OPTIONS = {
   requestTimeout: 0,
   keepAliveTimeout: 72_000,
 }
+const METHODS = ['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE']
 const EVERY_ANSWER = {
   'x-content-type-options': 'nosniff',
   // docker before 1.11 and some tools since look for it.
@@ -70,15 +79,15 @@ const EVERY_ANSWER = {
 }
 
 /**
- * The pull side of the distribution API. Answers come from `open`; what the two listeners may ask differs by the
- * sources they were given, not here.
- * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pull
+ * The distribution API. Pulls are answered here, from `open`; what the two listeners may ask differs by the sources they
+ * were given, and by whether they have a `home`.
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md
  */
 export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads, members } = components
+  const { open, metrics, log, identity, uploads, members, home } = components
   let inWork = 0
 
   const options: FastifyServerOptions<Server> = {
@@ -110,7 +119,7 @@ export function createRegistryServer(
           ...options,
           serverFactory: (handler) => members.createServer(SERVER_OPTIONS, handler),
         })
-  // A body is never wanted; whatever its type, it is the method that gets refused.
+  // Who wants a body reads it from the connection, at the pace of the store.
   server.removeAllContentTypeParsers()
   server.addContentTypeParser('*', (_request, _payload, done) => done(null))
 
@@ -149,7 +158,7 @@ export function createRegistryServer(
     })
   }
   server.route({
-    method: ['GET', 'HEAD'],
+    method: home === undefined ? ['GET', 'HEAD'] : METHODS,
     url: '/v2/*',
     async handler(request, reply) {
       if (inWork >= init.maxRequests) {
@@ -159,7 +168,10 @@ export function createRegistryServer(
       }
       inWork += 1
       try {
-        await pull(request, reply)
+        const parts = partsOf(request)
+        const parsed = home && parseHomeRequest(parts, init.naming)
+        if (home === undefined || parsed === undefined) await pull(parts, reply)
+        else await home(parsed, request, reply)
       } finally {
         inWork -= 1
       }
@@ -167,13 +179,10 @@ export function createRegistryServer(
   })
   return server
 
-  async function pull(request: FastifyRequest, reply: FastifyReply): Promise<void> {
+  async function pull(parts: RequestParts, reply: FastifyReply): Promise<void> {
     const { raw } = reply
     const started = performance.now()
-    const parsed = parsePullRequest(
-      { method: request.method, url: request.raw.url ?? '', headers: request.headers },
-      init.naming,
-    )
+    const parsed = parsePullRequest(parts, init.naming)
     const gone = new AbortController()
     raw.once('close', () => {
       // An answer that is complete closes too.
@@ -275,6 +284,10 @@ export function createRegistryServer(
     }
     await new Promise<void>((resolve) => raw.end(resolve))
   }
+}
+
+function partsOf({ method, raw, headers }: FastifyRequest): RequestParts {
+  return { method, url: raw.url ?? '', headers }
 }
 
 function sendError(reply: FastifyReply, error: DistributionError): void {

@@ -31,6 +31,12 @@ export function createMetrics() {
       buckets: [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60],
       registers,
     }),
+    homeRequests: new Counter({
+      name: 'shoal_home_requests_total',
+      help: 'Requests to push, list and delete, by kind and by how they ended',
+      labelNames: ['kind', 'outcome'] as const,
+      registers,
+    }),
     peerAttempts: new Counter({
       name: 'shoal_peer_attempts_total',
       help: 'Requests to single peers, by how they ended',

@@ -10,6 +10,7 @@ import {
   tagName,
   type ContentKey,
   type HomeNaming,
+  type RepositoryName,
 } from './reference.ts'
 
 /** Part of some content in bytes, both ends inclusive, as in `Content-Range`. */
@@ -20,6 +21,7 @@ export interface ByteRange {
 
 /** A `Range` header as it was sent: before the size is known, an open end or a suffix stays open. */
 export type RangeRequest =
+  /** With an end before its start there is nothing in it */
   | { readonly kind: 'from'; readonly start: number; readonly end?: number }
   | { readonly kind: 'suffix'; readonly length: number }
 
@@ -79,19 +81,12 @@ const PATH = /^\/v2\/(?<name>.+)\/(?<kind>manifests|blobs)\/(?<target>[^/]+)$/
 export function parsePullRequest(request: RequestParts, naming: HomeNaming): PullRequest {
   const { method } = request
   if (method !== 'GET' && method !== 'HEAD') throw new RouteUnknownError('only GET and HEAD pull')
-  const question = request.url.indexOf('?')
-  const path = question < 0 ? request.url : request.url.slice(0, question)
-  const query = new URLSearchParams(question < 0 ? '' : request.url.slice(question + 1))
-  const match = PATH.exec(decodePath(path))?.groups
+  const { path, query } = splitUrl(request.url)
+  const match = PATH.exec(path)?.groups
   if (match === undefined) throw new RouteUnknownError('no such endpoint')
   const { name = '', kind = '', target = '' } = match
 
-  const { registry, repository } = nameRegistry(name, query.get('ns'), request.headers, naming)
-  if (!isRepository(repository)) {
-    throw new ReferenceInvalidError(
-      'repository must be lower-case path components of at most 255 characters',
-    )
-  }
+  const { registry, repository } = nameRepository(name, query, request.headers, naming)
   const range = parseRange(header(request.headers, 'range'))
   const parsed = { method, registry, repository, ...(range !== undefined && { range }) } as const
   if (isDigest(target)) {
@@ -102,12 +97,38 @@ export function parsePullRequest(request: RequestParts, naming: HomeNaming): Pul
   return { ...parsed, kind: 'manifest', target: { tag: target } }
 }
 
+/** Path, with escapes undone, and query of a URL as it stands in a request. */
+export function splitUrl(url: string): { path: string; query: URLSearchParams } {
+  const question = url.indexOf('?')
+  return {
+    path: decodePath(question < 0 ? url : url.slice(0, question)),
+    query: new URLSearchParams(question < 0 ? '' : url.slice(question + 1)),
+  }
+}
+
+/**
+ * The repository that `name` in a path means, in the registry that the request means.
+ * @throws {ReferenceInvalidError}
+ */
+export function nameRepository(
+  name: string,
+  query: URLSearchParams,
+  headers: RequestParts['headers'],
+  naming: HomeNaming,
+): RepositoryName {
+  const named = nameRegistry(name, query.get('ns'), headers, naming)
+  if (isRepository(named.repository)) return named
+  throw new ReferenceInvalidError(
+    'repository must be lower-case path components of at most 255 characters',
+  )
+}
+
 function nameRegistry(
   name: string,
   ns: string | null,
   headers: RequestParts['headers'],
   naming: HomeNaming,
-): { registry: string; repository: string } {
+): RepositoryName {
   const said = ns ?? header(headers, 'oci-namespace')
   if (said !== undefined) {
     if (!isRegistry(said))
@@ -135,13 +156,14 @@ function decodePath(path: string): string {
   }
 }
 
-function header(headers: RequestParts['headers'], name: string): string | undefined {
+/** The first value of a header. */
+export function header(headers: RequestParts['headers'], name: string): string | undefined {
   const value = headers[name]
   return Array.isArray(value) ? value[0] : value
 }
 
 /**
- * Reads a `Range` header of one range. What is not understood (other units, several ranges, reversed ends) is ignored,
+ * Reads a `Range` header of one range. What is not understood (other units, several ranges) is ignored,
  * as the RFC allows: the answer is then the whole content with 200.
  * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-14.2
  */
@@ -152,7 +174,6 @@ export function parseRange(text: string | undefined): RangeRequest | undefined {
   const [, start, end, suffix] = match
   if (suffix !== undefined) return { kind: 'suffix', length: Number(suffix) }
   if (end === undefined) return { kind: 'from', start: Number(start) }
-  if (Number(end) < Number(start)) return undefined
   return { kind: 'from', start: Number(start), end: Number(end) }
 }
 
@@ -166,7 +187,8 @@ export function resolveRange(range: RangeRequest, size: number): ByteRange {
     if (range.length === 0 || size === 0) throw new RangeNotSatisfiableError(size)
     return { start: Math.max(0, size - range.length), end: size - 1 }
   }
-  if (range.start >= size) throw new RangeNotSatisfiableError(size)
+  const reversed = range.end !== undefined && range.end < range.start
+  if (range.start >= size || reversed) throw new RangeNotSatisfiableError(size)
   return { start: range.start, end: Math.min(range.end ?? size - 1, size - 1) }
 }
 

@@ -5,9 +5,15 @@
  */
 const STATUS = {
   NAME_INVALID: 400,
+  NAME_UNKNOWN: 404,
   DIGEST_INVALID: 400,
+  SIZE_INVALID: 400,
+  MANIFEST_INVALID: 400,
   MANIFEST_UNKNOWN: 404,
+  MANIFEST_BLOB_UNKNOWN: 404,
   BLOB_UNKNOWN: 404,
+  BLOB_UPLOAD_INVALID: 400,
+  BLOB_UPLOAD_UNKNOWN: 404,
   UNAUTHORIZED: 401,
   DENIED: 403,
   UNSUPPORTED: 405,
@@ -57,6 +63,33 @@ export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'):
       return new DistributionError('NAME_INVALID', error.message, options)
     case 'ERR_DIGEST_INVALID':
       return new DistributionError('DIGEST_INVALID', error.message, options)
+    case 'ERR_DIGEST_UNSUPPORTED':
+      return new DistributionError('UNSUPPORTED', error.message, { ...options, status: 400 })
+    case 'ERR_MANIFEST_INVALID':
+      return new DistributionError('MANIFEST_INVALID', error.message, options)
+    case 'ERR_UPLOAD_UNKNOWN':
+      return new DistributionError('BLOB_UPLOAD_UNKNOWN', error.message, options)
+    case 'ERR_UPLOAD_RANGE':
+      return new DistributionError('BLOB_UPLOAD_INVALID', error.message, {
+        ...options,
+        status: 416,
+      })
+    case 'ERR_UPLOAD_SIZE':
+      return new DistributionError('SIZE_INVALID', error.message, options)
+    case 'ERR_TOO_MANY_UPLOADS':
+      return new DistributionError('UNAVAILABLE', error.message, {
+        ...options,
+        headers: { 'retry-after': '5' },
+      })
+    case 'ERR_MANIFEST_BLOB_UNKNOWN':
+      return new DistributionError('MANIFEST_BLOB_UNKNOWN', error.message, options)
+    case 'ERR_NAME_UNKNOWN':
+      return new DistributionError('NAME_UNKNOWN', error.message, options)
+    case 'ERR_STORE_FULL':
+      return new DistributionError('UNAVAILABLE', 'no space is left on this node', {
+        ...options,
+        status: 507,
+      })
     case 'ERR_ROUTE_UNKNOWN':
       return new DistributionError('UNSUPPORTED', error.message, { ...options, status: 404 })
     case 'ERR_NOT_HELD':

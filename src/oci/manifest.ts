@@ -36,6 +36,13 @@ export interface ManifestInfo {
   readonly mediaType: string
   /** Config, layers, manifests of an index: descriptors as written, in order. */
   readonly children: readonly Descriptor[]
+  /** What it says something about, such as the image that it signs */
+  readonly subject?: Digest
+  /** What kind of artifact it is: as it says itself, else the media type of its config */
+  readonly artifactType?: string
+  readonly annotations?: Readonly<Record<string, string>>
+  /** Those of its children that need not be in a registry, because they say where else they are */
+  readonly elsewhere?: readonly Digest[]
 }
 
 /** Bytes that are not an image manifest or index of a known shape. */
@@ -70,12 +77,47 @@ export function parseManifest(bytes: Uint8Array): ManifestInfo {
   const saysOther = mediaType !== undefined && (isIndex ? MANIFEST : INDEX).includes(mediaType)
   if (isBoth || saysOther) throw new ManifestInvalidError('manifest could also be an index')
   if (isIndex) {
-    return { mediaType: mediaType ?? MEDIA_TYPE.ociIndex, children: manifests.map(toDescriptor) }
+    const children = manifests.map(toDescriptor)
+    return { mediaType: mediaType ?? MEDIA_TYPE.ociIndex, children, ...aboutOf(json) }
   }
   if (config === undefined)
     throw new ManifestInvalidError('manifest has neither config nor manifests')
-  const parts = Array.isArray(layers) ? [config, ...layers] : [config]
-  return { mediaType: mediaType ?? MEDIA_TYPE.ociManifest, children: parts.map(toDescriptor) }
+  const parts: unknown[] = Array.isArray(layers) ? [config, ...layers] : [config]
+  const children = parts.map(toDescriptor)
+  const elsewhere = parts.flatMap((part, index) =>
+    isRecord(part) && Array.isArray(part['urls']) && part['urls'].length > 0
+      ? (children[index]?.digest ?? [])
+      : [],
+  )
+  return {
+    mediaType: mediaType ?? MEDIA_TYPE.ociManifest,
+    children,
+    ...aboutOf(json, children[0]?.mediaType),
+    ...(elsewhere.length > 0 && { elsewhere }),
+  }
+}
+
+/**
+ * What is told of a manifest in a list of referrers.
+ * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#listing-referrers
+ */
+function aboutOf(
+  json: Record<string, unknown>,
+  configType?: string,
+): Pick<ManifestInfo, 'subject' | 'artifactType' | 'annotations'> {
+  const { subject, artifactType, annotations } = json
+  if (subject === undefined || subject === null) return {}
+  const type = typeof artifactType === 'string' && artifactType !== '' ? artifactType : configType
+  const texts = isRecord(annotations)
+    ? Object.entries(annotations).filter(
+        (entry): entry is [string, string] => typeof entry[1] === 'string',
+      )
+    : []
+  return {
+    subject: toDescriptor(subject).digest,
+    ...(type !== undefined && { artifactType: type }),
+    ...(texts.length > 0 && { annotations: Object.fromEntries(texts) }),
+  }
 }
 
 /** True for the media types of manifests and indexes. */

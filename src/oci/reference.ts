@@ -18,6 +18,14 @@ export interface Reference {
   readonly digest?: Digest
 }
 
+/** A repository of a registry, by which content goes. */
+export interface RepositoryName {
+  /** `host[:port]` */
+  readonly registry: string
+  /** Without the registry */
+  readonly repository: string
+}
+
 /** A repository, tag or reference that breaks the grammar of the distribution spec. */
 export class ReferenceInvalidError extends Error {
   override readonly name = 'ReferenceInvalidError'
@@ -102,9 +110,19 @@ export function tagName(registry: string, repository: string, tag: string): TagN
   return name as TagName
 }
 
-/** The registry in a tag's full name. */
-export function registryOf(tag: TagName): string {
-  return tag.slice(0, tag.indexOf('/'))
+/** The registry in a tag's full name, or in that of a repository. */
+export function registryOf(name: string): string {
+  return name.slice(0, name.indexOf('/'))
+}
+
+/** A repository's full name, such as `docker.io/library/alpine`: a tag's without the tag. */
+export function repositoryOf(tag: TagName): string {
+  return tag.slice(0, tag.lastIndexOf(':'))
+}
+
+/** The same of its parts. */
+export function fullName({ registry, repository }: RepositoryName): string {
+  return `${registry}/${repository}`
 }
 
 /** Tells the two kinds of key apart: a tag name always has a slash, a digest never. */

@@ -98,8 +98,7 @@ export class PeerChoice {
   sent(peer: Peer, bytes: number, ms: number): void {
     if (bytes < MIN_MEASURED_BYTES || ms <= 0) return
     const record = this.#record(peer)
-    const rate = Math.min(bytes / ms, MAX_FACTOR * UNKNOWN.rate)
-    record.rate += SHARE * (rate - record.rate)
+    record.rate += SHARE * (bytes / ms - record.rate)
   }
 
   /** It could not be reached, or broke off. */

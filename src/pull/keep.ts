@@ -13,7 +13,7 @@ import type { OpenContent } from './chain.ts'
  */
 export function keep(
   open: OpenContent,
-  components: { store: WritableStore; log: Logger },
+  components: { store: WritableStore; log: Logger; homeRegistry: string },
 ): OpenContent {
   return async (request, options) => {
     const content = await open(request, options)
@@ -24,6 +24,9 @@ export function keep(
     const tag =
       'tag' in target ? tagName(request.registry, request.repository, target.tag) : undefined
     const kept = async (): Promise<void> => {
+      // Content of the home registry is given only where it belongs.
+      if (request.registry === components.homeRegistry)
+        await components.store.link(content.descriptor.digest, request)
       if (tag !== undefined) await components.store.tag(tag, content.descriptor, { pulled: true })
     }
     return { ...content, body: keepBody(content.body, content.descriptor, kept, components) }

@@ -13,24 +13,29 @@ export class LocalSource implements ContentSource {
   readonly #store: ContentStore
   readonly #onMiss: (key: ContentKey) => void
   readonly #when: (key: ContentKey) => boolean
+  readonly #gives: (request: PullRequest, options: { signal: AbortSignal }) => Promise<boolean>
 
   /**
    * `onMiss` is told what was asked for and is not held, since somebody may have been told that it is. The store is asked
-   * only `when` that says so, for a source that has another one behind it.
+   * only `when` that says so, for a source that has another one behind it. What is held and `gives` denies is not found.
    */
   constructor(components: {
     store: ContentStore
     onMiss?: (key: ContentKey) => void
     when?: (key: ContentKey) => boolean
+    gives?: (request: PullRequest, options: { signal: AbortSignal }) => Promise<boolean>
   }) {
     this.#store = components.store
     this.#onMiss = components.onMiss ?? (() => {})
     this.#when = components.when ?? (() => true)
+    this.#gives = components.gives ?? (async () => true)
   }
 
   async open(request: PullRequest, options: { signal: AbortSignal }): Promise<Content> {
     const key = keyOf(request)
     if (!this.#when(key)) throw NOT_ASKED
+    if (!(await this.#gives(request, options)))
+      throw new ContentNotFoundError('it is not in this repository')
     try {
       return await this.#open(request, key, options)
     } catch (error) {

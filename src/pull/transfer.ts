@@ -3,7 +3,7 @@ import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
 import type { OpenContent } from './chain.ts'
-import { Passages, type Passage } from './passage.ts'
+import { Hashing, type Verifier } from './hashing.ts'
 import type { Content, Giver, SourceName } from './source.ts'
 
 export interface TransfersComponents {
@@ -22,16 +22,16 @@ const MAX_ATTEMPTS = 32
 export class Transfers {
   readonly #log: Logger
   readonly #onWrongContent: (digest: Digest) => void
-  readonly #passages = new Passages()
+  readonly #hashing = new Hashing()
 
   constructor({ log, onWrongContent = () => {} }: TransfersComponents) {
     this.#log = log
     this.#onWrongContent = onWrongContent
   }
 
-  /** Ends what runs beside: content that is on its way fails. */
+  /** Ends what runs beside: content that is being verified fails. */
   async close(): Promise<void> {
-    await this.#passages.close()
+    await this.#hashing.close()
   }
 
   /** What `open` finds, with a body that is right or breaks visibly, and breaks only when nobody is left to go on. */
@@ -48,17 +48,17 @@ export class Transfers {
           length: body.length,
           discard: () => body.discard(),
           writeTo: async (sink, { signal }) => {
-            const { digest } = content.descriptor
+            const { digest, size } = content.descriptor
             // A part cannot be verified; who asks for one has the rest.
             const whole = content.range === undefined
-            const passage = await this.#passages.over(whole ? digest : undefined, body.length)
+            const verifier = whole ? this.#hashing.verifier(digest, size) : undefined
             try {
               await this.#write(
                 { ...content, giver },
-                { open, request, sink, passage, sent, signal },
+                { open, request, sink, verifier, sent, signal },
               )
             } finally {
-              passage.drop()
+              verifier?.drop()
             }
           },
         },
@@ -66,38 +66,29 @@ export class Transfers {
     }
   }
 
-  async #write(first: Content, { open, request, sink, passage, sent, signal }: Job): Promise<void> {
+  async #write(
+    first: Content,
+    { open, request, sink, verifier, sent, signal }: Job,
+  ): Promise<void> {
     const { size, digest } = first.descriptor
     const { start, end } = first.range ?? { start: 0, end: size - 1 }
     const givers = new Map<string, Giver>()
     const asked = new Set<string>()
     let content = first
     let offset = start
-    const passed = (bytes: number): void => {
-      offset += bytes
-      sent.set(content.source, (sent.get(content.source) ?? 0) + bytes)
-    }
     const checked: ByteSink = {
       write: async (chunk) => {
         const left = end + 1 - offset
         if (chunk.length > left) throw new ContentTruncatedError('sent too much')
-        const verified = passage.update(chunk).catch(onThisSide)
+        const verified = verifier?.update(chunk).catch(onThisSide)
         if (chunk.length === left) {
           await verified
-          await passage.finish().catch(onThisSide)
+          await verifier?.finish().catch(onThisSide)
         }
         // The client reads a chunk while it is hashed.
         await Promise.all([sink.write(chunk).catch(onThisSide), verified])
-        passed(chunk.length)
-      },
-      // The last bytes come by `write`: they go out when all are right.
-      carry: async (load, options) => {
-        const count = Math.min(load.count, end - offset)
-        const carried = await sink
-          .lend?.((reader) => passage.carry({ ...load, count }, reader, options))
-          .catch(onThisSide)
-        passed(carried?.bytes ?? 0)
-        return carried
+        offset += chunk.length
+        sent.set(content.source, (sent.get(content.source) ?? 0) + chunk.length)
       },
     }
     for (let attempt = 1; ; attempt += 1) {
@@ -105,7 +96,7 @@ export class Transfers {
       if (giver !== undefined) givers.set(giver.id, giver)
       try {
         await content.body?.writeTo(checked, { signal })
-        if (size === 0) await passage.finish()
+        if (size === 0) await verifier?.finish()
         if (offset <= end) throw new ContentTruncatedError('ended too early')
         return
       } catch (error) {
@@ -144,7 +135,7 @@ interface Job {
   readonly open: OpenContent
   readonly request: PullRequest
   readonly sink: ByteSink
-  readonly passage: Passage
+  readonly verifier: Verifier | undefined
   readonly sent: Map<SourceName, number>
   readonly signal: AbortSignal
 }

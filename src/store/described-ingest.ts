@@ -1,11 +1,11 @@
 import { ContentTruncatedError } from '../oci/body.ts'
-import type { Digest } from '../oci/digest.ts'
 import {
   isManifestMediaType,
   ManifestInvalidError,
   MAX_MANIFEST_BYTES,
   parseManifest,
   type Descriptor,
+  type ManifestInfo,
 } from '../oci/manifest.ts'
 import type { ContentIngest, ContentUpload } from './store.ts'
 
@@ -42,20 +42,20 @@ export class DescribedIngest implements ContentIngest {
         `${received} bytes instead of the ${size} that were announced`,
       )
     }
-    await this.#upload.commit(digest, { children: this.#children() })
+    await this.#upload.commit(digest, this.#parse())
   }
 
   abort(): Promise<void> {
     return this.#upload.abort()
   }
 
-  #children(): Digest[] {
-    if (this.#manifest === undefined) return []
+  #parse(): ManifestInfo | undefined {
+    if (this.#manifest === undefined) return undefined
     try {
-      return parseManifest(this.#manifest).children.map(({ digest }) => digest)
+      return parseManifest(this.#manifest)
     } catch (error) {
       // It is kept as it is, like any other content.
-      if (error instanceof ManifestInvalidError) return []
+      if (error instanceof ManifestInvalidError) return undefined
       throw error
     }
   }

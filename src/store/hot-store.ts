@@ -44,9 +44,17 @@ export class HotStore implements ContentStore {
     return this.#held?.has(key)
   }
 
-  /** How many tags are held, which are the images; 0 while nothing is known. */
-  tags(): number {
-    return this.#held?.keys().reduce((sum, key) => sum + Number(!isDigestKey(key)), 0) ?? 0
+  /** Is told what is held from now on, by whoever put it in: the watch tells it a moment later. */
+  added(keys: Iterable<ContentKey>): void {
+    for (const key of keys) this.#held?.add(key)
+  }
+
+  /** The same for what is not held any more. */
+  removed(keys: Iterable<ContentKey>): void {
+    for (const key of keys) {
+      this.#held?.delete(key)
+      if (isDigestKey(key)) this.#drop(key)
+    }
   }
 
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
@@ -105,13 +113,10 @@ export class HotStore implements ContentStore {
         for (const digest of this.#entries.keys()) if (!this.#held.has(digest)) this.#drop(digest)
         break
       case 'added':
-        for (const key of event.keys) this.#held?.add(key)
+        this.added(event.keys)
         break
       case 'removed':
-        for (const key of event.keys) {
-          this.#held?.delete(key)
-          if (isDigestKey(key)) this.#drop(key)
-        }
+        this.removed(event.keys)
         break
       case 'changed':
         break

@@ -1,8 +1,8 @@
 import type { ContentBody } from '../oci/body.ts'
 import { splitDigest, type Digest } from '../oci/digest.ts'
 import type { ByteRange } from '../oci/distribution.ts'
-import type { Descriptor } from '../oci/manifest.ts'
-import type { ContentKey, TagName } from '../oci/reference.ts'
+import type { Descriptor, ManifestInfo } from '../oci/manifest.ts'
+import type { ContentKey, RepositoryName, TagName } from '../oci/reference.ts'
 
 export interface AbortOptions {
   signal?: AbortSignal
@@ -75,7 +75,42 @@ export interface WritableStore extends ContentStore {
    * @throws {NotHeldError}
    */
   tag(tag: TagName, descriptor: Descriptor, options?: { pulled?: boolean }): Promise<void>
+  /**
+   * Takes a tag away. What nothing else refers to is garbage then.
+   * @throws {NotHeldError}
+   */
+  untag(tag: TagName): Promise<void>
+  /** All tags that there are now, and what they point to, whether that is held or not. */
+  tags(): Promise<ReadonlyMap<TagName, Digest>>
+  /**
+   * Notes that content belongs to a repository. With `keep` it is no garbage until it is unlinked, though no tag leads to it.
+   * @throws {NotHeldError}
+   */
+  link(digest: Digest, repository: RepositoryName, options?: { keep?: boolean }): Promise<void>
+  /**
+   * Takes content out of a repository, with what kept it there.
+   * @throws {NotHeldError} when it was not linked
+   */
+  unlink(digest: Digest, repository: RepositoryName): Promise<void>
+  /**
+   * Whether content is linked to a repository, or a tag of that repository leads to it; of a registry alone, to one of its
+   * repositories.
+   * @throws {StoreUnavailableError}
+   */
+  belongs(digest: Digest, to: RepositoryOrAny, options?: AbortOptions): Promise<boolean>
+  /**
+   * The same for content that something new is going to refer to: for a day at least it is no garbage.
+   * @throws {NotHeldError} when it does not belong there
+   */
+  hold(digest: Digest, of: RepositoryOrAny): Promise<Descriptor>
+  /** Full names of all repositories that content is linked to, or that have tags. */
+  repositories(): Promise<ReadonlySet<string>>
+  /** Manifests that are held and say something about `subject`, wherever they belong. */
+  referrers(subject: Digest): Promise<Digest[]>
 }
+
+/** A repository, or any of a registry. */
+export type RepositoryOrAny = Pick<RepositoryName, 'registry'> & Partial<RepositoryName>
 
 /** One piece of content on its way into a store. Ends by `commit` or `abort`, whichever comes first. */
 export interface ContentIngest {
@@ -96,18 +131,27 @@ export interface ContentUpload {
   /** Resolves when `chunk` may be used for something else. */
   write(chunk: Uint8Array): Promise<void>
   /**
-   * Makes the content held, as {@link ContentIngest.commit} does. `children` are what it refers to, for a manifest: as long as
-   * it is held, they are no garbage.
+   * Makes the content held, as {@link ContentIngest.commit} does. `manifest` is what it says, if it is one: as long as it is
+   * held, what it refers to is no garbage.
    * @throws {DigestMismatchError | DigestUnsupportedError} and forgets the bytes
    */
-  commit(digest: Digest, options?: { children?: readonly Digest[] }): Promise<void>
+  commit(digest: Digest, manifest?: ManifestInfo): Promise<void>
   abort(): Promise<void>
+}
+
+/** Whether one of some full names is that of the repository, or of any in the registry. */
+export function names(full: Iterable<string>, { registry, repository }: RepositoryOrAny): boolean {
+  const prefix = `${registry}/`
+  return Iterator.from(full).some((name) =>
+    repository === undefined ? name.startsWith(prefix) : name === `${prefix}${repository}`,
+  )
 }
 
 /** The store does not hold this content or tag. An ordinary answer, not a fault. */
 export class NotHeldError extends Error {
   override readonly name = 'NotHeldError'
   readonly code = 'ERR_NOT_HELD'
+  /** `key` is a digest or a tag, or how a store itself calls something */
   constructor(key: string, options?: ErrorOptions) {
     super(`${key} is not held here`, options)
   }

@@ -8,7 +8,13 @@ import { ContentTruncatedError, readBody, type ContentBody } from '../../src/oci
 import { digestOf, DigestMismatchError, parseDigest, type Digest } from '../../src/oci/digest.ts'
 import type { ByteRange } from '../../src/oci/distribution.ts'
 import { MEDIA_TYPE, type Descriptor } from '../../src/oci/manifest.ts'
-import { tagName, type ContentKey, type TagName } from '../../src/oci/reference.ts'
+import {
+  fullName,
+  tagName,
+  type ContentKey,
+  type RepositoryName,
+  type TagName,
+} from '../../src/oci/reference.ts'
 import {
   DigestUnsupportedError,
   NotHeldError,
@@ -531,6 +537,85 @@ export function writableStoreSuite(
       }
     })
 
+    test('takes tags away', async () => {
+      const image = await buildImage({ layers: [7], seed: `${name}/untagged` })
+      const [tag, other] = [named('untagged', 'v1'), named('untagged', 'v2')]
+      await assert.rejects(store.untag(tag), NotHeldError)
+      for (const blob of image.blobs()) await put(blob)
+      const { descriptor } = image.manifest
+      for (const each of [tag, other]) await store.tag(each, descriptor)
+      await store.untag(tag)
+      await assert.rejects(store.resolve(tag), NotHeldError)
+      await assert.rejects(store.untag(tag), NotHeldError)
+      const tags = await store.tags()
+      assert(!tags.has(tag))
+      assert.equal(tags.get(other), descriptor.digest)
+      assert.deepEqual(plain(await store.resolve(other)), descriptor)
+    })
+
+    test('knows to which repositories content is linked', async () => {
+      const [one, two] = [repository('linked/one'), repository('linked/two')]
+      const blob = fresh()
+      const { digest } = blob.descriptor
+      await assert.rejects(store.link(digest, one), NotHeldError)
+      await assert.rejects(store.hold(digest, one), NotHeldError)
+      assert.equal(await store.belongs(digest, one), false)
+      await put(blob)
+      assert.equal(await store.belongs(digest, one), false)
+      await assert.rejects(store.hold(digest, one), NotHeldError)
+      await assert.rejects(store.unlink(digest, one), NotHeldError)
+      for (const each of [one, two, one]) await store.link(digest, each)
+      for (const each of [one, two]) assert.equal(await store.belongs(digest, each), true)
+      assert.equal(await store.belongs(digest, repository('linked')), false)
+      assert.deepEqual(plain(await store.hold(digest, one)), blob.descriptor)
+      assert((await store.repositories()).isSupersetOf(new Set([one, two].map(fullName))))
+      await store.unlink(digest, one)
+      await assert.rejects(store.unlink(digest, one), NotHeldError)
+      assert.equal(await store.belongs(digest, one), false)
+      assert.equal(await store.belongs(digest, two), true)
+      assert.equal((await store.stat(digest)).size, blob.bytes.length)
+      assert(!(await store.repositories()).has(fullName(one)))
+      await store.unlink(digest, two)
+      assert.equal(await store.belongs(digest, two), false)
+    })
+
+    test('knows that what a tag leads to belongs to its repository', async () => {
+      const image = await buildImage({ layers: [9], seed: `${name}/led` })
+      await using watcher = new Watcher(store)
+      for (const blob of image.blobs()) await put(blob)
+      const tag = named('led', 'v1')
+      await store.tag(tag, image.manifest.descriptor)
+      await watcher.holds([tag, ...keysOf(image)])
+      for (const digest of keysOf(image)) {
+        assert.equal(await store.belongs(digest, repository('suite/led')), true)
+        assert.equal(await store.belongs(digest, repository('suite/other')), false)
+      }
+    })
+
+    test('finds what says something about a manifest', async () => {
+      const subject = fresh().descriptor
+      const config = fresh()
+      await put(config)
+      const manifest = Buffer.from(
+        JSON.stringify({
+          schemaVersion: 2,
+          mediaType: MEDIA_TYPE.ociManifest,
+          config: config.descriptor,
+          layers: [],
+          subject,
+        }),
+      )
+      assert.deepEqual(await store.referrers(subject.digest), [])
+      const descriptor = {
+        digest: digestOf(manifest),
+        mediaType: MEDIA_TYPE.ociManifest,
+        size: manifest.length,
+      }
+      await put({ descriptor, bytes: manifest })
+      await store.link(descriptor.digest, repository('about'), { keep: true })
+      assert.deepEqual(await store.referrers(subject.digest), [descriptor.digest])
+    })
+
     test('tells watchers of what is committed and tagged', async () => {
       const image = await buildImage({ layers: [5], seed: `${name}/watched` })
       const tag = named('watched', 'v1')
@@ -611,6 +696,10 @@ export class Watcher implements AsyncDisposable {
 
 function named(repository: string, tag: string): TagName {
   return tagName('shoal.test', `suite/${repository}`, tag)
+}
+
+function repository(name: string): RepositoryName {
+  return { registry: 'shoal.test', repository: name }
 }
 
 function keysOf(content: TaggedContent): Digest[] {

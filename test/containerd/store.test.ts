@@ -80,6 +80,35 @@ function keptSuite(name: string, begin: () => ReturnType<typeof setup>): void {
       for (const digest of digests) await assert.rejects(store.stat(digest), NotHeldError)
     })
 
+    test('stays without a tag while it is kept in a repository', async () => {
+      const { store, containerd } = harness
+      const image = await buildImage({ layers: [3000], seed: `${name}/rooted` })
+      const digests = image.blobs().map(({ descriptor }) => descriptor.digest)
+      for (const { descriptor, bytes } of image.blobs()) {
+        const ingest = await store.ingest(descriptor)
+        await ingest.write(bytes)
+        await ingest.commit()
+      }
+      const { digest } = image.manifest.descriptor
+      const repository = { registry: 'shoal.test', repository: 'rooted' }
+      const other = { registry: 'shoal.test', repository: 'rooted/too' }
+      for (const each of [repository, other]) await store.link(digest, each, { keep: true })
+      const collect = async (): Promise<void> => {
+        for (const lease of (await containerd.ctr('leases', 'ls', '-q')).trim().split('\n'))
+          if (lease !== '') await containerd.ctr('leases', 'rm', '--sync', lease)
+        await containerd.import(image, ['shoal.test/garbage:2'])
+        await containerd.ctr('image', 'rm', '--sync', 'shoal.test/garbage:2')
+      }
+      await collect()
+      for (const each of digests) await store.stat(each)
+      await store.unlink(digest, repository)
+      await collect()
+      for (const each of digests) await store.stat(each)
+      await store.unlink(digest, other)
+      await collect()
+      for (const each of digests) await assert.rejects(store.stat(each), NotHeldError)
+    })
+
     test('leaves nothing behind when it is given up', async () => {
       const { store, containerd } = harness
       const upload = await store.receive()

@@ -6,12 +6,20 @@ import {
   MEDIA_TYPE,
   parseManifest,
   type Descriptor,
+  type ManifestInfo,
 } from '../../src/oci/manifest.ts'
-import type { ContentKey, TagName } from '../../src/oci/reference.ts'
+import {
+  fullName,
+  repositoryOf,
+  type ContentKey,
+  type RepositoryName,
+  type TagName,
+} from '../../src/oci/reference.ts'
 import { DescribedIngest } from '../../src/store/described-ingest.ts'
 import { Inventory } from '../../src/store/inventory.ts'
 import {
   IngestEndedError,
+  names,
   NotHeldError,
   StoreFullError,
   StoreUnavailableError,
@@ -19,6 +27,7 @@ import {
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type RepositoryOrAny,
   type WritableStore,
 } from '../../src/store/store.ts'
 
@@ -28,6 +37,8 @@ export class MemoryStore implements WritableStore {
   readonly #blobs = new Map<Digest, Uint8Array>()
   readonly #tags = new Map<TagName, Descriptor>()
   readonly #inventory = new Inventory()
+  /** `repository@digest` */
+  readonly #links = new Set<string>()
   readonly #maxBytes: number
   /** What {@link registriesOf} answers */
   readonly registries = new Map<Digest, readonly string[]>()
@@ -96,6 +107,60 @@ export class MemoryStore implements WritableStore {
     this.#changed()
   }
 
+  async untag(tag: TagName): Promise<void> {
+    this.#check({})
+    if (!this.#tags.delete(tag)) throw new NotHeldError(tag)
+    this.#changed()
+  }
+
+  async tags(): Promise<ReadonlyMap<TagName, Digest>> {
+    this.#check({})
+    return new Map([...this.#tags].map(([tag, { digest }]) => [tag, digest]))
+  }
+
+  async link(digest: Digest, repository: RepositoryName): Promise<void> {
+    this.#check({})
+    this.#bytes(digest)
+    this.#links.add(`${fullName(repository)}@${digest}`)
+  }
+
+  async unlink(digest: Digest, repository: RepositoryName): Promise<void> {
+    this.#check({})
+    if (!this.#links.delete(`${fullName(repository)}@${digest}`)) throw new NotHeldError(digest)
+  }
+
+  async belongs(digest: Digest, to: RepositoryOrAny): Promise<boolean> {
+    this.#check({})
+    if (!this.#blobs.has(digest)) return false
+    const linked = [...this.#links]
+      .filter((link) => link.endsWith(`@${digest}`))
+      .map((link) => link.slice(0, link.indexOf('@')))
+    if (names(linked, to)) return true
+    const reached = [...this.#tags]
+      .filter(([tag]) => names([repositoryOf(tag)], to))
+      .map(([, descriptor]) => descriptor.digest)
+    for (const each of reached) reached.push(...this.#children(each))
+    return reached.includes(digest)
+  }
+
+  async hold(digest: Digest, of: RepositoryOrAny): Promise<Descriptor> {
+    if (!(await this.belongs(digest, of))) throw new NotHeldError(digest)
+    return this.stat(digest)
+  }
+
+  async repositories(): Promise<ReadonlySet<string>> {
+    return new Set([
+      ...[...this.#links].map((link) => link.slice(0, link.indexOf('@'))),
+      ...[...this.#tags.keys()].map(repositoryOf),
+    ])
+  }
+
+  async referrers(subject: Digest): Promise<Digest[]> {
+    return [...this.#blobs]
+      .filter(([, bytes]) => manifestOf(bytes)?.subject === subject)
+      .map(([digest]) => digest)
+  }
+
   /** Puts content in at once. */
   put(bytes: Uint8Array): Digest {
     const digest = digestOf(bytes)
@@ -128,6 +193,12 @@ export class MemoryStore implements WritableStore {
   #check({ signal }: AbortOptions): void {
     signal?.throwIfAborted()
     if (!this.#available) throw new StoreUnavailableError('memory store is lost')
+  }
+
+  #children(digest: Digest): Digest[] {
+    const bytes = this.#blobs.get(digest)
+    const manifest = bytes === undefined ? undefined : manifestOf(bytes)
+    return (manifest?.children ?? []).map((child) => child.digest)
   }
 
   #bytes(digest: Digest): Uint8Array {
@@ -203,10 +274,14 @@ function chunkedBody(bytes: Uint8Array): ContentBody {
 }
 
 function mediaTypeOf(bytes: Uint8Array): string {
+  const mediaType = manifestOf(bytes)?.mediaType
+  return mediaType !== undefined && isManifestMediaType(mediaType) ? mediaType : MEDIA_TYPE.octets
+}
+
+function manifestOf(bytes: Uint8Array): ManifestInfo | undefined {
   try {
-    const { mediaType } = parseManifest(bytes)
-    return isManifestMediaType(mediaType) ? mediaType : MEDIA_TYPE.octets
+    return parseManifest(bytes)
   } catch {
-    return MEDIA_TYPE.octets
+    return undefined
   }
 }

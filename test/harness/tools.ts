@@ -26,6 +26,10 @@ export interface ContainerdBinaries {
 export const tools = {
   skopeo: find('skopeo'),
   crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
+  /** The official suite of the distribution spec */
+  conformance: executable(
+    join(directory, `conformance-${versions['CONFORMANCE_VERSION']}`, 'conformance'),
+  ),
   registry: find('docker-registry'),
   curl: find('curl'),
   /** The library it needs lies beside it where it is unpacked: {@link sshdEnvironment} */
@@ -90,6 +94,10 @@ function missing(need: Need): string | undefined {
       return tools.sshd === undefined ? 'sshd (Debian package openssh-server)' : undefined
     case 'crane':
       return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
+    case 'conformance':
+      return tools.conformance === undefined
+        ? 'the conformance suite of the distribution spec (built where Go is installed)'
+        : undefined
     case 'registry':
       return tools.registry === undefined
         ? 'docker-registry (Debian package docker-registry)'

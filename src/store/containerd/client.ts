@@ -3,7 +3,14 @@ import { anyUnpack } from '@bufbuild/protobuf/wkt'
 import { access, constants } from 'node:fs/promises'
 import { isDigest, type Digest } from '../../oci/digest.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
-import { parseReference, tagName, type ContentKey, type TagName } from '../../oci/reference.ts'
+import {
+  fullName,
+  parseReference,
+  tagName,
+  type ContentKey,
+  type RepositoryName,
+  type TagName,
+} from '../../oci/reference.ts'
 import type { Descriptor } from '../../oci/manifest.ts'
 import { NotHeldError, StoreFullError, StoreUnavailableError, type AbortOptions } from '../store.ts'
 import { ContentWriter } from './content-writer.ts'
@@ -28,7 +35,7 @@ import { Version } from './gen/version_pb.ts'
 import { GrpcClient, GrpcError, GrpcStatus } from './grpc.ts'
 
 /** A list of many thousand entries takes a slow machine a while; longer means that something hangs. */
-const LIST_DEADLINE_MS = 30_000
+export const LIST_DEADLINE_MS = 30_000
 
 const EVENT_TYPES = createRegistry(file_content_events, file_image_events)
 
@@ -40,8 +47,8 @@ const NO_SPACE = /no space left on device|disk quota exceeded/
 
 /** What containerd's labels tell of content. */
 export interface Origin {
-  /** It was pulled from these */
-  readonly registries: readonly string[]
+  /** It was pulled from these, or linked to them; full names, and of some that others pulled the registry and a slash alone */
+  readonly repositories: readonly string[]
   /** It refers to these, so that they are not garbage */
   readonly children: readonly Digest[]
 }
@@ -54,6 +61,12 @@ export interface ContentInfo {
 
 /** What is behind it is the name of a registry. @see https://github.com/containerd/containerd/blob/v2.1.0/pkg/labels/labels.go */
 const SOURCE_LABEL = 'containerd.io/distribution.source.'
+/** What is behind it is the full name of a repository to which we linked content. */
+const REPOSITORY_LABEL = 'shoal.repository/'
+/** Its value is the digest that a manifest says something about. */
+export const SUBJECT_LABEL = 'shoal.subject'
+/** With any value it keeps content that nothing refers to. */
+const ROOT_LABEL = 'containerd.io/gc.root'
 /** What is behind it varies. @see https://github.com/containerd/containerd/blob/v2.1.0/docs/garbage-collection.md */
 const REFERENCE_LABEL = 'containerd.io/gc.ref.content'
 
@@ -266,12 +279,17 @@ export class ContainerdClient {
   }
 
   /**
-   * Makes a lease: what is written under it is no garbage until it expires, even if this process is gone by then.
+   * Makes a lease, unless it is there: what is written under it is no garbage until it expires, even if this process is
+   * gone by then.
    * @throws {StoreUnavailableError}
    */
   async lease(id: string, expires: Date): Promise<void> {
     const labels = { 'containerd.io/gc.expire': expires.toISOString() }
-    await this.#ask(this.#grpc.call(Leases.method.create, { id, labels }))
+    try {
+      await this.#grpc.call(Leases.method.create, { id, labels })
+    } catch (error) {
+      if (!isStatus(error, GrpcStatus.ALREADY_EXISTS)) throw await this.#translate(error)
+    }
   }
 
   /**
@@ -300,15 +318,61 @@ export class ContainerdClient {
   }
 
   /**
-   * Sets labels of content; its others stay.
+   * Sets labels of content; its others stay, and those set to nothing go.
    * @throws {NotHeldError | StoreUnavailableError}
    */
-  async label(digest: Digest, labels: Readonly<Record<string, string>>): Promise<void> {
+  async label(digest: Digest, labels: Readonly<Record<string, string>>): Promise<ContentInfo> {
     const request = {
       info: { digest, labels },
       updateMask: { paths: Object.keys(labels).map((label) => `labels.${label}`) },
     }
-    await this.#ask(this.#grpc.call(Content.method.update, request), digest)
+    const { info } = await this.#ask(this.#grpc.call(Content.method.update, request), digest)
+    return { size: Number(info?.size ?? 0), origin: originOf(info?.labels ?? {}) }
+  }
+
+  /**
+   * Notes that content belongs to a repository, and with `keep` that it stays there though nothing refers to it.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async link(
+    digest: Digest,
+    repository: RepositoryName,
+    { keep = false }: { keep?: boolean },
+  ): Promise<ContentInfo> {
+    const now = new Date().toISOString()
+    return this.label(digest, {
+      [`${REPOSITORY_LABEL}${fullName(repository)}`]: now,
+      ...(keep && { [ROOT_LABEL]: now }),
+    })
+  }
+
+  /**
+   * Takes content out of a repository.
+   * @throws {NotHeldError} also when it was not in it
+   * @throws {StoreUnavailableError}
+   */
+  async unlink(digest: Digest, repository: RepositoryName): Promise<ContentInfo> {
+    const { info } = await this.#ask(this.#grpc.call(Content.method.info, { digest }), digest)
+    const labels = unlinked(info?.labels ?? {}, repository)
+    if (Object.keys(labels).length === 0) throw new NotHeldError(digest)
+    return this.label(digest, labels)
+  }
+
+  /**
+   * Content with this label.
+   * @throws {StoreUnavailableError}
+   */
+  async listLabelled(label: string, value: string): Promise<Digest[]> {
+    const digests: Digest[] = []
+    const filters = [`labels.${JSON.stringify(label)}==${JSON.stringify(value)}`]
+    const options = { signal: AbortSignal.timeout(LIST_DEADLINE_MS) }
+    try {
+      for await (const { info } of this.#grpc.stream(Content.method.list, { filters }, options))
+        digests.push(...info.map(({ digest }) => digest).filter(isDigest))
+    } catch (error) {
+      throw await this.#translate(error)
+    }
+    return digests
   }
 
   /**
@@ -334,6 +398,14 @@ export class ContainerdClient {
         if (!gone) throw await this.#translate(error)
       }
     }
+  }
+
+  /**
+   * Takes an image record away.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async unpoint(name: TagName): Promise<void> {
+    await this.#ask(this.#grpc.call(Images.method.delete, { name }), name)
   }
 
   /** Ends the connection. */
@@ -386,23 +458,45 @@ const CHILDLESS = new Map<string, Origin>()
 const MAX_CHILDLESS = 1000
 
 function originOf(labels: Readonly<Record<string, string>>): Origin {
-  const registries: string[] = []
+  const names = new Set<string>()
   const children: Digest[] = []
   for (const label in labels) {
-    const value = labels[label]
-    if (label.startsWith(SOURCE_LABEL)) registries.push(label.slice(SOURCE_LABEL.length))
-    else if (label.startsWith(REFERENCE_LABEL) && value !== undefined && isDigest(value))
-      children.push(value)
+    const value = labels[label] ?? ''
+    if (label.startsWith(SOURCE_LABEL)) {
+      const registry = label.slice(SOURCE_LABEL.length)
+      for (const repository of value.split(',')) names.add(`${registry}/${repository}`)
+    } else if (label.startsWith(REPOSITORY_LABEL)) names.add(label.slice(REPOSITORY_LABEL.length))
+    else if (label.startsWith(REFERENCE_LABEL) && isDigest(value)) children.push(value)
   }
   // Their order is not given.
-  registries.sort()
-  if (children.length > 0) return { registries, children: children.toSorted() }
-  const name = registries.join(' ')
+  const repositories = [...names].toSorted()
+  if (children.length > 0) return { repositories, children: children.toSorted() }
+  const name = repositories.join(' ')
   const known = CHILDLESS.get(name)
   if (known !== undefined) return known
-  const origin = { registries, children }
+  const origin = { repositories, children }
   if (CHILDLESS.size < MAX_CHILDLESS) CHILDLESS.set(name, origin)
   return origin
+}
+
+/** Labels to be set so that content is no longer in a repository; those with no value go. */
+function unlinked(
+  labels: Readonly<Record<string, string>>,
+  { registry, repository }: RepositoryName,
+): Record<string, string> {
+  const ours = `${REPOSITORY_LABEL}${registry}/${repository}`
+  const source = `${SOURCE_LABEL}${registry}`
+  const pulled = labels[source]?.split(',') ?? []
+  const others = Object.keys(labels).some(
+    (label) => label.startsWith(REPOSITORY_LABEL) && label !== ours,
+  )
+  return {
+    ...(ours in labels && { [ours]: '' }),
+    ...(pulled.includes(repository) && {
+      [source]: pulled.filter((each) => each !== repository).join(','),
+    }),
+    ...(ROOT_LABEL in labels && !others && { [ROOT_LABEL]: '' }),
+  }
 }
 
 function isStatus(error: unknown, status: number): boolean {

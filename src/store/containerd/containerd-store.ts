@@ -11,19 +11,21 @@ import {
   parseManifest,
   type Descriptor,
 } from '../../oci/manifest.ts'
-import type { TagName } from '../../oci/reference.ts'
+import { repositoryOf, type RepositoryName, type TagName } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
 import {
+  names,
   NotHeldError,
   type AbortOptions,
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
-import { ContainerdClient } from './client.ts'
+import { ContainerdClient, held, LIST_DEADLINE_MS, SUBJECT_LABEL } from './client.ts'
 import { ContainerdUpload } from './containerd-upload.ts'
 import { Inventory } from './inventory.ts'
 import { watchContent } from './watcher.ts'
@@ -78,7 +80,7 @@ export class ContainerdStore implements WritableStore {
   readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
   /** For what is written now, and until when it is for what begins */
-  #lease: { readonly id: Promise<string>; readonly untilMs: number } | undefined
+  #lease: { readonly id: string; readonly untilMs: number } | undefined
   /** Of the watch that began last */
   #inventory: Inventory
 
@@ -157,7 +159,7 @@ export class ContainerdStore implements WritableStore {
     return new ContainerdUpload({
       writer: this.#client.write(`shoal-${randomUUID()}`, lease),
       retain: (digest) => this.#client.retain(digest, lease),
-      label: (digest, labels) => this.#client.label(digest, labels),
+      label: async (digest, labels) => void (await this.#client.label(digest, labels)),
       sha256Of: (digest) => this.#sha256Of(digest),
     })
   }
@@ -166,6 +168,59 @@ export class ContainerdStore implements WritableStore {
   async tag(tag: TagName, { digest, mediaType }: Descriptor): Promise<void> {
     const size = await this.#client.size(digest)
     await this.#client.point(tag, { digest, mediaType, size })
+    this.#inventory.pointed(tag, digest)
+  }
+
+  async untag(tag: TagName): Promise<void> {
+    await this.#client.unpoint(tag)
+    this.#inventory.pointed(tag)
+  }
+
+  tags(): Promise<ReadonlyMap<TagName, Digest>> {
+    return this.#client.listTags({ signal: AbortSignal.timeout(LIST_DEADLINE_MS) })
+  }
+
+  async link(
+    digest: Digest,
+    repository: RepositoryName,
+    options: { keep?: boolean } = {},
+  ): Promise<void> {
+    await this.#client.retain(digest, await this.#currentLease())
+    const { origin } = await this.#client.link(digest, repository, options)
+    this.#inventory.relabelled(digest, origin)
+  }
+
+  async unlink(digest: Digest, repository: RepositoryName): Promise<void> {
+    const { origin } = await this.#client.unlink(digest, repository)
+    this.#inventory.relabelled(digest, origin)
+  }
+
+  async belongs(digest: Digest, to: RepositoryOrAny, options: AbortOptions = {}): Promise<boolean> {
+    if (names(this.#inventory.repositoriesOf(digest), to)) return true
+    const info = await held(this.#client.info(digest, options))
+    return names(info?.origin.repositories ?? [], to)
+  }
+
+  async hold(digest: Digest, of: RepositoryOrAny): Promise<Descriptor> {
+    if (!(await this.belongs(digest, of))) throw new NotHeldError(digest)
+    await this.#client.retain(digest, await this.#currentLease())
+    return this.stat(digest)
+  }
+
+  async repositories(): Promise<ReadonlySet<string>> {
+    const signal = AbortSignal.timeout(LIST_DEADLINE_MS)
+    const tags = await this.#client.listTags({ signal })
+    const content = await this.#client.listContent({ signal })
+    return new Set([
+      ...Iterator.from(tags.keys()).map(repositoryOf),
+      ...Iterator.from(content.values())
+        .flatMap(({ origin }) => origin.repositories)
+        .filter((name) => !name.endsWith('/')),
+    ])
+  }
+
+  referrers(subject: Digest): Promise<Digest[]> {
+    return this.#client.listLabelled(SUBJECT_LABEL, subject)
   }
 
   /**
@@ -175,14 +230,6 @@ export class ContainerdStore implements WritableStore {
    */
   abortIngests(digest: Digest): Promise<number> {
     return this.#client.abortIngests(digest)
-  }
-
-  /**
-   * Which containerd answers, e.g. `v2.3.4`.
-   * @throws {StoreUnavailableError}
-   */
-  async version(options: AbortOptions = {}): Promise<string> {
-    return (await this.#client.describe(options)).version
   }
 
   /** Ends the connection to containerd. */
@@ -237,18 +284,14 @@ export class ContainerdStore implements WritableStore {
     }
   }
 
-  /** Expires by itself, also when this process is gone. */
+  /** Expires by itself, also when this process is gone. It is made anew when somebody has taken it away. */
   async #currentLease(): Promise<string> {
-    if (this.#lease === undefined || this.#lease.untilMs < Date.now()) {
-      const id = `shoal-${randomUUID()}`
-      const made = this.#client.lease(id, new Date(Date.now() + LEASE_MS + LEASE_USE_MS))
-      const lease = { id: made.then(() => id), untilMs: Date.now() + LEASE_USE_MS }
-      this.#lease = lease
-      lease.id.catch(() => {
-        if (this.#lease === lease) this.#lease = undefined
-      })
-    }
-    return this.#lease.id
+    const nowMs = Date.now()
+    if (this.#lease === undefined || this.#lease.untilMs < nowMs)
+      this.#lease = { id: `shoal-${randomUUID()}`, untilMs: nowMs + LEASE_USE_MS }
+    const { id, untilMs } = this.#lease
+    await this.#client.lease(id, new Date(untilMs + LEASE_MS))
+    return id
   }
 
   async #sha256Of(digest: Digest): Promise<string> {

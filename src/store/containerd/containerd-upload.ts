@@ -1,5 +1,7 @@
+import type { ManifestInfo } from '../../oci/manifest.ts'
 import { DigestMismatchError, splitDigest, type Digest } from '../../oci/digest.ts'
 import { DigestUnsupportedError, IngestEndedError, type ContentUpload } from '../store.ts'
+import { SUBJECT_LABEL } from './client.ts'
 import type { ContentWriter } from './content-writer.ts'
 
 /** As containerd's own clients name them; what is behind the prefix only has to differ. @see REFERENCE_LABEL */
@@ -34,12 +36,12 @@ export class ContainerdUpload implements ContentUpload {
     this.#received += chunk.length
   }
 
-  async commit(digest: Digest, options: { children?: readonly Digest[] } = {}): Promise<void> {
+  async commit(digest: Digest, manifest?: ManifestInfo): Promise<void> {
     if (this.#ended) throw new IngestEndedError()
     this.#ended = true
     const { writer } = this.#components
     try {
-      await this.#commit(digest, childLabels(options.children ?? []))
+      await this.#commit(digest, manifest === undefined ? {} : manifestLabels(manifest))
     } catch (error) {
       await writer.abort().catch(() => {})
       throw error
@@ -73,6 +75,8 @@ export class ContainerdUpload implements ContentUpload {
   }
 }
 
-function childLabels(children: readonly Digest[]): Record<string, string> {
-  return Object.fromEntries(children.map((digest, index) => [`${CHILD_LABEL}${index}`, digest]))
+/** By these, containerd keeps what a manifest refers to, and we find what says something about a manifest. */
+function manifestLabels({ children, subject }: ManifestInfo): Record<string, string> {
+  const references = children.map(({ digest }, index) => [`${CHILD_LABEL}${index}`, digest])
+  return Object.fromEntries([...references, ...(subject ? [[SUBJECT_LABEL, subject]] : [])])
 }

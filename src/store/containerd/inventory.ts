@@ -1,5 +1,11 @@
 import type { Digest } from '../../oci/digest.ts'
-import { isDigestKey, registryOf, type ContentKey, type TagName } from '../../oci/reference.ts'
+import {
+  isDigestKey,
+  registryOf,
+  repositoryOf,
+  type ContentKey,
+  type TagName,
+} from '../../oci/reference.ts'
 import { held, type ContainerdClient, type ContentInfo, type Origin } from './client.ts'
 
 const CONCURRENT_CHECKS = 16
@@ -14,6 +20,11 @@ export interface InventoryComponents {
   ) => Promise<boolean>
 }
 
+interface OwnChange<T> {
+  readonly value: T
+  readonly at: number
+}
+
 /** What containerd said last that it holds, and where that came from. Work is in proportion to what changes. */
 export class Inventory {
   readonly #client: ContainerdClient
@@ -22,11 +33,15 @@ export class Inventory {
   readonly #damaged = new Set<Digest>()
   #content = new Map<Digest, Origin>()
   #tags = new Map<TagName, Digest>()
+  /** What we have changed since the last list began, and how many changes there were then */
+  readonly #relabelled = new Map<Digest, OwnChange<Origin>>()
+  readonly #pointed = new Map<TagName, OwnChange<Digest | undefined>>()
+  #changes = 0
   /** What {@link changes} has told of */
   readonly #told = new Set<ContentKey>()
   /** What may be different since */
   readonly #touched = new Set<ContentKey>()
-  /** The registries of the tags that lead to content; made when it is asked for */
+  /** The repositories of the tags that lead to content, by their full names; made when it is asked for */
   #led: Map<Digest, Set<string>> | undefined
 
   constructor({ client, isWhole }: InventoryComponents) {
@@ -41,8 +56,25 @@ export class Inventory {
 
   /** The registries that content came from by its labels, or whose tags lead to it. */
   registriesOf(digest: Digest): readonly string[] {
+    return [...new Set(this.repositoriesOf(digest).map(registryOf))]
+  }
+
+  /** The same for repositories, by their full names. */
+  repositoriesOf(digest: Digest): readonly string[] {
     this.#led ??= this.#followTags()
-    return [...(this.#content.get(digest)?.registries ?? []), ...(this.#led.get(digest) ?? [])]
+    return [...(this.#content.get(digest)?.repositories ?? []), ...(this.#led.get(digest) ?? [])]
+  }
+
+  /** Its labels were changed, to these; answers that are still on their way are older. */
+  relabelled(digest: Digest, origin: Origin): void {
+    this.#relabelled.set(digest, { value: origin, at: ++this.#changes })
+    if (this.#content.has(digest)) this.#put(digest, origin)
+  }
+
+  /** The same for a tag that was set, or taken away. */
+  pointed(tag: TagName, target?: Digest): void {
+    this.#pointed.set(tag, { value: target, at: ++this.#changes })
+    this.#point(tag, target)
   }
 
   /** It could not be read to its end. */
@@ -52,6 +84,7 @@ export class Inventory {
 
   /** Asks for everything; with `thorough` also whether all of it is whole, else only of what was not. */
   async list(signal: AbortSignal, { thorough }: { thorough: boolean }): Promise<void> {
+    const since = this.#changes
     // In this order, since content comes before its tag.
     const tags = await this.#client.listTags({ signal })
     const content = await this.#client.listContent({ signal })
@@ -61,9 +94,14 @@ export class Inventory {
     })
     for (const digest of this.#content.keys()) if (!content.has(digest)) this.#put(digest)
     for (const [digest, { origin }] of content)
-      this.#put(digest, this.#damaged.has(digest) ? undefined : origin)
-    for (const tag of this.#tags.keys()) if (!tags.has(tag)) this.#point(tag)
-    for (const [tag, target] of tags) this.#point(tag, target)
+      this.#put(
+        digest,
+        this.#damaged.has(digest) ? undefined : newer(this.#relabelled.get(digest), origin, since),
+      )
+    for (const tag of new Set([...this.#tags.keys(), ...tags.keys()]))
+      this.#point(tag, newer(this.#pointed.get(tag), tags.get(tag), since))
+    forget(this.#relabelled, since)
+    forget(this.#pointed, since)
   }
 
   /**
@@ -80,18 +118,24 @@ export class Inventory {
         digests.add(key)
         return
       }
-      const target = await held(this.#client.target(key, { signal }))
-      this.#point(key, target?.digest)
-      if (target !== undefined) digests.add(target.digest)
+      const since = this.#changes
+      const found = await held(this.#client.target(key, { signal }))
+      const target = newer(this.#pointed.get(key), found?.digest, since)
+      this.#point(key, target)
+      if (target !== undefined) digests.add(target)
     })
     const missing: Digest[] = []
     const homeless: Digest[] = []
     await concurrently(digests, async (digest) => {
+      const since = this.#changes
       const info = await held(this.#client.info(digest, { signal }))
       const isWhole = await this.#inspect(digest, info, signal)
-      this.#put(digest, isWhole ? info?.origin : undefined)
+      this.#put(
+        digest,
+        isWhole ? newer(this.#relabelled.get(digest), info?.origin, since) : undefined,
+      )
       if (!isWhole) missing.push(digest)
-      else if (info?.origin.registries.length === 0) homeless.push(digest)
+      else if (info?.origin.repositories.length === 0) homeless.push(digest)
     })
     return { missing, homeless }
   }
@@ -159,12 +203,12 @@ export class Inventory {
   #followTags(): Map<Digest, Set<string>> {
     const led = new Map<Digest, Set<string>>()
     for (const [tag, target] of this.#tags) {
-      const registry = registryOf(tag)
+      const repository = repositoryOf(tag)
       this.#walk(target, (digest) => {
-        const registries = led.get(digest) ?? new Set()
-        led.set(digest, registries)
-        const news = !registries.has(registry)
-        registries.add(registry)
+        const repositories = led.get(digest) ?? new Set()
+        led.set(digest, repositories)
+        const news = !repositories.has(repository)
+        repositories.add(repository)
         return news
       })
     }
@@ -182,8 +226,17 @@ export class Inventory {
   }
 }
 
+/** What we know by ourselves where it is newer than an answer that was asked for when there were `since` changes. */
+function newer<T>(own: OwnChange<T> | undefined, answer: T, since: number): T {
+  return own !== undefined && own.at > since ? own.value : answer
+}
+
+function forget(changes: Map<ContentKey, OwnChange<unknown>>, since: number): void {
+  for (const [key, { at }] of changes) if (at <= since) changes.delete(key)
+}
+
 function same(one: Origin, other: Origin): boolean {
-  return equal(one.registries, other.registries) && equal(one.children, other.children)
+  return equal(one.repositories, other.repositories) && equal(one.children, other.children)
 }
 
 function equal(one: readonly string[], other: readonly string[]): boolean {

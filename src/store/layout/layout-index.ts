@@ -1,3 +1,4 @@
+import type { Digest } from '../../oci/digest.ts'
 import { MEDIA_TYPE, parseDescriptor, type Descriptor } from '../../oci/manifest.ts'
 import { parseReference, tagName, type TagName } from '../../oci/reference.ts'
 
@@ -75,6 +76,31 @@ export class LayoutIndex {
       ...this.#manifests.flatMap((json) => withoutTag(json, tag)),
       { mediaType, digest, size, annotations },
     ])
+  }
+
+  /** Takes a tag away; the same index when it is not there. */
+  withoutTag(tag: TagName): LayoutIndex {
+    const manifests = this.#manifests.flatMap((json) => withoutTag(json, tag))
+    return new LayoutIndex(this.#json, manifests)
+  }
+
+  /** Begins an image at `descriptor` though no tag names it; the same index when one does already begin there. */
+  withRoot({ mediaType, digest, size }: Descriptor): LayoutIndex {
+    if (this.#roots(digest).length > 0) return this
+    return new LayoutIndex(this.#json, [...this.#manifests, { mediaType, digest, size }])
+  }
+
+  /** Takes away what {@link withRoot} has put in; the same index when there is nothing of it. */
+  withoutRoot(digest: Digest): LayoutIndex {
+    const roots = this.#roots(digest)
+    return roots.length === 0 ? this : this.withoutEntries(new Set(roots))
+  }
+
+  /** What others write has annotations, or was there before without a name, which is no other thing. */
+  #roots(digest: Digest): LayoutEntry[] {
+    return this.entries.filter(
+      ({ descriptor, json }) => descriptor.digest === digest && !('annotations' in json),
+    )
   }
 
   withoutEntries(entries: ReadonlySet<LayoutEntry>): LayoutIndex {

@@ -33,11 +33,18 @@ import {
   type Descriptor,
   type ManifestInfo,
 } from '../../oci/manifest.ts'
-import type { ContentKey, TagName } from '../../oci/reference.ts'
+import {
+  fullName,
+  repositoryOf,
+  type ContentKey,
+  type RepositoryName,
+  type TagName,
+} from '../../oci/reference.ts'
 import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
 import { Inventory } from '../inventory.ts'
 import {
+  names,
   NotHeldError,
   StoreFullError,
   StoreUnavailableError,
@@ -45,10 +52,13 @@ import {
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
 import { asStoreError, FileUpload } from './file-upload.ts'
 import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
+import { Links } from './links.ts'
+import { syncDirectory } from './sync-directory.ts'
 
 /** How a layout store is set up. */
 interface LayoutStoreInit {
@@ -64,6 +74,13 @@ const RESCAN_MS = 3_000
 
 /** Changes come in groups: many files of one image, in our own writes and in those of others. */
 const SETTLE_MS = 50
+
+/**
+ * So long at least content is no garbage that belongs to a repository and that nothing refers to: the manifest that does
+ * may come long after its layers.
+ */
+const GARBAGE_AFTER_MS = 24 * 60 * 60 * 1000
+const COLLECT_EVERY_MS = 60 * 60 * 1000
 
 /** A tool may be writing `index.json` in place: half a file is read again before it counts as broken. */
 const INDEX_ATTEMPTS = 4
@@ -107,6 +124,10 @@ export class LayoutStore implements WritableStore, Startable {
   #blobs = new Map<Digest, HeldBlob>()
   /** Sizes that index and manifests claim for content. None of them is right for a file that was cut off. */
   #claims = new Map<Digest, Set<number>>()
+  readonly #links: Links
+  /** Repositories whose tags lead to content, by their full names */
+  #led = new Map<Digest, Set<string>>()
+  #collectedMs = 0
   /** Why the directory could not be read the last time it was tried */
   #failure: Error | undefined
   /** Bytes announced by ingests that have not ended */
@@ -119,6 +140,7 @@ export class LayoutStore implements WritableStore, Startable {
   constructor(components: { log: Logger }, init: LayoutStoreInit) {
     this.#log = components.log
     this.#path = init.path
+    this.#links = new Links(join(init.path, 'links'))
     this.#maxBytes = init.maxBytes
     this.#rescanMs = init.rescanMs ?? RESCAN_MS
   }
@@ -240,6 +262,83 @@ export class LayoutStore implements WritableStore, Startable {
     })
   }
 
+  async untag(tag: TagName): Promise<void> {
+    await this.#exclusive(async () => {
+      const index = await this.#readIndex()
+      if (!index.tags.has(tag)) throw new NotHeldError(tag)
+      const next = index.withoutTag(tag)
+      await this.#writeIndex(next)
+      await this.#use(next)
+    })
+  }
+
+  async tags(): Promise<ReadonlyMap<TagName, Digest>> {
+    return new Map([...this.#index.tags].map(([tag, { descriptor }]) => [tag, descriptor.digest]))
+  }
+
+  async link(
+    digest: Digest,
+    repository: RepositoryName,
+    { keep = false }: { keep?: boolean } = {},
+  ): Promise<void> {
+    await this.#exclusive(async () => {
+      const descriptor = await this.stat(digest)
+      this.#touch(digest)
+      try {
+        await this.#links.add(digest, fullName(repository))
+      } catch (error) {
+        throw asStoreError(error, this.#path)
+      }
+      if (!keep) return
+      const index = await this.#readIndex()
+      const next = index.withRoot(descriptor)
+      if (next !== index) await this.#writeIndex(next)
+      await this.#use(next)
+    })
+  }
+
+  async unlink(digest: Digest, repository: RepositoryName): Promise<void> {
+    await this.#exclusive(async () => {
+      if (!(await this.#links.remove(digest, fullName(repository)))) throw new NotHeldError(digest)
+      if (this.#links.of(digest).size > 0) return
+      const index = await this.#readIndex()
+      const next = index.withoutRoot(digest)
+      if (next !== index) await this.#writeIndex(next)
+      await this.#use(next)
+      // Only what was linked: other content that nothing refers to was pulled, and may be of use again.
+      const reached = await this.#reachedByAny(next)
+      if (!reached.has(digest)) await this.#remove([digest])
+      this.#publish()
+    })
+  }
+
+  async belongs(
+    digest: Digest,
+    to: RepositoryOrAny,
+    { signal }: AbortOptions = {},
+  ): Promise<boolean> {
+    signal?.throwIfAborted()
+    return names(this.#links.of(digest), to) || names(this.#led.get(digest) ?? [], to)
+  }
+
+  async hold(digest: Digest, of: RepositoryOrAny): Promise<Descriptor> {
+    return this.#exclusive(async () => {
+      if (!(await this.belongs(digest, of))) throw new NotHeldError(digest)
+      this.#touch(digest)
+      return this.stat(digest)
+    })
+  }
+
+  async repositories(): Promise<ReadonlySet<string>> {
+    return this.#links.names().union(new Set([...this.#index.tags.keys()].map(repositoryOf)))
+  }
+
+  async referrers(subject: Digest): Promise<Digest[]> {
+    return [...this.#blobs.keys()].filter(
+      (digest) => this.#manifests.get(digest)?.subject === subject,
+    )
+  }
+
   // Reading the directory
 
   async #prepare(): Promise<void> {
@@ -249,6 +348,7 @@ export class LayoutStore implements WritableStore, Startable {
       await mkdir(this.#path, { recursive: true, mode: 0o700 })
       await mkdir(join(this.#path, 'blobs', 'sha256'), { recursive: true })
       await mkdir(incoming, { recursive: true })
+      await this.#links.load()
       for (const leftover of await readdir(incoming, { withFileTypes: true })) {
         if (leftover.isFile()) await unlink(join(incoming, leftover.name))
       }
@@ -305,6 +405,7 @@ export class LayoutStore implements WritableStore, Startable {
         if (this.#failure !== undefined) this.#log.info('layout store can be read again')
         this.#failure = undefined
         await this.#use(index)
+        if (this.#collectedMs + COLLECT_EVERY_MS < Date.now()) await this.#collect(index)
         if (doubted) this.#inventory.tellAnew()
       } catch (error) {
         const failure = asStoreError(error, this.#path)
@@ -355,14 +456,21 @@ export class LayoutStore implements WritableStore, Startable {
   /** Makes an index that was read or written the one that counts. */
   async #use(index: LayoutIndex): Promise<void> {
     const claims = new Map<Digest, Set<number>>()
-    for (const { descriptor } of index.entries) {
+    const led = new Map<Digest, Set<string>>()
+    const names = new Map<LayoutEntry, string[]>()
+    for (const [tag, entry] of index.tags)
+      names.set(entry, [...(names.get(entry) ?? []), repositoryOf(tag)])
+    for (const entry of index.entries) {
       // One manifest that cannot be read must not hide everything else; whoever asks for it is told.
-      for (const { digest, size } of await this.#reachable(descriptor).catch(() => [])) {
+      for (const { digest, size } of await this.#reachable(entry.descriptor).catch(() => [])) {
         claims.set(digest, (claims.get(digest) ?? new Set()).add(size))
+        for (const name of names.get(entry) ?? [])
+          led.set(digest, (led.get(digest) ?? new Set()).add(name))
       }
     }
     this.#index = index
     this.#claims = claims
+    this.#led = led
     for (const [digest, { size }] of this.#blobs) {
       if (this.#intact(digest, size)) continue
       // It may have been seen while another program was still writing it.
@@ -479,7 +587,8 @@ export class LayoutStore implements WritableStore, Startable {
     for (const digest of images.flatMap(({ digests }) => [...digests])) {
       uses.set(digest, (uses.get(digest) ?? 0) + 1)
     }
-    const loose = [...uses].filter(([, count]) => count === 0)
+    // What waits for its manifest is no garbage yet.
+    const loose = [...uses].filter(([digest, count]) => count === 0 && !this.#awaits(digest))
     const candidates: { entry?: LayoutEntry; digests: ReadonlySet<Digest>; usedMs: number }[] = [
       ...images.filter(({ entry }) => entry.pulled),
       ...loose.map(([digest]) => ({ digests: new Set([digest]) })),
@@ -505,12 +614,49 @@ export class LayoutStore implements WritableStore, Startable {
     }
     // In this order a crash leaves content without an image, never an image without content.
     if (entries.size > 0) await this.#writeIndex(index.withoutEntries(entries))
-    for (const digest of digests) {
-      this.#blobs.delete(digest)
-      await rm(this.#blobPath(digest), { force: true })
-    }
+    await this.#remove(digests)
     await this.#use(index.withoutEntries(entries))
     this.#log.info({ images: entries.size, blobs: digests.length, bytes: freed }, 'evicted')
+  }
+
+  /** Lets go of what belongs to a repository, and nothing has referred to for a day. */
+  async #collect(index: LayoutIndex): Promise<void> {
+    this.#collectedMs = Date.now()
+    const reached = await this.#reachedByAny(index)
+    const garbage = [...this.#links.digests()].filter(
+      (digest) => !reached.has(digest) && !this.#awaits(digest),
+    )
+    if (garbage.length === 0) return
+    await this.#remove(garbage)
+    await this.#use(index)
+    this.#log.info({ blobs: garbage.length }, 'collected garbage')
+  }
+
+  /** True while a manifest may still come that refers to it. */
+  #awaits(digest: Digest): boolean {
+    const usedMs = this.#blobs.get(digest)?.usedMs
+    return (
+      usedMs !== undefined &&
+      this.#links.of(digest).size > 0 &&
+      usedMs + GARBAGE_AFTER_MS > Date.now()
+    )
+  }
+
+  /** All that some image consists of; nothing is garbage when one cannot be read. */
+  async #reachedByAny(index: LayoutIndex): Promise<ReadonlySet<Digest>> {
+    const images = await Promise.all(
+      index.entries.map(({ descriptor }) => this.#reachable(descriptor)),
+    )
+    return new Set(images.flat().map(({ digest }) => digest))
+  }
+
+  async #remove(digests: readonly Digest[]): Promise<void> {
+    for (const digest of digests) {
+      this.#blobs.delete(digest)
+      // In this order a crash leaves a link to nothing, which goes with the next collection.
+      await rm(this.#blobPath(digest), { force: true })
+      await this.#links.removeAll(digest)
+    }
   }
 
   #lastUse(digests: ReadonlySet<Digest>): number {
@@ -561,15 +707,6 @@ export class LayoutStore implements WritableStore, Startable {
 
   #temporaryPath(): string {
     return join(this.#path, 'ingest', randomUUID())
-  }
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path)
-  try {
-    await directory.sync()
-  } finally {
-    await directory.close()
   }
 }
 

@@ -21,7 +21,7 @@ suite('what a client is told', () => {
     ['a manifest not held', new NotHeldError(digest), 'manifest', 'MANIFEST_UNKNOWN', 404],
     ['a blob not held', new NotHeldError(digest), 'blob', 'BLOB_UNKNOWN', 404],
     ['a lost store', new StoreUnavailableError(secret), 'blob', 'UNAVAILABLE', 503],
-    ['a full store', new StoreFullError(secret), 'blob', 'UNKNOWN', 500],
+    ['a full store', new StoreFullError(secret), 'blob', 'UNAVAILABLE', 507],
     ['wrong bytes', new DigestMismatchError(digest, digestOf(secret)), 'blob', 'UNKNOWN', 500],
     ['an unknown error', new Error(secret), 'blob', 'UNKNOWN', 500],
     [

@@ -78,7 +78,7 @@ class BreakingStore extends MemoryStore {
 suite('keeping what passes by', () => {
   test('a blob and a tagged manifest are held afterwards', async () => {
     const store = new MemoryStore()
-    const open = keep(fromPeer, { store, log })
+    const open = keep(fromPeer, { store, log, homeRegistry: 'registry.localhost' })
     assert.ok((await read(await open(byDigest, { signal }))).equals(bytes))
     assert.ok((await read(await open(byTag, { signal }))).equals(json))
     assert.equal((await store.stat(blob.digest)).size, bytes.length)
@@ -93,17 +93,24 @@ suite('keeping what passes by', () => {
       [byDigest, { ...(await fromPeer(byDigest)), source: 'local' }],
     ]
     for (const [request, content] of pulls) {
-      await read(await keep(async () => content, { store, log })(request, { signal }))
+      await read(
+        await keep(async () => content, { store, log, homeRegistry: 'registry.localhost' })(
+          request,
+          { signal },
+        ),
+      )
     }
-    await (await keep(fromPeer, { store, log })(byDigest, { signal })).body?.discard()
+    await (
+      await keep(fromPeer, { store, log, homeRegistry: 'registry.localhost' })(byDigest, { signal })
+    ).body?.discard()
     await assert.rejects(store.stat(blob.digest), NotHeldError)
   })
 
   test('a store that is full, or breaks, costs the copy and not the pull', async () => {
-    const full = keep(fromPeer, { store: new FullStore(), log })
+    const full = keep(fromPeer, { store: new FullStore(), log, homeRegistry: 'registry.localhost' })
     assert.ok((await read(await full(byDigest, { signal }))).equals(bytes))
     const breaking = new BreakingStore()
-    const open = keep(fromPeer, { store: breaking, log })
+    const open = keep(fromPeer, { store: breaking, log, homeRegistry: 'registry.localhost' })
     assert.ok((await read(await open(byDigest, { signal }))).equals(bytes))
     assert.deepEqual(breaking.aborted, ['aborted'])
   })
@@ -122,7 +129,7 @@ suite('keeping what passes by', () => {
         async discard() {},
       },
     }
-    const open = keep(async () => broken, { store, log })
+    const open = keep(async () => broken, { store, log, homeRegistry: 'registry.localhost' })
     await assert.rejects(read(await open(byDigest, { signal })), /peer is gone/)
     await assert.rejects(store.stat(blob.digest), NotHeldError)
   })

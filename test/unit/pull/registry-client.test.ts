@@ -62,10 +62,7 @@ async function serve(answer: (socket: Socket, requests: number) => void, log: st
 
 async function read(answer: RegistryAnswer): Promise<Buffer> {
   const chunks: Buffer[] = []
-  const write = async (chunk: Uint8Array): Promise<void> => {
-    chunks.push(Buffer.from(chunk))
-  }
-  await answer.writeTo?.({ write }, { signal: signal() })
+  for await (const chunk of answer.body ?? []) chunks.push(Buffer.from(chunk))
   return Buffer.concat(chunks)
 }
 

@@ -1,0 +1,118 @@
+import { spawn, type ChildProcess } from 'node:child_process'
+import { once } from 'node:events'
+import { closeSync, openSync } from 'node:fs'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { until } from '../wait.ts'
+
+const LAUNCHER = fileURLToPath(new URL('../../bin/shoal', import.meta.url))
+
+/** A daemon as it ships, on free ports of loopback, with a directory of its own that goes away with it. */
+export class LoopbackNode implements AsyncDisposable {
+  readonly directory: string
+  readonly #args: readonly string[]
+  #process: ChildProcess | undefined
+  #starts = 0
+  /** By listener, as `host:port` */
+  addresses: Readonly<Record<'local' | 'peer' | 'p2p' | 'admin', string>> = {
+    local: '',
+    peer: '',
+    p2p: '',
+    admin: '',
+  }
+
+  private constructor(directory: string, args: readonly string[]) {
+    this.directory = directory
+    this.#args = args
+  }
+
+  /** Resolves when it is ready. `args` come after those that keep it on loopback and off the uplink. */
+  static async start(...args: readonly string[]): Promise<LoopbackNode> {
+    const node = new LoopbackNode(await mkdtemp(join(tmpdir(), 'shoal-node-')), args)
+    try {
+      await node.start()
+      return node
+    } catch (error) {
+      await node[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /** Begins anew with the data it has; on the ports it had. */
+  async start(): Promise<void> {
+    const log = openSync(this.#logFile(), 'a')
+    const any = '127.0.0.1:0'
+    const listen = (['local', 'peer', 'p2p', 'admin'] as const).flatMap((name) => [
+      `--listen-${name}`,
+      this.addresses[name] || any,
+    ])
+    const child = spawn(
+      LAUNCHER,
+      [
+        'serve',
+        `--data-dir=${join(this.directory, 'data')}`,
+        '--node-address=127.0.0.1',
+        '--upstream=off',
+        ...listen,
+        ...this.#args,
+      ],
+      { stdio: ['ignore', log, log] },
+    )
+    closeSync(log)
+    this.#process = child
+    process.once('exit', this.#killNow)
+    this.#starts += 1
+    await until(
+      async () => {
+        if (child.exitCode !== null) return true
+        const lines = (await this.log()).filter(({ msg }) => msg === 'started')
+        const started = lines[this.#starts - 1]
+        if (started === undefined) return false
+        this.addresses = started as unknown as LoopbackNode['addresses']
+        const response = await fetch(`http://${this.addresses.admin}/readyz`)
+        return response.ok
+      },
+      { timeoutMs: 30_000, what: 'the daemon is ready' },
+    )
+    if (child.exitCode !== null)
+      throw new Error(`daemon does not run:\n${await readFile(this.#logFile(), 'utf8')}`)
+  }
+
+  /** Every line it has logged. */
+  async log(): Promise<Record<string, unknown>[]> {
+    const text = await readFile(this.#logFile(), 'utf8')
+    return text.split('\n').flatMap((line) => {
+      try {
+        return [JSON.parse(line) as Record<string, unknown>]
+      } catch {
+        return []
+      }
+    })
+  }
+
+  async end(signal: NodeJS.Signals): Promise<void> {
+    const child = this.#process
+    if (child === undefined) return
+    this.#process = undefined
+    process.off('exit', this.#killNow)
+    if (child.exitCode !== null || child.signalCode !== null) return
+    const exit = once(child, 'exit')
+    child.kill(signal)
+    await exit
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end('SIGKILL')
+    await rm(this.directory, { recursive: true, force: true })
+  }
+
+  #logFile(): string {
+    return join(this.directory, 'log')
+  }
+
+  readonly #killNow = (): void => {
+    this.#process?.kill('SIGKILL')
+  }
+}
