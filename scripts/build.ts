@@ -2,14 +2,14 @@ import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { build } from 'esbuild'
 
 /**
- * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, and the thread that hashes into another, with a source map: half the start time and
+ * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, and the thread that bytes pass through into another, with a source map: half the start time and
  * three quarters of the memory of the same program run from node_modules.
  */
 const root = new URL('..', import.meta.url).pathname
 const result = await build({
   entryPoints: {
     shoal: `${root}src/cli/main.ts`,
-    'hash-worker': `${root}src/pull/hash-worker.ts`,
+    'passage-worker': `${root}src/pull/passage-worker.ts`,
   },
   outdir: `${root}dist`,
   outExtension: { '.js': '.mjs' },

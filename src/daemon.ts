@@ -3,6 +3,8 @@ import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
 import { readRoutes } from './config/endpoints.ts'
+import { k3sConfigFiles } from './config/k3s.ts'
+import { readRegistries, type Registries } from './config/registries.ts'
 import {
   formatAddress,
   p2pPort,
@@ -11,7 +13,8 @@ import {
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
-import { WatchedRegistries } from './config/watched-registries.ts'
+import { WatchedFiles } from './config/watched-files.ts'
+import { formatProblem } from './config/yaml-file.ts'
 import { createAdminServer } from './http/admin.ts'
 import { createHome } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
@@ -43,7 +46,7 @@ import { Uploads } from './push/uploads.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { ClaimBook } from './routing/claims/claim-book.ts'
 import { loadIdentityKey } from './routing/identity.ts'
-import { Libp2pRouter, type TwinError } from './routing/libp2p.ts'
+import { Libp2pRouter, type Sharing, type TwinError } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
 import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
@@ -60,20 +63,23 @@ export interface Daemon extends Startable {
   peers(): readonly Peer[]
 }
 
+/** What it is given beside its configuration. */
+export interface DaemonComponents {
+  readonly log: Logger
+  readonly serviceAccount?: ServiceAccount | undefined
+  /** Another node has the identity of this one, which must not run */
+  readonly onTwin?: (twin: TwinError) => void
+  /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
+  readonly reconsider?: () => Promise<EffectiveConfig>
+}
+
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(
   config: EffectiveConfig,
-  {
-    log,
-    serviceAccount,
-    onTwin,
-  }: {
-    log: Logger
-    serviceAccount?: ServiceAccount | undefined
-    /** Another node has the identity of this one, which must not run */
-    onTwin?: (twin: TwinError) => void
-  },
+  { log, serviceAccount, onTwin, reconsider }: DaemonComponents,
 ): Daemon {
+  /** As `config`, but with what K3s' configuration says now; only what concerns sharing and registries follows while it runs */
+  let current = config
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
   const own = new OwnAddresses(
@@ -233,7 +239,7 @@ export function createDaemon(
       ...(peer === 'auto'
         ? {
             hosts: own.current,
-            ports: spegel ? [SPEGEL_PEER_PORT] : [PEER_PORT, PEER_FALLBACK_PORT],
+            ports: peerPorts(config),
           }
         : { hosts: [peer.host], ports: [peer.port] }),
     },
@@ -246,7 +252,7 @@ export function createDaemon(
       onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
     },
     // Without a cluster token anybody may be a node
-    { trusted: false },
+    { trusted: tokens !== undefined },
   )
   const router: Libp2pRouter = new Libp2pRouter(
     {
@@ -275,7 +281,7 @@ export function createDaemon(
       nodeName: config.nodeName,
       nodeAddress: own.current,
       topology: config.topology,
-      sharing: config.sharing === 'auto' ? 'follow' : config.sharing,
+      sharing: toldTo(config),
       meshSize: config.limits.meshSize,
       maxRecords: config.limits.records,
       banned: config.banned,
@@ -285,7 +291,7 @@ export function createDaemon(
   )
   const advertiser = new Advertiser(
     { store, router, log: component('advertiser') },
-    { shares: (key) => config.sharing !== 'off' && shares(key) },
+    { shares: (key) => current.sharing !== 'off' && shares(key) },
   )
 
   const poisoned = new PoisonedDownloads({
@@ -322,20 +328,59 @@ export function createDaemon(
     localPort: () => localListener.address().port,
     private: config.private,
   })
-  const registries = new WatchedRegistries(
+  const registries = new WatchedFiles<Registries>(
     { log: component('registries') },
     {
-      path: config.registries,
-      changed: (read) => {
-        routes.update(readRoutes(read, config.k3s))
-        mirror.update(read)
-        sharedRegistries.update(read)
-        store.recheck()
-        claims.recheck()
-        log.info({ registries: sharedRegistries.list() }, 'what is shared')
+      what: 'registries.yaml',
+      files: () => [current.registries],
+      read: () => readRegistries(current.registries),
+      changed(read) {
+        for (const warning of read.warnings) log.warn(formatProblem(warning))
+        lastRead = read
+        applyRegistries(read)
+        log.info(
+          { path: current.registries, shared: sharedRegistries.list() },
+          'registries.yaml read',
+        )
       },
     },
   )
+  let lastRead: Registries | undefined
+  const applyRegistries = (read: Registries): void => {
+    const { disableDefaultEndpoint, off } = current.k3s
+    routes.update(readRoutes(read, { disableDefaultEndpoint }))
+    mirror.update(read, { disableDefaultEndpoint, aside: off })
+    sharedRegistries.update(read)
+    store.recheck()
+    claims.recheck()
+  }
+  /** K3s, when it is started anew, needs the port for itself, or does not any more. */
+  const makeRoom = (now: EffectiveConfig): void => {
+    peerListener.usePorts(peerPorts(now)).then(
+      () => router.updateCard(),
+      (error: unknown) => log.error({ err: error }, 'peer listener stays where it is'),
+    )
+  }
+  const k3s =
+    reconsider &&
+    new WatchedFiles<EffectiveConfig>(
+      { log: component('k3s') },
+      {
+        what: "K3s' configuration",
+        files: () => k3sConfigFiles(config.k3s.config),
+        read: reconsider,
+        changed(now) {
+          const before = current
+          current = now
+          if (toldTo(before) !== toldTo(now)) router.share(toldTo(now))
+          if (peer === 'auto' && before.k3s.ownRegistry !== now.k3s.ownRegistry) makeRoom(now)
+          if (fixedByK3s(now) !== fixedByK3s(before))
+            log.warn("K3s' data directory has changed, which Shoal follows when it is started anew")
+          if (lastRead !== undefined) applyRegistries(lastRead)
+          void registries.look()
+        },
+      },
+    )
   const upstream = new UpstreamSource({
     connect: async () => {
       const { UpstreamClient } = await import('./pull/upstream/client.ts')
@@ -410,12 +455,13 @@ export function createDaemon(
       dataDir: config.dataDir,
       homeRegistry: config.registry.name,
       reader: config.k3s.present ? 'k3s' : 'containerd',
-      disableDefaultEndpoint: config.k3s.disableDefaultEndpoint,
-      aside: config.k3s.off,
       withdrawAfter: config.mirror.withdrawAfter,
     },
   )
-  const status = (): NodeStatus => ({
+  /** Null while it does not say. */
+  const containerdVersion = (): Promise<string | null> =>
+    containerd.version({ signal: AbortSignal.timeout(1000) }).catch(() => null)
+  const status = async (): Promise<NodeStatus> => ({
     version: manifest.version,
     name: config.nodeName,
     notReady: notReady() ?? null,
@@ -424,8 +470,9 @@ export function createDaemon(
     listen: running ? addresses() : null,
     sharing: {
       on: router.sharing,
-      configured: config.sharing,
-      k3s: config.k3s.present,
+      configured: current.sharing,
+      setBy: current.sharingSetBy,
+      leader: router.leader ?? null,
       registries: sharedRegistries.list(),
       because: sharedRegistries.because,
     },
@@ -433,7 +480,9 @@ export function createDaemon(
       kind: config.store,
       at: layout === undefined ? config.containerd.address : config.layout.path,
       namespace: layout === undefined ? config.containerd.namespace : null,
+      version: layout === undefined ? await containerdVersion() : null,
       read: advertiser.synced(),
+      images: store.tags(),
       announced: advertiser.count(),
     },
     mesh: {
@@ -442,6 +491,8 @@ export function createDaemon(
       keys: router.stats().peerKeys,
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
+    // The file that cannot be used, and why, is in the text
+    complaints: [k3s?.complaint, registries.complaint].filter((text) => text !== undefined),
     mirror: {
       certsDir: mirror.certsDir ?? null,
       withdrawn: mirror.withdrawn,
@@ -537,7 +588,8 @@ export function createDaemon(
     peerListener,
     router,
     own,
-    // It says what may be announced.
+    // They say what may be announced.
+    ...(k3s ? [k3s] : []),
     registries,
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
@@ -570,6 +622,22 @@ export function createDaemon(
       log.info('stopped')
     },
   }
+}
+
+/** What a router is told of `sharing`. */
+function toldTo({ sharing }: EffectiveConfig): Sharing {
+  return sharing === 'auto' ? 'follow' : sharing
+}
+
+/** Where the peer listener is if nothing is said. One port has to be the same on all nodes of a Spegel mesh. */
+function peerPorts({ mesh, k3s }: EffectiveConfig): [number, ...number[]] {
+  if (mesh === 'spegel') return [SPEGEL_PEER_PORT]
+  return k3s.ownRegistry ? [PEER_FALLBACK_PORT] : [PEER_PORT, PEER_FALLBACK_PORT]
+}
+
+/** What K3s' configuration decides once and for all while a daemon runs. */
+function fixedByK3s({ certsDir, containerd, kubernetes, k3s }: EffectiveConfig): string {
+  return JSON.stringify([certsDir, containerd.address, kubernetes.kubeconfigs, k3s.present])
 }
 
 function hostAddresses(): string[] {

@@ -11,6 +11,7 @@ import { test } from 'node:test'
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
+  kernel: [], // system calls on descriptors, for both ends of the byte path
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
@@ -34,9 +35,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'routing/router.ts',
     'config/endpoints.ts',
     'config/registries.ts',
+    'kernel',
   ],
   push: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
-  http: ['oci', 'lifecycle.ts', 'observe', 'pull/source.ts', 'push'],
+  http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts', 'push'],
   'daemon.ts': [
     'oci',
     'lifecycle.ts',
@@ -74,7 +76,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   'datastore-core': ['routing'],
   fastify: ['http'],
   'interface-datastore': ['routing'],
-  koffi: ['http'],
+  koffi: ['kernel'],
   libp2p: ['routing'],
   multiformats: ['routing', 'trust'], // a peer id is the text of a node's key
   pino: ['observe'],

@@ -38,10 +38,8 @@ function embeddedRegistryOption(): Option {
     .preset('true')
 }
 
-/** The configuration a command was given, by file, environment and flags, with everything `auto` decided. */
-export async function loadFromCommand(
-  command: Command,
-): Promise<{ config: EffectiveConfig; source: LoadedConfig['source'] }> {
+/** The configuration a command was given, by file, environment and flags; what it leaves to `auto` is not decided. */
+export async function loadGiven(command: Command): Promise<LoadedConfig> {
   const options: Record<string, unknown> = command.opts()
   const flags = new Map<string, string | readonly string[]>()
   for (const key of configKeys) {
@@ -52,13 +50,26 @@ export async function loadFromCommand(
   const { config: file, embeddedRegistry } = options
   if (embeddedRegistry !== undefined && !flags.has('sharing'))
     flags.set('sharing', embeddedRegistry === 'true' ? 'on' : 'off')
-  const loaded = await loadConfig({
+  return loadConfig({
     file: typeof file === 'string' ? file : undefined,
     flags,
     env: process.env,
   })
-  const k3s = await readK3sConfig(loaded.config.k3s.config)
-  return { config: effectiveConfig(loaded.config, hostFacts(), k3s), source: loaded.source }
+}
+
+/** The same with everything `auto` decided. `reconsider` decides that again, should K3s' configuration have changed. */
+export async function loadFromCommand(command: Command): Promise<{
+  config: EffectiveConfig
+  source: LoadedConfig['source']
+  reconsider: () => Promise<EffectiveConfig>
+}> {
+  const loaded = await loadGiven(command)
+  const reconsider = async (): Promise<EffectiveConfig> => {
+    const k3s = await readK3sConfig(loaded.config.k3s.config)
+    const sharing = loaded.source('sharing')
+    return effectiveConfig(loaded.config, hostFacts(), k3s, { sharing })
+  }
+  return { config: await reconsider(), source: loaded.source, reconsider }
 }
 
 /** `shoal config`. */

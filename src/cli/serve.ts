@@ -10,7 +10,7 @@ const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 export function serveCommand(): Command {
   return addConfigOptions(new Command('serve').description('run a node: the daemon')).action(
     async (_options: unknown, command: Command) => {
-      const { config } = await loadFromCommand(command)
+      const { config, reconsider } = await loadFromCommand(command)
       const log = createLogger({ level: config.log.level })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
@@ -19,6 +19,7 @@ export function serveCommand(): Command {
       const daemon = createDaemon(config, {
         log,
         serviceAccount: serviceAccount(),
+        reconsider,
         onTwin: (twin) => {
           process.stderr.write(`shoal: ${twin.message}\n`)
           drain(1)

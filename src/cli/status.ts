@@ -1,7 +1,7 @@
 import { Command } from 'commander'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
-import { addConfigOptions, loadFromCommand } from './config.ts'
+import { addConfigOptions, loadGiven } from './config.ts'
 
 /** How long the daemon may take to say how it is, in ms. */
 const ANSWER = 5000
@@ -20,7 +20,8 @@ export function statusCommand(): Command {
     .description('say how the daemon on this node is: exit status 0 when it is ready, else 1')
     .option('--json', 'print it as JSON')
     .action(async () => {
-      const { config } = await loadFromCommand(status)
+      // Not what K3s says: it may be what is wrong
+      const { config } = await loadGiven(status)
       const said = await ask(mirrorEndpoint(config.listen.admin))
       process.stdout.write(
         status.opts()['json'] === true
@@ -72,10 +73,13 @@ export function describeStatus(status: NodeStatus): string {
     ],
     [
       'store',
-      `${store.kind} at ${store.at}${store.namespace === null ? '' : `, namespace ${store.namespace}`}: ${
-        store.read ? `${store.announced} digests and tags announced` : 'not read yet'
+      `${store.kind}${store.version === null ? '' : ` ${store.version}`} at ${store.at}${store.namespace === null ? '' : `, namespace ${store.namespace}`}: ${
+        store.read
+          ? `${store.images} ${store.images === 1 ? 'image' : 'images'}, ${store.announced} digests and tags announced`
+          : 'not read yet'
       }`,
     ],
+    ...status.complaints.map((text): [string, string] => ['cannot be used', text]),
     ['mesh', describePeers(mesh)],
     ['', status.id === null ? 'routing has not started' : `this node is ${status.id}`],
     ...(listen === null
@@ -94,12 +98,11 @@ function advice({ store }: NodeStatus): string {
     : `see whether the directory ${store.at} can be read; the daemon's log says more`
 }
 
-function whoSays({ on, configured, k3s }: NodeStatus['sharing']): string {
-  if (configured !== 'auto')
-    return k3s
-      ? "K3s' embedded-registry or sharing says so"
-      : `sharing is ${on ? 'on, as it is unless set' : 'set so'}`
-  return on ? 'a server of K3s says so' : 'no server of K3s has said that it is on'
+function whoSays({ configured, setBy, leader }: NodeStatus['sharing']): string {
+  if (configured !== 'auto') return setBy
+  return leader === null
+    ? `${setBy}, and none has said yet whether to share`
+    : `${setBy}, as ${leader} says`
 }
 
 function describePeers({ kind, peers, keys }: NodeStatus['mesh']): string {

@@ -20,6 +20,8 @@ export interface HostFacts {
  * runs.
  */
 export interface EffectiveConfig extends Config {
+  /** Who says what `sharing` is, in words for people */
+  sharingSetBy: string
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
   push: Config['push'] & { access: 'off' | 'local' }
@@ -33,6 +35,8 @@ export interface EffectiveConfig extends Config {
     disableDefaultEndpoint: boolean
     /** Its embedded registry is off, so its containerd is sent to the endpoints of registries.yaml and not to this node */
     off: boolean
+    /** Its own embedded registry runs, or may: then port 5001 of the node's address is K3s' */
+    ownRegistry: boolean
   }
 }
 
@@ -48,11 +52,15 @@ const CERTS_DIR = '/etc/containerd/certs.d'
 const LAYOUT_MAX_BYTES = 50 * 1024 ** 3
 const LAYOUT_DISK_SHARE = 0.8
 
-/** Decides what the configuration leaves to `auto`, from what the machine and K3s' configuration, if there is one, say. */
+/**
+ * Decides what the configuration leaves to `auto`, from what the machine and K3s' configuration, if there is one, say.
+ * `sources` tells where a value was written, for messages.
+ */
 export function effectiveConfig(
   config: Config,
   facts: HostFacts,
   k3s?: K3sConfig,
+  sources: { sharing?: string } = {},
 ): EffectiveConfig {
   const decide = (value: string, auto: () => string) => (value === 'auto' ? auto() : value)
   const k3sDataDir = k3s?.dataDir ?? K3S_DATA_DIR
@@ -62,13 +70,11 @@ export function effectiveConfig(
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
   const { maxBytes } = config.layout
-  const sharing =
-    config.sharing === 'auto'
-      ? decideSharing(k3s?.embeddedRegistry, {
-          k3s: hasK3s,
-          server: facts.exists(`${k3sDataDir}/server`),
-        })
-      : config.sharing
+  const isServer = facts.exists(`${k3sDataDir}/server`)
+  const { sharing, sharingSetBy } = decideSharing(config, sources.sharing, k3s, {
+    k3s: hasK3s,
+    server: isServer,
+  })
   const store =
     config.store === 'auto'
       ? address === found || facts.exists(address)
@@ -79,6 +85,7 @@ export function effectiveConfig(
   return {
     ...config,
     sharing,
+    sharingSetBy,
     store,
     push: {
       ...config.push,
@@ -113,6 +120,8 @@ export function effectiveConfig(
       present: hasK3s,
       disableDefaultEndpoint: k3s?.disableDefaultEndpoint ?? false,
       off: hasK3s && sharing === 'off',
+      // An agent hears from its server whether to run one
+      ownRegistry: hasK3s && (k3s?.embeddedRegistry ?? !isServer),
     },
     certsDir: decide(config.certsDir, () =>
       hasK3s ? `${k3sDataDir}/agent/etc/containerd/certs.d` : CERTS_DIR,
@@ -122,12 +131,25 @@ export function effectiveConfig(
 
 /** K3s accepts the key on servers only; an agent's part is that of the cluster. */
 function decideSharing(
-  embeddedRegistry: boolean | undefined,
+  config: Config,
+  source: string | undefined,
+  { embeddedRegistry, embeddedRegistryAt }: K3sConfig = {},
   { k3s, server }: { k3s: boolean; server: boolean },
-): Config['sharing'] {
-  if (!k3s) return 'on'
-  if (embeddedRegistry !== undefined) return embeddedRegistry ? 'on' : 'off'
-  return server ? 'off' : 'auto'
+): Pick<EffectiveConfig, 'sharing' | 'sharingSetBy'> {
+  if (config.sharing !== 'auto')
+    return {
+      sharing: config.sharing,
+      sharingSetBy: source === undefined ? 'sharing' : `sharing, by ${source}`,
+    }
+  if (!k3s) return { sharing: 'on', sharingSetBy: 'sharing is auto, and K3s is not here' }
+  if (embeddedRegistry !== undefined)
+    return {
+      sharing: embeddedRegistry ? 'on' : 'off',
+      sharingSetBy: `embedded-registry of K3s, by ${embeddedRegistryAt}`,
+    }
+  return server
+    ? { sharing: 'off', sharingSetBy: 'embedded-registry is not set on this server of K3s' }
+    : { sharing: 'auto', sharingSetBy: 'this agent of K3s follows its servers' }
 }
 
 /**

@@ -12,6 +12,8 @@ import {
 export interface K3sConfig {
   /** `embedded-registry`; a key of servers, agents inherit it */
   readonly embeddedRegistry?: boolean
+  /** Where that is said, as `FILE:LINE` */
+  readonly embeddedRegistryAt?: string
   /** `disable-default-registry-endpoint` */
   readonly disableDefaultEndpoint?: boolean
   /** `private-registry`: where registries.yaml is */
@@ -37,9 +39,14 @@ export async function readK3sConfig(path: string): Promise<K3sConfig | undefined
   const problems: ConfigProblem[] = []
   const values = new Map<string, { value: unknown; at: Omit<ConfigProblem, 'message'> }>()
   let found = false
-  for (const file of [path, ...(await listDropIns(`${path}.d`))]) {
+  for (const file of await k3sConfigFiles(path)) {
     // Of two equal keys K3s takes the last one.
-    const yaml = await readYamlFile(file, { version: '1.1', merge: true, uniqueKeys: false })
+    const yaml = await readYamlFile(file, {
+      version: '1.1',
+      merge: true,
+      uniqueKeys: false,
+      firstDocument: true,
+    })
     if (yaml === undefined) continue
     found = true
     const root = yaml.root ?? {}
@@ -48,8 +55,13 @@ export async function readK3sConfig(path: string): Promise<K3sConfig | undefined
       problems.push({ file, line: yaml.lineOf([]), message })
       continue
     }
-    for (const [key, value] of Object.entries(root))
-      values.set(key, { value, at: { file, line: yaml.lineOf([key]), key } })
+    for (const [written, value] of Object.entries(root)) {
+      const at = { file, line: yaml.lineOf([written]), key: written }
+      // With a plus the value is one more, and not the only one any more.
+      const key = written.replace(/\+$/, '')
+      const before: unknown = key === written ? undefined : values.get(key)?.value
+      values.set(key, { value: before === undefined ? value : [before, value].flat(), at })
+    }
   }
   if (!found) return undefined
 
@@ -77,17 +89,29 @@ export async function readK3sConfig(path: string): Promise<K3sConfig | undefined
       ? written
       : wrong(key, 'an absolute path')
   }
+  const placeOf = (key: string): string => {
+    const { file, line } = values.get(key)?.at ?? {}
+    return `${file}:${line}`
+  }
   const embeddedRegistry = boolean('embedded-registry')
   const disableDefaultEndpoint = boolean('disable-default-registry-endpoint')
   const registries = absolutePath('private-registry')
   const dataDir = absolutePath('data-dir')
   if (problems.length > 0) throw new ConfigInvalidError(problems)
   return {
-    ...(embeddedRegistry !== undefined && { embeddedRegistry }),
+    ...(embeddedRegistry !== undefined && {
+      embeddedRegistry,
+      embeddedRegistryAt: placeOf('embedded-registry'),
+    }),
     ...(disableDefaultEndpoint !== undefined && { disableDefaultEndpoint }),
     ...(registries !== undefined && { registries }),
     ...(dataDir !== undefined && { dataDir }),
   }
+}
+
+/** The file at `path`, which may be missing, and its drop-ins in the order in which they count. */
+export async function k3sConfigFiles(path: string): Promise<string[]> {
+  return [path, ...(await listDropIns(`${path}.d`))]
 }
 
 /** In the order of the bytes of their names. */

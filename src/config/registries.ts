@@ -58,7 +58,7 @@ const TRUE = /^(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON)$/
 const FALSE = /^(?:n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$/
 
 /**
- * How K3s reads YAML: version 1.1, of duplicate keys the last one. In the failsafe schema a plain scalar keeps its written
+ * How K3s reads YAML: version 1.1, of duplicate keys the last one, of documents the first. In the failsafe schema a plain scalar keeps its written
  * text, as it does there for everything that is text: registries and endpoints are never numbers or dates.
  */
 export const K3S_YAML = {
@@ -66,6 +66,7 @@ export const K3S_YAML = {
   schema: 'failsafe',
   merge: true,
   uniqueKeys: false,
+  firstDocument: true,
 } as const
 
 /**
@@ -111,7 +112,10 @@ function registriesOf(path: string, yaml: YamlFile | undefined): Registries {
     })
   }
   if (reader.problems.length > 0) throw new ConfigInvalidError(reader.problems)
-  return { mirrors, configs, warnings: reader.warnings }
+  const line = yaml?.secondDocument
+  const second =
+    line === undefined ? [] : [{ file: path, line, message: 'K3s ignores a second document' }]
+  return { mirrors, configs, warnings: [...reader.warnings, ...second] }
 }
 
 function readAuth(reader: Reader, value: unknown, above: KeyPath): RegistryAuth {

@@ -377,7 +377,7 @@ export const configSchema = z.strictObject(
             .prefault('auto')
             .register(docs, {
               placeholder: 'HOST:PORT',
-              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
+              description: `The read-only registry for other nodes. \`auto\` is port ${PEER_PORT} of each \`nodeAddress\`, or ${PEER_FALLBACK_PORT} if that one is taken, and where K3s' embedded registry runs, which needs it for itself; with \`mesh: spegel\` ${SPEGEL_PEER_PORT}, at which Spegel nodes are asked too.`,
             }),
           p2p: autoAddress()
             .prefault('auto')
@@ -558,7 +558,7 @@ export const configSchema = z.strictObject(
             placeholder: 'FILE',
             env: 'K3S_CONFIG_FILE',
             description:
-              "K3s' own configuration, with the drop-ins in `<file>.d`: its `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too. It may be missing.",
+              "K3s' own configuration, with the drop-ins in `<file>.d`: its `embedded-registry`, `private-registry`, `data-dir` and `disable-default-registry-endpoint` hold here too, changes within a second, but for `data-dir`, which is read when the daemon starts. It may be missing.",
           }),
           latest: choice(['on', 'off']).prefault('off').register(docs, {
             placeholder: 'MODE',

@@ -1,4 +1,5 @@
-import { open } from 'node:fs/promises'
+import { constants, open, type FileHandle } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
 import {
   isAlias,
   isMap,
@@ -45,8 +46,13 @@ export function formatProblem({ file, line, column, key, message }: ConfigProble
 
 /** No configuration of ours or of K3s comes near; a bigger file is a wrong file. */
 const MAX_FILE_BYTES = 1024 * 1024
-/** Enough for any file written by hand; more is an attempt to fill the memory. */
-const MAX_ALIASES = 100
+/** Enough for any file written by hand, with an alias for every registry; more is an attempt to fill the memory. */
+const MAX_ALIASES = 10_000
+/** Of what is wrong with a file so much is said; the rest mostly follows from it. */
+const MAX_PROBLEMS = 10
+/** What is no file, such as a pipe from another program, has so long to be read. */
+const PIPE_TIMEOUT_MS = 5000
+const PIPE_PAUSE_MS = 10
 
 export type KeyPath = readonly PropertyKey[]
 
@@ -54,11 +60,21 @@ export type KeyPath = readonly PropertyKey[]
 export interface YamlFile {
   readonly file: string
   readonly root: unknown
+  /** The line of a second document, if there is one; only with `firstDocument` */
+  readonly secondDocument: number | undefined
   /** Line of the key or list item, or of the nearest thing above it that is in the file */
   lineOf(path: KeyPath): number
   /** True for a value that is a scalar in quotes: YAML then means text, whatever it looks like. */
   isQuoted(path: KeyPath): boolean
 }
+
+/** How a file is read. */
+export type YamlOptions = ParseOptions &
+  DocumentOptions &
+  SchemaOptions & {
+    /** Of several documents the first counts, and the others are no error */
+    readonly firstDocument?: boolean
+  }
 
 /**
  * Reads a YAML file; undefined if there is none.
@@ -66,7 +82,7 @@ export interface YamlFile {
  */
 export async function readYamlFile(
   file: string,
-  options: ParseOptions & DocumentOptions & SchemaOptions = {},
+  options: YamlOptions = {},
 ): Promise<YamlFile | undefined> {
   const text = await readTextFile(file)
   return text === undefined ? undefined : parseYaml(text, file, options)
@@ -79,7 +95,7 @@ export async function readYamlFile(
 export function parseYaml(
   text: string,
   file: string,
-  options: ParseOptions & DocumentOptions & SchemaOptions = {},
+  { firstDocument = false, ...options }: YamlOptions = {},
 ): YamlFile {
   const lines = new LineCounter()
   const document = parseDocument(text, {
@@ -89,21 +105,30 @@ export function parseYaml(
     // Problems are thrown; the library itself is not to print any
     logLevel: 'error',
   })
-  const problems = [...document.errors, ...document.warnings].map(({ pos, code, message }) => {
-    const { line, col } = lines.linePos(pos[0])
-    return {
-      file,
-      line,
-      column: col,
-      message: code === 'MULTIPLE_DOCS' ? 'a second document begins here' : message,
-    }
-  })
-  if (problems.length > 0) throw new ConfigInvalidError(problems)
+  const more = document.errors.find(({ code }) => code === 'MULTIPLE_DOCS')
+  const problems = [...document.errors, ...document.warnings]
+    .filter((problem) => problem !== more || !firstDocument)
+    .map(({ pos, code, message }) => {
+      const { line, col } = lines.linePos(pos[0])
+      return {
+        file,
+        line,
+        column: col,
+        message:
+          code === 'MULTIPLE_DOCS'
+            ? 'a second document begins here'
+            : /call stack/.test(message)
+              ? 'is nested too deeply'
+              : message,
+      }
+    })
+  if (problems.length > 0) throw new ConfigInvalidError(problems.slice(0, MAX_PROBLEMS))
   let root: unknown
   try {
     root = document.toJS({ maxAliasCount: MAX_ALIASES })
   } catch (error) {
-    const message = error instanceof Error ? error.message : 'cannot be read'
+    const reason = error instanceof Error ? error.message : 'cannot be read'
+    const message = /alias count/.test(reason) ? 'its aliases stand for too much' : reason
     throw new ConfigInvalidError([{ file, message }], { cause: error })
   }
 
@@ -133,6 +158,7 @@ export function parseYaml(
   return {
     file,
     root,
+    secondDocument: more && lines.linePos(more.pos[0]).line,
     lineOf: (path) => lines.linePos(find(path).offset).line,
     isQuoted: (path) => {
       const { node } = find(path)
@@ -142,8 +168,9 @@ export function parseYaml(
 }
 
 /**
- * Reads a file of up to 1 MiB; undefined if there is none. With `ignoreBOM` a byte order mark is part of the text, as it has
- * to be where the same bytes are written again.
+ * Reads a file of up to 1 MiB; undefined if there is none. What is no file, such as a pipe, is read too, but not waited for
+ * longer than 5 s. With `ignoreBOM` a byte order mark is part of the text, as it has to be where the same bytes are
+ * written again.
  * @throws {ConfigInvalidError} if it cannot be read or is no text
  */
 export async function readTextFile(
@@ -153,16 +180,22 @@ export async function readTextFile(
   const fail = (message: string, cause?: unknown) =>
     new ConfigInvalidError([{ file, message }], { cause })
   try {
-    await using handle = await open(file, 'r')
+    // Or the opening of a pipe would wait until somebody writes into it.
+    await using handle = await open(file, constants.O_RDONLY | constants.O_NONBLOCK)
+    const isFile = (await handle.stat()).isFile()
+    const end = performance.now() + PIPE_TIMEOUT_MS
     // Not readFile: a pipe or a device has no size to ask for beforehand.
     const buffer = Buffer.alloc(MAX_FILE_BYTES + 1)
     let length = 0
     for (;;) {
-      const { bytesRead } = await handle.read(buffer, length, buffer.length - length)
-      length += bytesRead
-      if (bytesRead === 0 || length > MAX_FILE_BYTES) break
+      const bytesRead = await readSome(handle, buffer, length)
+      length += bytesRead ?? 0
+      if (length > MAX_FILE_BYTES) throw fail('is larger than 1 MiB')
+      if (bytesRead === 0 && length === 0 && !isFile) throw fail('is no file, and nothing is in it')
+      if (bytesRead === 0) break
+      if (performance.now() > end) throw fail('is no file, and its end does not come')
+      if (bytesRead === undefined) await delay(PIPE_PAUSE_MS)
     }
-    if (length > MAX_FILE_BYTES) throw fail('is larger than 1 MiB')
     try {
       return new TextDecoder('utf-8', { ...options, fatal: true }).decode(
         buffer.subarray(0, length),
@@ -185,6 +218,20 @@ export async function readTextFile(
       default:
         throw fail(`cannot be read: ${error.message}`, error)
     }
+  }
+}
+
+/** Undefined: nothing is there yet. */
+async function readSome(
+  handle: FileHandle,
+  buffer: Buffer,
+  offset: number,
+): Promise<number | undefined> {
+  try {
+    return (await handle.read(buffer, offset, buffer.length - offset)).bytesRead
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'EAGAIN') return undefined
+    throw error
   }
 }
 

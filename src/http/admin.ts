@@ -7,7 +7,7 @@ export interface AdminComponents {
   readonly metrics: Metrics
   /** Why this node is not ready; undefined when it is. */
   readonly notReady: () => string | undefined
-  readonly status: () => NodeStatus
+  readonly status: () => Promise<NodeStatus>
 }
 
 /** Probes, metrics and what the commands ask, for this host only. */
@@ -24,7 +24,7 @@ export function createAdminServer({ metrics, notReady, status }: AdminComponents
       .type('text/plain')
       .send(`${reason ?? 'ok'}\n`)
   })
-  server.get('/status', (_request, reply) => reply.send(status()))
+  server.get('/status', async (_request, reply) => reply.send(await status()))
   server.get('/metrics', async (_request, reply) => {
     const { contentType, text } = await metrics.render()
     return reply.type(contentType).send(text)

@@ -61,6 +61,7 @@ export class MovingListener implements Startable {
   /** By address and port, in the order of the addresses */
   #open = new Map<string, Listener>()
   #hosts: readonly string[]
+  #ports: MovingListenerInit['ports']
   #port: number
   #started = false
   readonly #closing = new Set<Promise<void>>()
@@ -70,6 +71,7 @@ export class MovingListener implements Startable {
     this.#create = create
     this.#init = init
     this.#hosts = init.hosts
+    this.#ports = init.ports
     this.#port = init.ports[0]
   }
 
@@ -96,7 +98,7 @@ export class MovingListener implements Startable {
   async move(hosts: readonly string[]): Promise<void> {
     this.#hosts = hosts
     if (!this.#started) return
-    const ports = [this.#port, ...this.#init.ports.filter((port) => port !== this.#port)]
+    const ports = [this.#port, ...this.#ports.filter((port) => port !== this.#port)]
     for (const [index, port] of ports.entries()) {
       try {
         await this.#listen(hosts, port)
@@ -107,6 +109,16 @@ export class MovingListener implements Startable {
         if (!taken || index === ports.length - 1) throw error
       }
     }
+  }
+
+  /**
+   * From now on it listens on the first of these that is free.
+   * @throws {ListenError} when that cannot be; then everything is as before
+   */
+  async usePorts(ports: MovingListenerInit['ports']): Promise<void> {
+    this.#ports = ports
+    this.#port = ports[0]
+    await this.move(this.#hosts)
   }
 
   async #listen(hosts: readonly string[], port: number): Promise<void> {

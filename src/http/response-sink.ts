@@ -1,6 +1,7 @@
 import type { FileHandle } from 'node:fs/promises'
 import type { ServerResponse } from 'node:http'
-import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
+import { LentSocket } from '../kernel/calls.ts'
+import { ContentTruncatedError, type ByteSink, type LentReader } from '../oci/body.ts'
 import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import { FileSender } from './sendfile.ts'
 
@@ -68,5 +69,21 @@ export class ResponseSink implements ByteSink {
       }
     }
     return true
+  }
+
+  async lend<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined> {
+    const { socket } = this.#response
+    // What was written before must be with the kernel: it comes first.
+    if (socket === null || !this.#response.headersSent || socket.writableLength > 0)
+      return undefined
+    using lent = await LentSocket.of(socket)
+    if (lent === undefined) return undefined
+    // Node does not see these bytes.
+    socket.setTimeout(0)
+    try {
+      return await use({ descriptor: lent.descriptor, stall: CLIENT_STALL })
+    } finally {
+      socket.setTimeout(CLIENT_STALL)
+    }
   }
 }

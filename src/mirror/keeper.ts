@@ -1,3 +1,4 @@
+import { stat } from 'node:fs/promises'
 import { get } from 'node:http'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Registries } from '../config/registries.ts'
@@ -15,6 +16,8 @@ import {
 
 /** How often the files and the registry itself are looked at, in ms. */
 const INTERVAL = 2000
+/** What was written so short a time ago, in ms, may not be all there yet: K3s does not write its files at once. */
+const SETTLED = 250
 /** How long the registry may take to answer the simplest request, in ms. */
 const ANSWER = 2000
 
@@ -31,13 +34,17 @@ export interface MirrorKeeperInit {
   readonly dataDir: string
   readonly homeRegistry: string
   readonly reader: MirrorInit['reader']
-  readonly disableDefaultEndpoint: boolean
-  /** Containerd is not to be sent here at all, but to the other endpoints */
-  readonly aside?: boolean
   /** How long the registry may be out of order before containerd is no longer sent to it, in ms */
   readonly withdrawAfter: number
   /** In ms */
   readonly interval?: number
+}
+
+/** What may change while the keeper runs. */
+export interface MirrorRules {
+  readonly disableDefaultEndpoint: boolean
+  /** Containerd is not to be sent here at all, but to the other endpoints */
+  readonly aside: boolean
 }
 
 /**
@@ -49,6 +56,7 @@ export class MirrorKeeper implements Startable {
   readonly #components: MirrorKeeperComponents
   readonly #init: MirrorKeeperInit
   #registries: Registries | undefined
+  #rules: MirrorRules = { disableDefaultEndpoint: false, aside: false }
   #kept: Applied | undefined
   #outOfOrderSince: number | undefined
   #withdrawn = false
@@ -78,9 +86,10 @@ export class MirrorKeeper implements Startable {
     return this.#complaint
   }
 
-  /** What registries.yaml says from now on; before it was read once, no file is touched. */
-  update(registries: Registries): void {
+  /** What registries.yaml says from now on, and how it is meant; before it was read once, no file is touched. */
+  update(registries: Registries, rules: MirrorRules): void {
     this.#registries = registries
+    this.#rules = rules
     this.#wake.abort()
   }
 
@@ -133,14 +142,13 @@ export class MirrorKeeper implements Startable {
     // Too early to take anything out, and no time to put anything in: it may have been taken out before a restart.
     if (reason !== undefined && !withdrawn) return
 
-    const changes = await this.#plan(
-      applied,
-      this.#registries,
-      withdrawn || this.#init.aside === true,
-    )
-    const due = changes.filter((change) => change.before !== change.after)
+    const changes = await this.#plan(applied, this.#registries, withdrawn || this.#rules.aside)
+    const wrong = changes.filter((change) => change.before !== change.after)
+    const settled = await Promise.all(wrong.map(({ path }) => isSettled(path)))
+    const due = wrong.filter((_, index) => settled[index])
     await perform(due)
     for (const { path } of due) log.info({ path, withdrawn }, 'hosts.toml put right')
+    if (due.length < wrong.length) return
     if (withdrawn !== this.#withdrawn) {
       this.#withdrawn = withdrawn
       if (withdrawn) log.error({ reason }, 'out of order, containerd is no longer sent here')
@@ -151,7 +159,8 @@ export class MirrorKeeper implements Startable {
   }
 
   #plan(applied: Applied, registries: Registries, withdrawn: boolean): Promise<Change[]> {
-    const { homeRegistry, reader, disableDefaultEndpoint } = this.#init
+    const { homeRegistry, reader } = this.#init
+    const { disableDefaultEndpoint } = this.#rules
     return planApply(applied.certsDir, {
       endpoint: this.#components.endpoint(),
       homeRegistry,
@@ -172,6 +181,12 @@ export class MirrorKeeper implements Startable {
       this.#components.log.warn(fields, 'hosts.toml cannot be kept as mirror apply made it')
     this.#complaint = complaint
   }
+}
+
+/** Nobody is writing the file this moment; or there is none. */
+async function isSettled(path: string): Promise<boolean> {
+  const found = await stat(path).catch(() => undefined)
+  return found === undefined || Math.abs(Date.now() - found.mtimeMs) > SETTLED
 }
 
 /**

@@ -12,8 +12,10 @@ export interface NodeStatus {
     readonly on: boolean
     /** `auto` follows K3s' servers */
     readonly configured: 'on' | 'off' | 'auto'
-    /** K3s is on this node */
-    readonly k3s: boolean
+    /** What says so, and where it is written, in words */
+    readonly setBy: string
+    /** With `auto` the name of the node that is followed; null while none has said anything */
+    readonly leader: string | null
     readonly registries: readonly string[] | 'all'
     /** What in registries.yaml, or what is missing there, makes it these */
     readonly because: string
@@ -24,7 +26,11 @@ export interface NodeStatus {
     readonly at: string
     /** containerd's namespace; null for a layout */
     readonly namespace: string | null
+    /** containerd's version; null for a layout, and while containerd does not answer */
+    readonly version: string | null
     readonly read: boolean
+    /** Tags held, whether they are shared or not */
+    readonly images: number
     /** Digests and tags */
     readonly announced: number
   }
@@ -40,6 +46,8 @@ export interface NodeStatus {
     /** Endpoints that are not asked now */
     readonly resting: readonly RestingEndpoint[]
   }
+  /** Why what registries.yaml or K3s' configuration say now does not count; then what they said before does */
+  readonly complaints: readonly string[]
   readonly mirror: {
     /** Where `mirror apply` wrote; null where nothing is applied */
     readonly certsDir: string | null

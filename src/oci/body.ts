@@ -14,6 +14,43 @@ export interface ByteSink {
    * @throws like `write`, and {@link ContentTruncatedError} when the file ends before the part does
    */
   writeFile?(file: FileHandle, part: ByteRange): Promise<boolean>
+  /**
+   * Takes bytes out of a connection without their passing through this thread; undefined, with nothing taken, where that
+   * cannot be. Settles only when the connection is not needed any more, soon after the reader is gone.
+   * @throws like `write`
+   */
+  carry?(load: CarryLoad, options: { signal: AbortSignal }): Promise<Carried | undefined>
+  /**
+   * Lends the connection that the bytes go to, for `use` to write into it by system calls; undefined, with `use` not called,
+   * where that cannot be. Only after a `write`, and with none beside it.
+   */
+  lend?<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined>
+}
+
+/** What a sink takes out of a connection. */
+export interface CarryLoad {
+  /** A descriptor of the connection, from which nobody else reads meanwhile */
+  readonly from: number
+  /** Bytes that are to be taken; fewer may be, for the caller to see how far it is. */
+  readonly count: number
+  /** In ms; it is given up when no byte has come for so long. */
+  readonly progress: number
+}
+
+/** How far that came. */
+export interface Carried {
+  readonly bytes: number
+  /** In ms, for bytes to come */
+  readonly waited: number
+  /** What the other side has done in the end: it sent, closed, or was silent for too long. */
+  readonly giver: 'sends' | 'closed' | 'stalled'
+}
+
+/** A connection to a reader. */
+export interface LentReader {
+  readonly descriptor: number
+  /** In ms; who takes no byte for so long is gone. */
+  readonly stall: number
 }
 
 /**

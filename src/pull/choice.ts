@@ -98,7 +98,8 @@ export class PeerChoice {
   sent(peer: Peer, bytes: number, ms: number): void {
     if (bytes < MIN_MEASURED_BYTES || ms <= 0) return
     const record = this.#record(peer)
-    record.rate += SHARE * (bytes / ms - record.rate)
+    const rate = Math.min(bytes / ms, MAX_FACTOR * UNKNOWN.rate)
+    record.rate += SHARE * (rate - record.rate)
   }
 
   /** It could not be reached, or broke off. */

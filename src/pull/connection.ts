@@ -1,5 +1,6 @@
 import { connect, type Socket } from 'node:net'
 import { connect as connectSecurely, TLSSocket, type ConnectionOptions } from 'node:tls'
+import { LentSocket } from '../kernel/calls.ts'
 
 /**
  * The fast path of a pull: HTTP/1.1 over a socket whose bytes arrive in one buffer that is used again and again. A body
@@ -140,6 +141,16 @@ export class Connection {
     const late = setTimeout(() => this.close('no bytes in time'), timeoutMs)
     this.#socket.resume()
     return promise.finally(() => clearTimeout(late))
+  }
+
+  /**
+   * Lends the socket to `use`, to read bytes of the body by system calls; undefined, with `use` not called, where that cannot
+   * be.
+   */
+  async lend<T>(use: (descriptor: number) => Promise<T>): Promise<T | undefined> {
+    if (this.#rest.length > 0 || this.#failure !== undefined) return undefined
+    using lent = await LentSocket.of(this.#socket)
+    return lent && (await use(lent.descriptor))
   }
 
   /** Bytes of the answer's body that have come already. */

@@ -135,7 +135,7 @@ export class PeersSource implements ContentSource {
         return { source: this.name, descriptor }
       }
       try {
-        const bytes = await collect(answer)
+        const bytes = await collect(answer, signal)
         const actual = digestOf(bytes)
         if (actual !== digest) throw new DigestMismatchError(digest, actual)
         return { source: this.name, descriptor, body: bytesBody(bytes) }
@@ -153,18 +153,8 @@ export class PeersSource implements ContentSource {
     return {
       length,
       discard: async () => close(),
-      writeTo: async (sink) => {
-        let waited = 0
-        let ready = performance.now()
-        try {
-          for await (const chunk of answer.body ?? []) {
-            waited += performance.now() - ready
-            await sink.write(chunk)
-            ready = performance.now()
-          }
-        } finally {
-          close()
-        }
+      writeTo: async (sink, { signal }) => {
+        const waited = (await answer.writeTo?.(sink, { signal })) ?? 0
         this.#choice.sent(peer, length, waited)
       },
     }
@@ -410,15 +400,14 @@ interface Transfer {
 }
 
 /** The whole of a small answer; its size was checked with its head. */
-async function collect(answer: RegistryAnswer): Promise<Uint8Array> {
+async function collect(answer: RegistryAnswer, signal: AbortSignal): Promise<Uint8Array> {
   const bytes = new Uint8Array(answer.size)
   let offset = 0
-  for await (const chunk of answer.body ?? []) {
-    if (offset + chunk.length > bytes.length)
-      throw new RegistryRequestError('bad answer', 'sent too much')
+  const write = async (chunk: Uint8Array): Promise<void> => {
     bytes.set(chunk, offset)
     offset += chunk.length
   }
+  await answer.writeTo?.({ write }, { signal })
   if (offset < bytes.length) throw new RegistryRequestError('unreachable', 'ended too early')
   return bytes
 }

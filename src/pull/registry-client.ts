@@ -1,3 +1,4 @@
+import type { ByteSink } from '../oci/body.ts'
 import { isDigest, type Digest } from '../oci/digest.ts'
 import {
   parseContentRange,
@@ -34,8 +35,12 @@ export interface RegistryAnswer {
   readonly size: number
   /** Set when the body is this part only */
   readonly range?: ByteRange
-  /** Bytes as they come, each chunk valid until the next is asked for. Every wait has a deadline. Absent after HEAD. */
-  readonly body?: AsyncIterable<Uint8Array>
+  /**
+   * Writes the body as it comes, once; every wait for the registry has a deadline. Absent after HEAD.
+   * @returns how long the registry was waited for, in ms
+   * @throws {RegistryRequestError}, or what the sink throws
+   */
+  readonly writeTo?: (sink: ByteSink, options: { signal: AbortSignal }) => Promise<number>
   /** Closes the connection, if the body was not read to its end. */
   close(): void
 }
@@ -45,6 +50,11 @@ export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
   'X-Spegel-Mirrored': 'true',
   Authorization: 'Basic Og==',
 }
+
+/** Less than this is not worth to be carried: another thread would take longer to be told. */
+const CARRY_BYTES = 512 * 1024
+/** Of a body that is carried, the last bytes are not: whoever verifies it holds them back. */
+const HELD_BYTES = 64 * 1024
 
 /** Why a request to one registry failed; the reason decides what is concluded about it. */
 export class RegistryRequestError extends Error {
@@ -173,7 +183,19 @@ export class RegistryClient {
       const answer = readHead(pull, range, head, length)
       if (bodyLength === 0) leave()
       if (pull.method === 'HEAD') return { ...answer, close }
-      return { ...answer, body: this.#body(connection, bodyLength, leave, close), close }
+      return {
+        ...answer,
+        writeTo: async (sink, options) => {
+          try {
+            const waited = await this.#write(connection, bodyLength, sink, options)
+            if (bodyLength > 0) leave()
+            return waited
+          } finally {
+            close()
+          }
+        },
+        close,
+      }
     } catch (error) {
       // An error that has come in full leaves the connection as good as it was.
       if (connection.buffered === bodyLength) leave()
@@ -182,27 +204,38 @@ export class RegistryClient {
     }
   }
 
-  async *#body(
+  /** Only waits for the registry are timed: while the sink holds a chunk it cannot be blamed. */
+  async #write(
     connection: Connection,
     length: number,
-    leave: () => void,
-    close: () => void,
-  ): AsyncGenerator<Uint8Array> {
-    let left = length
-    try {
-      while (left > 0) {
-        // Only this wait is timed: while the consumer holds a chunk the registry cannot be blamed.
-        const chunk = await connection.read(this.#timeouts.progress)
-        if (chunk.length > left) throw bad('sent too much')
-        left -= chunk.length
-        yield chunk
+    sink: ByteSink,
+    { signal }: { signal: AbortSignal },
+  ): Promise<number> {
+    const { progress } = this.#timeouts
+    let carries = sink.carry !== undefined
+    let waited = 0
+    for (let left = length; left > 0;) {
+      const start = performance.now()
+      const chunk = await connection.read(progress).catch((error: unknown) => {
+        throw translate(error)
+      })
+      waited += performance.now() - start
+      if (chunk.length > left) throw bad('sent too much')
+      await sink.write(chunk)
+      left -= chunk.length
+      while (carries && left > CARRY_BYTES) {
+        const load = { count: left - HELD_BYTES, progress }
+        const carried = await connection.lend(async (from) =>
+          sink.carry?.({ ...load, from }, { signal }),
+        )
+        if (carried?.giver === 'closed') throw unreachable('connection was closed')
+        if (carried?.giver === 'stalled') throw unreachable('no bytes in time')
+        carries = carried !== undefined
+        waited += carried?.waited ?? 0
+        left -= carried?.bytes ?? 0
       }
-      if (length > 0) leave()
-    } catch (error) {
-      throw translate(error)
-    } finally {
-      if (left > 0) close()
     }
+    return waited
   }
 }
 
@@ -280,6 +313,10 @@ function readHead(
     ...(said !== undefined && { digest: said }),
     ...(part !== undefined && { range: part }),
   }
+}
+
+function unreachable(message: string): RegistryRequestError {
+  return new RegistryRequestError('unreachable', message)
 }
 
 function bad(message: string): RegistryRequestError {

@@ -3,7 +3,7 @@ import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
 import type { OpenContent } from './chain.ts'
-import { Hashing, type Verifier } from './hashing.ts'
+import { Passages, type Passage } from './passage.ts'
 import type { Content, Giver, SourceName } from './source.ts'
 
 export interface TransfersComponents {
@@ -22,16 +22,16 @@ const MAX_ATTEMPTS = 32
 export class Transfers {
   readonly #log: Logger
   readonly #onWrongContent: (digest: Digest) => void
-  readonly #hashing = new Hashing()
+  readonly #passages = new Passages()
 
   constructor({ log, onWrongContent = () => {} }: TransfersComponents) {
     this.#log = log
     this.#onWrongContent = onWrongContent
   }
 
-  /** Ends what runs beside: content that is being verified fails. */
+  /** Ends what runs beside: content that is on its way fails. */
   async close(): Promise<void> {
-    await this.#hashing.close()
+    await this.#passages.close()
   }
 
   /** What `open` finds, with a body that is right or breaks visibly, and breaks only when nobody is left to go on. */
@@ -48,17 +48,17 @@ export class Transfers {
           length: body.length,
           discard: () => body.discard(),
           writeTo: async (sink, { signal }) => {
-            const { digest, size } = content.descriptor
+            const { digest } = content.descriptor
             // A part cannot be verified; who asks for one has the rest.
             const whole = content.range === undefined
-            const verifier = whole ? this.#hashing.verifier(digest, size) : undefined
+            const passage = await this.#passages.over(whole ? digest : undefined, body.length)
             try {
               await this.#write(
                 { ...content, giver },
-                { open, request, sink, verifier, sent, signal },
+                { open, request, sink, passage, sent, signal },
               )
             } finally {
-              verifier?.drop()
+              passage.drop()
             }
           },
         },
@@ -66,29 +66,38 @@ export class Transfers {
     }
   }
 
-  async #write(
-    first: Content,
-    { open, request, sink, verifier, sent, signal }: Job,
-  ): Promise<void> {
+  async #write(first: Content, { open, request, sink, passage, sent, signal }: Job): Promise<void> {
     const { size, digest } = first.descriptor
     const { start, end } = first.range ?? { start: 0, end: size - 1 }
     const givers = new Map<string, Giver>()
     const asked = new Set<string>()
     let content = first
     let offset = start
+    const passed = (bytes: number): void => {
+      offset += bytes
+      sent.set(content.source, (sent.get(content.source) ?? 0) + bytes)
+    }
     const checked: ByteSink = {
       write: async (chunk) => {
         const left = end + 1 - offset
         if (chunk.length > left) throw new ContentTruncatedError('sent too much')
-        const verified = verifier?.update(chunk).catch(onThisSide)
+        const verified = passage.update(chunk).catch(onThisSide)
         if (chunk.length === left) {
           await verified
-          await verifier?.finish().catch(onThisSide)
+          await passage.finish().catch(onThisSide)
         }
         // The client reads a chunk while it is hashed.
         await Promise.all([sink.write(chunk).catch(onThisSide), verified])
-        offset += chunk.length
-        sent.set(content.source, (sent.get(content.source) ?? 0) + chunk.length)
+        passed(chunk.length)
+      },
+      // The last bytes come by `write`: they go out when all are right.
+      carry: async (load, options) => {
+        const count = Math.min(load.count, end - offset)
+        const carried = await sink
+          .lend?.((reader) => passage.carry({ ...load, count }, reader, options))
+          .catch(onThisSide)
+        passed(carried?.bytes ?? 0)
+        return carried
       },
     }
     for (let attempt = 1; ; attempt += 1) {
@@ -96,7 +105,7 @@ export class Transfers {
       if (giver !== undefined) givers.set(giver.id, giver)
       try {
         await content.body?.writeTo(checked, { signal })
-        if (size === 0) await verifier?.finish()
+        if (size === 0) await passage.finish()
         if (offset <= end) throw new ContentTruncatedError('ended too early')
         return
       } catch (error) {
@@ -135,7 +144,7 @@ interface Job {
   readonly open: OpenContent
   readonly request: PullRequest
   readonly sink: ByteSink
-  readonly verifier: Verifier | undefined
+  readonly passage: Passage
   readonly sent: Map<SourceName, number>
   readonly signal: AbortSignal
 }

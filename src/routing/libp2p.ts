@@ -110,6 +110,9 @@ export interface Libp2pRouterComponents {
   readonly onTwin?: (twin: TwinError) => void
 }
 
+/** Whether others may read from a node, and it from them; `follow`: as nodes do that were told. */
+export type Sharing = 'on' | 'off' | 'follow'
+
 /** What this node is to the others. */
 export interface Libp2pRouterInit {
   /** Where to listen for libp2p; without a host, at the addresses of this node */
@@ -128,8 +131,8 @@ export interface Libp2pRouterInit {
   readonly topology?: { readonly zone?: string | undefined; readonly region?: string | undefined }
   readonly registryScheme?: 'http' | 'https'
   readonly version?: string
-  /** Others may read from this node, and it from them; `on` by default. `follow`: as nodes do that were told */
-  readonly sharing?: 'on' | 'off' | 'follow'
+  /** `on` by default */
+  readonly sharing?: Sharing
   /** Of the cluster: nodes join that have one in common. The first is spoken, the others are accepted; none: anybody joins */
   readonly tokens?: readonly string[]
   /** Peer ids of nodes with which there is no connection */
@@ -193,9 +196,11 @@ export class Libp2pRouter implements Router, Startable {
   #startedAt = 0
   /** Connections that others began, whatever became of them */
   #arrived = 0
+  /** What it was told */
+  #told: Sharing
   #sharing: boolean
-  /** Somebody has told, since this node began, whether to share */
-  #follows = false
+  /** Who has told last, since this node began, whether to share */
+  #leader: string | undefined
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
     const { log, registryPort, onMessages = () => {}, onTwin = () => {} } = components
@@ -207,7 +212,8 @@ export class Libp2pRouter implements Router, Startable {
     this.#init = init
     this.#tokens = init.tokens ?? []
     this.#banned = new Set(init.banned)
-    this.#sharing = (init.sharing ?? 'on') === 'on'
+    this.#told = init.sharing ?? 'on'
+    this.#sharing = this.#told === 'on'
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#topology = this.#withConfigured({})
     this.#meshSize = init.meshSize ?? MESH_SIZE
@@ -296,6 +302,27 @@ export class Libp2pRouter implements Router, Startable {
   /** Whether this node gives to others, and asks them, now. */
   get sharing(): boolean {
     return this.#sharing
+  }
+
+  /** The name of the node whose example this one follows, if it does. */
+  get leader(): string | undefined {
+    return this.#leader
+  }
+
+  /** The registry of this node is at another port: everybody is told. */
+  updateCard(): void {
+    this.#running?.protocol.updateCard()
+  }
+
+  /** Tells it anew whether to share. Who is to follow goes on as before until somebody leads. */
+  share(told: Sharing): void {
+    this.#told = told
+    this.#leader = undefined
+    if (told !== 'follow') this.#sharing = told === 'on'
+    const protocol = this.#running?.protocol
+    if (protocol === undefined) return
+    this.#followOthers(protocol)
+    protocol.updateCard()
   }
 
   ready(): boolean {
@@ -710,13 +737,13 @@ export class Libp2pRouter implements Router, Startable {
    * what they said, and one that starts anew does as its likes: pulls must not depend on a server that is away.
    */
   #followOthers(protocol: PeerProtocol): void {
-    if (this.#init.sharing !== 'follow') return
+    if (this.#told !== 'follow') return
     const nodes = [...protocol.nodes()]
     const leaders = nodes.filter(({ leads }) => leads)
-    const asked = leaders.length > 0 || this.#follows ? leaders : nodes
+    const asked = leaders.length > 0 || this.#leader !== undefined ? leaders : nodes
     const leader = asked.find(({ sharing }) => sharing) ?? leaders[0]
     if (leader === undefined) return
-    this.#follows = true
+    this.#leader = leader.peer.name
     if (leader.sharing === this.#sharing) return
     this.#sharing = leader.sharing
     protocol.updateCard()
@@ -738,7 +765,7 @@ export class Libp2pRouter implements Router, Startable {
   }
 
   #card() {
-    const { nodeName, registryScheme, version, sharing } = this.#init
+    const { nodeName, registryScheme, version } = this.#init
     return {
       name: nodeName,
       registryScheme: registryScheme ?? 'http',
@@ -748,7 +775,7 @@ export class Libp2pRouter implements Router, Startable {
       region: this.#topology.region ?? '',
       version: version ?? '',
       sharing: this.#sharing,
-      features: sharing === 'follow' ? [] : [LEADS_SHARING],
+      features: this.#told === 'follow' ? [] : [LEADS_SHARING],
     }
   }
 

@@ -44,6 +44,11 @@ export class HotStore implements ContentStore {
     return this.#held?.has(key)
   }
 
+  /** How many tags are held, which are the images; 0 while nothing is known. */
+  tags(): number {
+    return this.#held?.keys().reduce((sum, key) => sum + Number(!isDigestKey(key)), 0) ?? 0
+  }
+
   /** Is told what is held from now on, by whoever put it in: the watch tells it a moment later. */
   added(keys: Iterable<ContentKey>): void {
     for (const key of keys) this.#held?.add(key)

@@ -162,7 +162,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       assert.deepEqual([status, headers.get('shoal-source')], [200, 'upstream'])
       // One that is broken is reported, and the last good one stays
       await a.writeFile(REGISTRIES, 'mirrors: [\n')
-      await until(() => a.daemon.log().includes('registries.yaml cannot be used'))
+      await until(() => a.daemon.log().includes('configuration cannot be used'))
       assert.equal((await ask(a, 'renamed.test', path)).status, 200)
       await a.writeFile(REGISTRIES, REGISTRIES_YAML)
       await until(() => read() > before + 1, { what: 'the file is read once more' })
@@ -222,7 +222,8 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       // A login that is refused, and files whose mistakes stand where secrets do
       const refused = REGISTRIES_YAML.replace(PASSWORD, 'hunter2-refused')
       const wrong = `configs: {upstream.test:5443: {auth: {password: [hunter2-list]}}, x: {auth: hunter2}}\n`
-      const times = () => a.daemon.log().split('registries.yaml ').length
+      const times = () =>
+        a.daemon.log().split(/registries\.yaml read|configuration cannot be used/).length
       for (const text of [refused, wrong, REGISTRIES_YAML]) {
         const before = times()
         await a.writeFile(REGISTRIES, text)
@@ -257,7 +258,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         }
       }
       assert.match(a.daemon.log(), /upstream refuses the login of this node/)
-      assert.match(a.daemon.log(), /registries\.yaml cannot be used/)
+      assert.match(a.daemon.log(), /configuration cannot be used/)
       const secrets = [
         PASSWORD,
         LOGIN,

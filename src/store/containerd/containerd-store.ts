@@ -232,6 +232,14 @@ export class ContainerdStore implements WritableStore {
     return this.#client.abortIngests(digest)
   }
 
+  /**
+   * Which containerd answers, e.g. `v2.3.4`.
+   * @throws {StoreUnavailableError}
+   */
+  async version(options: AbortOptions = {}): Promise<string> {
+    return (await this.#client.describe(options)).version
+  }
+
   /** Ends the connection to containerd. */
   close(): void {
     this.#client.close()

@@ -17,11 +17,21 @@ const READY: NodeStatus = {
   sharing: {
     on: true,
     configured: 'on',
-    k3s: false,
+    setBy: 'sharing, by /etc/shoal/config.yaml:3',
+    leader: null,
     registries: 'all',
     because: 'registries.yaml has no mirrors, and K3s is not here',
   },
-  store: { kind: 'containerd', at: '/c.sock', namespace: 'k8s.io', read: true, announced: 7 },
+  store: {
+    kind: 'containerd',
+    at: '/c.sock',
+    namespace: 'k8s.io',
+    version: 'v2.3.4',
+    read: true,
+    images: 2,
+    announced: 7,
+  },
+  complaints: [],
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   upstream: { on: true, resting: [] },
   mirror: { certsDir: null, withdrawn: false, complaint: null },
@@ -30,6 +40,28 @@ const READY: NodeStatus = {
 suite('the words of shoal status', () => {
   test('name what is shared and why', () => {
     assert.match(describeStatus(READY), /^registries +all \(registries\.yaml has no mirrors/m)
+  })
+
+  test('say who set sharing, and whom an agent of K3s follows', () => {
+    const sharing = (changed: Partial<NodeStatus['sharing']>) =>
+      describeStatus({ ...READY, sharing: { ...READY.sharing, ...changed } })
+    assert.match(sharing({}), /^sharing +on: sharing, by \/etc\/shoal\/config\.yaml:3$/m)
+    const agent = { configured: 'auto', setBy: 'this agent follows its servers' } as const
+    assert.match(sharing({ ...agent, leader: 'one' }), /^sharing +on: this agent .*, as one says$/m)
+    assert.match(sharing({ ...agent, on: false }), /^sharing +off: .*none has said yet/m)
+  })
+
+  test('name containerd, and what it holds', () => {
+    const what = /^store +containerd v2\.3\.4 at \/c\.sock, namespace k8s\.io: 2 images, 7 digests/m
+    assert.match(describeStatus(READY), what)
+  })
+
+  test('name the file that cannot be used', () => {
+    const complaints = ['/etc/rancher/k3s/registries.yaml:3: mirrors: expected a mapping']
+    assert.match(
+      describeStatus({ ...READY, complaints }),
+      /^cannot be used +\/etc\/rancher\/k3s\/registries\.yaml:3: mirrors: /m,
+    )
   })
 
   test('say what to do when it is not ready', () => {

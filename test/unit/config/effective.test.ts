@@ -47,6 +47,17 @@ suite('what auto means', () => {
     assert.equal(off([], undefined, { sharing: 'off' }), false)
   })
 
+  test("K3s' own registry runs where it says so, and on an agent it may", () => {
+    const runs = (present: string[], k3s?: { embeddedRegistry?: boolean }) =>
+      effectiveConfig(configSchema.parse({}), facts({ present }), k3s).k3s.ownRegistry
+    const [agent, server] = ['/var/lib/rancher/k3s', '/var/lib/rancher/k3s/server']
+    assert.equal(runs([]), false)
+    assert.equal(runs([agent]), true)
+    assert.equal(runs([agent, server]), false)
+    assert.equal(runs([agent, server], { embeddedRegistry: true }), true)
+    assert.equal(runs([agent], { embeddedRegistry: false }), false)
+  })
+
   test("a bootstrap host without a port is asked at the mesh's own", () => {
     const bootstrap = ['seed', '10.0.0.1', '[fd00::1]', 'seed:9']
     const ports = ['shoal', 'spegel'].map((mesh) =>

@@ -27,6 +27,7 @@ suite("K3s' config.yaml", () => {
     })
     assert.deepEqual(await readK3sConfig(path), {
       embeddedRegistry: true,
+      embeddedRegistryAt: `${path}:1`,
       disableDefaultEndpoint: true,
       registries: '/r.yaml',
       dataDir: '/k3s',
@@ -40,10 +41,31 @@ suite("K3s' config.yaml", () => {
       'config.yaml.d/Z.YML': 'data-dir: /z\n',
       'config.yaml.d/c.yaml.off': 'data-dir: /off\n',
     })
-    assert.deepEqual(await readK3sConfig(path), { embeddedRegistry: true, dataDir: '/b' })
+    assert.deepEqual(await readK3sConfig(path), {
+      embeddedRegistry: true,
+      embeddedRegistryAt: `${path}:2`,
+      dataDir: '/b',
+    })
     // Only drop-ins will do as well
     const alone = await files(t, { 'config.yaml.d/a.yaml': 'embedded-registry: 1\n' })
-    assert.deepEqual(await readK3sConfig(alone), { embeddedRegistry: true })
+    assert.deepEqual(await readK3sConfig(alone), {
+      embeddedRegistry: true,
+      embeddedRegistryAt: `${alone}.d/a.yaml:1`,
+    })
+  })
+
+  test('adds to what was there with a plus, and of what may be there once the last one counts', async (t) => {
+    const path = await files(t, {
+      'config.yaml':
+        'embedded-registry+: false\ndata-dir: /a\ndata-dir+: [/b, /c]\n---\ndata-dir: /second-document\n',
+      'config.yaml.d/a.yaml': 'embedded-registry+: true\nprivate-registry+: /r\n',
+    })
+    assert.deepEqual(await readK3sConfig(path), {
+      embeddedRegistry: true,
+      embeddedRegistryAt: `${path}.d/a.yaml:1`,
+      registries: '/r',
+      dataDir: '/c',
+    })
   })
 
   test('names file and line of what K3s would not start with', async (t) => {

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { execFileSync, spawn } from 'node:child_process'
+import { mkdtemp, rm, symlink, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { readRegistries } from '../../../src/config/registries.ts'
+import { until } from '../../wait.ts'
 
 async function registriesFile(t: TestContext, text: string): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-registries-'))
@@ -152,5 +154,93 @@ configs:
       ])
       return true
     })
+  })
+
+  test('has one document; others K3s does not read', async (t) => {
+    const file = await registriesFile(t, 'mirrors: {a: }\n---\nmirrors: {b: }\n')
+    const { mirrors, warnings } = await readRegistries(file)
+    assert.deepEqual([...mirrors.keys()], ['a'])
+    assert.deepEqual(warnings, [{ file, line: 2, message: 'K3s ignores a second document' }])
+  })
+
+  test('may say the same of hundreds of registries by an alias', async (t) => {
+    const names = Array.from({ length: 500 }, (_, i) => `  r${i}.lan: *all\n`).join('')
+    const text = `all: &all {endpoint: [http://m.lan]}\nmirrors:\n${names}`
+    assert.equal(Object.keys(await mirrorsOf(t, text)).length, 500)
+  })
+})
+
+suite('a registries.yaml that cannot be used is said to be', () => {
+  const line = (depth: number) => `a${depth}: &a${depth} [${`*a${depth - 1}, `.repeat(10)}]`
+  const bomb = ['a0: &a0 [x, x]', ...Array.from({ length: 9 }, (_, i) => line(i + 1))]
+  const CASES: Readonly<Record<string, readonly [make: string | Buffer, message: string]>> = {
+    'of 10 MB': ['#'.repeat(10 * 1024 * 1024), ': is larger than 1 MiB'],
+    'that is not UTF-8': [Buffer.from('mirrors: {caf\u00e9: }', 'latin1'), ': is not UTF-8 text'],
+    'in UTF-16': [Buffer.from('\ufeffmirrors: {a: }', 'utf16le'), ': is not UTF-8 text'],
+    'with tabs': ['mirrors:\n\ta:\n', ':2:1: Tabs are not allowed as indentation'],
+    'whose aliases grow without end': [
+      [...bomb, 'mirrors: {m: {endpoint: *a9}}'].join('\n'),
+      ': its aliases stand for too much',
+    ],
+    'that is nested thousands deep': ['['.repeat(20_000), ': is nested too deeply'],
+    'that is a list': ['- docker.io\n', ':1: expected a mapping, found a list'],
+    'that is text': ['docker.io\n', ':1: expected a mapping, found "docker.io"'],
+    'that merges what is no mapping': [
+      'mirrors:\n  a:\n    <<: 5\n',
+      ': Merge sources must be maps or map aliases',
+    ],
+    'that stops in the middle': ['mirrors: {docker.io: {endpoint: [https://m.l', ':1:'],
+    'with a boolean for a name': [
+      'configs: {a: {tls: {ca_file: [yes]}}}',
+      ':1: configs.a.tls.ca_file: expected text, found a list',
+    ],
+  }
+  for (const [what, [content, message]] of Object.entries(CASES)) {
+    test(what, async (t) => {
+      const file = await registriesFile(t, '')
+      await writeFile(file, content)
+      await assert.rejects(readRegistries(file), (error: Error & { code?: string }) => {
+        assert.equal(error.code, 'ERR_CONFIG_INVALID')
+        assert.ok(error.message.startsWith(file) && error.message.includes(message), error.message)
+        assert.ok(error.message.split('\n').length <= 10)
+        return true
+      })
+    })
+  }
+
+  async function refused(file: string, message: string): Promise<void> {
+    await assert.rejects(readRegistries(file), { code: 'ERR_CONFIG_INVALID', message })
+  }
+
+  test('that is a directory, a pipe nobody writes to, or a device without an end', async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-registries-'))
+    t.after(() => rm(directory, { recursive: true }))
+    await refused(directory, `${directory}: is a directory`)
+    const pipe = join(directory, 'pipe')
+    execFileSync('mkfifo', [pipe])
+    await refused(pipe, `${pipe}: is no file, and nothing is in it`)
+    await refused('/dev/zero', '/dev/zero: is larger than 1 MiB')
+    await refused('/dev/null', '/dev/null: is no file, and nothing is in it')
+    const loop = join(directory, 'loop')
+    await symlink(loop, loop)
+    await refused(
+      loop,
+      `${loop}: cannot be read: ELOOP: too many symbolic links encountered, open '${loop}'`,
+    )
+  })
+
+  test('that is a pipe into which somebody writes slowly is read to its end', async (t) => {
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-registries-'))
+    t.after(() => rm(directory, { recursive: true }))
+    const pipe = join(directory, 'pipe')
+    execFileSync('mkfifo', [pipe])
+    const writer = spawn('sh', [
+      '-c',
+      `exec 3>"${pipe}"; echo "mirrors:" >&3; read -r _; echo "  a:" >&3`,
+    ])
+    const reading = until(() => readRegistries(pipe).catch(() => undefined))
+    writer.stdin.end('go on\n')
+    const { mirrors } = await reading
+    assert.deepEqual([...mirrors.keys()], ['a'])
   })
 })

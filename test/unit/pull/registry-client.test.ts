@@ -62,7 +62,10 @@ async function serve(answer: (socket: Socket, requests: number) => void, log: st
 
 async function read(answer: RegistryAnswer): Promise<Buffer> {
   const chunks: Buffer[] = []
-  for await (const chunk of answer.body ?? []) chunks.push(Buffer.from(chunk))
+  const write = async (chunk: Uint8Array): Promise<void> => {
+    chunks.push(Buffer.from(chunk))
+  }
+  await answer.writeTo?.({ write }, { signal: signal() })
   return Buffer.concat(chunks)
 }
 

@@ -66,12 +66,13 @@ suite('registry client over TLS', () => {
       const answer = await b.client.fetch(a.origin, pull, { peer: a.peer, signal: signal() })
       const hash = createHash('sha256')
       let chunks = 0
-      for await (const chunk of answer.body ?? []) {
+      const write = async (chunk: Uint8Array): Promise<void> => {
         chunks += 1
         // The chunk is the reader's until it asks for more.
         if (pace === 'now and then') await (chunks % 50 === 0 ? delay(5) : nextTurn())
         hash.update(chunk)
       }
+      await answer.writeTo?.({ write }, { signal: signal() })
       assert.equal(`sha256:${hash.digest('hex')}`, digestOf(content))
     }
     assert.equal(a.connections(), 1)
@@ -87,7 +88,7 @@ suite('registry client over TLS', () => {
     })
     // Nor is a connection used again for it that was made for the right one.
     const answer = await b.client.fetch(a.origin, pull, { peer: a.peer, signal: signal() })
-    for await (const _ of answer.body ?? []);
+    await answer.writeTo?.({ async write() {} }, { signal: signal() })
     await assert.rejects(b.client.fetch(a.origin, pull, { peer: other, signal: signal() }), {
       reason: 'untrusted',
     })
@@ -139,7 +140,7 @@ suite('registry client over TLS', () => {
           peer: node.peer,
           signal: signal(),
         })
-        for await (const _ of answer.body ?? []);
+        await answer.writeTo?.({ async write() {} }, { signal: signal() })
       }
       await assert.rejects(read(), { reason })
     }

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { mkdtemp, open, readFile, rm } from 'node:fs/promises'
 import { get, type IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -77,11 +78,15 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
     listen: { host: '127.0.0.1', port: 0 },
     drainTimeout: 0,
   })
+  const sockets: Socket[] = []
+  server.server.on('connection', (socket: Socket) => sockets.push(socket))
   await listener.start()
   started.defer(() => listener.stop())
   const all = started.move()
   return {
     wrong,
+    /** Bytes that went to clients by way of Node's own sockets */
+    written: () => sockets.reduce((sum, { bytesWritten }) => sum + bytesWritten, 0),
     /** Bytes given, by their source */
     given: async () => {
       const { values } = await metrics.bytes.get()
@@ -165,6 +170,20 @@ for (const slow of [false, true]) {
     })
   })
 }
+
+test(
+  'bytes of a peer go to the client on another thread where that can be',
+  { skip: process.platform !== 'linux' },
+  async () => {
+    await using peer = await zoo.good(blob)
+    await using node = await startNode(new zoo.FixedRouter([peer]))
+    const { complete, bytes: received } = await node.read(false)
+    assert.ok(complete)
+    assert.ok(received.equals(bytes))
+    assert.ok(node.written() < bytes.length / 2, `${node.written()} bytes were written`)
+    await until(async () => (await node.given())['peer'] === bytes.length)
+  },
+)
 
 test('wrong bytes of a peer are found though an honest upstream gives the end, and the peer is left alone', async () => {
   const wrong = Buffer.from(bytes)

@@ -1,0 +1,289 @@
+import { availableParallelism } from 'node:os'
+import { Worker } from 'node:worker_threads'
+import { kernelCalls, type KernelCalls } from '../kernel/calls.ts'
+import type { Carried, CarryLoad, LentReader } from '../oci/body.ts'
+import { DigestMismatchError, DigestVerifier, splitDigest, type Digest } from '../oci/digest.ts'
+import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
+
+/** Less than this is done where it is: another thread would take longer to be told. */
+const MIN_BYTES = 1024 * 1024
+/** A ring is this many buffers of this size; so much of a blob may be on its way to the thread. */
+const BUFFERS = 4
+const BUFFER_BYTES = 128 * 1024
+/** Threads that bytes pass through; one can take some GB a second over. */
+const MAX_THREADS = 4
+/** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
+const IDLE = 30_000
+/** What is carried before it is said how far it came. */
+const LOAD_BYTES = 32 * 1024 * 1024
+
+/** The reader of a transfer went away, or took nothing for too long. */
+export class ReaderGoneError extends Error {
+  override readonly name = 'ReaderGoneError'
+  readonly code = 'ERR_READER_GONE'
+}
+
+/** What the bytes of one transfer pass through on their way to the reader; tells whether they are the right ones. */
+export interface Passage {
+  /** Resolves when `chunk` may be used for something else. */
+  update(chunk: Uint8Array): Promise<void>
+  /**
+   * Takes bytes from one socket to another; those go through no buffer of this thread. Undefined where that cannot be.
+   * @throws {ReaderGoneError}
+   */
+  carry(
+    load: CarryLoad,
+    reader: LentReader,
+    options: { signal: AbortSignal },
+  ): Promise<Carried | undefined>
+  /**
+   * Resolves when all that passed is right, or cannot be verified. To be called once, at the end.
+   * @throws {DigestMismatchError}
+   */
+  finish(): Promise<void>
+  /** In place of `finish`, when the bytes are not wanted any more. It may be called after it. */
+  drop(): void
+}
+
+/**
+ * Large content passes through other threads: to read a socket into a small buffer, hash it and write it to the next
+ * socket, while it is in the cache of one core, costs half of what it costs with the event loop in between.
+ */
+export class Passages {
+  readonly #threads: Thread[] = []
+
+  /** `digest` is absent where nothing can be verified. */
+  async over(digest: Digest | undefined, size: number): Promise<Passage> {
+    if (size < MIN_BYTES) return passageHere(digest)
+    const calls = await kernelCalls()
+    if (calls === undefined && digest === undefined) return passageHere(digest)
+    const most = Math.min(MAX_THREADS, availableParallelism())
+    const usable = this.#threads.filter((thread) => thread.usable)
+    const [idlest] = usable.toSorted((a, b) => a.load - b.load)
+    if (idlest !== undefined && (idlest.load === 0 || usable.length >= most))
+      return new RemotePassage(idlest, digest)
+    const thread = new Thread(calls, () => {
+      this.#threads.splice(this.#threads.indexOf(thread), 1)
+    })
+    this.#threads.push(thread)
+    return new RemotePassage(thread, digest)
+  }
+
+  /** Ends all threads; what passes through them fails. */
+  async close(): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.end()))
+  }
+}
+
+function passageHere(digest: Digest | undefined): Passage {
+  const verifier = digest === undefined ? undefined : new DigestVerifier(digest)
+  return {
+    update: async (chunk) => verifier?.update(chunk),
+    carry: async () => undefined,
+    finish: async () => verifier?.finish(),
+    drop() {},
+  }
+}
+
+interface User {
+  answered(answer: PassageAnswer): void
+  failed(error: Error): void
+}
+
+/** A thread that several transfers pass through at a time. */
+class Thread {
+  usable = true
+  readonly calls: KernelCalls | undefined
+  readonly #worker: Worker
+  readonly #users = new Map<number, User>()
+  /** What it waits for beside sockets */
+  readonly #wake: number
+  #lastId = 0
+  #carrying = 0
+  #idle: NodeJS.Timeout | undefined
+
+  /** `gone` is called when it has ended, whatever the reason. */
+  constructor(calls: KernelCalls | undefined, gone: () => void) {
+    this.calls = calls
+    this.#wake = calls?.flag() ?? -1
+    // Beside the bundle it is a file of its own too.
+    const file = import.meta.url.endsWith('.ts') ? './passage-worker.ts' : './passage-worker.mjs'
+    this.#worker = new Worker(new URL(file, import.meta.url), { workerData: this.#wake })
+    this.#worker.on('message', (answer: PassageAnswer) =>
+      this.#users.get(answer.id)?.answered(answer),
+    )
+    const failed = (error: Error): void => {
+      this.usable = false
+      for (const user of this.#users.values()) user.failed(error)
+    }
+    this.#worker.on('error', failed)
+    this.#worker.on('exit', () => {
+      failed(new Error('the thread that content passes through has ended'))
+      if (this.#wake >= 0) calls?.close(this.#wake)
+      gone()
+    })
+  }
+
+  /** Transfers that pass through it. */
+  get load(): number {
+    return this.#users.size
+  }
+
+  enter(user: User): number {
+    clearTimeout(this.#idle)
+    this.#worker.ref()
+    this.#lastId += 1
+    this.#users.set(this.#lastId, user)
+    return this.#lastId
+  }
+
+  tell(order: PassageOrder): void {
+    if (!this.usable) return
+    this.#worker.postMessage(order)
+    // It may be waiting for sockets only.
+    if (this.#carrying > 0) this.calls?.raise(this.#wake)
+  }
+
+  /** As long as `carried` lasts the thread has to be woken for orders. */
+  async carrying<T>(carried: Promise<T>): Promise<T> {
+    this.#carrying += 1
+    return carried.finally(() => {
+      this.#carrying -= 1
+    })
+  }
+
+  leave(id: number): void {
+    if (!this.#users.delete(id) || this.#users.size > 0) return
+    this.#worker.unref()
+    this.#idle = setTimeout(() => void this.end(), IDLE).unref()
+  }
+
+  async end(): Promise<void> {
+    this.usable = false
+    if (this.#carrying > 0) this.calls?.raise(this.#wake)
+    await this.#worker.terminate()
+  }
+}
+
+/** A transfer through another thread; what does not go from socket to socket goes there in a ring of buffers that both see. */
+class RemotePassage implements Passage {
+  readonly #thread: Thread
+  readonly #digest: Digest | undefined
+  readonly #algorithm: string | undefined
+  readonly #bytes: Uint8Array<SharedArrayBuffer> | undefined
+  readonly #id: number
+  /** The buffer that is being filled, and how far it is */
+  #current = 0
+  #filled = 0
+  /** Buffers that the thread has not given back; it does so in their order */
+  #given = 0
+  #hex: string | undefined
+  #carried: CarryEnd | undefined
+  #failure: Error | undefined
+  #over = false
+  #waiting: PromiseWithResolvers<void> | undefined
+
+  constructor(thread: Thread, digest: Digest | undefined) {
+    this.#thread = thread
+    this.#digest = digest
+    this.#algorithm = digest && splitDigest(digest).algorithm
+    this.#id = thread.enter({
+      answered: (answer) => {
+        if (answer.answer === 'updated') this.#given -= 1
+        else if (answer.answer === 'hash') this.#hex = answer.hex
+        else this.#carried = answer
+        this.#waiting?.resolve()
+      },
+      failed: (error) => {
+        this.#failure = error
+        this.#waiting?.reject(error)
+      },
+    })
+    if (this.#algorithm === undefined) return
+    const ring = new SharedArrayBuffer(BUFFERS * BUFFER_BYTES)
+    this.#bytes = new Uint8Array(ring)
+    thread.tell({ id: this.#id, do: 'begin', algorithm: this.#algorithm, ring })
+  }
+
+  async update(chunk: Uint8Array): Promise<void> {
+    if (this.#bytes === undefined) return
+    for (let offset = 0; offset < chunk.length;) {
+      const part = chunk.subarray(offset, offset + BUFFER_BYTES - this.#filled)
+      this.#bytes.set(part, this.#current * BUFFER_BYTES + this.#filled)
+      this.#filled += part.length
+      offset += part.length
+      if (this.#filled === BUFFER_BYTES) this.#giveOut()
+      // The one to be filled next must have come back.
+      while (this.#given >= BUFFERS) await this.#answered()
+    }
+  }
+
+  async carry(
+    { from, count, progress }: CarryLoad,
+    { descriptor: to, stall }: LentReader,
+    { signal }: { signal: AbortSignal },
+  ): Promise<Carried | undefined> {
+    if (this.#thread.calls === undefined) return undefined
+    signal.throwIfAborted()
+    if (this.#filled > 0) this.#giveOut()
+    const id = this.#id
+    const load = { from, to, progress, stall, count: Math.min(count, LOAD_BYTES) }
+    this.#carried = undefined
+    this.#thread.tell({ id, do: 'carry', ...load })
+    const stop = (): void => this.#thread.tell({ id, do: 'stop' })
+    signal.addEventListener('abort', stop, { once: true })
+    const { bytes, waited, end } = await this.#thread
+      .carrying(this.#whenCarried())
+      .finally(() => signal.removeEventListener('abort', stop))
+    switch (end) {
+      case 'stopped':
+        throw signal.reason
+      case 'reader gone':
+        throw new ReaderGoneError('the reader closed its connection')
+      case 'reader stalled':
+        throw new ReaderGoneError('the reader took nothing for too long')
+      case 'done':
+        return { bytes, waited, giver: 'sends' }
+      case 'closed':
+      case 'stalled':
+        return { bytes, waited, giver: end }
+    }
+  }
+
+  async finish(): Promise<void> {
+    this.#over = true
+    if (this.#digest === undefined) return this.#thread.leave(this.#id)
+    if (this.#filled > 0) this.#giveOut()
+    this.#thread.tell({ id: this.#id, do: 'finish' })
+    while (this.#hex === undefined) await this.#answered()
+    this.#thread.leave(this.#id)
+    const actual = `${this.#algorithm}:${this.#hex}`
+    if (actual !== this.#digest) throw new DigestMismatchError(this.#digest, actual)
+  }
+
+  drop(): void {
+    if (this.#over) return
+    this.#over = true
+    this.#thread.tell({ id: this.#id, do: 'drop' })
+    this.#thread.leave(this.#id)
+  }
+
+  #giveOut(): void {
+    const offset = this.#current * BUFFER_BYTES
+    this.#thread.tell({ id: this.#id, do: 'update', offset, length: this.#filled })
+    this.#given += 1
+    this.#current = (this.#current + 1) % BUFFERS
+    this.#filled = 0
+  }
+
+  async #whenCarried(): Promise<CarryEnd> {
+    while (this.#carried === undefined) await this.#answered()
+    return this.#carried
+  }
+
+  async #answered(): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure
+    this.#waiting = Promise.withResolvers()
+    await this.#waiting.promise
+  }
+}
