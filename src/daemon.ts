@@ -499,7 +499,7 @@ export function createDaemon(
       complaint: mirror.complaint || null,
     },
   })
-  const adminListener = new Listener(createAdminServer({ metrics, notReady, status }), {
+  const adminListener = new Listener(createAdminServer({ metrics, notReady, status, config }), {
     key: 'listen.admin',
     listen: config.listen.admin,
     drainTimeout: 0,

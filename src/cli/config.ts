@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, statfsSync } from 'node:fs'
+import { existsSync, statfsSync } from 'node:fs'
 import { homedir, hostname } from 'node:os'
 import { dirname } from 'node:path'
 import { Command, Option } from 'commander'
@@ -104,15 +104,5 @@ export function hostFacts(): HostFacts {
       const { blocks, bsize } = statfsSync(existing)
       return blocks * bsize
     },
-  }
-}
-
-/** Text of a file, empty if it cannot be read. */
-export function readOptional(path: string): string {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    // No such file where there is no such protocol
-    return ''
   }
 }

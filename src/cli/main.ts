@@ -2,6 +2,7 @@ import { Command } from 'commander'
 import manifest from '../../package.json' with { type: 'json' }
 import { configCommand } from './config.ts'
 import { demoCommand } from './demo.ts'
+import { doctorCommand } from './doctor.ts'
 import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
@@ -22,6 +23,7 @@ const program = new Command('shoal')
   .showHelpAfterError('(run with --help for what there is)')
   .addCommand(serveCommand())
   .addCommand(statusCommand())
+  .addCommand(doctorCommand())
   .addCommand(demoCommand())
   .addCommand(mirrorCommand())
   .addCommand(rolloutCommand())
@@ -34,7 +36,7 @@ try {
   process.stderr.write(
     `${explain(error, program.opts<{ verbose?: boolean }>().verbose === true)}\n`,
   )
-  process.exitCode = 1
+  process.exitCode ??= 1
 }
 
 /** What went wrong, in words for the user: errors with a code were written for them, others are our own mistakes. */

@@ -20,8 +20,8 @@ import {
 } from '../mirror/certs-dir.ts'
 import { forgetApplied, readApplied, writeApplied } from '../mirror/applied.ts'
 import { unifiedDiff } from '../mirror/diff.ts'
-import { readsCertsDir } from '../mirror/hosts-toml.ts'
-import { addConfigOptions, loadFromCommand, readOptional } from './config.ts'
+import { readContainerdConfig } from '../mirror/containerd-config.ts'
+import { addConfigOptions, loadFromCommand } from './config.ts'
 
 /** Some files stayed as they were although they should not; which and why was printed. */
 class MirrorIncompleteError extends Error {
@@ -45,7 +45,7 @@ export function mirrorCommand(): Command {
           await report(changes)
           if (!inK3s) {
             await remember(config, registries)
-            hintAtConfigPath(config.certsDir)
+            await hintAtConfigPath(config.certsDir)
           } else if (changes.some(({ before, after }) => before !== after)) {
             process.stdout.write('note: K3s reads it when it starts: restart k3s or k3s-agent\n')
           }
@@ -192,9 +192,13 @@ function complain(changes: readonly Change[]): void {
 }
 
 /** Without `config_path` containerd never looks at what was written; no error says so. */
-function hintAtConfigPath(certsDir: string): void {
+async function hintAtConfigPath(certsDir: string): Promise<void> {
   // K3s sets it itself, and what another directory is for is not known here
-  if (certsDir !== CERTS_DIR || readsCertsDir(readOptional(CONTAINERD_CONFIG), certsDir)) return
+  if (certsDir !== CERTS_DIR) return
+  const unreadable = { configPath: certsDir }
+  const { configPath } =
+    (await readContainerdConfig(CONTAINERD_CONFIG).catch(() => unreadable)) ?? {}
+  if (configPath?.split(':').includes(certsDir) === true) return
   process.stdout.write(
     `note: ${CONTAINERD_CONFIG} does not set config_path; containerd's CRI plugin reads these files only with\n` +
       `  config_path = "${certsDir}"\n` +

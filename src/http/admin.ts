@@ -8,10 +8,17 @@ export interface AdminComponents {
   /** Why this node is not ready; undefined when it is. */
   readonly notReady: () => string | undefined
   readonly status: () => Promise<NodeStatus>
+  /** With what it runs, everything `auto` decided. Nothing in it is secret: secrets are in files of their own. */
+  readonly config: object
 }
 
 /** Probes, metrics and what the commands ask, for this host only. */
-export function createAdminServer({ metrics, notReady, status }: AdminComponents): FastifyInstance {
+export function createAdminServer({
+  metrics,
+  notReady,
+  status,
+  config,
+}: AdminComponents): FastifyInstance {
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
   server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
@@ -25,6 +32,7 @@ export function createAdminServer({ metrics, notReady, status }: AdminComponents
       .send(`${reason ?? 'ok'}\n`)
   })
   server.get('/status', async (_request, reply) => reply.send(await status()))
+  server.get('/config', (_request, reply) => reply.send(config))
   server.get('/metrics', async (_request, reply) => {
     const { contentType, text } = await metrics.render()
     return reply.type(contentType).send(text)

@@ -134,18 +134,13 @@ export function hasInsertedHost(text: string): boolean {
   return linesOf(text).some(({ line }) => line.startsWith(BEGIN) || line === END)
 }
 
-/** True if containerd's configuration makes its CRI plugin read `certsDir`. What cannot be read counts as true. */
-export function readsCertsDir(containerdConfig: string, certsDir: string): boolean {
-  let plugins: TomlTable
+/** The host that containerd asks first, as written; undefined if there is none, or the text is no TOML. */
+export function firstHost(text: string): string | undefined {
   try {
-    plugins = tableAt(parseToml(containerdConfig), 'plugins')
+    return Object.keys(tableAt(parseToml(text), 'host'))[0]
   } catch {
-    return true
+    return undefined
   }
-  return Object.keys(plugins).some((plugin) => {
-    const path = tableAt(tableAt(plugins, plugin), 'registry')['config_path']
-    return typeof path === 'string' && path.split(':').includes(certsDir)
-  })
 }
 
 function quote(text: string): string {
@@ -200,7 +195,8 @@ function tableAt(parent: TomlTable, key: string): TomlTable {
   return isTable(value) ? value : {}
 }
 
-function isTable(value: TomlTable[string] | undefined): value is TomlTable {
+/** True for a table of TOML: what it has beside are lists, dates and plain values. */
+export function isTable(value: TomlTable[string] | undefined): value is TomlTable {
   return typeof value === 'object' && !Array.isArray(value) && !(value instanceof Date)
 }
 

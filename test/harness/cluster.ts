@@ -164,6 +164,16 @@ class Link {
     await this.#switch.exec(['ip', 'link', 'set', this.#port, 'master', bridge])
   }
 
+  /** Loses packets to this machine that are longer than `bytes`, and tells nobody, as a network with a smaller MTU may do. */
+  async loseLongPackets(bytes: number): Promise<void> {
+    const limit = ['rate', '1gbit', 'burst', `${bytes}`, 'latency', '100ms']
+    await this.#switch.exec(['tc', 'qdisc', 'replace', 'dev', this.#port, 'root', 'tbf', ...limit])
+  }
+
+  async losePacketsNoMore(): Promise<void> {
+    await this.#switch.exec(['tc', 'qdisc', 'delete', 'dev', this.#port, 'root'])
+  }
+
   /** Lets only so much pass, in each direction. */
   async shape(megabitsPerSecond: number): Promise<void> {
     for (const [machine, device] of [

@@ -37,7 +37,7 @@ export interface RateLimit {
 }
 
 export interface UpstreamClientComponents {
-  readonly log: Logger
+  readonly log: Pick<Logger, 'warn'>
   /** Of files; those of registries.yaml come first. */
   readonly logins: Pick<Logins, 'of'>
   /** Told of what endpoints say of their limits, of the first {@link MAX_LIMITED} that do. */
@@ -50,7 +50,7 @@ export interface UpstreamClientComponents {
  * so it is loaded when the first upstream is asked.
  */
 export class UpstreamClient implements UpstreamFetcher {
-  readonly #log: Logger
+  readonly #log: Pick<Logger, 'warn'>
   readonly #timeouts: StageTimeouts
   readonly #ways = new Map<string, Promise<Way>>()
   readonly #authorizer: Authorizer
@@ -118,6 +118,40 @@ export class UpstreamClient implements UpstreamFetcher {
     }
   }
 
+  /**
+   * Whether the endpoint lets this node in, asked for no repository, as `docker login` asks.
+   * @throws {UpstreamError} when it does not answer
+   */
+  async login(endpoint: Endpoint, signal: AbortSignal): Promise<LoginAnswer> {
+    const way = await this.#way(endpoint)
+    const url = `${base(endpoint)}/`
+    const auth = endpoint.access.auth ?? (await this.#logins.of(new URL(url).host))
+    const shown = isLogin(auth)
+    const ask = async (authorization?: string): Promise<Dispatcher.ResponseData> => {
+      try {
+        const headers = { 'user-agent': 'shoal', ...(authorization && { authorization }) }
+        const response = await request(url, { dispatcher: way.own, signal, headers })
+        await drain(response)
+        return response
+      } catch (error) {
+        throw translate(error, 'does not answer')
+      }
+    }
+    const { statusCode, headers } = await ask()
+    if (statusCode >= 500) throw new UpstreamError('unreachable', `answered ${statusCode}`)
+    if (statusCode !== 401) return 'open'
+    const named = { url: endpoint.url, access: { ...endpoint.access, ...(auth && { auth }) } }
+    const context = { endpoint: named, scope: '', dispatcher: way.own, signal }
+    const authorization = await this.#authorizer
+      .answer(context, headers['www-authenticate'], undefined)
+      .catch((error: unknown) => {
+        throw translate(error, 'the login failed')
+      })
+    const accepted = authorization !== undefined && (await ask(authorization)).statusCode !== 401
+    if (!accepted) return shown ? 'login refused' : 'login missing'
+    return shown ? 'login accepted' : 'open'
+  }
+
   async close(): Promise<void> {
     const ways = await Promise.allSettled(this.#ways.values())
     this.#ways.clear()
@@ -130,7 +164,7 @@ export class UpstreamClient implements UpstreamFetcher {
 
   /** A login that is refused is for an operator to mend; who has none to show is refused all the time. */
   #noteRefusal({ url }: Endpoint, auth: RegistryAuth | undefined, status: number): void {
-    if (auth !== undefined && Object.values(auth).some((value) => value !== undefined))
+    if (isLogin(auth))
       this.#log.warn({ endpoint: url, status }, 'upstream refuses the login of this node')
   }
 
@@ -248,6 +282,13 @@ export class UpstreamClient implements UpstreamFetcher {
     // Elsewhere, say to an object store, this node does not show who it is.
     return { own: agent({ ...trust, ...identity }), other: agent(trust) }
   }
+}
+
+/** How a registry takes this node: `open` for anybody, or by what its login, if it has one, is worth there. */
+export type LoginAnswer = 'open' | 'login accepted' | 'login refused' | 'login missing'
+
+function isLogin(auth: RegistryAuth | undefined): boolean {
+  return auth !== undefined && Object.values(auth).some((value) => value !== undefined)
 }
 
 /** Connections to an endpoint itself, and to where it redirects. */

@@ -8,7 +8,7 @@ import {
   HostsTomlError,
   insertHost,
   PULL,
-  readsCertsDir,
+  firstHost,
   removeHost,
   renderHosts,
 } from '../../../src/mirror/hosts-toml.ts'
@@ -275,15 +275,8 @@ suite('a hosts.toml of our own', () => {
   })
 })
 
-test("containerd's configuration says whether it reads the directory", () => {
-  const dir = '/etc/containerd/certs.d'
-  const config = (plugin: string, path: string) =>
-    `version = 2\n[plugins."${plugin}".registry]\nconfig_path = "${path}"\n`
-  assert.ok(readsCertsDir(config('io.containerd.grpc.v1.cri', dir), dir))
-  assert.ok(readsCertsDir(config('io.containerd.cri.v1.images', `/etc/docker/certs.d:${dir}`), dir))
-  assert.ok(!readsCertsDir(config('io.containerd.grpc.v1.cri', ''), dir))
-  assert.ok(!readsCertsDir('version = 2\n', dir))
-  assert.ok(!readsCertsDir('', dir))
-  // A false alarm helps nobody
-  assert.ok(readsCertsDir('not toml', dir))
+test('the first host is the one containerd asks first', () => {
+  assert.equal(firstHost('server = "s"\n[host."http://b"]\n[host."http://a"]\n'), 'http://b')
+  assert.equal(firstHost('server = "s"\n'), undefined)
+  assert.equal(firstHost('[host."half'), undefined)
 })

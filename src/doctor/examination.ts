@@ -1,0 +1,83 @@
+import type { EffectiveConfig } from '../config/effective.ts'
+import type { NodeStatus } from '../observe/status.ts'
+import { checkConfigPath, checkContainerd, checkLayers, lookAtContainerd } from './containerd.ts'
+import { checkDaemon, checkSharing } from './daemon.ts'
+import { CHECKS, findings, type Finding } from './finding.ts'
+import { checkAddresses, checkDisk, checkFiles, checkMtu, checkRights, lookAtHost } from './host.ts'
+import { checkK3s, checkRegistries, lookAtRegistries, registriesOf } from './k3s.ts'
+import { checkMirror, lookAtMirror } from './mirror.ts'
+import { checkClock, checkMesh, checkPeers, lookAtMesh } from './peers.ts'
+import { checkPorts, lookAtPorts } from './ports.ts'
+import { checkToken, lookAtToken } from './token.ts'
+import { checkUpstream, lookAtUpstream } from './upstream.ts'
+
+/** What the daemon said of itself, as far as it runs. */
+export interface DaemonSays {
+  readonly status: NodeStatus
+  readonly metrics: string
+  readonly pid: number | undefined
+}
+
+export interface ExaminationInit {
+  /** That of the running daemon, else that of the files */
+  readonly config: EffectiveConfig
+  /** Where the daemon was asked */
+  readonly origin: string
+  readonly daemon: DaemonSays | undefined
+  /** Of this program */
+  readonly version: string
+  readonly root: boolean
+}
+
+/** Looks at everything that can explain "it does not work". Nothing is changed, and nothing outside is asked but peers and registries. */
+export async function examine(init: ExaminationInit): Promise<Finding[]> {
+  const { config, origin, daemon, version, root } = init
+  const status = daemon?.status
+  const registries = await lookAtRegistries(config.registries)
+  const said = registriesOf(registries)
+  const onContainerd = config.store === 'containerd'
+  const [containerd, mirror, ports, mesh, token, upstream] = await Promise.all([
+    onContainerd ? lookAtContainerd(config) : undefined,
+    onContainerd ? lookAtMirror(config, said, status?.mirror.withdrawn === true) : undefined,
+    lookAtPorts(config, daemon?.pid),
+    lookAtMesh(config, status),
+    lookAtToken(config),
+    lookAtUpstream(config, said, daemon?.metrics ?? ''),
+  ])
+  const host = await lookAtHost({
+    root,
+    daemon: daemon?.pid,
+    status,
+    disks: {
+      'the state of this node': config.dataDir,
+      ...(containerd?.content && { "containerd's content": containerd.content.path }),
+      ...(!onContainerd && { 'the image layout': config.layout.path }),
+    },
+  })
+  const found = [
+    ...checkDaemon({ origin, status, version }),
+    ...checkSharing({ status }),
+    ...checkRights(host),
+    ...(containerd === undefined || mirror === undefined
+      ? [findings('containerd').notApplicable(`images are kept in ${config.layout.path}`)]
+      : [
+          ...checkContainerd(containerd),
+          ...checkConfigPath(containerd),
+          ...checkLayers(containerd),
+          ...checkMirror(mirror),
+        ]),
+    ...checkK3s(config, registries),
+    ...checkRegistries(registries),
+    ...checkPorts(ports),
+    ...checkAddresses(host),
+    ...checkMtu(host),
+    ...checkMesh(mesh),
+    ...checkPeers(mesh),
+    ...checkClock(mesh),
+    ...checkToken(token),
+    ...checkUpstream(upstream),
+    ...checkDisk(host),
+    ...checkFiles(host),
+  ]
+  return found.toSorted((a, b) => CHECKS.indexOf(a.check) - CHECKS.indexOf(b.check))
+}
