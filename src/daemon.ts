@@ -1,4 +1,5 @@
 import { networkInterfaces } from 'node:os'
+import { join } from 'node:path'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
@@ -29,12 +30,15 @@ import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
 import type { ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
+import { Inflight } from './pull/inflight.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { PoisonedDownloads } from './pull/poisoned.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
+import { Heard } from './pull/swarm/heard.ts'
+import { Swarm } from './pull/swarm/swarm.ts'
 import { trustedTags } from './pull/tags.ts'
 import { Transfers } from './pull/transfer.ts'
 import { Logins } from './pull/upstream/logins.ts'
@@ -52,6 +56,7 @@ import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
+import { Spool } from './store/spool.ts'
 import { isIdentityError, PeerTls } from './trust/peer-tls.ts'
 import { TokenFile } from './trust/token-file.ts'
 
@@ -228,10 +233,31 @@ export function createDaemon(
       if (!shares(keyOf(pull))) throw new ContentNotFoundError('it is not shared')
       return open(pull, options)
     }
+  /** Others may ask for what is of this registry, and be asked. */
+  const isShared = (name: string): boolean => router.sharing && sharedRegistries.has(name)
+  const spool = new Spool(
+    { log: component('store:spool') },
+    { directory: join(config.dataDir, 'spool'), maxBytes: config.limits.spool },
+  )
+  const inflight = new Inflight({
+    store,
+    given: (digest) => store.holds(digest) === true && shares(digest),
+    // What goes into the embedded store can be read there.
+    spool: layout === undefined ? spool : { begin: async () => undefined },
+    wanted: (name) => isShared(name) && router.peers().length > 0,
+    log: component('pull:inflight'),
+  })
+  const heard = new Heard({ wanted: isShared })
   const { peer } = config.listen
   const spegel = config.mesh === 'spegel'
   const peerListener: MovingListener = new MovingListener(
-    () => registry('peer', whileSharing(onlyShared(chain([local])))),
+    () =>
+      registry(
+        'peer',
+        whileSharing(
+          chain([heard, { name: local.name, open: onlyShared(chain([local])) }, inflight]),
+        ),
+      ),
     {
       key: 'listen.peer',
       drainTimeout,
@@ -319,10 +345,10 @@ export function createDaemon(
     },
     config.peers,
   )
-  const shared: ContentSource = {
+  const holders = (among: 'near' | 'far'): ContentSource => ({
     name: peers.name,
-    open: whileSharing((pull, options) => peers.open(pull, options)),
-  }
+    open: whileSharing((pull, options) => peers.open(pull, options, among)),
+  })
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener.address().port,
@@ -400,12 +426,31 @@ export function createDaemon(
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
   })
+  // What no node of this zone has, one of those who want it at the same time gets from elsewhere.
+  const elsewhere = chain([holders('far'), upstream])
+  const swarm = new Swarm({
+    exchange: router,
+    peers,
+    upstream: config.upstream === 'on' ? { name: upstream.name, open: elsewhere } : undefined,
+    heard,
+    shares: isShared,
+    log: component('pull:swarm'),
+  })
+  const sources = transfers.over(
+    chain([
+      known,
+      holders('near'),
+      news,
+      swarm,
+      ...(config.upstream === 'on' ? [] : [holders('far')]),
+    ]),
+  )
   const pulls =
     config.upstream === 'on'
       ? trustedTags(
           {
-            open: transfers.over(chain([known, shared, news, upstream])),
-            upstream: (request, options) => upstream.open(request, options),
+            open: sources,
+            upstream: (request, options) => swarm.open(request, options),
             claims,
             onConflict(tag, claim, served) {
               metrics.tagConflicts.inc({ kind: 'served' })
@@ -421,18 +466,20 @@ export function createDaemon(
             homeRegistry: config.registry.name,
           },
         )
-      : transfers.over(chain([known, shared, news]))
+      : sources
   const localListener: Listener = new Listener(
     registry(
       'local',
       poisoned.guard(
-        layout === undefined
-          ? pulls
-          : keep(pulls, {
-              store: layout,
-              log: component('pull:keep'),
-              homeRegistry: config.registry.name,
-            }),
+        inflight.over(
+          layout === undefined
+            ? pulls
+            : keep(pulls, {
+                store: layout,
+                log: component('pull:keep'),
+                homeRegistry: config.registry.name,
+              }),
+        ),
       ),
     ),
     { key: 'listen.local', listen: config.listen.local, drainTimeout },
@@ -594,6 +641,8 @@ export function createDaemon(
     advertiser,
     { start: async () => {}, stop: async () => client.close() },
     { start: async () => {}, stop: async () => transfers.close() },
+    spool,
+    { start: async () => {}, stop: async () => swarm.close() },
     { start: async () => {}, stop: async () => upstream.close() },
     pushes,
     localListener,

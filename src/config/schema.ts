@@ -693,6 +693,17 @@ export const configSchema = z.strictObject(
               description:
                 'Bytes of blobs that are given to other nodes in a second, on average: each blob begins only when those before it are paid for, and is then given as fast as it goes.',
             }),
+          spool: textual<number>(
+            'a size such as 2GiB',
+            (text) => parseQuantity(text, SIZE_UNITS),
+            (value) => formatQuantity(value, SIZE_UNITS),
+          )
+            .prefault('4GiB')
+            .register(docs, {
+              placeholder: 'SIZE',
+              description:
+                "Bytes of blobs on their way to a client that `spool` in `dataDir` takes at a time, so that other nodes can read them while they come. It is needed only where containerd's content directory cannot be read, and for clients that are not containerd.",
+            }),
           meshSize: z
             .int({ error: 'expected a whole number from 0 to 2000' })
             .min(0)

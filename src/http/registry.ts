@@ -226,6 +226,7 @@ export function createRegistryServer(
       bytes: content?.body?.length ?? 0,
       ...(content?.tag && { tagIs: content.tag }),
       ...(content?.observed && { observed: content.observed }),
+      ...(content?.givenBy !== undefined && { givenBy: Object.fromEntries(content.givenBy) }),
       durationMs: Math.round(durationMs),
       ...(outcome === 'failed' && { err: failure }),
     }
@@ -270,6 +271,8 @@ export function createRegistryServer(
         'content-range': `bytes ${range.start}-${range.end}/${descriptor.size}`,
       }),
     })
+    // Its bytes may be long in coming, and who waits for them must know that they will.
+    if (content.source === 'inflight') raw.flushHeaders()
     if (body !== undefined) {
       const sink = new ResponseSink(raw, signal)
       const { listener } = init

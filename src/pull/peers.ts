@@ -10,7 +10,7 @@ import {
   type RangeRequest,
 } from '../oci/distribution.ts'
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
-import type { Peer, Router } from '../routing/router.ts'
+import type { LookupOptions, Peer, Router } from '../routing/router.ts'
 import { PeerChoice } from './choice.ts'
 import {
   RegistryRequestError,
@@ -53,6 +53,24 @@ export interface PeersInit {
   readonly busy: number
 }
 
+/**
+ * Of nodes that are receiving something: they may be waiting for its beginning themselves, and when they stand still so
+ * do others; whoever agreed with them knows sooner.
+ */
+const INFLIGHT_TIMEOUTS = { firstByte: 10_000, progress: 10_000 }
+/** The next of those is asked after so long, in ms: each is meant for others, too. */
+const INFLIGHT_HEDGE = 1000
+
+/** Whom to ask, and how long to wait for them. */
+interface Asked {
+  readonly find: Router['lookup']
+  /** Others are waited for while all are busy */
+  readonly patient: boolean
+  readonly timeouts?: { readonly firstByte: number; readonly progress: number }
+  /** How long the first is waited for before the next is asked as well, in ms */
+  readonly hedge: () => number
+}
+
 /** Why a lookup and the others of a race end. One for all: an abort without a reason makes a new error each time. */
 const DECIDED = new Error('not waited for any longer')
 
@@ -78,8 +96,32 @@ export class PeersSource implements ContentSource {
     this.#choice = new PeerChoice(init)
   }
 
-  async open(request: PullRequest, { signal, rest }: OpenOptions): Promise<Content> {
-    if (request.kind === 'manifest') return this.#openManifest(request, signal)
+  /** From those that hold it: all, or those near or far, as {@link LookupOptions} has it. */
+  open(
+    request: PullRequest,
+    options: OpenOptions,
+    among?: NonNullable<LookupOptions['among']>,
+  ): Promise<Content> {
+    const find: Router['lookup'] = (key, how) =>
+      this.#router.lookup(key, { ...how, ...(among !== undefined && { among }) })
+    return this.#open(request, options, { find, patient: true, hedge: () => this.#choice.hedge() })
+  }
+
+  /** The same from certain peers, which are receiving it themselves: the first of them, and others when that is slow to answer. */
+  openAmong(peers: readonly Peer[], request: PullRequest, options: OpenOptions): Promise<Content> {
+    const find = async function* (): AsyncGenerator<Peer> {
+      yield* peers
+    }
+    return this.#open(request, options, {
+      find,
+      patient: false,
+      timeouts: INFLIGHT_TIMEOUTS,
+      hedge: () => INFLIGHT_HEDGE,
+    })
+  }
+
+  async #open(request: PullRequest, { signal, rest }: OpenOptions, asked: Asked): Promise<Content> {
+    if (request.kind === 'manifest') return this.#openManifest(request, signal, asked)
     if (!('digest' in request.target)) throw new ContentNotFoundError('blobs have digests only')
     const { digest } = request.target
 
@@ -90,22 +132,22 @@ export class PeersSource implements ContentSource {
       size: answer.size,
     })
     if (method === 'HEAD') {
-      const head = await this.#patient(request, undefined, signal)
+      const head = await this.#patient(request, undefined, signal, asked)
       head.close()
       const descriptor = describe(head)
       const part = range === undefined ? undefined : resolveRange(range, descriptor.size)
       return { source: this.name, descriptor, ...(part !== undefined && { range: part }) }
     }
     const options = { tried: rest?.asked, size: rest?.size }
-    const found = this.#patient(request, range, signal, options)
+    const found = this.#patient(request, range, signal, asked, options)
     const transfer = await found.catch(async (error: unknown) => {
       if (range === undefined || rest !== undefined || !(error instanceof ContentNotFoundError))
         throw error
       // Perhaps it is not the content that nobody has, but the part; or they understand no range without both its ends.
-      const { descriptor } = await this.open({ ...request, method: 'HEAD' }, { signal })
+      const { descriptor } = await this.#open({ ...request, method: 'HEAD' }, { signal }, asked)
       const part = resolveRange(range, descriptor.size)
       const { size } = descriptor
-      return this.#patient(request, { kind: 'from', ...part }, signal, { size })
+      return this.#patient(request, { kind: 'from', ...part }, signal, asked, { size })
     })
     const part = transfer.answer.range
     return {
@@ -118,10 +160,10 @@ export class PeersSource implements ContentSource {
   }
 
   /** Manifests are small: they are verified as a whole before anything is answered, and a liar costs nothing. */
-  async #openManifest(request: PullRequest, signal: AbortSignal): Promise<Content> {
+  async #openManifest(request: PullRequest, signal: AbortSignal, asked: Asked): Promise<Content> {
     const tried = new Set<string>()
     for (;;) {
-      const transfer = await this.#patient(request, undefined, signal, { tried })
+      const transfer = await this.#patient(request, undefined, signal, asked, { tried })
       const { peer, answer } = transfer
       const digest = 'digest' in request.target ? request.target.digest : answer.digest
       if (digest === undefined || !isManifestMediaType(answer.mediaType)) {
@@ -161,7 +203,7 @@ export class PeersSource implements ContentSource {
   }
 
   #giver(peer: Peer): Giver {
-    return { id: peer.id, failed: (error) => this.#failed(peer, error) }
+    return { id: peer.id, name: peer.name, failed: (error) => this.#failed(peer, error) }
   }
 
   /**
@@ -173,6 +215,7 @@ export class PeersSource implements ContentSource {
     request: PullRequest,
     range: RangeRequest | undefined,
     signal: AbortSignal,
+    asked: Asked,
     {
       tried = new Set(),
       size,
@@ -182,9 +225,10 @@ export class PeersSource implements ContentSource {
     for (;;) {
       const busy = new Map<string, number>()
       try {
-        return await this.#race(request, range, tried, busy, signal, size)
+        return await this.#race(request, range, tried, busy, signal, size, asked)
       } catch (error) {
-        if (!(error instanceof ContentNotFoundError) || busy.size === 0) throw error
+        if (!(error instanceof ContentNotFoundError) || busy.size === 0 || !asked.patient)
+          throw error
         // Not all at once again who were told the same.
         const wait = Math.min(...busy.values()) * (0.5 + Math.random())
         if (performance.now() + wait > end) throw error
@@ -207,14 +251,13 @@ export class PeersSource implements ContentSource {
     busy: Map<string, number>,
     signal: AbortSignal,
     size: number | undefined,
+    { find, timeouts, hedge }: Asked,
   ): Promise<Transfer> {
     const looking = new AbortController()
     const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
     const lookup = AbortSignal.any([signal, looking.signal])
     const { rank } = this.#choice
-    const found = this.#router
-      .lookup(keyOf(request), { signal: lookup, rank })
-      [Symbol.asyncIterator]()
+    const found = find(keyOf(request), { signal: lookup, rank })[Symbol.asyncIterator]()
     const running = new Map<
       string,
       { abort: AbortController; done: Promise<Transfer | undefined> }
@@ -248,15 +291,17 @@ export class PeersSource implements ContentSource {
           tried.add(peer.id)
           const abort = new AbortController()
           const attempt = AbortSignal.any([signal, abort.signal])
-          const done = this.#ask(peer, request, range, size, attempt, { again, busy }).finally(
-            () => {
-              running.delete(peer.id)
-            },
-          )
+          const done = this.#ask(peer, request, range, size, attempt, {
+            again,
+            busy,
+            timeouts,
+          }).finally(() => {
+            running.delete(peer.id)
+          })
           running.set(peer.id, { abort, done })
           next = this.#nextPeer(found, tried, later)
           const impatient = Promise.withResolvers<'impatient'>()
-          const timer = setTimeout(() => impatient.resolve('impatient'), this.#choice.hedge())
+          const timer = setTimeout(() => impatient.resolve('impatient'), hedge())
           patience = { ...impatient, timer }
         } else {
           if (event !== 'impatient') winner = event
@@ -311,14 +356,27 @@ export class PeersSource implements ContentSource {
     range: RangeRequest | undefined,
     size: number | undefined,
     signal: AbortSignal,
-    { again, busy }: { again: (peer: Peer) => void; busy: Map<string, number> },
+    {
+      again,
+      busy,
+      timeouts,
+    }: {
+      again: (peer: Peer) => void
+      busy: Map<string, number>
+      timeouts: Asked['timeouts']
+    },
   ): Promise<Transfer | undefined> {
     const end = this.#choice.begin(peer)
     let failure: unknown
     const attempt: Attempt<string, RegistryAnswer | 'failed'> = async (origin, turn) => {
       const asked = performance.now()
       try {
-        const options = { peer, signal: turn.signal, onConnected: turn.connected }
+        const options = {
+          peer,
+          signal: turn.signal,
+          onConnected: turn.connected,
+          ...(timeouts !== undefined && { timeouts }),
+        }
         const ranged = { ...options, ...(range !== undefined && { range }) }
         const answer = await this.#client.fetch(origin, request, ranged)
         if (size !== undefined && answer.size !== size) {

@@ -116,9 +116,11 @@ export class RegistryClient {
       range?: RangeRequest
       signal: AbortSignal
       onConnected?: () => void
+      timeouts?: Partial<StageTimeouts>
     },
   ): Promise<RegistryAnswer> {
     const { peer, range, signal } = options
+    const timeouts = { ...this.#timeouts, ...options.timeouts }
     signal.throwIfAborted()
     const request = render(origin, pull, range, this.#headers)
     for (;;) {
@@ -129,9 +131,9 @@ export class RegistryClient {
       const end = (): void => signal.removeEventListener('abort', abort)
       let head: AnswerHead
       try {
-        await connection.opened(this.#timeouts.dial)
+        await connection.opened(timeouts.dial)
         options.onConnected?.()
-        head = await connection.ask(request, this.#timeouts.firstByte)
+        head = await connection.ask(request, timeouts.firstByte)
       } catch (error) {
         connection.close('failed')
         end()
@@ -139,7 +141,7 @@ export class RegistryClient {
         if (wasUsed && error instanceof ConnectionError) continue
         throw translate(error)
       }
-      return this.#answer(connection, pull, range, head, end)
+      return this.#answer(connection, pull, range, head, end, timeouts.progress)
     }
   }
 
@@ -163,6 +165,7 @@ export class RegistryClient {
     range: RangeRequest | undefined,
     head: AnswerHead,
     end: () => void,
+    progress: number,
   ): RegistryAnswer {
     const length = Number(head.headers.get('content-length') ?? Number.NaN)
     const bodyLength = pull.method === 'HEAD' ? 0 : length
@@ -185,9 +188,9 @@ export class RegistryClient {
       if (pull.method === 'HEAD') return { ...answer, close }
       return {
         ...answer,
-        writeTo: async (sink, options) => {
+        writeTo: async (sink, { signal }) => {
           try {
-            const waited = await this.#write(connection, bodyLength, sink, options)
+            const waited = await this.#write(connection, bodyLength, sink, { signal, progress })
             if (bodyLength > 0) leave()
             return waited
           } finally {
@@ -209,9 +212,8 @@ export class RegistryClient {
     connection: Connection,
     length: number,
     sink: ByteSink,
-    { signal }: { signal: AbortSignal },
+    { signal, progress }: { signal: AbortSignal; progress: number },
   ): Promise<number> {
-    const { progress } = this.#timeouts
     let carries = sink.carry !== undefined
     let waited = 0
     for (let left = length; left > 0;) {

@@ -31,6 +31,8 @@ export interface OpenOptions {
 export interface Giver {
   /** Of a peer its id, of an upstream its URL */
   readonly id: string
+  /** For people; the id where there is none */
+  readonly name?: string
   /** It broke off, or what it gave was wrong ({@link DigestMismatchError}): its source draws its conclusions. */
   failed(error: unknown): void
 }
@@ -46,6 +48,8 @@ export interface Content {
   readonly giver?: Giver
   /** Bytes of the body that were written so far, where not all of them need come from `source` */
   readonly sent?: ReadonlyMap<SourceName, number>
+  /** The same by the names of those who gave them */
+  readonly givenBy?: ReadonlyMap<string, number>
   /** For what was asked for by tag: how good it is known that the tag means this. Values of the header `Shoal-Tag`. */
   readonly tag?: 'fresh' | 'cached' | 'last-known-good'
   /** Which node has asked the upstream what the tag means (its libp2p peer id), and when in ms since 1970, where that is why. */

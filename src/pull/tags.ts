@@ -102,9 +102,13 @@ export function trustedTags(
     return claimed
   }
 
-  function isContradicted(name: TagName, { source, descriptor: { digest } }: Content): boolean {
+  function isContradicted(
+    name: TagName,
+    { source, tag, descriptor: { digest } }: Content,
+  ): boolean {
     const [newest] = claims.of(name)
-    if (source !== 'peer' || newest === undefined || newest.kind === 'deleted') return false
+    if (source !== 'peer' || tag === 'fresh' || newest === undefined || newest.kind === 'deleted')
+      return false
     if (newest.descriptor.digest === digest) return false
     onConflict(name, newest, digest)
     return true
@@ -144,7 +148,8 @@ export function trustedTags(
       claims.claim({ tag: name, kind: 'observed', descriptor })
       return { ...content, tag: 'fresh' }
     }
-    return { ...content, tag: 'last-known-good' }
+    // It may be fresh as well: another node has asked this moment, and claims it.
+    return { ...content, tag: content.tag ?? 'last-known-good' }
   }
 
   async function openDigest(
@@ -167,9 +172,10 @@ export function trustedTags(
       { signal: AbortSignal.timeout(LATE_ANSWER) },
     )
       .then(
-        ({ descriptor }) => {
+        ({ descriptor, source }) => {
           const { digest } = descriptor
-          claims.claim({ tag: name, kind: 'observed', descriptor })
+          // What another node was told, that one claims.
+          if (source === 'upstream') claims.claim({ tag: name, kind: 'observed', descriptor })
           known.delete(name)
           known.set(name, { digest, at: performance.now() })
           for (const oldest of known.keys()) {

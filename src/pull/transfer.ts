@@ -41,9 +41,11 @@ export class Transfers {
       const { body } = content
       if (giver === undefined || body === undefined) return content
       const sent = new Map<SourceName, number>()
+      const givenBy = new Map<string, number>()
       return {
         ...content,
         sent,
+        givenBy,
         body: {
           length: body.length,
           discard: () => body.discard(),
@@ -55,7 +57,7 @@ export class Transfers {
             try {
               await this.#write(
                 { ...content, giver },
-                { open, request, sink, passage, sent, signal },
+                { open, request, sink, passage, sent, givenBy, signal },
               )
             } finally {
               passage.drop()
@@ -66,7 +68,10 @@ export class Transfers {
     }
   }
 
-  async #write(first: Content, { open, request, sink, passage, sent, signal }: Job): Promise<void> {
+  async #write(
+    first: Content,
+    { open, request, sink, passage, sent, givenBy, signal }: Job,
+  ): Promise<void> {
     const { size, digest } = first.descriptor
     const { start, end } = first.range ?? { start: 0, end: size - 1 }
     const givers = new Map<string, Giver>()
@@ -75,7 +80,8 @@ export class Transfers {
     let offset = start
     const passed = (bytes: number): void => {
       offset += bytes
-      sent.set(content.source, (sent.get(content.source) ?? 0) + bytes)
+      count(sent, content.source, bytes)
+      count(givenBy, content.giver?.name ?? content.giver?.id ?? content.source, bytes)
     }
     const checked: ByteSink = {
       write: async (chunk) => {
@@ -146,7 +152,12 @@ interface Job {
   readonly sink: ByteSink
   readonly passage: Passage
   readonly sent: Map<SourceName, number>
+  readonly givenBy: Map<string, number>
   readonly signal: AbortSignal
+}
+
+function count<K>(counts: Map<K, number>, key: K, more: number): void {
+  counts.set(key, (counts.get(key) ?? 0) + more)
 }
 
 /** The client's side of a transfer failed, or the hashing: nobody else is to blame, and nothing is to be resumed. */

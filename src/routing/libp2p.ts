@@ -32,9 +32,18 @@ import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
+import { adviceMessage, PULLS, readAdvice, readReport, reportMessage } from './mesh/pulls.ts'
 import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
-import type { Peer, Router } from './router.ts'
+import type {
+  LookupOptions,
+  Peer,
+  PullAdvice,
+  PullExchange,
+  PullListener,
+  PullReport,
+  Router,
+} from './router.ts'
 import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
 
 /** Shoal's own DHT. */
@@ -171,7 +180,7 @@ interface Running {
  * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
  * is asked for.
  */
-export class Libp2pRouter implements Router, Startable {
+export class Libp2pRouter implements Router, PullExchange, Startable {
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
@@ -201,6 +210,8 @@ export class Libp2pRouter implements Router, Startable {
   #sharing: boolean
   /** Who has told last, since this node began, whether to share */
   #leader: string | undefined
+  #pulls: PullListener | undefined
+  #circles: readonly (readonly Peer[])[] | undefined
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
     const { log, registryPort, onMessages = () => {}, onTwin = () => {} } = components
@@ -266,6 +277,7 @@ export class Libp2pRouter implements Router, Startable {
     }
     this.#running = running
     await running.claims?.start()
+    this.#circles = undefined
     await mesh.start()
     await bootstrapper.start()
   }
@@ -346,6 +358,44 @@ export class Libp2pRouter implements Router, Startable {
     this.#records.remove(this.#inventory.remove(keys))
   }
 
+  get id(): string | undefined {
+    return this.#running?.id
+  }
+
+  circles(): readonly (readonly Peer[])[] {
+    return (this.#circles ??= this.#findCircles())
+  }
+
+  report(to: string, report: PullReport): void {
+    const about = `report ${report.circle} ${report.key}`
+    this.#running?.protocol.tell(to, about, () => reportMessage(report))
+  }
+
+  advise(to: string, advice: PullAdvice): void {
+    const about = `advice ${advice.circle} ${advice.key}`
+    this.#running?.protocol.tell(to, about, () => adviceMessage(advice))
+  }
+
+  listen(listener: PullListener): void {
+    this.#pulls = listener
+  }
+
+  /**
+   * Nodes of the same zone; and where there are regions, those of the same region. A zone means something only within its
+   * region, and nodes that say nothing are together.
+   */
+  #findCircles(): (readonly Peer[])[] {
+    const { region } = this.#topology
+    const near: Peer[] = []
+    const around: Peer[] = []
+    for (const { peer, sharing, pulls } of this.#running?.protocol.nodes() ?? []) {
+      if (!sharing || !pulls || peer.region !== region) continue
+      around.push(peer)
+      if (isNear(peer, this.#topology)) near.push(peer)
+    }
+    return region === undefined ? [near] : [near, around]
+  }
+
   /** This node as others find it: its id, and its libp2p addresses as multiaddrs without it. */
   self(): { id: string; addresses: string[] } {
     const { id, node } = this.#started()
@@ -420,12 +470,21 @@ export class Libp2pRouter implements Router, Startable {
 
   async *lookup(
     key: ContentKey,
-    { signal, rank = nearestFirst }: { signal: AbortSignal; rank?: (peer: Peer) => number },
+    { signal, rank = nearestFirst, among }: LookupOptions,
   ): AsyncGenerator<Peer> {
     const running = this.#running
     if (running === undefined || signal.aborted) return
+    const { zone, region } = this.#topology
+    const placed = zone !== undefined || region !== undefined
+    // A node that does not know where it is takes all others to be near.
+    if (among === 'far' && !placed) return
     const seen = new Set<string>()
-    for (const peer of this.#holders(running, key, seen, rank)) {
+    const holders = (): Peer[] =>
+      this.#holders(running, key, seen, rank).filter(
+        (peer) =>
+          !placed || among === undefined || isNear(peer, this.#topology) === (among === 'near'),
+      )
+    for (const peer of holders()) {
       yield peer
       if (signal.aborted) return
     }
@@ -434,14 +493,16 @@ export class Libp2pRouter implements Router, Startable {
     const arrival = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
     while (isArriving(running, this.#spegel) && !arrival.aborted) {
       await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
-      for (const peer of this.#holders(running, key, seen, rank)) {
+      for (const peer of holders()) {
         yield peer
         if (signal.aborted) return
       }
     }
     if (signal.aborted || this.#knowsAll(running)) return
+    // Records do not say where a node is: whom only they name is far.
+    if (among === 'near' && placed) return
     yield* this.#fromDht(running, key, seen, signal)
-    if (!signal.aborted) yield* this.#holders(running, key, seen, rank)
+    if (!signal.aborted) yield* holders()
   }
 
   /** Holders that are not in `seen` yet, in the order of their ranks. */
@@ -637,6 +698,7 @@ export class Libp2pRouter implements Router, Startable {
             ? undefined
             : (labels) => {
                 this.#topology = this.#withConfigured(labels)
+                this.#circles = undefined
                 this.#log.info(this.#topology, 'the labels of the Node say where this node is')
                 protocol.updateCard()
               },
@@ -685,8 +747,18 @@ export class Libp2pRouter implements Router, Startable {
     const isWanted = (id: string): boolean =>
       id !== self && protocol.size < this.#meshSize && hasRoom() && !protocol.isFull(id)
     protocol.on('change', () => this.#changes.emit('change'))
-    for (const event of ['join', 'update', 'leave'] as const)
-      protocol.on(event, () => this.#followOthers(protocol))
+    for (const event of ['join', 'update', 'leave'] as const) {
+      protocol.on(event, () => {
+        this.#circles = undefined
+        this.#followOthers(protocol)
+      })
+    }
+    protocol.on('said', ({ peer, reports }, message) => {
+      if (message.case === 'pullAdvice') this.#pulls?.advised(peer.id, readAdvice(message.value))
+      else if (message.case === 'pullReport' && reports.take())
+        this.#pulls?.reported(peer.id, readReport(message.value))
+    })
+    protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     const here = new Set<string>()
     protocol.on('join', (remote, members) => {
       if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
@@ -775,7 +847,7 @@ export class Libp2pRouter implements Router, Startable {
       region: this.#topology.region ?? '',
       version: version ?? '',
       sharing: this.#sharing,
-      features: this.#told === 'follow' ? [] : [LEADS_SHARING],
+      features: this.#told === 'follow' ? [PULLS] : [LEADS_SHARING, PULLS],
     }
   }
 
@@ -873,6 +945,11 @@ function dropMute(node: RoutingNode, id: string): void {
     if (connection.remotePeer.toString() === id && connection.timeline.open < young)
       connection.abort(new PeerSilentError('no hello'))
   }
+}
+
+/** In the same zone; a zone means something only within its region. */
+function isNear(peer: Peer, { zone, region }: NodeTopology): boolean {
+  return peer.zone === zone && peer.region === region
 }
 
 /** Those equally near in random order, so that they share the load. */

@@ -14,6 +14,16 @@ export interface Peer {
   readonly distance?: 0 | 1 | 2
 }
 
+export interface LookupOptions {
+  readonly signal: AbortSignal
+  readonly rank?: (peer: Peer) => number
+  /**
+   * `near`: only those of the first of {@link PullExchange.circles}; `far`: only the others. For a node that does not know
+   * where it is all others are near.
+   */
+  readonly among?: 'near' | 'far'
+}
+
 /** Who else holds content. */
 export interface Router {
   /** True once it takes part: at once when no other node is known yet. */
@@ -25,10 +35,7 @@ export interface Router {
    * expected, or by `signal`, without an error either way. Of those that are found at once the one with the lowest
    * `rank` comes first; without it the nearest.
    */
-  lookup(
-    key: ContentKey,
-    options: { signal: AbortSignal; rank?: (peer: Peer) => number },
-  ): AsyncIterable<Peer>
+  lookup(key: ContentKey, options: LookupOptions): AsyncIterable<Peer>
   /**
    * A request to `peer` failed as one to a dead node does. Whether it is dead is found out at once, and then it is
    * returned no more, nor by the other nodes soon after. It costs little to say this often, or without need.
@@ -38,4 +45,70 @@ export interface Router {
   advertise(keys: Iterable<ContentKey>): void
   /** Takes that back. */
   withdraw(keys: Iterable<ContentKey>): void
+}
+
+/** What a node says of something it gets, to the node that keeps the list of who gets it. */
+export interface PullReport {
+  /** The circle in which the list is kept: an index of {@link PullExchange.circles} */
+  readonly circle: number
+  /** As `pull/swarm/swarm.ts` makes it: 16 characters of one byte each */
+  readonly key: string
+  /** Counts this node's reports about this key */
+  readonly number: number
+  /**
+   * `asks`: it has no source; `leads`: it reads from the upstream, or for its whole circle from another one; `follows`: it reads
+   * from another node; `done`: it has all; `gone`: it does not get it any more
+   */
+  readonly state: 'asks' | 'leads' | 'follows' | 'done' | 'gone'
+  /** Bytes it has, from the first on */
+  readonly have: number
+  /** Of all; 0 while that is not known */
+  readonly size: number
+  /** Whom it reads from; empty if from no node */
+  readonly from: string
+  /** Those it could not read from */
+  readonly failed: readonly string[]
+  /** Nothing has come for a second */
+  readonly stalled: boolean
+  /** There is no upstream for it */
+  readonly noUpstream: boolean
+  /** A node may give it to many */
+  readonly small: boolean
+}
+
+/** The answer to a report: where to get it from. */
+export interface PullAdvice {
+  readonly circle: number
+  readonly key: string
+  /** Of the report */
+  readonly number: number
+  /** From the upstream, for the whole circle */
+  readonly lead: boolean
+  /** Else from these, the best first; from nobody if there is none */
+  readonly from: readonly string[]
+  /** When to report again, in ms */
+  readonly pace: number
+}
+
+/** Short messages among nodes that get the same at the same time. They may be lost, and nothing waits for them. */
+export interface PullExchange {
+  /** This node's id; undefined while it takes no part */
+  readonly id: string | undefined
+  /**
+   * The other nodes with which it is agreed who fetches, nearest circle first: those of its zone, then those of its region. The
+   * same arrays as long as nothing has changed.
+   */
+  circles(): readonly (readonly Peer[])[]
+  report(to: string, report: PullReport): void
+  advise(to: string, advice: PullAdvice): void
+  /** Who hears what others say; one listener. */
+  listen(listener: PullListener): void
+}
+
+/** Hears what other nodes say of pulls. */
+export interface PullListener {
+  reported(from: string, report: PullReport): void
+  advised(from: string, advice: PullAdvice): void
+  /** A node went */
+  left(id: string): void
 }

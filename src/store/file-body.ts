@@ -36,19 +36,9 @@ class FileBody implements ContentBody {
   }
 
   async writeTo(sink: ByteSink, { signal }: { signal: AbortSignal }): Promise<void> {
-    const aborted = Promise.withResolvers<never>()
-    const onAbort = (): void => {
-      aborted.reject(signal.reason)
-    }
-    aborted.promise.catch(() => {})
-    signal.addEventListener('abort', onAbort, { once: true })
     try {
-      signal.throwIfAborted()
-      if ((await sink.writeFile?.(this.#file, this.#range)) === true) return
-      // A sink that does not take its bytes must not keep the file open after the abort.
-      await Promise.race([this.#copy(sink, signal), aborted.promise])
+      await copyFilePart(this.#file, this.#range, sink, signal)
     } finally {
-      signal.removeEventListener('abort', onAbort)
       await this.#file.close()
     }
   }
@@ -56,28 +46,65 @@ class FileBody implements ContentBody {
   async discard(): Promise<void> {
     await this.#file.close()
   }
+}
 
-  /** Reads the next chunk into one buffer while the sink still has the other. */
-  async #copy(sink: ByteSink, signal: AbortSignal): Promise<void> {
-    const chunkBytes = Math.min(CHUNK_BYTES, this.length)
-    let free = Buffer.allocUnsafeSlow(chunkBytes)
-    let taken = Buffer.allocUnsafeSlow(this.length > chunkBytes ? chunkBytes : 0)
-    let writing = Promise.resolve()
-    let position = this.#range.start
-    while (position <= this.#range.end) {
-      const [chunk] = await Promise.all([this.#read(free, position), writing])
-      signal.throwIfAborted()
-      writing = sink.write(chunk)
-      position += chunk.length
-      ;[free, taken] = [taken, free]
-    }
-    await writing
+/**
+ * Writes a part of an open file, which it leaves open, by the sink's own way if it has one.
+ * @throws {ContentTruncatedError} when the file ends before the part does
+ */
+export async function copyFilePart(
+  file: FileHandle,
+  part: ByteRange,
+  sink: ByteSink,
+  signal: AbortSignal,
+): Promise<void> {
+  const aborted = Promise.withResolvers<never>()
+  const onAbort = (): void => {
+    aborted.reject(signal.reason)
   }
+  aborted.promise.catch(() => {})
+  signal.addEventListener('abort', onAbort, { once: true })
+  try {
+    signal.throwIfAborted()
+    if ((await sink.writeFile?.(file, part)) === true) return
+    // A sink that does not take its bytes must not keep the file open after the abort.
+    await Promise.race([copyThrough(file, part, sink, signal), aborted.promise])
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+  }
+}
 
-  async #read(buffer: Buffer, position: number): Promise<Buffer> {
-    const length = Math.min(buffer.length, this.#range.end - position + 1)
-    const { bytesRead } = await this.#file.read(buffer, 0, length, position)
-    if (bytesRead === 0) throw new ContentTruncatedError('file became shorter while it was read')
-    return buffer.subarray(0, bytesRead)
+/** Reads the next chunk into one buffer while the sink still has the other. */
+async function copyThrough(
+  file: FileHandle,
+  part: ByteRange,
+  sink: ByteSink,
+  signal: AbortSignal,
+): Promise<void> {
+  const length = rangeLength(part)
+  const chunkBytes = Math.min(CHUNK_BYTES, length)
+  let free = Buffer.allocUnsafeSlow(chunkBytes)
+  let taken = Buffer.allocUnsafeSlow(length > chunkBytes ? chunkBytes : 0)
+  let writing = Promise.resolve()
+  let position = part.start
+  while (position <= part.end) {
+    const [chunk] = await Promise.all([readChunk(file, free, position, part.end), writing])
+    signal.throwIfAborted()
+    writing = sink.write(chunk)
+    position += chunk.length
+    ;[free, taken] = [taken, free]
   }
+  await writing
+}
+
+async function readChunk(
+  file: FileHandle,
+  buffer: Buffer,
+  position: number,
+  end: number,
+): Promise<Buffer> {
+  const length = Math.min(buffer.length, end - position + 1)
+  const { bytesRead } = await file.read(buffer, 0, length, position)
+  if (bytesRead === 0) throw new ContentTruncatedError('file became shorter while it was read')
+  return buffer.subarray(0, bytesRead)
 }

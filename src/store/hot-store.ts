@@ -3,7 +3,7 @@ import type { Digest } from '../oci/digest.ts'
 import type { ByteRange } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import { isDigestKey, type ContentKey, type TagName } from '../oci/reference.ts'
-import type { AbortOptions, ContentEvent, ContentStore } from './store.ts'
+import type { AbortOptions, ArrivingContent, ContentEvent, ContentStore } from './store.ts'
 
 /** Manifests, configs and the like; of larger content only the descriptor is kept. */
 const MAX_ENTRY_BYTES = 256 * 1024
@@ -101,6 +101,10 @@ export class HotStore implements ContentStore {
     } finally {
       this.#forgetAll()
     }
+  }
+
+  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
+    return this.#store.arriving(digest)
   }
 
   registriesOf(digest: Digest): readonly string[] | undefined {

@@ -35,6 +35,11 @@ export interface ContentStore {
    */
   watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent>
   /**
+   * Content with this digest that a client is receiving into this store at the moment; undefined where there is none, or
+   * where it cannot be read before it is whole.
+   */
+  arriving(digest: Digest): Promise<ArrivingContent | undefined>
+  /**
    * The registries that content came from, or whose tags lead to it, as the last event of {@link watch} left it: none
    * where that is not known yet, undefined where the store does not keep it.
    */
@@ -44,6 +49,24 @@ export interface ContentStore {
    * gives every watcher a new snapshot. It may be called at any rate.
    */
   recheck(): void
+}
+
+/** Content on its way into a store, of which what has come can be read. Nobody has verified it. */
+export interface ArrivingContent {
+  /**
+   * A part of it, written out as it comes; its end may be long in coming. The part must lie inside of the content.
+   * @throws when it is gone by now
+   */
+  open(part: ByteRange, growth: Growth): Promise<ContentBody>
+}
+
+/** What those know who receive content, for those who read it meanwhile. */
+export interface Growth {
+  /**
+   * Bytes, from the first on, that may be given if they are there.
+   * @throws when the content will not become whole
+   */
+  usable(): number
 }
 
 /** Events are hints made true: every key was checked to be held (or gone) when its event was made. */

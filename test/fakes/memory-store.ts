@@ -76,6 +76,9 @@ export class MemoryStore implements WritableStore {
     return this.#inventory.watch(options)
   }
 
+  /** What arrives is in memory, and nobody is shown it before it is whole. */
+  async arriving(): Promise<undefined> {}
+
   registriesOf(digest: Digest): readonly string[] | undefined {
     return this.registries.get(digest)
   }

@@ -314,6 +314,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'alive':
       case undefined:
         break
+      case 'pullReport':
+      case 'pullAdvice':
       case 'tagClaims':
       case 'claimSync':
         this.emit('said', node, message)

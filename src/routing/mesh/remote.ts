@@ -5,6 +5,7 @@ import type { Peer } from '../router.ts'
 import { PeerProtocolError } from './frames.ts'
 import { KEY_BYTES } from './inventory.ts'
 import { KeySet } from './key-set.ts'
+import { PULLS, ReportLimit } from './pulls.ts'
 
 /** Nodes that one hello may name. */
 export const MAX_MEMBERS = 1024
@@ -25,6 +26,10 @@ export interface RemoteNode {
   readonly sharing: boolean
   /** It was told whether to, and does not only follow others */
   readonly leads: boolean
+  /** It takes part in pulls in flight */
+  readonly pulls: boolean
+  /** Bounds how often it is heard of them */
+  readonly reports: ReportLimit
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
@@ -32,7 +37,7 @@ export interface RemoteNode {
   readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
 }
 
-type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'leads' | 'addresses'>
+type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'leads' | 'pulls' | 'addresses'>
 
 /** Among a card's features: the node was told whether to share. */
 export const LEADS_SHARING = 'leads-sharing'
@@ -42,6 +47,7 @@ export class Remote implements RemoteNode {
   readonly keys = new KeySet()
   /** Its suspicions of others are not heard until then */
   mutedUntil = 0
+  readonly reports = new ReportLimit()
   inventory: RemoteNode['inventory']
   readonly #connection: Connection
   readonly #loopback: boolean
@@ -70,6 +76,10 @@ export class Remote implements RemoteNode {
     return this.#self.leads
   }
 
+  get pulls(): boolean {
+    return this.#self.pulls
+  }
+
   get addresses(): readonly string[] {
     return this.#self.addresses
   }
@@ -86,6 +96,7 @@ export class Remote implements RemoteNode {
       peer: toPeer(this.#connection, card, this.#loopback),
       sharing: card.sharing,
       leads: card.features.includes(LEADS_SHARING),
+      pulls: card.features.includes(PULLS),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

@@ -1,5 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto'
-import { access, constants, stat } from 'node:fs/promises'
+import { access, constants, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { splitDigest, type Digest } from '../../oci/digest.ts'
@@ -15,10 +15,12 @@ import { repositoryOf, type RepositoryName, type TagName } from '../../oci/refer
 import type { Logger } from '../../observe/log.ts'
 import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
+import { GrowingFile } from '../growing-file.ts'
 import {
   names,
   NotHeldError,
   type AbortOptions,
+  type ArrivingContent,
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
@@ -140,6 +142,30 @@ export class ContainerdStore implements WritableStore {
       rechecks: this.#rechecks,
     }
     return watchContent(components, { reconcileMs, pollMs }, options)
+  }
+
+  /**
+   * containerd's own file of what it is receiving: `ingest/<id>/data`, with the name its client gave it in `ref`, such as
+   * `k8s.io/1/layer-sha256:...`.
+   * @see https://github.com/containerd/containerd/blob/v2.1.0/plugins/content/local/store.go
+   */
+  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
+    const directory = await this.#findContentPath().catch(() => undefined)
+    if (directory === undefined) return undefined
+    const ingests = join(directory, 'ingest')
+    const ids = await readdir(ingests).catch(() => [])
+    const found = await Promise.all(
+      ids.map(async (id) => {
+        const name = await readFile(join(ingests, id, 'ref'), 'utf8').catch(() => '')
+        if (!name.includes(digest)) return []
+        const path = join(ingests, id, 'data')
+        const file = await stat(path).catch(() => undefined)
+        return file === undefined ? [] : [{ path, mtimeMs: file.mtimeMs }]
+      }),
+    )
+    // One that is given up may be there for hours.
+    const [newest] = found.flat().toSorted((a, b) => b.mtimeMs - a.mtimeMs)
+    return newest && new GrowingFile(newest.path)
   }
 
   registriesOf(digest: Digest): readonly string[] {

@@ -42,6 +42,7 @@ import {
 } from '../../oci/reference.ts'
 import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
+import { GrowingFile } from '../growing-file.ts'
 import { Inventory } from '../inventory.ts'
 import {
   names,
@@ -49,6 +50,7 @@ import {
   StoreFullError,
   StoreUnavailableError,
   type AbortOptions,
+  type ArrivingContent,
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
@@ -130,6 +132,8 @@ export class LayoutStore implements WritableStore, Startable {
   #collectedMs = 0
   /** Why the directory could not be read the last time it was tried */
   #failure: Error | undefined
+  /** The files of ingests that have not ended, those begun last behind */
+  readonly #ingests = new Map<string, Digest>()
   /** Bytes announced by ingests that have not ended */
   #reserved = 0
   #doubted = false
@@ -202,6 +206,12 @@ export class LayoutStore implements WritableStore, Startable {
     return this.#inventory.watch(options)
   }
 
+  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
+    for (const [path, incoming] of this.#ingests)
+      if (incoming === digest) return new GrowingFile(path)
+    return undefined
+  }
+
   /** An image layout has no place for where content came from. */
   registriesOf(): undefined {}
 
@@ -213,23 +223,34 @@ export class LayoutStore implements WritableStore, Startable {
   async ingest(descriptor: Descriptor): Promise<ContentIngest> {
     const { digest, size } = descriptor
     const { algorithm } = splitDigest(digest)
-    return new DescribedIngest(await this.receive({ size, algorithm }), descriptor)
+    return new DescribedIngest(await this.#receive({ size, algorithm, digest }), descriptor)
   }
 
-  async receive(options: { size?: number; algorithm?: string } = {}): Promise<ContentUpload> {
+  receive(options: { size?: number; algorithm?: string } = {}): Promise<ContentUpload> {
+    return this.#receive(options)
+  }
+
+  /** With `digest` others may read it meanwhile. */
+  async #receive(options: {
+    size?: number
+    algorithm?: string
+    digest?: Digest
+  }): Promise<ContentUpload> {
     let reserved = 0
     const reserve = async (bytes: number): Promise<void> => {
       await this.#exclusive(() => this.#reserve(bytes - reserved))
       reserved = bytes
     }
+    const path = this.#temporaryPath()
     const settle = (): void => {
       this.#reserved -= reserved
+      this.#ingests.delete(path)
     }
     await reserve(options.size ?? 0)
-    const path = this.#temporaryPath()
     try {
       await mkdir(dirname(path), { recursive: true })
       const file = await open(path, 'wx', 0o644)
+      if (options.digest !== undefined) this.#ingests.set(path, options.digest)
       const grow = async (bytes: number): Promise<void> => {
         if (bytes > reserved) await reserve(bytes + RESERVE_BYTES)
       }

@@ -27,6 +27,7 @@ async function watched(t: TestContext) {
       return memory.open(digest, options)
     },
     watch: (options) => memory.watch(options),
+    arriving: () => memory.arriving(),
     registriesOf: (digest) => memory.registriesOf(digest),
     recheck: () => memory.recheck(),
   }

@@ -23,7 +23,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi9AIKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEi4KCnRhZ19jbGFpbXMYCiABKAsyGC5zaG9hbC5wZWVyLnYxLlRhZ0NsYWltc0gAEi4KCmNsYWltX3N5bmMYCyABKAsyGC5zaG9hbC5wZWVyLnYxLkNsYWltU3luY0gAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwiogEKDkNsYWltU3RhdGVtZW50EgsKA3RhZxgBIAEoCRIMCgRub2RlGAIgASgJEiYKBGtpbmQYAyABKA4yGC5zaG9hbC5wZWVyLnYxLkNsYWltS2luZBIOCgZkaWdlc3QYBCABKAkSDAoEc2l6ZRgFIAEoBBISCgptZWRpYV90eXBlGAYgASgJEgoKAm1zGAcgASgEEg8KB2NvdW50ZXIYCCABKA0iLAoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi2AMKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIAEIJCgdtZXNzYWdlIngKBUhlbGxvEiEKBGNhcmQYASABKAsyEy5zaG9hbC5wZWVyLnYxLkNhcmQSEQoJYWRkcmVzc2VzGAIgAygJEiYKB21lbWJlcnMYAyADKAsyFS5zaG9hbC5wZWVyLnYxLk1lbWJlchIRCglpbnZlbnRvcnkYBCABKAgiwAEKBENhcmQSDAoEbmFtZRgBIAEoCRIXCg9yZWdpc3RyeV9zY2hlbWUYAiABKAkSFQoNcmVnaXN0cnlfcG9ydBgDIAEoDRIaChJyZWdpc3RyeV9hZGRyZXNzZXMYBCADKAkSDAoEem9uZRgFIAEoCRIOCgZyZWdpb24YBiABKAkSDwoHdmVyc2lvbhgHIAEoCRIQCghmZWF0dXJlcxgIIAMoCRIMCgRsb2FkGAkgASgNEg8KB3NoYXJpbmcYCiABKAgiPgoGVXBkYXRlEiEKBGNhcmQYASABKAsyEy5zaG9hbC5wZWVyLnYxLkNhcmQSEQoJYWRkcmVzc2VzGAIgAygJIicKBk1lbWJlchIKCgJpZBgBIAEoCRIRCglhZGRyZXNzZXMYAiADKAkibAoJSW52ZW50b3J5Eg0KBWVwb2NoGAEgASgGEg8KB3ZlcnNpb24YAiABKAQSDQoFcmVzZXQYAyABKAgSEAoIY29tcGxldGUYBCABKAgSDwoHcmVtb3ZlZBgFIAEoDBINCgVhZGRlZBgGIAEoDCIXCgdHb29kYnllEgwKBGZ1bGwYASABKAgiBwoFQWxpdmUiFQoHU3VzcGVjdBIKCgJpZBgBIAEoCSJJCglUYWdDbGFpbXMSKgoGY2xhaW1zGAEgAygLMhouc2hvYWwucGVlci52MS5TaWduZWRDbGFpbRIQCghjb21wbGV0ZRgCIAEoCCIzCgtTaWduZWRDbGFpbRIRCglzdGF0ZW1lbnQYASABKAwSEQoJc2lnbmF0dXJlGAIgASgMIqIBCg5DbGFpbVN0YXRlbWVudBILCgN0YWcYASABKAkSDAoEbm9kZRgCIAEoCRImCgRraW5kGAMgASgOMhguc2hvYWwucGVlci52MS5DbGFpbUtpbmQSDgoGZGlnZXN0GAQgASgJEgwKBHNpemUYBSABKAQSEgoKbWVkaWFfdHlwZRgGIAEoCRIKCgJtcxgHIAEoBBIPCgdjb3VudGVyGAggASgNIiwKCUNsYWltU3luYxIPCgdzdW1tYXJ5GAEgASgMEg4KBndhbnRlZBgCIAEoBiKWAgoKUHVsbFJlcG9ydBINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEi4KBXN0YXRlGAQgASgOMh8uc2hvYWwucGVlci52MS5QdWxsUmVwb3J0LlN0YXRlEgwKBGhhdmUYBSABKAQSDAoEc2l6ZRgGIAEoBBIMCgRmcm9tGAcgASgJEg4KBmZhaWxlZBgIIAMoCRIPCgdzdGFsbGVkGAkgASgIEhMKC25vX3Vwc3RyZWFtGAogASgIEg0KBXNtYWxsGAsgASgIIj0KBVN0YXRlEggKBEFTS1MQABIJCgVMRUFEUxABEgsKB0ZPTExPV1MQAhIICgRET05FEAMSCAoER09ORRAEImIKClB1bGxBZHZpY2USDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIMCgRsZWFkGAQgASgIEgwKBGZyb20YBSADKAkSDAoEcGFjZRgGIAEoDSpvCglDbGFpbUtpbmQSGgoWQ0xBSU1fS0lORF9VTlNQRUNJRklFRBAAEhcKE0NMQUlNX0tJTkRfT0JTRVJWRUQQARIVChFDTEFJTV9LSU5EX1BVU0hFRBACEhYKEkNMQUlNX0tJTkRfREVMRVRFRBADYgZwcm90bzM");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -68,6 +68,18 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: Suspect;
     case: "suspect";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.PullReport pull_report = 7;
+     */
+    value: PullReport;
+    case: "pullReport";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.PullAdvice pull_advice = 8;
+     */
+    value: PullAdvice;
+    case: "pullAdvice";
   } | {
     /**
      * @generated from field: shoal.peer.v1.TagClaims tag_claims = 10;
@@ -179,7 +191,8 @@ export type Card = Message<"shoal.peer.v1.Card"> & {
   version: string;
 
   /**
-   * Optional parts of the protocol that it understands. At most 32; none is defined so far.
+   * Optional parts of the protocol that it understands. At most 32. "leads-sharing": it was told whether to share.
+   * "pulls": it keeps lists of pulls in flight, and gives what it is receiving.
    *
    * @generated from field: repeated string features = 8;
    */
@@ -518,6 +531,197 @@ export type ClaimSync = Message<"shoal.peer.v1.ClaimSync"> & {
  */
 export const ClaimSyncSchema: GenMessage<ClaimSync> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 12);
+
+/**
+ * A node that gets something which no node holds yet says how far it is. It says so to the node that keeps the list of
+ * who gets it, which answers with PullAdvice. Nothing else follows from it: a list is kept, and forgotten soon.
+ *
+ * @generated from message shoal.peer.v1.PullReport
+ */
+export type PullReport = Message<"shoal.peer.v1.PullReport"> & {
+  /**
+   * The circle in which the list is kept: 0 the nodes of one zone, 1 those of one region
+   *
+   * @generated from field: uint32 scope = 1;
+   */
+  scope: number;
+
+  /**
+   * What is got: 16 bytes of a sha256, as in an inventory
+   *
+   * @generated from field: bytes key = 2;
+   */
+  key: Uint8Array;
+
+  /**
+   * Counts the reports of this node about this key; the answer repeats it
+   *
+   * @generated from field: uint32 number = 3;
+   */
+  number: number;
+
+  /**
+   * @generated from field: shoal.peer.v1.PullReport.State state = 4;
+   */
+  state: PullReport_State;
+
+  /**
+   * Bytes that it has, from the first one on
+   *
+   * @generated from field: uint64 have = 5;
+   */
+  have: bigint;
+
+  /**
+   * Of all of it; 0 while that is not known
+   *
+   * @generated from field: uint64 size = 6;
+   */
+  size: bigint;
+
+  /**
+   * Peer id of whom it reads from
+   *
+   * @generated from field: string from = 7;
+   */
+  from: string;
+
+  /**
+   * Peer ids of those it could not read from. At most 16.
+   *
+   * @generated from field: repeated string failed = 8;
+   */
+  failed: string[];
+
+  /**
+   * Nothing has come for a second
+   *
+   * @generated from field: bool stalled = 9;
+   */
+  stalled: boolean;
+
+  /**
+   * There is no upstream it could read from
+   *
+   * @generated from field: bool no_upstream = 10;
+   */
+  noUpstream: boolean;
+
+  /**
+   * It is small, so that a node may give it to many
+   *
+   * @generated from field: bool small = 11;
+   */
+  small: boolean;
+};
+
+/**
+ * Describes the message shoal.peer.v1.PullReport.
+ * Use `create(PullReportSchema)` to create a new message.
+ */
+export const PullReportSchema: GenMessage<PullReport> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 13);
+
+/**
+ * @generated from enum shoal.peer.v1.PullReport.State
+ */
+export const PullReport_State = {
+  /**
+   * It has no source, and asks for one
+   *
+   * @generated from enum value: ASKS = 0;
+   */
+  ASKS: 0,
+
+  /**
+   * It reads from the upstream, or for its whole circle from another one
+   *
+   * @generated from enum value: LEADS = 1;
+   */
+  LEADS: 1,
+
+  /**
+   * It reads from another node
+   *
+   * @generated from enum value: FOLLOWS = 2;
+   */
+  FOLLOWS: 2,
+
+  /**
+   * It has all of it
+   *
+   * @generated from enum value: DONE = 3;
+   */
+  DONE: 3,
+
+  /**
+   * It does not get it any more
+   *
+   * @generated from enum value: GONE = 4;
+   */
+  GONE: 4,
+} as const;
+
+/**
+ * @generated from enum shoal.peer.v1.PullReport.State
+ */
+export type PullReport_State = (typeof PullReport_State)[keyof typeof PullReport_State] | UnknownEnum;
+
+/**
+ * Describes the enum shoal.peer.v1.PullReport.State.
+ */
+export const PullReport_StateSchema: GenEnum<PullReport_State> = /*@__PURE__*/
+  enumDesc(file_peer_v1_peer, 13, 0);
+
+/**
+ * Where a node should get something from. It may do otherwise.
+ *
+ * @generated from message shoal.peer.v1.PullAdvice
+ */
+export type PullAdvice = Message<"shoal.peer.v1.PullAdvice"> & {
+  /**
+   * @generated from field: uint32 scope = 1;
+   */
+  scope: number;
+
+  /**
+   * @generated from field: bytes key = 2;
+   */
+  key: Uint8Array;
+
+  /**
+   * @generated from field: uint32 number = 3;
+   */
+  number: number;
+
+  /**
+   * From the upstream, for all of its circle
+   *
+   * @generated from field: bool lead = 4;
+   */
+  lead: boolean;
+
+  /**
+   * Else from these, the best first: peer ids, at most 4
+   *
+   * @generated from field: repeated string from = 5;
+   */
+  from: string[];
+
+  /**
+   * When to report again, in ms
+   *
+   * @generated from field: uint32 pace = 6;
+   */
+  pace: number;
+};
+
+/**
+ * Describes the message shoal.peer.v1.PullAdvice.
+ * Use `create(PullAdviceSchema)` to create a new message.
+ */
+export const PullAdviceSchema: GenMessage<PullAdvice> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 14);
 
 /**
  * @generated from enum shoal.peer.v1.ClaimKind

@@ -1,0 +1,311 @@
+import type { PullAdvice, PullReport } from '../../routing/router.ts'
+import { winner } from './tracker.ts'
+
+/** An answer is waited for so long, in ms; then the next node keeps the list. */
+const ANSWER = 500
+/** A node that did not answer is not asked for so long, in ms. */
+const SILENT = 5000
+/** After so many in a row nobody is asked any more: the circle is taken to be empty. */
+const MAX_SILENT = 2
+/**
+ * Nothing has come for so long, in ms, or from an upstream nothing at all: that is told, and again so often. An upstream
+ * may have to fetch first, and the uplink be full.
+ */
+const STALL = 1000
+const STALL_AT_FIRST = 3000
+const STALLED_PACE = 250
+/** Who waits so long for bytes, in ms, goes its own way: without an answer, and in spite of one. */
+const PATIENCE = { alone: 2500, advised: 8000 }
+/** After so many sources that failed it goes its own way. */
+const MAX_BROKEN = 6
+/** A node that could not be read from is not tried again for so long, in ms: it may not have begun. */
+const FAILED = 5000
+const FAILED_AGAIN = 60_000
+const MAX_FAILED = 16
+const PACE = { first: 250, least: 100, most: 10_000 }
+
+/** Where to get it from. `nowhere`: nobody has it, and there is no upstream. */
+export type Way =
+  | { readonly kind: 'upstream' }
+  | { readonly kind: 'peers'; readonly ids: readonly string[] }
+  | { readonly kind: 'nowhere' }
+
+/** From whom it is being read: from `id`, or from the upstream. */
+export type Source = { readonly kind: 'upstream' } | { readonly kind: 'peer'; readonly id: string }
+
+/** What is to be done now. */
+export interface Step {
+  readonly reports: readonly { readonly to: string; readonly report: PullReport }[]
+  /** Undefined while it is not decided. */
+  readonly way: Way | undefined
+  /** When to take the next step at the latest, in the time of the clock */
+  readonly wakeAt: number
+}
+
+/** What this node knows of one circle. */
+interface Circle {
+  tracker: string | undefined
+  advice: PullAdvice | undefined
+  /** When it was reported last, and is next */
+  reported: number
+  due: number
+  /** Of the oldest report without an answer: when it was sent, and its number */
+  waiting: { since: number; number: number } | undefined
+  pace: number
+  /** Those that did not answer, until when */
+  readonly silent: Map<string, number>
+  readonly winners: { for: readonly string[] | undefined; silent: string; id: string | undefined }
+}
+
+/**
+ * One node's part in getting one thing together with others: it asks whoever keeps the list, first in its zone, then in
+ * its region, and tells how far it is. It decides; it does nothing itself, and knows the time only from whoever calls
+ * it. Whatever the others do or fail to do, it has a way within some hundred ms.
+ */
+export class Member {
+  readonly #self: string
+  readonly #key: string
+  readonly #small: boolean
+  readonly #circles: Circle[] = []
+  /** Until when they are not to be read from, and how often they failed */
+  readonly #failed = new Map<string, { until: number; times: number }>()
+  #noUpstream: boolean
+  #have: number
+  #size = 0
+  #grewAt: number
+  /** What is being read */
+  #current: Source | undefined
+  /** Nothing has come from it yet */
+  #fresh = true
+  #number = 0
+  /** Of the last report before it was read from there */
+  #taken = 0
+  #broken = 0
+  /** Nobody is heeded any more */
+  #alone = false
+
+  constructor(init: {
+    self: string
+    key: string
+    small: boolean
+    noUpstream: boolean
+    have: number
+    now: number
+  }) {
+    this.#self = init.self
+    this.#key = init.key
+    this.#small = init.small
+    this.#noUpstream = init.noUpstream
+    this.#have = init.have
+    this.#grewAt = init.now
+  }
+
+  get have(): number {
+    return this.#have
+  }
+
+  get size(): number {
+    return this.#size
+  }
+
+  /** It is being read from there now. `size` is that of all, if it is known. */
+  takes(source: Source, now: number, size = 0): void {
+    if (size > 0) this.#size = size
+    if (isSame(this.#current, source)) return
+    this.#current = source
+    this.#taken = this.#number
+    this.#fresh = true
+    this.#grewAt = now
+    for (const circle of this.#circles) circle.due = Math.min(circle.due, now)
+  }
+
+  /** So many bytes are there, from the first on. */
+  grew(have: number, now: number): void {
+    this.#have = Math.max(this.#have, have)
+    this.#fresh = false
+    this.#grewAt = now
+  }
+
+  /** It cannot be read from these nodes, or not any more. */
+  broke(ids: readonly string[], now: number): void {
+    for (const id of ids) {
+      const times = (this.#failed.get(id)?.times ?? 0) + 1
+      this.#failed.delete(id)
+      this.#failed.set(id, { until: now + (times === 1 ? FAILED : FAILED_AGAIN), times })
+      for (const oldest of this.#failed.keys()) {
+        if (this.#failed.size <= MAX_FAILED) break
+        this.#failed.delete(oldest)
+      }
+    }
+    this.#current = undefined
+    this.#broken += 1
+    if (this.#broken >= MAX_BROKEN) this.#alone = true
+    for (const circle of this.#circles) {
+      if (circle.advice === undefined || circle.advice.lead) continue
+      circle.advice = undefined
+      circle.due = now
+      circle.waiting = undefined
+    }
+  }
+
+  /** The upstream does not give it to this node. */
+  upstreamFailed(now: number): void {
+    this.#noUpstream = true
+    this.#alone = false
+    this.#current = undefined
+    for (const circle of this.#circles) {
+      circle.advice = undefined
+      circle.due = now
+      circle.waiting = undefined
+    }
+  }
+
+  /** Advice from whoever keeps the list; what is late, or from anybody else, is not heard. */
+  hear(from: string, advice: PullAdvice, now: number): void {
+    const circle = this.#circles[advice.circle]
+    if (circle === undefined || circle.tracker !== from || circle.waiting === undefined) return
+    if (advice.number < circle.waiting.number || advice.number > this.#number) return
+    circle.waiting = undefined
+    circle.silent.clear()
+    circle.pace = Math.min(PACE.most, Math.max(PACE.least, advice.pace))
+    // It was asked for before there was a source, and would only change that for another one.
+    if (this.#current !== undefined && advice.number <= this.#taken && circle.advice !== undefined)
+      return
+    const ids = advice.from.filter((id) => id !== this.#self && !this.#isFailed(id, now))
+    circle.advice = { ...advice, from: ids }
+  }
+
+  /** What to do now, with `circles` the other nodes of each, nearest first. */
+  step(now: number, circles: readonly (readonly string[])[]): Step {
+    const reports: Step['reports'][number][] = []
+    let way: Way | undefined
+    let open = true
+    // Others may come
+    let wakeAt = now + PACE.most
+    const patience = this.#current?.kind === 'upstream' && this.#fresh ? STALL_AT_FIRST : STALL
+    const stalled = this.#current !== undefined && now - this.#grewAt >= patience
+    if (this.#current !== undefined && !stalled) wakeAt = this.#grewAt + patience
+    for (const [index, members] of circles.entries()) {
+      if (!open) break
+      const circle = (this.#circles[index] ??= newCircle(now))
+      for (let again = true; again;) {
+        again = false
+        const tracker = this.#trackerOf(circle, members, now)
+        // Alone in it, or as good as: there is nobody to agree with.
+        if (tracker === undefined) {
+          circle.tracker = undefined
+          circle.advice = undefined
+          circle.waiting = undefined
+          break
+        }
+        if (tracker !== circle.tracker) {
+          circle.tracker = tracker
+          circle.waiting = undefined
+          circle.due = now
+        }
+        if (stalled) circle.due = Math.min(circle.due, circle.reported + STALLED_PACE)
+        if (circle.due <= now) {
+          this.#number += 1
+          circle.waiting ??= { since: now, number: this.#number }
+          circle.reported = now
+          circle.due = now + (stalled ? STALLED_PACE : circle.pace)
+          reports.push({ to: tracker, report: this.#report(index, circle, stalled, now) })
+        }
+        if (circle.waiting !== undefined && now - circle.waiting.since >= ANSWER) {
+          circle.silent.set(tracker, now + SILENT)
+          circle.waiting = undefined
+          again = true
+          continue
+        }
+        wakeAt = Math.min(wakeAt, circle.due, (circle.waiting?.since ?? Infinity) + ANSWER)
+        if (circle.advice === undefined) open = false
+        else if (!circle.advice.lead) {
+          open = false
+          const { from } = circle.advice
+          if (from.length > 0) way = { kind: 'peers', ids: from }
+          else if (this.#noUpstream) way = { kind: 'nowhere' }
+          else way = { kind: 'upstream' }
+        }
+      }
+    }
+    if (open) way = this.#noUpstream ? { kind: 'nowhere' } : { kind: 'upstream' }
+    if (!this.#noUpstream && !this.#alone && this.#current?.kind === 'peer') {
+      const longest = way?.kind === 'peers' ? PATIENCE.advised : PATIENCE.alone
+      if (now - this.#grewAt >= longest) this.#alone = true
+      else if (stalled) wakeAt = Math.min(wakeAt, this.#grewAt + longest)
+    }
+    if (this.#alone && !this.#noUpstream) way = { kind: 'upstream' }
+    return { reports, way, wakeAt: Math.max(wakeAt, now + 1) }
+  }
+
+  /** What is to be said when it ends: to all who keep a list with this node on it. */
+  end(done: boolean, now: number): Step['reports'] {
+    return this.#circles.flatMap((circle, index) => {
+      if (circle.tracker === undefined) return []
+      this.#number += 1
+      const report = this.#report(index, circle, false, now)
+      return [{ to: circle.tracker, report: { ...report, state: done ? 'done' : 'gone' } }]
+    })
+  }
+
+  #isFailed(id: string, now: number): boolean {
+    return (this.#failed.get(id)?.until ?? 0) > now
+  }
+
+  #report(index: number, { advice }: Circle, stalled: boolean, now: number): PullReport {
+    const current = this.#current
+    let state: PullReport['state'] = 'asks'
+    if (
+      current !== undefined &&
+      (this.#alone || current.kind === 'upstream' || advice?.lead === true)
+    )
+      state = 'leads'
+    else if (current !== undefined) state = 'follows'
+    return {
+      circle: index,
+      key: this.#key,
+      number: this.#number,
+      state,
+      have: this.#have,
+      size: this.#size,
+      from: current?.kind === 'peer' ? current.id : '',
+      failed: [...this.#failed.keys()].filter((id) => this.#isFailed(id, now)),
+      stalled,
+      noUpstream: this.#noUpstream,
+      small: this.#small,
+    }
+  }
+
+  #trackerOf(circle: Circle, members: readonly string[], now: number): string | undefined {
+    for (const [id, until] of circle.silent) if (until <= now) circle.silent.delete(id)
+    const { silent, winners } = circle
+    if (members.length === 0 || silent.size >= MAX_SILENT) return undefined
+    const without = [...silent.keys()].join()
+    if (winners.for !== members || winners.silent !== without) {
+      const heard = members.filter((id) => !silent.has(id))
+      winners.for = members
+      winners.silent = without
+      winners.id = heard.length === 0 ? undefined : winner(this.#key, [this.#self, ...heard])
+    }
+    return winners.id
+  }
+}
+
+function newCircle(now: number): Circle {
+  return {
+    tracker: undefined,
+    advice: undefined,
+    reported: Number.NEGATIVE_INFINITY,
+    due: now,
+    waiting: undefined,
+    pace: PACE.first,
+    silent: new Map(),
+    winners: { for: undefined, silent: '', id: undefined },
+  }
+}
+
+function isSame(one: Source | undefined, other: Source): boolean {
+  return one?.kind === 'peer' && other.kind === 'peer'
+    ? one.id === other.id
+    : one?.kind === other.kind
+}

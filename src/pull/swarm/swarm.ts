@@ -1,0 +1,472 @@
+import { createHash } from 'node:crypto'
+import type { Logger } from '../../observe/log.ts'
+import { bytesBody, readBody, type ContentBody } from '../../oci/body.ts'
+import { DigestMismatchError } from '../../oci/digest.ts'
+import { keyOf, type PullRequest } from '../../oci/distribution.ts'
+import { MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
+import type { Peer, PullExchange } from '../../routing/router.ts'
+import {
+  ContentNotFoundError,
+  type Content,
+  type ContentSource,
+  type OpenOptions,
+  type SourceName,
+} from '../source.ts'
+import type { Heard, HeardAnswer } from './heard.ts'
+import { Member, type Source, type Way } from './member.ts'
+import { Tracker } from './tracker.ts'
+
+/** Ways that are tried for one answer. */
+const MAX_WAYS = 10
+/** A pull that broke off goes on within this, in ms, or the others are told that it does not. */
+const REST = 3000
+/** For a manifest, whoever waits for it. */
+const MANIFEST_DEADLINE = 30_000
+
+/** Reads from certain peers. */
+export interface AmongPeers {
+  openAmong(peers: readonly Peer[], request: PullRequest, options: OpenOptions): Promise<Content>
+}
+
+export interface SwarmComponents {
+  readonly exchange: PullExchange
+  readonly peers: AmongPeers
+  /** Undefined where this node asks no upstream: it can only follow others. */
+  readonly upstream: ContentSource | undefined
+  readonly heard: Heard
+  /** Whether what is of this registry is shared with other nodes now */
+  readonly shares: (registry: string) => boolean
+  readonly log: Logger
+}
+
+/** Something that is being got together with other nodes; for people. */
+export interface SharedPull {
+  readonly what: string
+  /** `upstream`: this node reads it from there, for the others too */
+  readonly from: string
+  readonly have: number
+  readonly size: number
+}
+
+/** Somebody nearer to the source is there: it goes on elsewhere, and nobody is to blame. */
+class SwitchedError extends Error {
+  override readonly name = 'SwitchedError'
+  readonly code = 'ERR_SWITCHED'
+}
+
+/**
+ * The upstream, asked once for all nodes that want the same at the same time. It agrees with the others of its zone, and then
+ * of its region, who asks the upstream ({@link Tracker}, {@link Member}), and reads from those who are receiving it. While
+ * it reads it tells how far it is, and changes to another source when that is better or the one it has stands still.
+ */
+export class Swarm implements ContentSource {
+  readonly name: SourceName = 'upstream'
+  readonly #exchange: PullExchange
+  readonly #peers: AmongPeers
+  readonly #upstream: ContentSource | undefined
+  readonly #heard: Heard
+  readonly #shares: SwarmComponents['shares']
+  readonly #log: Logger
+  readonly #tracker = new Tracker({ now: () => performance.now() })
+  readonly #jobs = new Map<string, Job>()
+  /** One answer for all who wait for the same manifest */
+  readonly #asking = new Map<string, Promise<Content & HeardAnswer>>()
+  readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
+  #closed = false
+
+  constructor(components: SwarmComponents) {
+    const { exchange, peers, upstream, heard, shares, log } = components
+    this.#exchange = exchange
+    this.#peers = peers
+    this.#upstream = upstream
+    this.#heard = heard
+    this.#shares = shares
+    this.#log = log
+    exchange.listen({
+      reported: (from, report) => exchange.advise(from, this.#tracker.hear(from, report)),
+      advised: (from, advice) => {
+        const job = this.#jobs.get(advice.key)
+        job?.member.hear(from, advice, performance.now())
+        if (job !== undefined) this.#drive(job)
+      },
+      left: (id) => {
+        this.#tracker.forget(id)
+        for (const job of this.#jobs.values()) this.#drive(job)
+      },
+    })
+  }
+
+  /** What is being got together with others at the moment. */
+  list(): SharedPull[] {
+    return Array.from(this.#jobs.values(), ({ what, member, turn }) => ({
+      what,
+      from: turn?.from ?? '',
+      have: member.have,
+      size: member.size,
+    }))
+  }
+
+  /** The lists that this node keeps. */
+  trees(): ReturnType<Tracker['trees']> {
+    return this.#tracker.trees()
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    for (const job of this.#jobs.values()) this.#end(job, false)
+  }
+
+  async open(request: PullRequest, options: OpenOptions): Promise<Content> {
+    const circles = this.#exchange.circles()
+    const together =
+      !this.#closed &&
+      this.#exchange.id !== undefined &&
+      circles.some((others) => others.length > 0) &&
+      this.#shares(request.registry)
+    if (!together || !isShareable(request, options)) return this.#openUpstream(request, options)
+    return request.kind === 'manifest'
+      ? this.#openManifest(request, options)
+      : this.#openBlob(request, options)
+  }
+
+  async #openUpstream(request: PullRequest, options: OpenOptions): Promise<Content> {
+    if (this.#upstream === undefined) throw new ContentNotFoundError('no upstream is asked')
+    return this.#upstream.open(request, options)
+  }
+
+  async #openBlob(request: PullRequest, options: OpenOptions): Promise<Content> {
+    const have = request.range?.kind === 'from' ? request.range.start : 0
+    const job = this.#join(request, have)
+    const { content, turn } = await this.#openSomehow(job, request, options)
+    const { body, giver, descriptor, range } = content
+    job.member.takes(turn.source, performance.now(), descriptor.size)
+    if (body === undefined) {
+      this.#leave(job, true)
+      return content
+    }
+    const start = range?.start ?? 0
+    return {
+      ...content,
+      body: this.#follow(job, turn, body, start, descriptor.size),
+      ...(giver !== undefined && {
+        giver: {
+          ...giver,
+          failed: (error) => {
+            if (turn.abort.signal.aborted) return
+            giver.failed(error)
+            if (error instanceof DigestMismatchError) this.#end(job, false)
+            else if (turn.source.kind === 'peer') this.#broke(job, [turn.source.id])
+          },
+        },
+      }),
+    }
+  }
+
+  /** Manifests are small, and are handed on as a whole: this node asks for one once, whoever wants it. */
+  async #openManifest(request: PullRequest, { signal }: OpenOptions): Promise<Content> {
+    const name = pullKey(request)
+    let answer = this.#asking.get(name)
+    if (answer === undefined) {
+      answer = this.#askManifest(request).finally(() => this.#asking.delete(name))
+      this.#asking.set(name, answer)
+      this.#heard.expect(request, answer)
+    }
+    const gone = Promise.withResolvers<never>()
+    const onAbort = (): void => gone.reject(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      const { bytes, ...content } = await Promise.race([answer, gone.promise])
+      return { ...content, ...(bytes !== undefined && { body: bytesBody(bytes) }) }
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+    }
+  }
+
+  async #askManifest(request: PullRequest): Promise<Content & HeardAnswer> {
+    const signal = AbortSignal.timeout(MANIFEST_DEADLINE)
+    const job = this.#join(request, 0)
+    let done = false
+    try {
+      const { content } = await this.#openSomehow(job, request, { signal })
+      const { body, source, descriptor, tag } = content
+      const bytes = body && (await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal }))
+      done = true
+      return {
+        source,
+        descriptor,
+        // Whoever asked, it is what the upstream says now.
+        ...('tag' in request.target && { tag: tag ?? 'fresh' }),
+        ...(bytes !== undefined && { bytes }),
+      }
+    } finally {
+      this.#leave(job, done)
+    }
+  }
+
+  /** From wherever the agreement says, and if that does not work from where it says then. */
+  async #openSomehow(
+    job: Job,
+    request: PullRequest,
+    options: OpenOptions,
+  ): Promise<{ content: Content; turn: Turn }> {
+    const { signal } = options
+    try {
+      for (let ways = 0; ways < MAX_WAYS; ways += 1) {
+        const way = await this.#way(job, signal)
+        if (way.kind === 'nowhere') break
+        const peers = way.kind === 'peers' ? this.#peersOf(way.ids) : []
+        if (way.kind === 'peers' && peers.length === 0) {
+          this.#broke(job, way.ids)
+          continue
+        }
+        const abort = new AbortController()
+        const inner = { ...options, signal: AbortSignal.any([signal, abort.signal]) }
+        const from = way.kind === 'peers' ? (peers[0]?.name ?? '') : 'upstream'
+        const turn: Turn = { abort, way, source: { kind: 'upstream' }, from }
+        job.turn = turn
+        try {
+          if (way.kind === 'upstream') {
+            job.member.takes(turn.source, performance.now())
+            this.#drive(job)
+            return { content: await this.#openUpstream(request, inner), turn }
+          }
+          const [first] = peers
+          if (first !== undefined) {
+            turn.source = { kind: 'peer', id: first.id }
+            job.member.takes(turn.source, performance.now())
+            this.#drive(job)
+          }
+          const content = await this.#peers.openAmong(peers, request, inner)
+          const peer = peers.find(({ id }) => id === content.giver?.id) ?? peers[0]
+          if (peer !== undefined) {
+            turn.source = { kind: 'peer', id: peer.id }
+            turn.from = peer.name
+          }
+          this.#log.debug({ what: job.what, peer: turn.from }, 'reads what another node receives')
+          return { content, turn }
+        } catch (error) {
+          signal.throwIfAborted()
+          job.turn = undefined
+          if (abort.signal.aborted) continue
+          if (!(error instanceof ContentNotFoundError)) throw error
+          if (way.kind === 'peers') {
+            this.#broke(job, way.ids)
+            continue
+          }
+          job.failure = error
+          job.member.upstreamFailed(performance.now())
+          job.way = undefined
+          this.#drive(job)
+        }
+      }
+      throw (
+        job.failure ?? new ContentNotFoundError('no other node gets it, and no upstream is asked')
+      )
+    } catch (error) {
+      this.#leave(job, false)
+      throw error
+    }
+  }
+
+  #follow(job: Job, turn: Turn, body: ContentBody, start: number, size: number): ContentBody {
+    return {
+      length: body.length,
+      discard: async () => {
+        this.#leave(job, false)
+        await body.discard()
+      },
+      writeTo: async (sink, { signal }) => {
+        let at = start
+        const counted = {
+          write: async (chunk: Uint8Array): Promise<void> => {
+            await sink.write(chunk)
+            at += chunk.length
+            job.member.grew(at, performance.now())
+          },
+        }
+        try {
+          const either = AbortSignal.any([signal, turn.abort.signal])
+          await body.writeTo(counted, { signal: either })
+        } catch (error) {
+          if (signal.aborted) this.#leave(job, false)
+          else this.#rest(job, turn)
+          if (turn.abort.signal.aborted && !signal.aborted)
+            throw new SwitchedError('it goes on elsewhere', { cause: error })
+          throw error
+        }
+        this.#leave(job, at >= size)
+      },
+    }
+  }
+
+  #join(request: PullRequest, have: number): Job {
+    const key = pullKey(request)
+    const known = this.#jobs.get(key)
+    if (known !== undefined) {
+      known.users += 1
+      clearTimeout(known.resting)
+      return known
+    }
+    const now = performance.now()
+    const job: Job = {
+      key,
+      what: keyOf(request),
+      users: 1,
+      member: new Member({
+        self: this.#exchange.id ?? '',
+        key,
+        small: request.kind === 'manifest',
+        noUpstream: this.#upstream === undefined,
+        have,
+        now,
+      }),
+      way: undefined,
+      decided: Promise.withResolvers(),
+    }
+    this.#jobs.set(key, job)
+    this.#drive(job)
+    return job
+  }
+
+  /** Takes the member's next step, and as many more as this node itself keeps the list for. */
+  #drive(job: Job): void {
+    if (job.ended) return
+    clearTimeout(job.timer)
+    const self = this.#exchange.id ?? ''
+    for (;;) {
+      const now = performance.now()
+      const circles = this.#exchange.circles().map((peers) => this.#idsOf(peers))
+      const { reports, way, wakeAt } = job.member.step(now, circles)
+      let own = false
+      for (const { to, report } of reports) {
+        if (to === self) job.member.hear(self, this.#tracker.hear(self, report), now)
+        else this.#exchange.report(to, report)
+        own ||= to === self
+      }
+      if (own) continue
+      this.#decide(job, way)
+      job.timer = setTimeout(() => this.#drive(job), wakeAt - now).unref()
+      return
+    }
+  }
+
+  #decide(job: Job, way: Way | undefined): void {
+    job.way = way
+    if (way === undefined) return
+    job.decided.resolve()
+    job.decided = Promise.withResolvers()
+    const { turn } = job
+    if (turn === undefined || isOn(turn, way)) return
+    this.#log.debug({ what: job.what, from: turn.from, way }, 'goes on elsewhere')
+    job.turn = undefined
+    turn.abort.abort(new SwitchedError('it goes on elsewhere'))
+  }
+
+  async #way(job: Job, signal: AbortSignal): Promise<Way> {
+    while (job.way === undefined) {
+      const gone = Promise.withResolvers<never>()
+      const onAbort = (): void => gone.reject(signal.reason)
+      signal.addEventListener('abort', onAbort, { once: true })
+      await Promise.race([job.decided.promise, gone.promise]).finally(() =>
+        signal.removeEventListener('abort', onAbort),
+      )
+    }
+    return job.way
+  }
+
+  #broke(job: Job, ids: readonly string[]): void {
+    job.way = undefined
+    job.turn = undefined
+    job.member.broke(ids, performance.now())
+    this.#drive(job)
+  }
+
+  /** A body broke off: somebody goes on with it soon, or not at all. */
+  #rest(job: Job, turn: Turn): void {
+    if (job.turn === turn) job.turn = undefined
+    job.users -= 1
+    if (job.users > 0) return
+    job.resting = setTimeout(() => this.#end(job, false), REST).unref()
+  }
+
+  #leave(job: Job, done: boolean): void {
+    job.users -= 1
+    if (job.users <= 0) this.#end(job, done)
+  }
+
+  #end(job: Job, done: boolean): void {
+    if (job.ended) return
+    job.ended = true
+    clearTimeout(job.timer)
+    clearTimeout(job.resting)
+    if (this.#jobs.get(job.key) === job) this.#jobs.delete(job.key)
+    const self = this.#exchange.id
+    for (const { to, report } of job.member.end(done, performance.now())) {
+      if (to === self) this.#tracker.hear(to, report)
+      else this.#exchange.report(to, report)
+    }
+  }
+
+  #idsOf(peers: readonly Peer[]): readonly string[] {
+    const known = this.#ids.get(peers)
+    if (known !== undefined) return known
+    const ids = peers.map(({ id }) => id)
+    this.#ids.set(peers, ids)
+    return ids
+  }
+
+  #peersOf(ids: readonly string[]): Peer[] {
+    const all = this.#exchange.circles().flat()
+    return ids.flatMap((id) => all.find((peer) => peer.id === id) ?? [])
+  }
+}
+
+/** One thing that is being got. */
+interface Job {
+  readonly key: string
+  readonly what: string
+  readonly member: Member
+  /** Answers that are being opened or written */
+  users: number
+  way: Way | undefined
+  /** Resolves when there is a way, or another one. */
+  decided: PromiseWithResolvers<void>
+  turn?: Turn | undefined
+  timer?: NodeJS.Timeout
+  resting?: NodeJS.Timeout
+  /** What the upstream said */
+  failure?: ContentNotFoundError
+  ended?: true
+}
+
+/** Reading from one source. */
+interface Turn {
+  readonly abort: AbortController
+  readonly way: Way
+  source: Source
+  /** For people */
+  from: string
+}
+
+/** What is being read is what is advised. While it is being opened any of those asked will do. */
+function isOn({ source, way: opened }: Turn, way: Way): boolean {
+  if (opened.kind !== 'peers' || way.kind !== 'peers') return opened.kind === way.kind
+  if (source.kind === 'peer') return way.ids.includes(source.id)
+  return opened.ids.some((id) => way.ids.includes(id))
+}
+
+/** Names what is asked for in 16 bytes, one character each; a question whether it is there is another one. */
+function pullKey(request: PullRequest): string {
+  const name = `${request.method} ${request.kind} ${keyOf(request)}`
+  return createHash('sha256').update(name).digest().toString('latin1', 0, 16)
+}
+
+/** From some byte to the end; what else somebody wants of a blob, and its size, is asked for directly. */
+function isShareable({ kind, method, range }: PullRequest, { rest }: OpenOptions): boolean {
+  if (kind === 'manifest') return true
+  if (method === 'HEAD') return false
+  return (
+    range === undefined ||
+    (range.kind === 'from' && (rest !== undefined || range.end === undefined))
+  )
+}

@@ -1,0 +1,480 @@
+import type { PullAdvice, PullReport } from '../../routing/router.ts'
+
+/** Lists that are kept at a time; of those nobody has reported to for the longest the oldest goes. */
+const MAX_SWARMS = 2048
+/** Nodes on one list, and entries on all of them. */
+const MAX_MEMBERS = 8192
+const MAX_ENTRIES = 65_536
+/** Lists on which one node may be. Who is on more is forgotten on its oldest. */
+const MAX_OF_ONE = 512
+const MAX_FAILED = 16
+
+/** Nodes that read from one: with two, every node of a tree but the last ones gives what it gets twice. */
+const CHILDREN = 2
+/** Of what is small, which is over before the next one asks. */
+const CHILDREN_OF_SMALL = 16
+/** When everybody else is out of the question. */
+const MOST_CHILDREN = 64
+
+/** How often a node reports, in ms: so often while few do, and each of many more seldom. */
+const PACE = { least: 250, each: 5, most: 5000, leader: 250 }
+/** Beyond twice its pace a node is silent that says nothing for so long, in ms. */
+const SILENCE = 1000
+/** Who has all of it can be asked for it, and is found by other means, after so long, in ms. */
+const DONE = 20_000
+/** Leaders without progress that are waited for: then it is the upstream that stands still, not the leader. */
+const MAX_STALLED = 3
+/** A leader does not change for less than this, in bytes. */
+const NOT_WORTH_IT = 1024 * 1024
+/** A node that could not be read from by so many others is offered to nobody, for so long, in ms. */
+const ACCUSERS = 5
+const DISGRACE = 120_000
+const MAX_ACCUSED = 4096
+
+/** A leader that stands still helps itself within so long, in ms: its own client goes on elsewhere. */
+const STALLED = 600
+/** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
+const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
+/**
+ * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
+ * That costs the uplink what both get twice, so it is tried only where the leader needs long.
+ */
+const TRIAL = { after: 1500, worth: 8000, lasts: 1000, again: 60_000, better: 1.5 }
+
+/**
+ * Keeps lists of who gets what, and says from whom. One for each circle of nodes and each key, on the node that
+ * {@link winner} names. It knows only what is reported, gives advice only when it is asked, and can be lost at any time.
+ *
+ * Nodes form a tree: the leader, which reads from the upstream, and below it at most two others for each. Nothing is
+ * measured but by how reports differ, so a liar can at worst be offered, and is not any more when nobody can read from it.
+ */
+export class Tracker {
+  readonly #now: () => number
+  /** By circle and key, the one reported to last behind */
+  readonly #swarms = new Map<string, Swarm>()
+  readonly #ofOne = new Map<string, Set<string>>()
+  readonly #accused = new Map<string, { by: Set<string>; since: number }>()
+  #entries = 0
+
+  constructor(init: { now: () => number }) {
+    this.#now = init.now
+  }
+
+  /** Lists that are kept, and nodes on them. */
+  get size(): { swarms: number; members: number } {
+    return { swarms: this.#swarms.size, members: this.#entries }
+  }
+
+  /** The nodes on a list and from whom each reads, for people; `leads` have the upstream for it. */
+  trees(): { members: number; leaders: string[]; depth: number; have: number; size: number }[] {
+    return Array.from(this.#swarms.values(), (swarm) => {
+      const members = [...swarm.members.values()]
+      return {
+        members: members.length,
+        leaders: members.filter(({ state }) => state === 'leads').map(({ id }) => id),
+        depth: Math.max(0, ...members.map((member) => swarm.wayTo(member)?.depth ?? 0)),
+        have: Math.max(0, ...members.map(({ have }) => have)),
+        size: Math.max(0, ...members.map(({ size }) => size)),
+      }
+    })
+  }
+
+  /** What `id` says, and what it is to do. */
+  hear(id: string, report: PullReport): PullAdvice {
+    const now = this.#now()
+    const name = `${report.circle} ${report.key}`
+    const swarm = this.#swarms.get(name) ?? new Swarm(report.small)
+    this.#swarms.delete(name)
+    if (report.state === 'gone') {
+      this.#drop(name, swarm, id)
+      if (swarm.members.size > 0) this.#swarms.set(name, swarm)
+      return adviceFor(report, {}, PACE.most)
+    }
+    this.#swarms.set(name, swarm)
+    this.#prune(name, swarm, now)
+    const member = swarm.members.get(id) ?? this.#enter(name, swarm, id, now)
+    this.#update(swarm, member, report, now)
+    this.#bound()
+    const pace =
+      member.state === 'leads'
+        ? PACE.leader
+        : Math.min(PACE.most, Math.max(PACE.least, swarm.members.size * PACE.each))
+    member.pace = pace
+    return adviceFor(report, this.#advise(swarm, member, now), pace)
+  }
+
+  /** A node is gone from the mesh: nobody is sent to it any more. */
+  forget(id: string): void {
+    for (const name of this.#ofOne.get(id) ?? []) {
+      const swarm = this.#swarms.get(name)
+      if (swarm === undefined) continue
+      this.#drop(name, swarm, id)
+      if (swarm.members.size === 0) this.#swarms.delete(name)
+    }
+  }
+
+  #enter(name: string, swarm: Swarm, id: string, now: number): Member {
+    const member: Member = {
+      id,
+      order: ++swarm.order,
+      state: 'asks',
+      have: 0,
+      size: 0,
+      from: undefined,
+      children: 0,
+      failed: new Set(),
+      readsFrom: '',
+      stalledAt: undefined,
+      noUpstream: false,
+      at: now,
+      pace: PACE.least,
+      rate: 0,
+      since: now,
+      mark: { at: now, have: 0 },
+    }
+    swarm.members.set(id, member)
+    this.#entries += 1
+    const lists = this.#ofOne.get(id) ?? new Set()
+    this.#ofOne.set(id, lists.add(name))
+    if (lists.size > MAX_OF_ONE) {
+      const [oldest = ''] = lists
+      const other = this.#swarms.get(oldest)
+      if (other !== undefined) this.#drop(oldest, other, id)
+    }
+    return member
+  }
+
+  #drop(name: string, swarm: Swarm, id: string): void {
+    const lists = this.#ofOne.get(id)
+    lists?.delete(name)
+    if (lists?.size === 0) this.#ofOne.delete(id)
+    const member = swarm.members.get(id)
+    if (member === undefined) return
+    swarm.attach(member, undefined)
+    swarm.members.delete(id)
+    this.#entries -= 1
+  }
+
+  /** Forgets who has been silent, now and then. */
+  #prune(name: string, swarm: Swarm, now: number): void {
+    if (now - swarm.prunedAt < PACE.least) return
+    swarm.prunedAt = now
+    for (const member of swarm.members.values())
+      if (!isAlive(member, now)) this.#drop(name, swarm, member.id)
+  }
+
+  #bound(): void {
+    for (const [name, swarm] of this.#swarms) {
+      if (this.#swarms.size <= MAX_SWARMS && this.#entries <= MAX_ENTRIES) break
+      for (const id of swarm.members.keys()) this.#drop(name, swarm, id)
+      this.#swarms.delete(name)
+    }
+  }
+
+  #update(swarm: Swarm, member: Member, report: PullReport, now: number): void {
+    if (report.state === 'leads' && member.state !== 'leads') member.since = now
+    // A member that waits for its advice is already counted where it was sent.
+    const asksAnew = report.failed.length > 0 || report.noUpstream || member.state === 'done'
+    if (report.state === 'leads' || report.state === 'follows' || report.state === 'done')
+      member.state = report.state
+    else if (asksAnew) member.state = 'asks'
+    member.size = report.size
+    const have = report.size > 0 ? Math.min(report.have, report.size) : report.have
+    if (now - member.mark.at >= 400 || member.mark.have > have) {
+      const rate = Math.max(0, have - member.mark.have) / Math.max(1, now - member.mark.at)
+      member.rate = member.rate === 0 ? rate : (member.rate + rate) / 2
+      member.mark = { at: now, have }
+    }
+    member.have = have
+    member.at = now
+    member.stalledAt = report.stalled ? (member.stalledAt ?? now) : undefined
+    member.noUpstream = report.noUpstream
+    const failed = new Set(report.failed.slice(0, MAX_FAILED))
+    for (const id of failed) if (!member.failed.has(id)) this.#accuse(id, member.id, now)
+    member.failed = failed
+    member.readsFrom = report.from === member.id ? '' : report.from
+    const from = swarm.members.get(report.from)
+    if (report.state === 'leads' || report.state === 'done') swarm.attach(member, undefined)
+    else if (
+      report.state === 'follows' &&
+      from !== undefined &&
+      swarm.wayTo(from, member) !== undefined
+    )
+      swarm.attach(member, from)
+  }
+
+  /** Several have not been able to read from it: it does not have what it says, or nobody gets there. */
+  #accuse(id: string, by: string, now: number): void {
+    const known = this.#accused.get(id)
+    const accused =
+      known !== undefined && now - known.since < DISGRACE
+        ? known
+        : { by: new Set<string>(), since: now }
+    if (accused.by.size < ACCUSERS) accused.by.add(by)
+    this.#accused.delete(id)
+    this.#accused.set(id, accused)
+    for (const oldest of this.#accused.keys()) {
+      if (this.#accused.size <= MAX_ACCUSED) break
+      this.#accused.delete(oldest)
+    }
+  }
+
+  #isDisgraced(id: string, now: number): boolean {
+    const accused = this.#accused.get(id)
+    return accused !== undefined && accused.by.size >= ACCUSERS && now - accused.since < DISGRACE
+  }
+
+  #advise(swarm: Swarm, me: Member, now: number): Choice {
+    if (me.state === 'done') return {}
+    if (me.state === 'leads') return this.#adviseLeader(swarm, me, now)
+    const parent = me.from !== undefined && isAlive(me.from, now) ? me.from : undefined
+    // It opens what it was told, which may take as long as the upstream does.
+    if (me.state === 'follows' && me.readsFrom === '' && parent !== undefined)
+      return { from: [parent] }
+    if (me.state === 'follows' && me.readsFrom !== '' && !me.failed.has(me.readsFrom)) {
+      if (me.stalledAt === undefined) {
+        // As long as bytes come nothing is known better than by whom they come, also if it says nothing here.
+        if (parent === undefined) return { stay: true }
+        if (this.#startTrial(swarm, me, now)) return lead(swarm, me, now)
+        return this.#better(swarm, me, parent, now) ?? { stay: true }
+      }
+      // It waits as its parent does: whoever is next to the fault is told what to do.
+      const root = swarm.wayTo(me)?.root
+      const waits = parent !== undefined && parent.have - me.have < LAG.bytes
+      if (
+        waits &&
+        root !== undefined &&
+        isAlive(root, now) &&
+        isSource(root) &&
+        !hasStalled(root, now)
+      )
+        return { stay: true }
+    }
+    return this.#place(swarm, me, now)
+  }
+
+  /** Finds somebody to read from, or has it lead. */
+  #place(swarm: Swarm, me: Member, now: number): Choice {
+    const from = this.#candidates(swarm, me, now)
+    const [first] = from
+    if (first !== undefined) {
+      swarm.attach(me, first)
+      me.state = 'follows'
+      return { from: from.slice(0, 2) }
+    }
+    const stalled = [...swarm.members.values()].filter(
+      (each) => each !== me && each.state === 'leads' && hasStalled(each, now),
+    )
+    if (me.state === 'follows' && me.readsFrom !== '' && stalled.length >= MAX_STALLED)
+      return { stay: true }
+    return me.noUpstream ? {} : lead(swarm, me, now)
+  }
+
+  #adviseLeader(swarm: Swarm, me: Member, now: number): Choice {
+    const { trial } = swarm
+    if (trial !== undefined && (trial.by === me || trial.of === me)) {
+      const still = isAlive(trial.by, now) && isAlive(trial.of, now)
+      if (still && now - trial.at < TRIAL.lasts) return { lead: true }
+      swarm.trial = undefined
+      const gains = [trial.by.have - trial.haveBy, trial.of.have - trial.haveOf] as const
+      trial.of.outdone = still && gains[0] > TRIAL.better * gains[1]
+      trial.by.outdone = still && !trial.of.outdone
+    }
+    if (me.size > 0 && me.size - me.have < NOT_WORTH_IT) return { lead: true }
+    for (const other of swarm.members.values()) {
+      if (other === me || other.state !== 'leads' || other.outdone) continue
+      if (hasStalled(other, now)) continue
+      if (!isAlive(other, now) || me.failed.has(other.id) || this.#isDisgraced(other.id, now))
+        continue
+      const yields =
+        hasStalled(me, now) ||
+        me.outdone ||
+        other.have > me.have ||
+        (other.have === me.have && other.order < me.order)
+      if (!yields) continue
+      me.state = 'asks'
+      me.outdone = false
+      return this.#place(swarm, me, now)
+    }
+    return { lead: true }
+  }
+
+  /** Another parent where its own falls behind: a node on a slow link keeps nobody back. */
+  #better(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
+    if (!lags(parent, swarm)) return undefined
+    const from = this.#candidates(swarm, me, now)
+    const [first] = from
+    if (first === undefined || first === parent || lags(first, swarm)) return undefined
+    if (first.have - me.have < LAG.bytes) return undefined
+    swarm.attach(me, first)
+    return { from: from.slice(0, 2) }
+  }
+
+  #startTrial(swarm: Swarm, me: Member, now: number): boolean {
+    const of = swarm.wayTo(me)?.root
+    if (of === undefined || of.state !== 'leads' || of.size === 0 || me.noUpstream) return false
+    if (now - of.since < TRIAL.after || now < swarm.nextTrial || swarm.trial !== undefined)
+      return false
+    if ((of.size - of.have) / Math.max(of.rate, 1e-6) < TRIAL.worth || lags(me, swarm)) return false
+    swarm.nextTrial = now + TRIAL.again
+    swarm.trial = { by: me, of, at: now, haveBy: me.have, haveOf: of.have }
+    return true
+  }
+
+  /** Who could give it to `me`, the best first: near the root, with few who read from it, and not slow. */
+  #candidates(swarm: Swarm, me: Member, now: number): Member[] {
+    const room = swarm.small ? CHILDREN_OF_SMALL : CHILDREN
+    const best: { member: Member; rank: number }[] = []
+    for (const member of swarm.members.values()) {
+      if (member === me || member.state === 'asks' || member.children >= MOST_CHILDREN) continue
+      if (me.failed.has(member.id) || !isAlive(member, now)) continue
+      const way = swarm.wayTo(member, me)
+      if (way === undefined || !isSource(way.root) || way.root.outdone) continue
+      if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
+      const used = member === me.from ? member.children - 1 : member.children
+      const late = lags(member, swarm) || member.have + LAG.bytes < me.have
+      const rank = way.depth + (used >= room ? 1e6 * used : (0.9 * used) / room) + (late ? 1e4 : 0)
+      const last = best.at(-1)
+      if (best.length === 2 && last !== undefined && last.rank <= rank) continue
+      if (best.length === 2) best.pop()
+      best.push({ member, rank })
+      best.sort((a, b) => a.rank - b.rank)
+    }
+    return best.map(({ member }) => member)
+  }
+}
+
+/** Who keeps the list for `key`: of `ids` the same one, whoever asks (rendezvous hashing). Undefined for none. */
+export function winner(key: string, ids: Iterable<string>): string | undefined {
+  let best: string | undefined
+  let highest = -1
+  for (const id of ids) {
+    const score = hash(key, id)
+    if (score < highest || (score === highest && best !== undefined && id > best)) continue
+    highest = score
+    best = id
+  }
+  return best
+}
+
+/** FNV-1a with a finalizer, 32 bits: short texts that differ in one place end far from each other. */
+function hash(...texts: readonly string[]): number {
+  let value = 0x811c9dc5
+  for (const text of texts) {
+    for (let index = 0; index < text.length; index += 1) {
+      value ^= text.charCodeAt(index)
+      value = Math.imul(value, 0x01000193)
+    }
+  }
+  value ^= value >>> 16
+  value = Math.imul(value, 0x85ebca6b)
+  value ^= value >>> 13
+  value = Math.imul(value, 0xc2b2ae35)
+  return (value ^ (value >>> 16)) >>> 0
+}
+
+interface Choice {
+  readonly lead?: boolean
+  /** From where it is read already */
+  readonly stay?: boolean
+  readonly from?: readonly Member[]
+}
+
+/** A node on a list, as it was when it reported last. */
+interface Member {
+  readonly id: string
+  readonly order: number
+  state: 'asks' | 'leads' | 'follows' | 'done'
+  have: number
+  size: number
+  from: Member | undefined
+  children: number
+  failed: ReadonlySet<string>
+  /** The id it reports, of a node that need not be on the list */
+  readsFrom: string
+  stalledAt: number | undefined
+  noUpstream: boolean
+  /** A trial has shown that another gets it faster */
+  outdone?: boolean
+  at: number
+  pace: number
+  /** Bytes a ms, of late */
+  rate: number
+  /** When it began to lead */
+  since: number
+  mark: { at: number; have: number }
+}
+
+/** Who gets one thing. */
+class Swarm {
+  readonly small: boolean
+  readonly members = new Map<string, Member>()
+  order = 0
+  prunedAt = 0
+  nextTrial = 0
+  trial: { by: Member; of: Member; at: number; haveBy: number; haveOf: number } | undefined
+
+  constructor(small: boolean) {
+    this.small = small
+  }
+
+  attach(member: Member, from: Member | undefined): void {
+    if (member.from === from) return
+    if (member.from !== undefined) member.from.children -= 1
+    if (from !== undefined) from.children += 1
+    member.from = from
+  }
+
+  /**
+   * Where what `member` gets comes from, and by how many others; undefined if that is lost, or leads over `without`: then one
+   * would read from itself in the end.
+   */
+  wayTo(member: Member, without?: Member): { root: Member; depth: number } | undefined {
+    let at = member
+    for (let depth = 0; depth <= MAX_MEMBERS; depth += 1) {
+      if (at === without || this.members.get(at.id) !== at) return undefined
+      if (at.from === undefined) return { root: at, depth }
+      at = at.from
+    }
+    return undefined
+  }
+}
+
+function isAlive({ state, at, pace }: Member, now: number): boolean {
+  return now - at <= (state === 'done' ? DONE : 2 * pace + SILENCE)
+}
+
+/** What the others get comes from it, and not only by it. */
+function isSource({ state }: Member): boolean {
+  return state === 'leads' || state === 'done'
+}
+
+/** Nothing has come for a while, longer than it takes it to help itself. */
+function hasStalled({ stalledAt }: Member, now: number): boolean {
+  return stalledAt !== undefined && now - stalledAt >= STALLED
+}
+
+/** It falls behind whom it reads from. Who came late is behind, too, but catches up. */
+function lags(member: Member, swarm: Swarm): boolean {
+  const { from, rate } = member
+  if (from === undefined || rate === 0) return false
+  const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
+  return rate < LAG.share * usual && from.have - member.have > LAG.bytes + usual * LAG.ms
+}
+
+function lead(swarm: Swarm, member: Member, now: number): Choice {
+  swarm.attach(member, undefined)
+  if (member.state !== 'leads') member.since = now
+  member.state = 'leads'
+  member.stalledAt = undefined
+  return { lead: true }
+}
+
+function adviceFor(
+  { circle, key, number, from: readsFrom }: PullReport,
+  { lead: leads = false, stay = false, from = [] }: Choice,
+  pace: number,
+): PullAdvice {
+  const ids = stay ? [readsFrom] : from.map(({ id }) => id)
+  return { circle, key, number, lead: leads, from: ids, pace }
+}

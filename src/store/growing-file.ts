@@ -1,0 +1,70 @@
+import { open, type FileHandle } from 'node:fs/promises'
+import { setTimeout as delay } from 'node:timers/promises'
+import { ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
+import { rangeLength, type ByteRange } from '../oci/distribution.ts'
+import { copyFilePart } from './file-body.ts'
+import type { ArrivingContent, Growth } from './store.ts'
+
+/** How soon it is looked again whether a file has grown, in ms: at first, and at last. */
+const PAUSE = { first: 4, longest: 25 }
+/** A file that does not grow for so long, in ms, is given up. Who reads has given up before. */
+const STALL = 60_000
+
+/** A file to which somebody else writes content in order, from its first byte. */
+export class GrowingFile implements ArrivingContent {
+  readonly #path: string
+
+  constructor(path: string) {
+    this.#path = path
+  }
+
+  async open(part: ByteRange, growth: Growth): Promise<ContentBody> {
+    return new GrowingBody(await open(this.#path), part, growth)
+  }
+}
+
+class GrowingBody implements ContentBody {
+  readonly length: number
+  readonly #file: FileHandle
+  readonly #part: ByteRange
+  readonly #growth: Growth
+
+  constructor(file: FileHandle, part: ByteRange, growth: Growth) {
+    this.length = rangeLength(part)
+    this.#file = file
+    this.#part = part
+    this.#growth = growth
+  }
+
+  async writeTo(sink: ByteSink, { signal }: { signal: AbortSignal }): Promise<void> {
+    try {
+      let offset = this.#part.start
+      let pause = PAUSE.first
+      let grown = performance.now()
+      while (offset <= this.#part.end) {
+        signal.throwIfAborted()
+        const usable = this.#growth.usable()
+        // It may have another name by now, or none; the handle does not care.
+        const { size } = await this.#file.stat()
+        const there = Math.min(size, usable, this.#part.end + 1)
+        if (there > offset) {
+          await copyFilePart(this.#file, { start: offset, end: there - 1 }, sink, signal)
+          offset = there
+          pause = PAUSE.first
+          grown = performance.now()
+          continue
+        }
+        if (performance.now() - grown > STALL)
+          throw new ContentTruncatedError('what is being received does not go on')
+        await delay(pause, undefined, { signal, ref: false })
+        pause = Math.min(2 * pause, PAUSE.longest)
+      }
+    } finally {
+      await this.#file.close()
+    }
+  }
+
+  async discard(): Promise<void> {
+    await this.#file.close()
+  }
+}

@@ -1,0 +1,237 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { get } from 'node:http'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { Listener } from '../../src/http/listener.ts'
+import { createRegistryServer } from '../../src/http/registry.ts'
+import { createLogger } from '../../src/observe/log.ts'
+import { createMetrics } from '../../src/observe/metrics.ts'
+import { digestOf } from '../../src/oci/digest.ts'
+import { chain } from '../../src/pull/chain.ts'
+import { Inflight } from '../../src/pull/inflight.ts'
+import { PeersSource } from '../../src/pull/peers.ts'
+import { RegistryClient } from '../../src/pull/registry-client.ts'
+import { Heard } from '../../src/pull/swarm/heard.ts'
+import { Swarm } from '../../src/pull/swarm/swarm.ts'
+import { Transfers } from '../../src/pull/transfer.ts'
+import { UpstreamClient } from '../../src/pull/upstream/client.ts'
+import { UpstreamSource } from '../../src/pull/upstream/source.ts'
+import type {
+  Peer,
+  PullAdvice,
+  PullExchange,
+  PullListener,
+  PullReport,
+} from '../../src/routing/router.ts'
+import { NotHeldError } from '../../src/store/store.ts'
+import { Spool } from '../../src/store/spool.ts'
+import { FixedRouter } from './peer-zoo.ts'
+
+const log = createLogger({ level: 'silent' })
+const timeouts = { dial: 400, firstByte: 1000, progress: 1000 }
+
+/** Who takes part in the exchange of reports, and what passes. */
+export class PullNet {
+  readonly #nodes = new Map<string, MemoryExchange>()
+  /** Reports that were sent, by anybody */
+  readonly reports: PullReport[] = []
+  /** Says of a message whether it is lost */
+  loses: (from: string, to: string) => boolean = () => false
+
+  /** A place in it; `where` are zone and region. */
+  join(peer: Peer): MemoryExchange {
+    const exchange = new MemoryExchange(this, peer)
+    this.#nodes.set(peer.id, exchange)
+    this.#changed()
+    return exchange
+  }
+
+  /** A node is gone, and the others notice. */
+  leave(id: string): void {
+    this.#nodes.delete(id)
+    this.#changed()
+    for (const node of this.#nodes.values()) node.listener?.left(id)
+  }
+
+  peers(): Peer[] {
+    return Array.from(this.#nodes.values(), ({ peer }) => peer)
+  }
+
+  deliver(from: string, to: string, tell: (listener: PullListener) => void): void {
+    setImmediate(() => {
+      const listener = this.#nodes.get(to)?.listener
+      if (listener !== undefined && !this.loses(from, to)) tell(listener)
+    })
+  }
+
+  #changed(): void {
+    for (const node of this.#nodes.values()) node.changed()
+  }
+}
+
+/** The exchange of one node, without a network. */
+export class MemoryExchange implements PullExchange {
+  readonly peer: Peer
+  listener: PullListener | undefined
+  readonly #net: PullNet
+  #circles: readonly (readonly Peer[])[] | undefined
+
+  constructor(net: PullNet, peer: Peer) {
+    this.#net = net
+    this.peer = peer
+  }
+
+  get id(): string {
+    return this.peer.id
+  }
+
+  changed(): void {
+    this.#circles = undefined
+  }
+
+  circles(): readonly (readonly Peer[])[] {
+    const { id, zone, region } = this.peer
+    const around = this.#net.peers().filter((peer) => peer.id !== id && peer.region === region)
+    const near = around.filter((peer) => peer.zone === zone)
+    return (this.#circles ??= region === undefined ? [near] : [near, around])
+  }
+
+  report(to: string, report: PullReport): void {
+    this.#net.reports.push(report)
+    this.#net.deliver(this.id, to, (listener) => listener.reported(this.id, report))
+  }
+
+  advise(to: string, advice: PullAdvice): void {
+    this.#net.deliver(this.id, to, (listener) => listener.advised(this.id, advice))
+  }
+
+  listen(listener: PullListener): void {
+    this.listener = listener
+  }
+}
+
+/** What a client got. */
+export interface Got {
+  readonly status: number
+  readonly complete: boolean
+  readonly digest: string
+  readonly bytes: number
+}
+
+/** A node with everything that a pull passes, over real sockets and files, but a store that never holds anything. */
+export class SwarmNode implements AsyncDisposable {
+  readonly id: string
+  readonly swarm: Swarm
+  readonly #local: Listener
+  readonly #peer: Listener
+  readonly #stack: AsyncDisposableStack
+
+  private constructor(
+    id: string,
+    parts: { swarm: Swarm; local: Listener; peer: Listener; stack: AsyncDisposableStack },
+  ) {
+    this.id = id
+    this.swarm = parts.swarm
+    this.#local = parts.local
+    this.#peer = parts.peer
+    this.#stack = parts.stack
+  }
+
+  static async start(
+    net: PullNet,
+    init: { id: string; upstream?: string; zone?: string; region?: string },
+  ): Promise<SwarmNode> {
+    await using stack = new AsyncDisposableStack()
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-swarm-'))
+    stack.defer(() => rm(directory, { recursive: true, force: true }))
+    const spool = new Spool({ log }, { directory, maxBytes: 1e9 })
+    await spool.start()
+    const notHeld = async (digest: ReturnType<typeof digestOf>): Promise<never> => {
+      throw new NotHeldError(digest)
+    }
+    const store = { arriving: async () => undefined, stat: notHeld, open: notHeld }
+    const inflight = new Inflight({ store, spool, given: () => false, wanted: () => true, log })
+    const heard = new Heard({ wanted: () => true })
+    const listener = (name: 'local' | 'peer', open: ReturnType<typeof chain>): Listener => {
+      const naming = { homeRegistry: 'registry.localhost', ownAddresses: new Set<string>() }
+      const metrics = createMetrics()
+      const server = createRegistryServer(
+        { open, metrics, log },
+        { listener: name, naming, maxRequests: 64 },
+      )
+      const listen = { host: '127.0.0.1', port: 0 }
+      return new Listener(server, { key: `listen.${name}`, listen, drainTimeout: 0 })
+    }
+    const peer = listener('peer', chain([heard, inflight]))
+    await peer.start()
+    stack.defer(() => peer.stop())
+    const { id, zone, region, upstream: url } = init
+    const exchange = net.join({
+      id,
+      name: id,
+      origins: [`http://127.0.0.1:${peer.address().port}`],
+      ...(zone !== undefined && { zone }),
+      ...(region !== undefined && { region }),
+    })
+    stack.defer(() => net.leave(id))
+    const client = stack.adopt(new RegistryClient({ timeouts }), (each) => each.close())
+    const router = new FixedRouter([])
+    const peers = new PeersSource({ router, client, log }, { lookup: 1000, hedge: 250, busy: 500 })
+    const logins = { of: async () => undefined }
+    const fetcher = new UpstreamClient(
+      { log, logins },
+      { timeouts: { ...timeouts, progress: 2000 } },
+    )
+    stack.defer(() => fetcher.close())
+    const upstream = new UpstreamSource({
+      connect: async () => fetcher,
+      endpointsOf: () => [{ url: url ?? '', overridePath: false, access: {}, rewrites: new Map() }],
+      log,
+    })
+    const swarm = new Swarm({
+      exchange,
+      peers,
+      upstream: url === undefined ? undefined : upstream,
+      heard,
+      shares: () => true,
+      log,
+    })
+    stack.defer(() => swarm.close())
+    const transfers = new Transfers({ log })
+    stack.defer(() => transfers.close())
+    const local = listener('local', inflight.over(transfers.over(chain([swarm]))))
+    await local.start()
+    stack.defer(() => local.stop())
+    return new SwarmNode(id, { swarm, local, peer, stack: stack.move() })
+  }
+
+  /** Asks this node as its containerd does. */
+  get(path: string, headers: Record<string, string> = {}, signal?: AbortSignal): Promise<Got> {
+    const { promise, resolve } = Promise.withResolvers<Got>()
+    const url = `http://127.0.0.1:${this.#local.address().port}${path}?ns=docker.io`
+    const options = { agent: false, headers, ...(signal && { signal }) } as const
+    const request = get(url, options, (response) => {
+      const chunks: Buffer[] = []
+      response.on('data', (chunk: Buffer) => chunks.push(chunk))
+      response.on('error', () => {})
+      response.on('close', () => {
+        const all = Buffer.concat(chunks)
+        const { statusCode: status = 0, complete } = response
+        resolve({ status, complete, digest: digestOf(all), bytes: all.length })
+      })
+    })
+    request.on('error', () => resolve({ status: 0, complete: false, digest: '', bytes: 0 }))
+    return promise
+  }
+
+  /** Its process is killed: connections break, and the others notice. */
+  async kill(net: PullNet): Promise<void> {
+    net.leave(this.id)
+    await Promise.all([this.#peer.stop(), this.#local.stop()])
+    await this[Symbol.asyncDispose]()
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stack.disposeAsync()
+  }
+}

@@ -1,0 +1,189 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { Member, type Way } from '../../../../src/pull/swarm/member.ts'
+import { winner } from '../../../../src/pull/swarm/tracker.ts'
+import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
+
+const others = ['a', 'b', 'c', 'd']
+/** Something of which the lists are kept by others, also when one of them does not answer. */
+const key = Array.from({ length: 1000 }, (_, index) => `key ${index}`).find((each) =>
+  others.every((id) => winner(each, ['me', id]) === id),
+)
+
+/** A member and the time, both in a test's hand. */
+class Bench {
+  now = 1000
+  readonly member: Member
+  readonly circles: readonly (readonly string[])[]
+  /** What the last steps reported, and to whom */
+  reports: { to: string; report: PullReport }[] = []
+
+  constructor(circles: readonly (readonly string[])[] = [others], noUpstream = false) {
+    this.circles = circles
+    assert.ok(key)
+    const init = { self: 'me', key, small: false, have: 0, now: this.now, noUpstream }
+    this.member = new Member(init)
+  }
+
+  step(): Way | undefined {
+    const { reports, way } = this.member.step(this.now, this.circles)
+    this.reports.push(...reports)
+    return way
+  }
+
+  /** The tracker that was asked last answers. */
+  answer(advice: Partial<PullAdvice>): void {
+    const last = this.reports.at(-1)
+    assert.ok(last)
+    const { circle, key: what, number } = last.report
+    const full = { circle, key: what, number, lead: false, from: [], pace: 250, ...advice }
+    this.member.hear(last.to, full, this.now)
+  }
+
+  /** So much time passes, in steps of 10 ms. */
+  pass(ms: number): Way | undefined {
+    let way: Way | undefined
+    for (const end = this.now + ms; this.now < end;) {
+      this.now += 10
+      way = this.step()
+    }
+    return way
+  }
+}
+
+suite("one node's part", () => {
+  test('alone it goes to the upstream at once, without a word', () => {
+    const alone = new Bench([[], []])
+    assert.deepEqual(alone.step(), { kind: 'upstream' })
+    assert.deepEqual(alone.reports, [])
+  })
+
+  test('it asks whoever keeps the list, and does as it is told', () => {
+    const bench = new Bench()
+    assert.equal(bench.step(), undefined)
+    assert.equal(bench.reports.length, 1)
+    bench.answer({ from: ['b', 'c'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b', 'c'] })
+    bench.answer({ lead: true })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b', 'c'] }, 'it did not ask again')
+  })
+
+  test('of a zone it leads it asks the region, and tells both', () => {
+    const bench = new Bench([
+      ['a', 'b'],
+      ['a', 'b', 'c', 'd'],
+    ])
+    bench.step()
+    bench.answer({ lead: true })
+    bench.step()
+    assert.deepEqual(
+      bench.reports.map(({ report }) => report.circle),
+      [0, 1],
+    )
+    bench.answer({ from: ['d'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['d'] })
+    bench.member.takes({ kind: 'peer', id: 'd' }, bench.now)
+    bench.reports = []
+    bench.step()
+    assert.deepEqual(
+      bench.reports.map(({ report }) => [report.circle, report.state]),
+      [
+        [0, 'leads'],
+        [1, 'follows'],
+      ],
+    )
+  })
+
+  test('nobody answers: two are asked, and within about a second it goes its own way', () => {
+    const bench = new Bench()
+    assert.equal(bench.pass(900), undefined)
+    assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 2)
+    assert.deepEqual(bench.pass(200), { kind: 'upstream' })
+  })
+
+  test('an answer of somebody it did not ask, or that is too late, is not heard', () => {
+    const bench = new Bench()
+    bench.step()
+    const [asked] = bench.reports
+    const { circle, key: what, number } = asked!.report
+    const advice = { circle, key: what, number, lead: true, from: [], pace: 250 }
+    for (const stranger of others.filter((id) => id !== asked!.to))
+      bench.member.hear(stranger, advice, bench.now)
+    bench.member.hear(asked!.to, { ...advice, number: number + 1 }, bench.now)
+    assert.equal(bench.step(), undefined)
+  })
+
+  test('a source that fails is not taken again soon, and after some it goes its own way', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b'] })
+    bench.step()
+    bench.member.broke(['b'], bench.now)
+    assert.equal(bench.step(), undefined)
+    assert.deepEqual(bench.reports.at(-1)?.report.failed, ['b'])
+    bench.answer({ from: ['b', 'c'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['c'] })
+    for (let times = 0; times < 6; times += 1) bench.member.broke(['c'], bench.now)
+    assert.deepEqual(bench.step(), { kind: 'upstream' })
+  })
+
+  test('nothing comes: that is told after a second, and it does not wait for ever', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b'] })
+    bench.step()
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    for (let ms = 0; ms < 990; ms += 10) {
+      bench.pass(10)
+      bench.answer({ from: ['b'] })
+    }
+    assert.equal(
+      bench.reports.some(({ report }) => report.stalled),
+      false,
+    )
+    bench.pass(20)
+    assert.equal(bench.reports.at(-1)?.report.stalled, true)
+    let way: Way | undefined
+    for (let ms = 0; ms < 7000; ms += 10) {
+      way = bench.pass(10)
+      bench.answer({ from: ['b'] })
+    }
+    assert.deepEqual(way, { kind: 'upstream' })
+  })
+
+  test('while bytes come it stays, also when the list is kept by nobody any more', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b'] })
+    bench.step()
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    let way: Way | undefined
+    for (let have = 1; have <= 40; have += 1) {
+      bench.member.grew(have, bench.now)
+      way = bench.pass(10)
+    }
+    assert.deepEqual(way, { kind: 'peers', ids: ['b'] })
+  })
+
+  test('without an upstream it follows or finds nothing', () => {
+    const offline = new Bench([others], true)
+    offline.step()
+    offline.answer({})
+    assert.deepEqual(offline.step(), { kind: 'nowhere' })
+    const alone = new Bench([[]], true)
+    assert.deepEqual(alone.step(), { kind: 'nowhere' })
+  })
+
+  test('it says when it has all, or gives up', () => {
+    const bench = new Bench()
+    bench.step()
+    for (const [done, state] of [
+      [true, 'done'],
+      [false, 'gone'],
+    ] as const) {
+      const [said] = bench.member.end(done, bench.now)
+      assert.equal(said?.report.state, state)
+      assert.equal(said?.to, bench.reports[0]?.to)
+    }
+  })
+})

@@ -1,0 +1,228 @@
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import type { ServerResponse } from 'node:http'
+import { suite, test } from 'node:test'
+import { digestOf } from '../../../../src/oci/digest.ts'
+import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
+import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
+import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
+import { until } from '../../../wait.ts'
+
+const bytes = randomBytes(4_000_000)
+const digest = digestOf(bytes)
+const BLOB = `/v2/library/alpine/blobs/${digest}`
+const manifest = Buffer.from(
+  JSON.stringify({
+    schemaVersion: 2,
+    mediaType: MEDIA_TYPE.ociManifest,
+    config: { mediaType: MEDIA_TYPE.ociConfig, digest, size: bytes.length },
+    layers: [],
+  }),
+)
+
+/** An upstream that gives the blob so fast, in bytes a ms, and counts what it gave. */
+async function startUpstream(
+  pace = 4000,
+): Promise<UpstreamRegistry & { given: { bytes: number; open: Set<ServerResponse> } }> {
+  const upstream = await UpstreamRegistry.start()
+  const given = { bytes: 0, open: new Set<ServerResponse>() }
+  upstream.on(BLOB, (request, response) => {
+    const [, from = '0', to] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') ?? []
+    const part = bytes.subarray(Number(from), to === undefined ? undefined : Number(to) + 1)
+    response.writeHead(to === undefined ? 200 : 206, {
+      'content-length': part.length,
+      ...(to !== undefined && { 'content-range': `bytes ${from}-${to}/${bytes.length}` }),
+    })
+    given.open.add(response)
+    let at = 0
+    const timer = setInterval(() => {
+      if (response.destroyed || at >= part.length) {
+        clearInterval(timer)
+        given.open.delete(response)
+        response.end()
+        return
+      }
+      const chunk = part.subarray(at, at + pace * 10)
+      at += chunk.length
+      given.bytes += chunk.length
+      response.write(chunk)
+    }, 10)
+  })
+  return Object.assign(upstream, { given })
+}
+
+/** Nodes 1 to `count`, all of which may ask `upstream`. */
+async function startNodes(
+  stack: AsyncDisposableStack,
+  count: number,
+  upstream: string,
+  where: (index: number) => { zone?: string; region?: string } = () => ({}),
+): Promise<{ net: PullNet; nodes: SwarmNode[] }> {
+  const net = new PullNet()
+  const nodes: SwarmNode[] = []
+  for (let index = 0; index < count; index += 1) {
+    const node = await SwarmNode.start(net, { id: `node-${index}`, upstream, ...where(index) })
+    nodes.push(stack.use(node))
+  }
+  return { net, nodes }
+}
+
+function assertRight(got: readonly Got[]): void {
+  for (const each of got)
+    assert.deepEqual(each, { status: 200, complete: true, digest, bytes: bytes.length })
+}
+
+suite('what many want at once', () => {
+  test('a blob crosses the uplink once, whoever asks when', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { nodes } = await startNodes(stack, 7, upstream.url)
+    const early = nodes.slice(0, 5).map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 3)
+    const late = nodes.slice(5).map((node) => node.get(BLOB))
+    assertRight(await Promise.all([...early, ...late]))
+    assert.equal(upstream.given.bytes, bytes.length)
+    assert.equal(upstream.asked.length, 1)
+  })
+
+  test('a manifest and a tag are asked for once', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await UpstreamRegistry.start())
+    const headers = { 'content-type': MEDIA_TYPE.ociManifest }
+    for (const name of ['3.20', digestOf(manifest)])
+      upstream.serve(`/v2/library/alpine/manifests/${name}`, manifest, headers)
+    const { nodes } = await startNodes(stack, 6, upstream.url)
+    for (const name of ['3.20', digestOf(manifest)]) {
+      const path = `/v2/library/alpine/manifests/${name}`
+      for (const got of await Promise.all(nodes.map((node) => node.get(path))))
+        assert.equal(got.digest, digestOf(manifest))
+    }
+    assert.equal(upstream.asked.length, 2)
+  })
+
+  test('a node alone asks the upstream and nobody else', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(100_000))
+    const { net, nodes } = await startNodes(stack, 1, upstream.url)
+    assertRight([await nodes[0]!.get(BLOB)])
+    assert.deepEqual(net.reports, [])
+  })
+
+  test('a zone reads it from another zone of its region once, and a region from the upstream', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { nodes } = await startNodes(stack, 8, upstream.url, (index) => ({
+      zone: `zone-${index % 4}`,
+      region: index % 4 < 2 ? 'east' : 'west',
+    }))
+    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    assert.equal(upstream.given.bytes, 2 * bytes.length)
+  })
+
+  test('what the upstream does not have is not found, by everybody', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await UpstreamRegistry.start())
+    const { nodes } = await startNodes(stack, 4, upstream.url)
+    const got = await Promise.all(nodes.map((node) => node.get(BLOB)))
+    assert.deepEqual(
+      got.map(({ status }) => status),
+      [404, 404, 404, 404],
+    )
+  })
+
+  test('a node without an upstream follows one that has it, and finds nothing alone', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { net, nodes } = await startNodes(stack, 1, upstream.url)
+    const offline = stack.use(await SwarmNode.start(net, { id: 'offline' }))
+    assert.equal((await offline.get(BLOB)).status, 404)
+    const leading = nodes[0]!.get(BLOB)
+    await until(() => upstream.given.bytes > 0)
+    assertRight(await Promise.all([leading, offline.get(BLOB)]))
+    assert.equal(upstream.given.bytes, bytes.length)
+  })
+})
+
+suite('what goes wrong meanwhile', () => {
+  test('the leader is killed: another one goes on at its byte', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(1500))
+    const { net, nodes } = await startNodes(stack, 5, upstream.url)
+    const pulls = nodes.map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 4)
+    const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
+    await nodes[leader]!.kill(net)
+    assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+    assert.ok(upstream.given.bytes < 1.5 * bytes.length, `${upstream.given.bytes} bytes were given`)
+  })
+
+  test('the upstream breaks off in the middle, of every answer once', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(1500))
+    const { nodes } = await startNodes(stack, 4, upstream.url)
+    const pulls = nodes.map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 2)
+    for (const response of upstream.given.open) response.destroy()
+    assertRight(await Promise.all(pulls))
+    assert.ok(upstream.given.bytes < 1.5 * bytes.length, `${upstream.given.bytes} bytes were given`)
+  })
+
+  test('the upstream stands still for whoever asked first', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(1500))
+    const { nodes } = await startNodes(stack, 4, upstream.url)
+    const pulls = nodes.map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 4)
+    for (const response of upstream.given.open) response.write = () => true
+    assertRight(await Promise.all(pulls))
+  })
+
+  test('no message of anybody arrives: each goes its own way', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { net, nodes } = await startNodes(stack, 3, upstream.url)
+    net.loses = () => true
+    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+  })
+
+  test('every third message is lost', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { net, nodes } = await startNodes(stack, 6, upstream.url)
+    let sent = 0
+    net.loses = () => ++sent % 3 === 0
+    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+  })
+
+  test('a client goes away: those who read from its node go on elsewhere', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(1500))
+    const { nodes } = await startNodes(stack, 4, upstream.url)
+    const gone = new AbortController()
+    const first = nodes[0]!.get(BLOB, {}, gone.signal)
+    await until(() => upstream.given.bytes > 0)
+    const others = nodes.slice(1).map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 3)
+    gone.abort()
+    assertRight(await Promise.all(others))
+    assert.equal((await first).complete, false)
+    assert.ok(upstream.given.bytes < 1.5 * bytes.length, `${upstream.given.bytes} bytes were given`)
+  })
+
+  test('a client goes on in the middle, and its node reads only the rest', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { nodes } = await startNodes(stack, 2, upstream.url)
+    const whole = nodes[0]!.get(BLOB)
+    await until(() => upstream.given.bytes > 0)
+    const rest = await nodes[1]!.get(BLOB, { range: 'bytes=1000000-' })
+    assert.deepEqual(rest, {
+      status: 206,
+      complete: true,
+      digest: digestOf(bytes.subarray(1_000_000)),
+      bytes: bytes.length - 1_000_000,
+    })
+    assertRight([await whole])
+    assert.equal(upstream.given.bytes, bytes.length)
+  })
+})

@@ -1,0 +1,244 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import fc from 'fast-check'
+import { Tracker, winner } from '../../../../src/pull/swarm/tracker.ts'
+import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
+
+const MB = 1_000_000
+
+/** A list and the time, both in a test's hand. */
+class Bench {
+  now = 1000
+  readonly tracker = new Tracker({ now: () => this.now })
+
+  hear(id: string, report: Partial<PullReport> = {}): PullAdvice {
+    return this.tracker.hear(id, {
+      circle: 0,
+      key: 'k',
+      number: 1,
+      state: 'asks',
+      have: 0,
+      size: 100 * MB,
+      from: '',
+      failed: [],
+      stalled: false,
+      noUpstream: false,
+      small: false,
+      ...report,
+    })
+  }
+
+  /** Asks, and does as it is told. @returns whom it reads from; the upstream is '' */
+  join(id: string, report: Partial<PullReport> = {}): string {
+    const { lead, from } = this.hear(id, report)
+    const [first = ''] = from
+    this.hear(id, { ...report, state: lead ? 'leads' : 'follows', from: first })
+    return first
+  }
+}
+
+suite('who keeps a list', () => {
+  test('is the same whoever asks, and another one only where that one is gone', () => {
+    const ids = Array.from({ length: 50 }, (_, index) => `node-${index}`)
+    for (const key of ['a', 'b', 'c']) {
+      const first = winner(key, ids)
+      assert.equal(winner(key, ids.toReversed()), first)
+      const others = ids.filter((id) => id !== first)
+      const second = winner(key, others)
+      for (const gone of others.filter((id) => id !== second))
+        assert.equal(
+          winner(
+            key,
+            ids.filter((id) => id !== gone),
+          ),
+          first,
+        )
+    }
+    assert.equal(winner('a', []), undefined)
+  })
+
+  test('is everybody in turn', () => {
+    const ids = Array.from({ length: 10 }, (_, index) => `12D3KooW${index}${'x'.repeat(40)}`)
+    const counts = new Map<string, number>()
+    for (let key = 0; key < 2000; key += 1) {
+      const id = winner(`key ${key}`, ids) ?? ''
+      counts.set(id, (counts.get(id) ?? 0) + 1)
+    }
+    for (const id of ids) {
+      const count = counts.get(id) ?? 0
+      assert.ok(count > 120 && count < 280, `${id} keeps ${count} of 2000`)
+    }
+  })
+})
+
+suite('a list of who gets what', () => {
+  test('one leads, and the others form a tree in which nobody gives to more than two', () => {
+    const list = new Bench()
+    const readers = new Map<string, number>()
+    for (let index = 0; index < 100; index += 1) {
+      const from = list.join(`n${index}`)
+      if (index === 0) assert.equal(from, '')
+      else readers.set(from, (readers.get(from) ?? 0) + 1)
+    }
+    assert.equal(
+      [...readers.values()].reduce((sum, count) => sum + count),
+      99,
+    )
+    assert.ok(Math.max(...readers.values()) <= 2)
+    assert.equal(list.tracker.trees()[0]?.depth, 6)
+  })
+
+  test('what is small one node gives to many', () => {
+    const list = new Bench()
+    for (let index = 0; index < 17; index += 1) list.join(`n${index}`, { small: true })
+    assert.equal(list.tracker.trees()[0]?.depth, 1)
+  })
+
+  test('the leader goes: whoever lost it goes on, and those below stay where they are', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b', 'c']) list.join(id)
+    const ofA = list.hear('c', { state: 'follows', from: 'a' })
+    assert.deepEqual(ofA.from, ['a'])
+    list.tracker.forget('leader')
+    assert.deepEqual(list.hear('a', { have: MB, failed: ['leader'] }).lead, true)
+    assert.deepEqual(list.hear('c', { state: 'follows', from: 'a', have: MB }).from, ['a'])
+    const [next] = list.hear('b', { have: MB, failed: ['leader'] }).from
+    assert.ok(next === 'a' || next === 'c', `b reads from ${next}`)
+  })
+
+  test('the leader is silent: who stands still waits until that is sure, then one leads', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b']) list.join(id)
+    const stalled = { state: 'follows', from: 'leader', have: MB, stalled: true } as const
+    list.now += 1000
+    assert.deepEqual(list.hear('a', stalled).from, ['leader'])
+    list.now += 600
+    assert.equal(list.hear('a', stalled).lead, true)
+    assert.deepEqual(list.hear('b', stalled).from, ['a'])
+  })
+
+  test('the leader stands still: another one leads, and when it goes on it follows', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a']) list.join(id)
+    list.hear('leader', { state: 'leads', have: MB, stalled: true })
+    list.now += 700
+    list.hear('leader', { state: 'leads', have: MB, stalled: true })
+    const stalled = { state: 'follows', from: 'leader', have: MB, stalled: true } as const
+    assert.equal(list.hear('a', stalled).lead, true)
+    list.hear('a', { state: 'leads', have: 2 * MB })
+    assert.deepEqual(list.hear('leader', { state: 'leads', have: MB, stalled: true }).from, ['a'])
+  })
+
+  test('of two leaders the less far yields, unless it is almost there', () => {
+    const list = new Bench()
+    list.join('a')
+    list.hear('a', { state: 'leads', have: 40 * MB })
+    list.hear('b', { state: 'leads', have: 60 * MB })
+    assert.deepEqual(list.hear('a', { state: 'leads', have: 41 * MB }).from, ['b'])
+    assert.equal(list.hear('b', { state: 'leads', have: 62 * MB }).lead, true)
+    const other = new Bench()
+    other.hear('a', { state: 'leads', have: 99.9 * MB })
+    other.hear('b', { state: 'leads', have: 100 * MB })
+    assert.equal(other.hear('a', { state: 'leads', have: 99.95 * MB }).lead, true)
+  })
+
+  test('nobody is sent to whom it could not read from, nor to who several could not', () => {
+    const list = new Bench()
+    list.hear('liar', { state: 'leads', have: 100 * MB })
+    const leader = list.hear('a', { failed: ['liar'] })
+    assert.equal(leader.lead, true)
+    list.hear('a', { state: 'leads' })
+    for (const id of ['b', 'c', 'd', 'e']) list.hear(id, { failed: ['liar'] })
+    for (let index = 0; index < 20; index += 1) {
+      const { from } = list.hear(`n${index}`)
+      assert.ok(!from.includes('liar'), `n${index} is sent to ${from.join()}`)
+    }
+  })
+
+  test('a node on a slow link keeps nobody back', () => {
+    const list = new Bench()
+    list.join('leader')
+    list.join('slow')
+    list.join('a')
+    list.hear('b', { state: 'follows', from: 'slow' })
+    let advice = list.hear('b', { state: 'follows', from: 'slow' })
+    for (let step = 1; step <= 12; step += 1) {
+      list.now += 500
+      list.hear('leader', { state: 'leads', have: step * 4 * MB })
+      list.hear('a', { state: 'follows', from: 'leader', have: step * 4 * MB })
+      list.hear('slow', { state: 'follows', from: 'leader', have: step * 0.3 * MB })
+      advice = list.hear('b', { state: 'follows', from: 'slow', have: step * 0.3 * MB })
+    }
+    assert.notEqual(advice.from[0], 'slow')
+  })
+
+  test('a slow leader is tried against another node, and the faster one goes on', () => {
+    const list = new Bench()
+    list.join('slow')
+    list.join('a')
+    let slow = 0
+    let fast = 0
+    const roles: string[] = []
+    let state: PullReport['state'] = 'follows'
+    for (let step = 0; step < 40; step += 1) {
+      list.now += 250
+      slow += 0.15 * MB
+      fast = state === 'leads' ? fast + 2 * MB : slow
+      const ofSlow = list.hear('slow', { state: 'leads', have: slow })
+      const ofA = list.hear('a', { state, from: state === 'leads' ? '' : 'slow', have: fast })
+      if (ofA.lead) state = 'leads'
+      roles.push(`${ofSlow.lead ? 'leads' : ofSlow.from.join()} ${ofA.lead ? 'leads' : 'follows'}`)
+      if (!ofSlow.lead) break
+    }
+    assert.equal(roles.at(-1), 'a leads')
+  })
+
+  test('a node without an upstream never leads', () => {
+    const list = new Bench()
+    assert.deepEqual(list.hear('offline', { noUpstream: true }).from, [])
+    assert.equal(list.hear('offline', { noUpstream: true }).lead, false)
+    list.join('a')
+    assert.deepEqual(list.hear('offline', { noUpstream: true }).from, ['a'])
+  })
+
+  test('lists, and nodes on them, are bounded, whoever floods them', () => {
+    const list = new Bench()
+    for (let index = 0; index < 5000; index += 1) list.hear('flood', { key: `key ${index}` })
+    assert.ok(list.tracker.size.members <= 512)
+    for (let index = 0; index < 100_000; index += 1)
+      list.hear(`n${index % 300}`, { key: `key ${index}` })
+    assert.ok(list.tracker.size.swarms <= 2048)
+    list.now += 600_000
+    list.hear('last')
+    list.tracker.forget('last')
+    assert.ok(list.tracker.size.members <= 65_536)
+  })
+
+  test('whatever is reported, nobody reads from itself by way of others, and everybody is told something', () => {
+    const state = fc.constantFrom<PullReport['state'][]>('asks', 'leads', 'follows', 'done', 'gone')
+    const id = fc.integer({ min: 0, max: 7 }).map((index) => `n${index}`)
+    const event = fc.record({
+      id,
+      state,
+      from: id,
+      failed: fc.array(id, { maxLength: 3 }),
+      stalled: fc.boolean(),
+      have: fc.integer({ min: 0, max: 100 * MB }),
+      wait: fc.integer({ min: 0, max: 1500 }),
+    })
+    fc.assert(
+      fc.property(fc.array(event, { maxLength: 60 }), (events) => {
+        const list = new Bench()
+        for (const { id: who, wait, ...report } of events) {
+          list.now += wait
+          const advice = list.hear(who, report)
+          if (report.state === 'done' || report.state === 'gone') continue
+          assert.ok(advice.lead || advice.from.length > 0, `${who} is told nothing`)
+          assert.ok(!advice.from.includes(who), `${who} is sent to itself`)
+          assert.ok(list.tracker.trees().every(({ depth }) => depth < 8))
+        }
+      }),
+      { numRuns: 300 },
+    )
+  })
+})
