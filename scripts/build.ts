@@ -2,7 +2,7 @@ import { mkdir, rename, writeFile } from 'node:fs/promises'
 import { build } from 'esbuild'
 
 /**
- * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, and the thread that bytes pass through into another, with a source map: half the start time and
+ * Bundles the daemon and its commands into one file, `dist/shoal.mjs`, and each thread that bytes pass through or passwords are compared on into another, with a source map: half the start time and
  * three quarters of the memory of the same program run from node_modules.
  */
 const root = new URL('..', import.meta.url).pathname
@@ -10,6 +10,7 @@ const result = await build({
   entryPoints: {
     shoal: `${root}src/cli/main.ts`,
     'passage-worker': `${root}src/pull/passage-worker.ts`,
+    'password-worker': `${root}src/push/password-worker.ts`,
   },
   outdir: `${root}dist`,
   outExtension: { '.js': '.mjs' },

@@ -17,9 +17,10 @@ import { SharedRegistries } from './config/shared-registries.ts'
 import { WatchedFiles } from './config/watched-files.ts'
 import { formatProblem } from './config/yaml-file.ts'
 import { createAdminServer } from './http/admin.ts'
-import { createHome } from './http/home.ts'
+import { createHome, type Home } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer } from './http/registry.ts'
+import { TlsFiles } from './http/tls-files.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
 import { mirrorEndpoint } from './mirror/certs-dir.ts'
@@ -44,7 +45,8 @@ import { Transfers } from './pull/transfer.ts'
 import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
-import { pushAccess } from './push/access.ts'
+import { loginAccess, openAccess, type Access } from './push/access.ts'
+import { Passwords } from './push/passwords.ts'
 import { Repositories } from './push/repositories.ts'
 import { Uploads } from './push/uploads.ts'
 import { Advertiser } from './routing/advertiser.ts'
@@ -63,7 +65,7 @@ import { TokenFile } from './trust/token-file.ts'
 /** A running node. */
 export interface Daemon extends Startable {
   /** Where it listens, as `host:port`, or several of them separated by commas. */
-  addresses(): { local: string; peer: string; p2p: string; admin: string }
+  addresses(): { local: string; peer: string; p2p: string; admin: string; push?: string }
   /** The other nodes it knows and is connected to. */
   peers(): readonly Peer[]
 }
@@ -172,27 +174,41 @@ export function createDaemon(
       expiry: config.push.uploadExpiry,
     },
   )
-  const home = createHome(
-    {
-      repositories: new Repositories({
-        store: writable,
-        added: (keys) => store.added(keys),
-        removed: (keys) => store.removed(keys),
-      }),
-      uploads: pushes,
-      authorize: pushAccess(config.push.access),
-      metrics,
-      log: component('push'),
-    },
-    { homeRegistry: config.registry.name },
-  )
-  const registry = (listener: 'local' | 'peer', open: ReturnType<typeof chain>) =>
+  const repositories = new Repositories({
+    store: writable,
+    added: (keys) => store.added(keys),
+    removed: (keys) => store.removed(keys),
+  })
+  const homeFor = (access: Access): Home =>
+    createHome(
+      { repositories, uploads: pushes, access, metrics, log: component('push') },
+      { homeRegistry: config.registry.name },
+    )
+  const passwords =
+    config.push.users === undefined
+      ? undefined
+      : new Passwords({ log: component('push') }, { path: config.push.users })
+  const { cert, key } = config.push
+  const pushTls =
+    cert === undefined || key === undefined
+      ? undefined
+      : new TlsFiles({ log: component('push') }, { cert, key })
+  const localAccess =
+    config.push.access === 'auth'
+      ? passwords && loginAccess(passwords, { pulls: 'open' })
+      : openAccess(config.push.access)
+  const registry = (listener: 'local' | 'peer' | 'push', open: ReturnType<typeof chain>) =>
     createRegistryServer(
       {
         open,
         metrics,
         log: component(`http:${listener}`),
-        ...(listener === 'local' && { home }),
+        ...(listener === 'local' && localAccess && { home: homeFor(localAccess) }),
+        ...(listener === 'push' &&
+          passwords && {
+            home: homeFor(loginAccess(passwords, { pulls: 'login' })),
+            ...(pushTls && { tls: pushTls }),
+          }),
         ...(listener === 'peer' && { uploads, members: peerTls }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
@@ -467,23 +483,30 @@ export function createDaemon(
           },
         )
       : sources
-  const localListener: Listener = new Listener(
-    registry(
-      'local',
-      poisoned.guard(
-        inflight.over(
-          layout === undefined
-            ? pulls
-            : keep(pulls, {
-                store: layout,
-                log: component('pull:keep'),
-                homeRegistry: config.registry.name,
-              }),
-        ),
-      ),
+  const localPulls = poisoned.guard(
+    inflight.over(
+      layout === undefined
+        ? pulls
+        : keep(pulls, {
+            store: layout,
+            log: component('pull:keep'),
+            homeRegistry: config.registry.name,
+          }),
     ),
-    { key: 'listen.local', listen: config.listen.local, drainTimeout },
   )
+  const localListener: Listener = new Listener(registry('local', localPulls), {
+    key: 'listen.local',
+    listen: config.listen.local,
+    drainTimeout,
+  })
+  const pushListener =
+    config.listen.push === undefined
+      ? undefined
+      : new Listener(registry('push', localPulls), {
+          key: 'listen.push',
+          listen: config.listen.push,
+          drainTimeout,
+        })
 
   let running = false
   let stopping = false
@@ -645,7 +668,9 @@ export function createDaemon(
     { start: async () => {}, stop: async () => swarm.close() },
     { start: async () => {}, stop: async () => upstream.close() },
     pushes,
+    { start: async () => {}, stop: async () => passwords?.stop() },
     localListener,
+    ...(pushTls && pushListener ? [pushTls, pushListener] : []),
     mirror,
   ]
   const addresses = () => ({
@@ -653,6 +678,7 @@ export function createDaemon(
     peer: peerListener.addresses().map(formatAddress).join(),
     p2p: router.addresses().map(formatAddress).join(),
     admin: formatAddress(adminListener.address()),
+    ...(pushListener && { push: formatAddress(pushListener.address()) }),
   })
   return {
     addresses,

@@ -85,6 +85,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
   '@libp2p': ['routing'],
   '@multiformats/multiaddr': ['routing'],
   asn1js: ['trust'],
+  bcryptjs: ['push'],
   commander: ['cli'],
   'datastore-core': ['routing'],
   fastify: ['http'],

@@ -24,7 +24,7 @@ export interface EffectiveConfig extends Config {
   sharingSetBy: string
   store: 'containerd' | 'layout'
   layout: Config['layout'] & { maxBytes: number }
-  push: Config['push'] & { access: 'off' | 'local' }
+  push: Config['push'] & { access: 'off' | 'local' | 'auth' }
   kubernetes: Config['kubernetes'] & {
     /** Where a kubeconfig file may be, now or later; the first that exists counts */
     kubeconfigs: readonly string[]

@@ -385,6 +385,11 @@ export const configSchema = z.strictObject(
               placeholder: 'HOST:PORT',
               description: `libp2p, over TCP. \`auto\` is port ${P2P_PORT} of each \`nodeAddress\`, with \`mesh: spegel\` ${SPEGEL_P2P_PORT}.`,
             }),
+          push: address().optional().register(docs, {
+            placeholder: 'HOST:PORT',
+            description:
+              'The registry for other machines, such as those that build images: over TLS (`push.cert`, `push.key`), and only for who logs in, pulls included. Without it there is none.',
+          }),
           admin: address().prefault('127.0.0.1:9090').register(docs, {
             placeholder: 'HOST:PORT',
             description: 'Metrics and health: `/metrics`, `/livez`, `/readyz`.',
@@ -514,10 +519,24 @@ export const configSchema = z.strictObject(
     push: z
       .strictObject(
         {
-          access: choice(['auto', 'off', 'local']).prefault('auto').register(docs, {
+          access: choice(['auto', 'off', 'local', 'auth']).prefault('auto').register(docs, {
             placeholder: 'WHO',
             description:
-              'Who may push to this node, and delete: `off` nobody, `local` whoever reaches `listen.local`. `auto` is `local` with the embedded store, else `off`.',
+              'Who may push to this node, and delete: `off` nobody, `local` whoever reaches `listen.local`, `auth` who logs in as one of `push.users`. `auto` is `local` with the embedded store, else `off`.',
+          }),
+          users: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description:
+              'The users of `push.access: auth`, as `htpasswd -B` writes them (bcrypt; other hashes are refused). Changes hold at once.',
+          }),
+          cert: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description:
+              'Certificate of `listen.push`, in PEM, with those between it and its root. It and `push.key` are read again when they change.',
+          }),
+          key: absolutePath().optional().register(docs, {
+            placeholder: 'FILE',
+            description: 'Key of `push.cert`, in PEM.',
           }),
           uploads: z
             .int({ error: 'expected a whole number from 1 to 65536' })
@@ -781,13 +800,32 @@ export function* contradictions({
   tls,
   mesh,
   bootstrap,
+  push,
+  listen,
 }: {
+  push: {
+    access: string
+    users?: string | undefined
+    cert?: string | undefined
+    key?: string | undefined
+  }
+  listen: { push?: SocketAddress | undefined }
   tokenFile?: string | undefined
   tokenRequired: boolean
   tls: Readonly<Record<string, string | undefined>>
   mesh: 'shoal' | 'spegel'
   bootstrap: readonly BootstrapEntry[]
 }): Generator<{ path: readonly (string | number)[]; message: string }> {
+  if (push.access === 'auth' && push.users === undefined)
+    yield { path: ['push', 'access'], message: 'auth needs push.users, and there is none' }
+  if (
+    listen.push !== undefined &&
+    (push.access !== 'auth' || push.cert === undefined || push.key === undefined)
+  )
+    yield {
+      path: ['listen', 'push'],
+      message: 'needs push.access: auth, push.users, push.cert and push.key',
+    }
   const files = Object.values(tls).filter((file) => file !== undefined)
   if (files.length > 0 && files.length < 3)
     yield { path: ['tls'], message: 'needs all of cert, key and ca, or none of them' }

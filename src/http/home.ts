@@ -5,6 +5,7 @@ import { DigestMismatchError } from '../oci/digest.ts'
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import type { HomeRequest, Page } from '../oci/home-request.ts'
 import { MAX_MANIFEST_BYTES, MEDIA_TYPE } from '../oci/manifest.ts'
+import type { Access, Caller } from '../push/access.ts'
 import type { Listed, Repositories } from '../push/repositories.ts'
 import { UploadRangeError, type Upload, type Uploads } from '../push/uploads.ts'
 import { incomingBytes, readRequest } from './request-body.ts'
@@ -12,10 +13,19 @@ import { incomingBytes, readRequest } from './request-body.ts'
 export interface HomeComponents {
   readonly repositories: Repositories
   readonly uploads: Uploads
-  /** Throws when who asks may not do that */
-  readonly authorize: (request: HomeRequest, headers: FastifyRequest['headers']) => Promise<void>
+  readonly access: Access
   readonly metrics: Metrics
   readonly log: Logger
+}
+
+/** What a listener has that is more than a way to pull. */
+export interface Home {
+  handle(parsed: HomeRequest, request: FastifyRequest, reply: FastifyReply): Promise<void>
+  /** Whether who asks may come in without a login, or with the one it has; else it throws. */
+  enter(request: FastifyRequest): Promise<void>
+  /** The same for a pull. */
+  pull(request: FastifyRequest): Promise<void>
+  token(request: FastifyRequest, reply: FastifyReply): Promise<void>
 }
 
 type Kind<K extends HomeRequest['kind']> = Extract<HomeRequest, { kind: K }>
@@ -31,9 +41,9 @@ type Handler<K extends HomeRequest['kind']> = (
  * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#push
  */
 export function createHome(
-  { repositories, uploads, authorize, metrics, log }: HomeComponents,
+  { repositories, uploads, access, metrics, log }: HomeComponents,
   { homeRegistry }: { homeRegistry: string },
-): (parsed: HomeRequest, request: FastifyRequest, reply: FastifyReply) => Promise<void> {
+): Home {
   const handlers: { [K in HomeRequest['kind']]: Handler<K> } = {
     async 'begin upload'(request, reply, raw) {
       const { digest, mount, from, algorithm } = request
@@ -126,13 +136,17 @@ export function createHome(
     },
   }
 
-  return async (parsed, request, reply) => {
+  async function handle(
+    parsed: HomeRequest,
+    request: FastifyRequest,
+    reply: FastifyReply,
+  ): Promise<void> {
     const started = performance.now()
     const { kind } = parsed
     let outcome: 'ok' | 'refused' | 'failed' = 'ok'
     let failure: unknown
     try {
-      await authorize(parsed, request.headers)
+      await access.authorize(parsed, callerOf(request))
       if (isWrite(kind) && 'registry' in parsed && !mayWrite(parsed))
         throw new DistributionError(
           'DENIED',
@@ -166,10 +180,25 @@ export function createHome(
     }
   }
 
+  return {
+    handle,
+    enter: (request) => access.enter(callerOf(request)),
+    pull: (request) => access.pull(callerOf(request)),
+    async token(request, reply) {
+      const answer = await access.token(callerOf(request))
+      void reply.header('cache-control', 'no-store')
+      sendJson(reply, answer)
+    },
+  }
+
   /** What was pulled from elsewhere may be deleted here, and only here. */
   function mayWrite(request: Exclude<HomeRequest, { kind: 'list repositories' }>): boolean {
     return request.registry === homeRegistry || request.kind.startsWith('delete')
   }
+}
+
+function callerOf({ headers, protocol, host }: FastifyRequest): Caller {
+  return { headers, origin: `${protocol}://${host}` }
 }
 
 function isWrite(kind: HomeRequest['kind']): boolean {

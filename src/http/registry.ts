@@ -17,9 +17,10 @@ import {
   type RequestParts,
 } from '../oci/distribution.ts'
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
-import { parseHomeRequest, type HomeRequest } from '../oci/home-request.ts'
+import { parseHomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource } from '../pull/source.ts'
+import type { Home } from './home.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import type { UploadLimit } from './upload-limit.ts'
 
@@ -29,15 +30,13 @@ export interface RegistryComponents {
   readonly metrics: Metrics
   readonly log: Logger
   /** What answers everything but pulls; without it there is nothing else. */
-  readonly home?: (
-    parsed: HomeRequest,
-    request: FastifyRequest,
-    reply: FastifyReply,
-  ) => Promise<void>
+  readonly home?: Home
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
   /** Makes the server, for a listener on which only members of the mesh are heard; without it anybody is. */
   readonly members?: Members | undefined
+  /** Makes the server of a listener that speaks TLS with anybody. */
+  readonly tls?: Pick<Members, 'createServer'>
   /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
   readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
 }
@@ -54,7 +53,7 @@ export interface Members {
 
 export interface RegistryInit {
   /** Which rights this listener has; for logs and metrics */
-  readonly listener: 'local' | 'peer'
+  readonly listener: 'local' | 'peer' | 'push'
   readonly naming: HomeNaming
   /** Requests in work at once; more are answered 503. */
   readonly maxRequests: number
@@ -88,6 +87,7 @@ export function createRegistryServer(
   init: RegistryInit,
 ): FastifyInstance {
   const { open, metrics, log, identity, uploads, members, home } = components
+  const secure = members ?? components.tls
   let inWork = 0
 
   const options: FastifyServerOptions<Server> = {
@@ -113,11 +113,11 @@ export function createRegistryServer(
     },
   }
   const server: FastifyInstance =
-    members === undefined
+    secure === undefined
       ? fastify({ ...options, http: SERVER_OPTIONS })
       : fastify<Server>({
           ...options,
-          serverFactory: (handler) => members.createServer(SERVER_OPTIONS, handler),
+          serverFactory: (handler) => secure.createServer(SERVER_OPTIONS, handler),
         })
   // Who wants a body reads it from the connection, at the pace of the store.
   server.removeAllContentTypeParsers()
@@ -148,9 +148,14 @@ export function createRegistryServer(
     server.route({
       method: ['GET', 'HEAD'],
       url,
-      handler: (_request, reply) => reply.type('application/json').send('{}'),
+      async handler(request, reply) {
+        await home?.enter(request)
+        return reply.type('application/json').send('{}')
+      },
     })
   }
+  if (home !== undefined)
+    server.get('/v2/token', async (request, reply) => home.token(request, reply))
   if (identity !== undefined) {
     server.get('/id', (_request, reply) => {
       const { id, addresses } = identity()
@@ -170,8 +175,9 @@ export function createRegistryServer(
       try {
         const parts = partsOf(request)
         const parsed = home && parseHomeRequest(parts, init.naming)
+        if (parsed === undefined) await home?.pull(request)
         if (home === undefined || parsed === undefined) await pull(parts, reply)
-        else await home(parsed, request, reply)
+        else await home.handle(parsed, request, reply)
       } finally {
         inWork -= 1
       }

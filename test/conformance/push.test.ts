@@ -15,7 +15,7 @@ import { MAX_MANIFEST_BYTES, MEDIA_TYPE } from '../../src/oci/manifest.ts'
 import { tagName } from '../../src/oci/reference.ts'
 import { chain } from '../../src/pull/chain.ts'
 import { LocalSource } from '../../src/pull/local.ts'
-import { pushAccess } from '../../src/push/access.ts'
+import { openAccess } from '../../src/push/access.ts'
 import { Repositories } from '../../src/push/repositories.ts'
 import { Uploads } from '../../src/push/uploads.ts'
 import { MemoryStore } from '../fakes/memory-store.ts'
@@ -37,7 +37,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
     {
       repositories: new Repositories({ store, added: () => {}, removed: () => {} }),
       uploads,
-      authorize: pushAccess(access),
+      access: openAccess(access),
       metrics,
       log,
     },

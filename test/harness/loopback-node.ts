@@ -16,7 +16,9 @@ export class LoopbackNode implements AsyncDisposable {
   #process: ChildProcess | undefined
   #starts = 0
   /** By listener, as `host:port` */
-  addresses: Readonly<Record<'local' | 'peer' | 'p2p' | 'admin', string>> = {
+  addresses: Readonly<Record<'local' | 'peer' | 'p2p' | 'admin', string>> & {
+    readonly push?: string
+  } = {
     local: '',
     peer: '',
     p2p: '',
@@ -26,6 +28,18 @@ export class LoopbackNode implements AsyncDisposable {
   private constructor(directory: string, args: readonly string[]) {
     this.directory = directory
     this.#args = args
+  }
+
+  /** A directory for files that a node is told of before it starts. */
+  static async directory(stack: AsyncDisposableStack): Promise<string> {
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-files-'))
+    stack.defer(() => rm(directory, { recursive: true }))
+    return directory
+  }
+
+  /** A path in its directory. */
+  file(name: string): string {
+    return join(this.directory, name)
   }
 
   /** Resolves when it is ready. `args` come after those that keep it on loopback and off the uplink. */

@@ -26,6 +26,8 @@ export interface ContainerdBinaries {
 export const tools = {
   skopeo: find('skopeo'),
   crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
+  oras: executable(join(directory, `oras-${versions['ORAS_VERSION']}`, 'oras')),
+  helm: executable(join(directory, `helm-${versions['HELM_VERSION']}`, 'helm')),
   /** The official suite of the distribution spec */
   conformance: executable(
     join(directory, `conformance-${versions['CONFORMANCE_VERSION']}`, 'conformance'),
@@ -94,6 +96,10 @@ function missing(need: Need): string | undefined {
       return tools.sshd === undefined ? 'sshd (Debian package openssh-server)' : undefined
     case 'crane':
       return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
+    case 'oras':
+      return tools.oras === undefined ? 'oras (built where Go is installed)' : undefined
+    case 'helm':
+      return tools.helm === undefined ? 'helm (built where Go is installed)' : undefined
     case 'conformance':
       return tools.conformance === undefined
         ? 'the conformance suite of the distribution spec (built where Go is installed)'
