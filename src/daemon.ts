@@ -29,13 +29,15 @@ import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
 import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
-import type { ContentKey } from './oci/reference.ts'
+import { isDigestKey, type ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
 import { Inflight } from './pull/inflight.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
 import { PeersSource } from './pull/peers.ts'
 import { PoisonedDownloads } from './pull/poisoned.ts'
+import { Doorkeeper } from './pull/private/doorkeeper.ts'
+import { PrivateImages } from './pull/private/policy.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
 import { Heard } from './pull/swarm/heard.ts'
@@ -59,6 +61,7 @@ import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
 import { Spool } from './store/spool.ts'
+import { LoopbackTls } from './trust/loopback-tls.ts'
 import { isIdentityError, PeerTls } from './trust/peer-tls.ts'
 import { TokenFile } from './trust/token-file.ts'
 
@@ -197,6 +200,28 @@ export function createDaemon(
     config.push.access === 'auth'
       ? passwords && loginAccess(passwords, { pulls: 'open' })
       : openAccess(config.push.access)
+  const scheme = config.localCertificate === undefined ? 'http' : 'https'
+  const loopbackTls =
+    config.localCertificate === undefined
+      ? undefined
+      : new LoopbackTls({ certificate: config.localCertificate, host: config.listen.local.host })
+  const door =
+    loopbackTls === undefined
+      ? undefined
+      : new Doorkeeper(
+          {
+            log: component('private'),
+            images: new PrivateImages(config.private, config.registry),
+            connect: async () => {
+              const { UpstreamClient } = await import('./pull/upstream/client.ts')
+              return new UpstreamClient({ log: component('private') }, { timeouts: config.uplink })
+            },
+            endpointsOf: (name) => routes.endpointsOf(name),
+            realm: () => mirrorEndpoint(localListener.address(), scheme),
+            onRefused: () => metrics.refused.inc({ listener: 'local' }),
+          },
+          { offline: config.verify.offline },
+        )
   const registry = (listener: 'local' | 'peer' | 'push', open: ReturnType<typeof chain>) =>
     createRegistryServer(
       {
@@ -207,9 +232,10 @@ export function createDaemon(
         ...(listener === 'push' &&
           passwords && {
             home: homeFor(loginAccess(passwords, { pulls: 'login' })),
-            ...(pushTls && { tls: pushTls }),
+            ...(pushTls && { secure: pushTls }),
           }),
-        ...(listener === 'peer' && { uploads, members: peerTls }),
+        ...(listener === 'peer' && { uploads, secure: peerTls }),
+        ...(listener === 'local' && { secure: loopbackTls, door }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
       },
@@ -227,6 +253,27 @@ export function createDaemon(
   // What has come this moment, and is not known of yet, may wait until the peers were asked.
   const known = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) !== false })
   const news = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) === false })
+  const images = new PrivateImages(config.private, config.registry)
+  /** What is held of a private registry is not given under the name of another. */
+  const ofItsRegistry = (source: LocalSource): ContentSource => ({
+    name: source.name,
+    open: async (pull, options) => {
+      const key = keyOf(pull)
+      if (isDigestKey(key) && !images.mayGive(pull, store.registriesOf(key)))
+        throw new ContentNotFoundError('it is of a private registry')
+      return source.open(pull, options)
+    },
+  })
+  const held = [ofItsRegistry(known), ofItsRegistry(news)] as const
+  /** Manifests of some registries are given by the registries only. */
+  const unlessUpstreams =
+    (open: OpenContent): OpenContent =>
+    async (pull, options) => {
+      const { registry: name, repository, kind } = pull
+      if (kind === 'manifest' && images.policyOf(name, repository) === 'upstream')
+        throw new ContentNotFoundError('the registry itself says who may pull it')
+      return open(pull, options)
+    }
   const sharedRegistries = new SharedRegistries({
     homeRegistry: config.registry.name,
     k3s: config.k3s,
@@ -261,6 +308,7 @@ export function createDaemon(
     // What goes into the embedded store can be read there.
     spool: layout === undefined ? spool : { begin: async () => undefined },
     wanted: (name) => isShared(name) && router.peers().length > 0,
+    gives: (pull, name) => images.mayGive(pull, [name]),
     log: component('pull:inflight'),
   })
   const heard = new Heard({ wanted: isShared })
@@ -271,7 +319,13 @@ export function createDaemon(
       registry(
         'peer',
         whileSharing(
-          chain([heard, { name: local.name, open: onlyShared(chain([local])) }, inflight]),
+          unlessUpstreams(
+            chain([
+              heard,
+              { name: local.name, open: onlyShared(chain([ofItsRegistry(local)])) },
+              inflight,
+            ]),
+          ),
         ),
       ),
     {
@@ -368,7 +422,6 @@ export function createDaemon(
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener.address().port,
-    private: config.private,
   })
   const registries = new WatchedFiles<Registries>(
     { log: component('registries') },
@@ -438,7 +491,7 @@ export function createDaemon(
         { timeouts: config.uplink },
       )
     },
-    endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
+    endpointsOf: (name) => routes.endpointsOf(name),
     log: component('pull:upstream'),
     onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
   })
@@ -454,13 +507,14 @@ export function createDaemon(
   })
   const sources = transfers.over(
     chain([
-      known,
+      held[0],
       holders('near'),
-      news,
+      held[1],
       swarm,
       ...(config.upstream === 'on' ? [] : [holders('far')]),
     ]),
   )
+  const fromNodes = transfers.over(chain([held[0], holders('near'), held[1], holders('far')]))
   const pulls =
     config.upstream === 'on'
       ? trustedTags(
@@ -483,17 +537,31 @@ export function createDaemon(
           },
         )
       : sources
+  /** Blobs of a registry that itself says who may pull: who asks for one by its digest has a manifest from there. */
+  const pullsOfAll: OpenContent = unlessUpstreams(async (pull, options) =>
+    images.policyOf(pull.registry, pull.repository) === 'upstream'
+      ? fromNodes(pull, options)
+      : pulls(pull, options),
+  )
   const localPulls = poisoned.guard(
     inflight.over(
       layout === undefined
-        ? pulls
-        : keep(pulls, {
+        ? pullsOfAll
+        : keep(pullsOfAll, {
             store: layout,
             log: component('pull:keep'),
             homeRegistry: config.registry.name,
           }),
     ),
   )
+  /** Who may pull those is found out with containerd on this node, and nowhere else. */
+  const unlessVerified =
+    (open: OpenContent): OpenContent =>
+    async (pull, options) => {
+      if (images.policyOf(pull.registry, pull.repository) === 'verify')
+        throw new ContentNotFoundError('it is for containerd on this node')
+      return open(pull, options)
+    }
   const localListener: Listener = new Listener(registry('local', localPulls), {
     key: 'listen.local',
     listen: config.listen.local,
@@ -502,7 +570,7 @@ export function createDaemon(
   const pushListener =
     config.listen.push === undefined
       ? undefined
-      : new Listener(registry('push', localPulls), {
+      : new Listener(registry('push', unlessVerified(localPulls)), {
           key: 'listen.push',
           listen: config.listen.push,
           drainTimeout,
@@ -518,12 +586,13 @@ export function createDaemon(
   const mirror = new MirrorKeeper(
     {
       log: component('mirror'),
-      endpoint: () => mirrorEndpoint(localListener.address()),
+      endpoint: () => mirrorEndpoint(localListener.address(), scheme),
       notReady,
     },
     {
       dataDir: config.dataDir,
       homeRegistry: config.registry.name,
+      certificate: config.localCertificate,
       reader: config.k3s.present ? 'k3s' : 'containerd',
       withdrawAfter: config.mirror.withdrawAfter,
     },
@@ -669,6 +738,8 @@ export function createDaemon(
     { start: async () => {}, stop: async () => upstream.close() },
     pushes,
     { start: async () => {}, stop: async () => passwords?.stop() },
+    { start: async () => {}, stop: async () => door?.close() },
+    ...(loopbackTls === undefined ? [] : [loopbackTls]),
     localListener,
     ...(pushTls && pushListener ? [pushTls, pushListener] : []),
     mirror,

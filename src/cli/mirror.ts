@@ -117,8 +117,14 @@ async function plan(
     process.stderr.write(`warning: ${formatProblem(warning)}\n`)
   const reader = inK3s || config.k3s.present ? 'k3s' : 'containerd'
   const { disableDefaultEndpoint } = config.k3s
+  const certificate = config.localCertificate
+  if (inK3s && certificate !== undefined)
+    throw new MirrorIncompleteError(
+      'private: verify needs hosts.toml files, which say whom containerd may trust: use `shoal mirror apply` without --k3s',
+    )
   const init = {
-    endpoint: mirrorEndpoint(config.listen.local),
+    endpoint: mirrorEndpoint(config.listen.local, certificate === undefined ? 'http' : 'https'),
+    certificate,
     homeRegistry: config.registry.name,
     routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),
     reader,

@@ -1,5 +1,6 @@
 import type { K3sConfig } from './k3s.ts'
 import { p2pPort, type Config } from './schema.ts'
+import { ConfigInvalidError } from './yaml-file.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */
 export interface HostFacts {
@@ -38,6 +39,8 @@ export interface EffectiveConfig extends Config {
     /** Its own embedded registry runs, or may: then port 5001 of the node's address is K3s' */
     ownRegistry: boolean
   }
+  /** The certificate of `listen.local`, if it speaks TLS: it does so that nobody else is shown the logins of pods, which `verify` asks for */
+  localCertificate: string | undefined
 }
 
 const CONTAINERD_SOCKET = '/run/containerd/containerd.sock'
@@ -81,12 +84,21 @@ export function effectiveConfig(
         ? 'containerd'
         : 'layout'
       : config.store
+  const verifies = config.private.some(({ policy }) => policy === 'verify')
+  if (verifies && store === 'layout')
+    throw new ConfigInvalidError([
+      {
+        key: 'private',
+        message: "verify needs containerd's store: a layout does not keep where content came from",
+      },
+    ])
   const { access } = config.push
   return {
     ...config,
     sharing,
     sharingSetBy,
     store,
+    localCertificate: verifies ? `${dataDir}/local.crt` : undefined,
     push: {
       ...config.push,
       // What is stored beside containerd was meant for this node's registry alone.

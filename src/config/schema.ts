@@ -251,17 +251,32 @@ function truth() {
   })
 }
 
-/** A rule of `private`. */
+const POLICIES = ['open', 'upstream', 'verify'] as const
+
+/** A rule of `private`, written as a mapping or in short. */
 function privateRule() {
-  return textual<{ match: string; policy: 'open' | 'never' }>(
-    'PATTERN=open or PATTERN=never',
-    (text) => {
-      const [, match = '', policy] = /^(.*)=([^=]*)$/.exec(text) ?? []
-      if (match === '' || (policy !== 'open' && policy !== 'never')) return undefined
-      return { match, policy }
-    },
-    ({ match, policy }) => `${match}=${policy}`,
+  const expected = 'expected {registry: PATTERN, policy: POLICY} or PATTERN=POLICY'
+  const written = z.union(
+    [z.string(), z.strictObject({ registry: z.string(), policy: z.string() })],
+    { error: expected },
   )
+  return z.codec(written, z.custom<{ registry: string; policy: (typeof POLICIES)[number] }>(), {
+    decode: (rule, context) => {
+      const [, registry = '', name = ''] =
+        typeof rule === 'string'
+          ? (/^(.*)=([^=]*)$/.exec(rule) ?? [])
+          : ['', rule.registry, rule.policy]
+      const policy = POLICIES.find((each) => each === name)
+      if (registry !== '' && policy !== undefined) return { registry, policy }
+      const message =
+        name === 'never'
+          ? 'never is called upstream now: containerd goes itself, with the login of the pod'
+          : 'expected a registry or name in which * may stand, and open, upstream or verify'
+      context.issues.push({ code: 'custom', message, input: rule })
+      return z.NEVER
+    },
+    encode: ({ registry, policy }) => `${registry}=${policy}`,
+  })
 }
 
 /** A rule of `tags`, written as a mapping or in short. */
@@ -612,8 +627,20 @@ export const configSchema = z.strictObject(
       .register(docs, {
         placeholder: 'PATTERN=POLICY',
         description:
-          "Whether this node's logins and client certificates are used for a repository, as `PATTERN=open` or `PATTERN=never`; the first rule that matches counts. A pattern is a name such as `ghcr.io/acme/app`, in which `*` stands for anything. With `open` whoever may pull on this node gets what its logins open. With `never` this node asks as nobody; what needs a login is answered 404 at once, so that containerd goes itself, with the login of the pod. What is on the nodes already is shared with either.",
+          "Who may have images of a registry, as `{registry: PATTERN, policy: POLICY}` or `PATTERN=POLICY`; the first rule that matches counts. A pattern is a registry or a name such as `ghcr.io/acme/app`, in which `*` stands for anything. `open`: whoever may pull on this node. `upstream`: containerd asks the registry itself for every manifest, with the login of the pod, and only blobs, by digest, come from nodes. `verify`: containerd shows the login of the pod to this node, which asks the registry whether it lets it in; while the registry cannot be reached, who was let in before may still pull. It needs `tokenFile`, and containerd's store. Content of registries that are not `open` is not given out under the name of another registry.",
       }),
+    verify: z
+      .strictObject(
+        {
+          offline: duration().prefault('24h').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long under `private: verify` a login that its registry has let in is good while the registry cannot be reached. It is forgotten when the daemon ends.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     tags: z
       .array(tagRule(), { error: 'expected a list of rules' })
       .prefault(['*:latest=always', '*=never'])
@@ -802,6 +829,8 @@ export function* contradictions({
   bootstrap,
   push,
   listen,
+  private: rules,
+  upstream,
 }: {
   push: {
     access: string
@@ -815,6 +844,8 @@ export function* contradictions({
   tls: Readonly<Record<string, string | undefined>>
   mesh: 'shoal' | 'spegel'
   bootstrap: readonly BootstrapEntry[]
+  private: readonly { policy: string }[]
+  upstream: 'on' | 'off'
 }): Generator<{ path: readonly (string | number)[]; message: string }> {
   if (push.access === 'auth' && push.users === undefined)
     yield { path: ['push', 'access'], message: 'auth needs push.users, and there is none' }
@@ -826,6 +857,14 @@ export function* contradictions({
       path: ['listen', 'push'],
       message: 'needs push.access: auth, push.users, push.cert and push.key',
     }
+  for (const [index, { policy }] of rules.entries()) {
+    if (policy !== 'verify') continue
+    const path = ['private', index]
+    if (tokenFile === undefined)
+      yield { path, message: 'verify needs tokenFile: without it nodes give to whoever asks' }
+    if (upstream === 'off')
+      yield { path, message: 'verify needs upstream: on, for who may pull is asked there' }
+  }
   const files = Object.values(tls).filter((file) => file !== undefined)
   if (files.length > 0 && files.length < 3)
     yield { path: ['tls'], message: 'needs all of cert, key and ca, or none of them' }

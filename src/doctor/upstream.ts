@@ -37,7 +37,7 @@ const SILENT = { warn: () => {} }
 export async function lookAtUpstream(
   config: Pick<
     EffectiveConfig,
-    'upstream' | 'registry' | 'listen' | 'k3s' | 'private' | 'credentials' | 'uplink'
+    'upstream' | 'registry' | 'listen' | 'k3s' | 'credentials' | 'uplink'
   >,
   registries: Registries,
   metrics: string,
@@ -47,7 +47,6 @@ export async function lookAtUpstream(
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => config.listen.local.port,
-    private: config.private,
   })
   routes.update(readRoutes(registries, config.k3s))
   const named = [...registries.mirrors.keys(), ...registries.configs.keys()].filter(
@@ -55,9 +54,7 @@ export async function lookAtUpstream(
   )
   const names = [...new Set(named.length > 0 ? named : [DOCKER_HUB])]
   const wanted = names
-    .flatMap((registry) =>
-      routes.endpointsOf(registry, 'any').map((endpoint) => ({ registry, endpoint })),
-    )
+    .flatMap((registry) => routes.endpointsOf(registry).map((endpoint) => ({ registry, endpoint })))
     .filter(
       ({ endpoint }, index, all) =>
         all.findIndex((each) => each.endpoint.url === endpoint.url) === index,

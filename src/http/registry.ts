@@ -10,6 +10,7 @@ import {
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
 import {
+  header,
   parsePullRequest,
   rangeLength,
   RangeNotSatisfiableError,
@@ -22,6 +23,7 @@ import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource } from '../pull/source.ts'
 import type { Home } from './home.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
+import { addTokenEndpoint, type Door } from './token-endpoint.ts'
 import type { UploadLimit } from './upload-limit.ts'
 
 export interface RegistryComponents {
@@ -33,22 +35,22 @@ export interface RegistryComponents {
   readonly home?: Home
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
-  /** Makes the server, for a listener on which only members of the mesh are heard; without it anybody is. */
-  readonly members?: Members | undefined
-  /** Makes the server of a listener that speaks TLS with anybody. */
-  readonly tls?: Pick<Members, 'createServer'>
+  /** Makes the server, for a listener that speaks TLS; without it in plain text. */
+  readonly secure?: SecureServers | undefined
+  /** Who decides on pulls of private images; without it everybody may pull everything that `open` finds. */
+  readonly door?: Door | undefined
   /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
   readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
 }
 
-/** Who is a member of the mesh. */
-export interface Members {
+/** Servers that speak TLS. */
+export interface SecureServers {
   createServer(
     options: ServerOptions,
     handler: (request: IncomingMessage, response: ServerResponse) => void,
   ): Server
-  /** False on a connection of somebody who need not be a member any more. */
-  isTrusted(socket: Socket): boolean
+  /** False on a connection of somebody who has to show anew who he is; without it nobody has to show that. */
+  isTrusted?(socket: Socket): boolean
 }
 
 export interface RegistryInit {
@@ -86,8 +88,7 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads, members, home } = components
-  const secure = members ?? components.tls
+  const { open, metrics, log, identity, uploads, secure, door, home } = components
   let inWork = 0
 
   const options: FastifyServerOptions<Server> = {
@@ -126,7 +127,7 @@ export function createRegistryServer(
   server.addHook('onRequest', async ({ raw: { socket } }, reply) => {
     void reply.headers(EVERY_ANSWER)
     // Who asks on is to show himself anew, as on any connection that was closed while nobody used it.
-    if (members?.isTrusted(socket) === false) socket.destroy()
+    if (secure?.isTrusted?.(socket) === false) socket.destroy()
   })
   server.setErrorHandler((error, _request, reply) => {
     const answer = toDistributionError(error)
@@ -156,6 +157,7 @@ export function createRegistryServer(
   }
   if (home !== undefined)
     server.get('/v2/token', async (request, reply) => home.token(request, reply))
+  if (door !== undefined) addTokenEndpoint(server, door)
   if (identity !== undefined) {
     server.get('/id', (_request, reply) => {
       const { id, addresses } = identity()
@@ -189,6 +191,7 @@ export function createRegistryServer(
     const { raw } = reply
     const started = performance.now()
     const parsed = parsePullRequest(parts, init.naming)
+    door?.admit({ pull: parsed, authorization: header(parts.headers, 'authorization') })
     const gone = new AbortController()
     raw.once('close', () => {
       // An answer that is complete closes too.

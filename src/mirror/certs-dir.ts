@@ -41,6 +41,8 @@ export interface Change {
 export interface MirrorInit {
   /** Where containerd reaches us, e.g. `http://127.0.0.1:5001` */
   readonly endpoint: string
+  /** The certificate that answers there, if it is an https URL */
+  readonly certificate?: string | undefined
   /** Name of the home registry */
   readonly homeRegistry: string
   /** By directory: the registries to stand before, and those whose access only is configured */
@@ -61,10 +63,13 @@ const HOME: readonly Capability[] = [...PULL, 'push']
 const MAX_FILE_BYTES = 1024 * 1024
 
 /** The URL at which clients on this node reach what listens on `host` and `port`. */
-export function mirrorEndpoint({ host, port }: { host: string; port: number }): string {
+export function mirrorEndpoint(
+  { host, port }: { host: string; port: number },
+  scheme: 'http' | 'https' = 'http',
+): string {
   if (port === 0) throw new CertsDirError('listen.local needs a fixed port to be a mirror')
   const reached = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host
-  return `http://${reached.includes(':') ? `[${reached}]` : reached}:${port}`
+  return `${scheme}://${reached.includes(':') ? `[${reached}]` : reached}:${port}`
 }
 
 /**
@@ -111,7 +116,7 @@ function saysSomething({ endpoints, origin }: RegistryRoute): boolean {
 
 /** What `apply` would do, and take back of what it did before for others. Nothing is written. */
 export async function planApply(certsDir: string, init: MirrorInit): Promise<Change[]> {
-  const { endpoint, homeRegistry, routes } = init
+  const { homeRegistry, routes } = init
   const present = await listDirectories(certsDir)
   const directoryOf = (registry: string) =>
     // What containerd looks for first wins, should both be there.
@@ -126,13 +131,11 @@ export async function planApply(certsDir: string, init: MirrorInit): Promise<Cha
     const path = join(certsDir, directory, FILE)
     const change =
       route === undefined
-        ? await planFile(path, homeHosts(endpoint), { url: endpoint, capabilities: HOME })
+        ? await planFile(path, homeHosts(init), ours(init, HOME))
         : await planFile(
             path,
             routeHosts(route, init),
-            route.mirrored && init.withdrawn !== true
-              ? { url: endpoint, capabilities: PULL }
-              : undefined,
+            route.mirrored && init.withdrawn !== true ? ours(init, PULL) : undefined,
           )
     const notes = route === undefined ? [] : notesOn(route, init)
     const isNew = change.before === undefined && change.after !== undefined
@@ -203,8 +206,23 @@ export async function perform(changes: readonly Change[]): Promise<void> {
 }
 
 /** The home registry is nowhere but here: nothing else is asked, and we are asked once. */
-function homeHosts(endpoint: string): Hosts {
-  return { hosts: [], server: { url: endpoint, capabilities: HOME } }
+function homeHosts(init: MirrorInit): Hosts {
+  return { hosts: [], server: ours(init, HOME) }
+}
+
+function ours({ endpoint, certificate }: MirrorInit, capabilities: readonly Capability[]): Host {
+  return {
+    url: endpoint,
+    capabilities,
+    ...(certificate !== undefined && {
+      tls: {
+        caFile: certificate,
+        certFile: undefined,
+        keyFile: undefined,
+        insecureSkipVerify: false,
+      },
+    }),
+  }
 }
 
 /** Us, then the endpoints, then the registry itself if it may be asked. */
@@ -216,9 +234,7 @@ function routeHosts(route: RegistryRoute, init: MirrorInit): Hosts {
     .map((each) => ({ ...hostOf(each), ...(reader === 'k3s' && { rewrites: each.rewrites }) }))
   // Where nobody else may be asked we stay: without any host containerd would ask the registry itself.
   const alone = others.length === 0 && route.origin === undefined
-  const ours: Host[] =
-    route.mirrored && (!withdrawn || alone) ? [{ url: endpoint, capabilities: PULL }] : []
-  const hosts = [...ours, ...others]
+  const hosts = [...(route.mirrored && (!withdrawn || alone) ? [ours(init, PULL)] : []), ...others]
   if (route.origin !== undefined) {
     // K3s' containerd asks the registry itself only if there is a server, be it an empty one; to others that is no URL.
     const silent = route.origin.url === '' && reader === 'containerd'

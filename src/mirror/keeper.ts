@@ -1,5 +1,6 @@
-import { stat } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { get } from 'node:http'
+import { get as getSecurely } from 'node:https'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Registries } from '../config/registries.ts'
 import type { Startable } from '../lifecycle.ts'
@@ -33,6 +34,8 @@ export interface MirrorKeeperInit {
   /** Where `mirror apply` leaves what it was told */
   readonly dataDir: string
   readonly homeRegistry: string
+  /** The certificate that answers at our endpoint, if it is an https URL */
+  readonly certificate?: string | undefined
   readonly reader: MirrorInit['reader']
   /** How long the registry may be out of order before containerd is no longer sent to it, in ms */
   readonly withdrawAfter: number
@@ -163,6 +166,7 @@ export class MirrorKeeper implements Startable {
     const { disableDefaultEndpoint } = this.#rules
     return planApply(applied.certsDir, {
       endpoint: this.#components.endpoint(),
+      certificate: this.#init.certificate,
       homeRegistry,
       routes: selectRoutes(applied.registries, registries, { reader, disableDefaultEndpoint }),
       reader,
@@ -173,7 +177,7 @@ export class MirrorKeeper implements Startable {
   /** Why containerd had better not be sent here, undefined if it may. */
   async #outOfOrder(signal: AbortSignal): Promise<string | undefined> {
     const { endpoint, notReady } = this.#components
-    return notReady() ?? (await silence(endpoint(), signal))
+    return notReady() ?? (await silence(endpoint(), this.#init.certificate, signal))
   }
 
   #complain(complaint: string, fields: object): void {
@@ -193,13 +197,18 @@ async function isSettled(path: string): Promise<boolean> {
  * Why there was no answer, asked as containerd asks: on a connection of its own. Any answer will do: a registry that says
  * it is busy keeps nobody waiting.
  */
-async function silence(endpoint: string, signal: AbortSignal): Promise<string | undefined> {
+async function silence(
+  endpoint: string,
+  certificate: string | undefined,
+  signal: AbortSignal,
+): Promise<string | undefined> {
   const { promise, resolve } = Promise.withResolvers<string | undefined>()
   const timeout = AbortSignal.timeout(ANSWER)
-  const request = get(`${endpoint}/v2/`, {
-    agent: false,
-    signal: AbortSignal.any([signal, timeout]),
-  })
+  const options = { agent: false, signal: AbortSignal.any([signal, timeout]) }
+  const request =
+    certificate === undefined
+      ? get(`${endpoint}/v2/`, options)
+      : getSecurely(`${endpoint}/v2/`, { ...options, ca: await readFile(certificate) })
   request.on('response', (response) => {
     response.destroy()
     resolve(undefined)

@@ -50,8 +50,8 @@ export function createMetrics() {
       registers,
     }),
     refused: new Counter({
-      name: 'shoal_connections_refused_total',
-      help: 'Connections of those who could not show that they are members of the mesh',
+      name: 'shoal_refused_total',
+      help: 'Connections of nodes that could not show that they are members of the mesh (peer), and pulls of private images that were not let in (local)',
       labelNames: ['listener'] as const,
       registers,
     }),

@@ -39,6 +39,8 @@ export interface InflightComponents {
   readonly spool: SpoolLike
   /** Whether anybody may ask for content of this registry now; if not, nothing is done for it. */
   readonly wanted: (registry: string) => boolean
+  /** Whether what comes from a registry is given for a request, which may name another */
+  readonly gives: (request: PullRequest, registry: string) => boolean
   readonly log: Logger
 }
 
@@ -53,14 +55,16 @@ export class Inflight implements ContentSource {
   readonly #given: InflightComponents['given']
   readonly #spool: SpoolLike
   readonly #wanted: InflightComponents['wanted']
+  readonly #gives: InflightComponents['gives']
   readonly #log: Logger
   readonly #arrivals = new Map<Digest, Arrival>()
 
-  constructor({ store, given, spool, wanted, log }: InflightComponents) {
+  constructor({ store, given, spool, wanted, gives, log }: InflightComponents) {
     this.#store = store
     this.#given = given
     this.#spool = spool
     this.#wanted = wanted
+    this.#gives = gives
     this.#log = log
   }
 
@@ -109,6 +113,7 @@ export class Inflight implements ContentSource {
     const arrival =
       kind === 'blob' && 'digest' in target ? this.#arrivals.get(target.digest) : undefined
     if (arrival === undefined || !this.#wanted(arrival.registry)) throw NOT_COMING
+    if (!this.#gives(request, arrival.registry)) throw NOT_COMING
     const descriptor = await arrival.described(signal)
     const { size } = descriptor
     const range = request.range && resolveRange(request.range, size)

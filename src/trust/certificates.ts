@@ -7,6 +7,7 @@ import {
   X509Certificate,
   type KeyObject,
 } from 'node:crypto'
+import { isIP } from 'node:net'
 import {
   BitString,
   Boolean as Asn1Boolean,
@@ -58,8 +59,10 @@ const KEY_USAGE = {
   digitalSignature: { bits: 0x80, unused: 7 },
   keyCertSign: { bits: 0x04, unused: 2 },
 } as const
-/** The tags of a URI in a subjectAltName, and of a key in an authorityKeyIdentifier */
+/** The tags of URI, name and address in a subjectAltName, and of a key in an authorityKeyIdentifier */
 const URI_TAG = 6
+const DNS_TAG = 2
+const ADDRESS_TAG = 7
 const KEY_TAG = 0
 
 /** PKCS #8 of an Ed25519 key up to its 32 bytes. @see https://www.rfc-editor.org/rfc/rfc8410.html#section-7 */
@@ -139,6 +142,52 @@ export function issueCertificate(authority: Authority, key: KeyObject, now = Dat
       ],
     }),
   )
+}
+
+/** A certificate that signs itself, for a server at some addresses and names. */
+export function selfSigned(key: KeyObject, names: readonly string[]): string {
+  const subject = 'Shoal on this node'
+  return toPem(
+    signed(key, {
+      serial: randomBytes(8).fill(1, 0, 1),
+      issuer: subject,
+      subject,
+      valid: AUTHORITY_VALID,
+      publicKey: createPublicKey(key),
+      extensions: [
+        extension(
+          OID.basicConstraints,
+          new Sequence({ value: [new Asn1Boolean({ value: true })] }),
+        ),
+        extension(
+          OID.extendedKeyUsage,
+          new Sequence({ value: [new ObjectIdentifier({ value: OID.serverAuth })] }),
+        ),
+        extension(OID.subjectAltName, new Sequence({ value: names.map(generalName) })),
+      ],
+    }),
+  )
+}
+
+function generalName(name: string): Primitive {
+  const address = isIP(name) > 0
+  const value = address ? addressBytes(name) : Buffer.from(name)
+  return new Primitive({
+    idBlock: { tagClass: 3, tagNumber: address ? ADDRESS_TAG : DNS_TAG },
+    valueHex: bytes(value),
+  })
+}
+
+/** An IP address as it is on the wire. */
+function addressBytes(address: string): Buffer {
+  if (isIP(address) === 4) return Buffer.from(address.split('.').map(Number))
+  const groups = new URL(`http://[${address}]`).hostname.slice(1, -1).split('::')
+  const [head = [], tail = []] = groups.map((part) =>
+    part.split(':').filter((group) => group !== ''),
+  )
+  const zeros = Array.from({ length: 8 - head.length - tail.length }, () => '0')
+  const words = [...head, ...zeros, ...tail].map((group) => group.padStart(4, '0'))
+  return Buffer.from(words.join(''), 'hex')
 }
 
 /** The libp2p peer id of an Ed25519 public key; undefined for a key of another kind. */

@@ -125,7 +125,7 @@ suite('a mesh with a token', { skip }, () => {
       // Names of protocols and alerts of TLS are short; an image is not.
       assert.ok(answer.length < 300, `port ${port}, ${way}: ${answer.length} bytes`)
     }
-    assert.ok((await metric(holder, 'shoal_connections_refused_total')) > 0)
+    assert.ok((await metric(holder, 'shoal_refused_total')) > 0)
   })
 
   test('the token changes while nodes run, and pulls go on', async () => {

@@ -116,7 +116,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
           const first = '[host."http://127.0.0.1:5001"]\n'
           await node.writeFile(`${CERTS}/pod.test/hosts.toml`, pod + first)
           const more =
-            '\nprivate: ["pod.test/*=never"]\ncredentials: [/etc/shoal/docker.json]\nlog: {level: trace}\n'
+            '\nprivate: ["pod.test=upstream"]\ncredentials: [/etc/shoal/docker.json]\nlog: {level: trace}\n'
           await appendFile(node.machine.path('/etc/shoal/config.yaml'), more)
           await node.writeFile(REGISTRIES, REGISTRIES_YAML)
           const us = 'server = "http://127.0.0.1:5001"\n[host]\n'
@@ -191,7 +191,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await cluster.upstream.start()
     })
 
-    test('get no login of this node where the policy says never: containerd goes itself', async () => {
+    test('get no login of this node where the policy says upstream: containerd goes itself', async () => {
       const [a] = nodes
       const image = await buildImage({ layers: [1000], seed: `${version} pod` })
       await cluster.upstream.push(image, 'org/pod:1')

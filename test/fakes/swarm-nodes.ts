@@ -150,7 +150,14 @@ export class SwarmNode implements AsyncDisposable {
       throw new NotHeldError(digest)
     }
     const store = { arriving: async () => undefined, stat: notHeld, open: notHeld }
-    const inflight = new Inflight({ store, spool, given: () => false, wanted: () => true, log })
+    const inflight = new Inflight({
+      store,
+      spool,
+      given: () => false,
+      wanted: () => true,
+      gives: () => true,
+      log,
+    })
     const heard = new Heard({ wanted: () => true })
     const listener = (name: 'local' | 'peer', open: ReturnType<typeof chain>): Listener => {
       const naming = { homeRegistry: 'registry.localhost', ownAddresses: new Set<string>() }

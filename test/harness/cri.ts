@@ -13,9 +13,9 @@ export class CriImages implements Disposable {
     this.#client = new GrpcClient({ socket })
   }
 
-  /** Pulls an image as for a pod. @returns the reference of what was pulled: the image's id */
-  async pull(image: string): Promise<string> {
-    const request = { image: { image } }
+  /** Pulls an image as for a pod, with its pull secret if it has one. @returns the reference of what was pulled: the image's id */
+  async pull(image: string, auth?: { username: string; password: string }): Promise<string> {
+    const request = { image: { image }, ...(auth && { auth }) }
     return (await this.#client.call(ImageService.method.pullImage, request, DEADLINE)).imageRef
   }
 

@@ -90,6 +90,7 @@ export class Heard implements ContentSource {
 
 const NOT_HEARD = new ContentNotFoundError('it is not being asked for')
 
+/** With its registry: a digest says nothing of who may have it. */
 function nameOf(request: PullRequest): string {
-  return `${request.method} ${keyOf(request)}`
+  return `${request.method} ${request.registry} ${keyOf(request)}`
 }

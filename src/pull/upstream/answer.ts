@@ -15,15 +15,18 @@ export class UpstreamError extends Error {
     | 'bad content'
   /** For `rate limited`: how long to leave it alone, in ms */
   readonly retryAfter: number
+  /** The status it answered with, if that is the reason */
+  readonly status: number | undefined
 
   constructor(
     reason: UpstreamError['reason'],
     message: string,
-    options: ErrorOptions & { retryAfter?: number } = {},
+    options: ErrorOptions & { retryAfter?: number; status?: number } = {},
   ) {
     super(message, options)
     this.reason = reason
     this.retryAfter = options.retryAfter ?? 0
+    this.status = options.status
   }
 }
 

@@ -23,6 +23,12 @@ const MAX_TOKEN_ANSWER = 64 * 1024
  */
 export class Authorizer {
   readonly #tokens = new Map<string, { header: string; until: number }>()
+  readonly #remembers: boolean
+
+  /** Without `remembers` every request is authorized anew, as one who may have lost his rights has to be. */
+  constructor({ remembers }: { remembers: boolean } = { remembers: true }) {
+    this.#remembers = remembers
+  }
 
   /** The header that worked before and is still good. */
   known({ endpoint, scope }: AuthorizationContext): string | undefined {
@@ -47,6 +53,7 @@ export class Authorizer {
           : undefined
         : await this.#token(context, bearer.parameters)
     if (granted === undefined || granted.header === used) return undefined
+    if (!this.#remembers) return granted.header
     this.#tokens.set(keyOf(endpoint, scope), granted)
     for (const oldest of this.#tokens.keys()) {
       if (this.#tokens.size <= MAX_TOKENS) break

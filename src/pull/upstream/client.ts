@@ -38,8 +38,8 @@ export interface RateLimit {
 
 export interface UpstreamClientComponents {
   readonly log: Pick<Logger, 'warn'>
-  /** Of files; those of registries.yaml come first. */
-  readonly logins: Pick<Logins, 'of'>
+  /** Of files; those of registries.yaml come first. Without them the logins asked with are somebody else's, and forgotten at once. */
+  readonly logins?: Pick<Logins, 'of'>
   /** Told of what endpoints say of their limits, of the first {@link MAX_LIMITED} that do. */
   readonly onRateLimit?: (said: RateLimit) => void
 }
@@ -66,7 +66,7 @@ export class UpstreamClient implements UpstreamFetcher {
     this.#logins = logins
     this.#onRateLimit = onRateLimit ?? (() => {})
     this.#timeouts = init.timeouts
-    this.#authorizer = new Authorizer()
+    this.#authorizer = new Authorizer({ remembers: logins !== undefined })
   }
 
   /** @throws {UpstreamError} */
@@ -81,7 +81,7 @@ export class UpstreamClient implements UpstreamFetcher {
     const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
     const url = new URL(`${base(endpoint)}/${repository}/${pull.kind}s/${target}`)
     const scope = `repository:${repository}:pull`
-    const auth = endpoint.access.auth ?? (await this.#logins.of(url.host))
+    const auth = endpoint.access.auth ?? (await this.#logins?.of(url.host))
     const named = { url: endpoint.url, access: { ...endpoint.access, ...(auth && { auth }) } }
     const context = { endpoint: named, scope, dispatcher: way.own, signal }
     let authorization = this.#authorizer.known(context)
@@ -125,7 +125,7 @@ export class UpstreamClient implements UpstreamFetcher {
   async login(endpoint: Endpoint, signal: AbortSignal): Promise<LoginAnswer> {
     const way = await this.#way(endpoint)
     const url = `${base(endpoint)}/`
-    const auth = endpoint.access.auth ?? (await this.#logins.of(new URL(url).host))
+    const auth = endpoint.access.auth ?? (await this.#logins?.of(new URL(url).host))
     const shown = isLogin(auth)
     const ask = async (authorization?: string): Promise<Dispatcher.ResponseData> => {
       try {
@@ -164,7 +164,7 @@ export class UpstreamClient implements UpstreamFetcher {
 
   /** A login that is refused is for an operator to mend; who has none to show is refused all the time. */
   #noteRefusal({ url }: Endpoint, auth: RegistryAuth | undefined, status: number): void {
-    if (isLogin(auth))
+    if (this.#logins !== undefined && isLogin(auth))
       this.#log.warn({ endpoint: url, status }, 'upstream refuses the login of this node')
   }
 
@@ -337,7 +337,7 @@ function readAnswer(
   const { statusCode, headers, body } = response
   const fail = (reason: UpstreamError['reason'], message: string, retryAfter = 0): never => {
     body.on('error', () => {}).destroy()
-    throw new UpstreamError(reason, message, { retryAfter })
+    throw new UpstreamError(reason, message, { retryAfter, status: statusCode })
   }
   const header = (name: string): string | undefined => {
     const value = headers[name]

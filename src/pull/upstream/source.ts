@@ -33,8 +33,8 @@ export type UpstreamOutcome = 'ok' | 'skipped' | UpstreamError['reason']
 export interface UpstreamComponents {
   /** Makes the client when it is first needed. */
   readonly connect: () => Promise<UpstreamFetcher>
-  /** Where a repository is asked for, in this order; nowhere if its registry is not to be asked */
-  readonly endpointsOf: (registry: string, repository: string) => readonly Endpoint[]
+  /** Where a registry's content is asked for, in this order; nowhere if it is not to be asked */
+  readonly endpointsOf: (registry: string) => readonly Endpoint[]
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: UpstreamOutcome) => void
@@ -233,7 +233,7 @@ export class UpstreamSource implements ContentSource {
     reasons: string[],
     broken: ReadonlySet<string> | undefined,
   ): Generator<Asked & { repository: string }, void> {
-    const endpoints = this.#endpointsOf(registry, name)
+    const endpoints = this.#endpointsOf(registry)
     const inDoubt = (endpoint: Endpoint): boolean =>
       broken?.has(endpoint.url) === true || this.#health.doubtful(endpoint)
     const sure = endpoints.filter((endpoint) => !inDoubt(endpoint))

@@ -129,15 +129,18 @@ suite('the schema', () => {
       assert.ok(!accepts({ tags: [rule] }), JSON.stringify(rule))
   })
 
-  test('takes rules for what is private, and gives them back', () => {
-    const { private: rules } = configSchema.parse({ private: ['ghcr.io/acme/*=never', '*=open'] })
+  test('takes rules for what is private in both forms, and gives them back in short', () => {
+    const { private: rules } = configSchema.parse({
+      private: ['ghcr.io/acme/*=upstream', { registry: 'a.lan:5000', policy: 'verify' }, '*=open'],
+    })
     assert.deepEqual(rules, [
-      { match: 'ghcr.io/acme/*', policy: 'never' },
-      { match: '*', policy: 'open' },
+      { registry: 'ghcr.io/acme/*', policy: 'upstream' },
+      { registry: 'a.lan:5000', policy: 'verify' },
+      { registry: '*', policy: 'open' },
     ])
     const key = configKeys.find(({ name }) => name === 'private')
-    assert.deepEqual(key?.encode(rules), ['ghcr.io/acme/*=never', '*=open'])
-    for (const rule of ['*', '=open', '*=', '*=Never', '*=verify', {}, 1])
+    assert.deepEqual(key?.encode(rules), ['ghcr.io/acme/*=upstream', 'a.lan:5000=verify', '*=open'])
+    for (const rule of ['*', '=open', '*=', '*=Open', '*=never', {}, { registry: '*' }, 1])
       assert.ok(!accepts({ private: [rule] }), JSON.stringify(rule))
   })
 

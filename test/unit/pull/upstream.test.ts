@@ -476,57 +476,6 @@ suite('a login', () => {
     assert.deepEqual(await logins.of('registry-1.docker.io'), login({ identityToken: 'id' }))
   })
 
-  test('of this node is not used where the policy says never', async () => {
-    await using registry = await UpstreamRegistry.start()
-    for (const path of [BLOB, BLOB.replace('library', 'acme')])
-      registry.serve(path, blob, {}, ({ headers }, response) => {
-        if (headers.authorization === basic) return true
-        response.writeHead(401, { 'www-authenticate': 'Basic realm="x"' }).end()
-        return false
-      })
-    const auth = login({ username: 'alice', password: 'hunter2' })
-    const tls = { caFile: '/ca', certFile: '/c', keyFile: '/k', insecureSkipVerify: false }
-    const routes = new UpstreamRoutes({
-      homeRegistry: 'registry.localhost',
-      localPort: () => 5001,
-      private: [{ match: 'a.test/acme/*', policy: 'never' }],
-    })
-    const origin = endpoint(registry.url, { access: { auth, tls } })
-    const route = { endpoints: [], origin, mirrored: true, notes: [] }
-    routes.update(new Map([['a.test', route]]))
-    assert.deepEqual(routes.endpointsOf('a.test', 'acme/x')[0]?.access, {
-      auth: login({}),
-      tls: { ...tls, certFile: undefined, keyFile: undefined },
-    })
-    // Not even those of a file
-    const logins = { of: async () => auth }
-    const log = createLogger({ level: 'silent' })
-    const client = new UpstreamClient({ log, logins }, { timeouts })
-    await using _ = { [Symbol.asyncDispose]: () => client.close() }
-    const plain = new Map([
-      ['a.test', { ...route, origin: endpoint(registry.url, { access: { auth } }) }],
-      ['b.test', { ...route, origin: endpoint(registry.url, { access: { auth } }) }],
-    ])
-    routes.update(plain)
-    const source = new UpstreamSource({
-      connect: async () => client,
-      endpointsOf: (name, repository) => routes.endpointsOf(name, repository),
-      log,
-    })
-    const open = (repository: string, name = 'a.test') =>
-      source.open({ ...pull(), registry: name, repository }, { signal: signal() })
-    await read(await open('library/alpine'))
-    // What this one was granted at the same endpoint is not used either
-    await read(await open('acme/alpine', 'b.test'))
-    const before = registry.asked.length
-    await assert.rejects(open('acme/alpine'), notFound)
-    const later = registry.asked.slice(before)
-    assert.deepEqual(
-      later.map(({ authorization }) => authorization),
-      [undefined],
-    )
-  })
-
   test('that is wrong or missing is a quick miss', async () => {
     await using registry = await UpstreamRegistry.start()
     registry.on(TOKEN, (_request, response) => response.writeHead(401).end())
@@ -816,14 +765,14 @@ test('upstreams are those of registries.yaml, the registry itself, and never thi
     mirrored: true,
     notes: [],
   })
-  const init = { homeRegistry: 'registry.localhost', localPort: () => 5001, private: [] }
+  const init = { homeRegistry: 'registry.localhost', localPort: () => 5001 }
   const urls = (routes: Record<string, ReturnType<typeof route>>, registry: string) => {
     const upstreams = new UpstreamRoutes(init)
     upstreams.update(new Map(Object.entries(routes)))
-    return upstreams.endpointsOf(registry, 'x').map(({ url }) => url)
+    return upstreams.endpointsOf(registry).map(({ url }) => url)
   }
   // Where it is not known what is allowed nobody is asked
-  assert.deepEqual(new UpstreamRoutes(init).endpointsOf('docker.io', 'x'), [])
+  assert.deepEqual(new UpstreamRoutes(init).endpointsOf('docker.io'), [])
   assert.deepEqual(urls({}, 'docker.io'), ['https://registry-1.docker.io'])
   assert.deepEqual(urls({ a: route(endpoint('https://a'), mirror) }, 'a'), [
     'https://m',

@@ -1,0 +1,235 @@
+import assert from 'node:assert/strict'
+import { appendFile } from 'node:fs/promises'
+import { after, before, suite, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import type { Program } from '../harness/machine.ts'
+import { containerdBinaries, skipWithout, tools } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const REGISTRY = 'upstream.test:5445'
+const REFERENCE = `${REGISTRY}/org/private:1`
+const TOKEN_FILE = '/etc/shoal/token'
+const skip = skipWithout('namespaces', 'registry', 'skopeo', 'containerd 1.x', 'containerd 2.x')
+const alice = (password: string) => ({ username: 'alice', password })
+
+/** The policy `verify`: pulls by CRI, as kubelet makes them for pods with and without a pull secret. */
+suite('private images', { skip }, () => {
+  let cluster: Cluster
+  let nodes: readonly ClusterNode[]
+  let registry: Program | undefined
+  let tokenServer: Program | undefined
+  let image: DemoImage
+
+  before(async () => {
+    const [one, two] = ['1.', '2.'].map((start) =>
+      containerdBinaries().find(({ version }) => version.startsWith(start)),
+    )
+    assert.ok(one && two)
+    cluster = await Cluster.create({ nodes: [two, one] })
+    ;({ nodes } = cluster)
+    const { machine } = cluster.upstream
+    const certificate = `cd /run
+      openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=upstream.test \\
+        -addext subjectAltName=DNS:upstream.test -keyout tls.key -out tls.crt`
+    await machine.exec(['sh', '-ec', certificate])
+    image = await buildImage({ layers: [200_000, 10], seed: 'private' })
+    await cluster.upstream.push(image, 'org/private:1')
+    await startUpstream('first')
+    const ca = await machine.exec(['cat', '/run/tls.crt'])
+    const token = await nodes[0]!.exec(['shoal', 'token', 'new'])
+    for (const node of nodes) {
+      await node.writeFile('/etc/shoal/ca.crt', ca)
+      await node.writeFile(TOKEN_FILE, token)
+      await node.exec(['chmod', '600', TOKEN_FILE])
+      const keys = [
+        '',
+        `tokenFile: ${TOKEN_FILE}`,
+        'private:',
+        `  - {registry: "${REGISTRY}", policy: verify}`,
+        'uplink: {dial: 1s}',
+        'log: {level: trace}',
+        '',
+      ]
+      await appendFile(node.machine.path('/etc/shoal/config.yaml'), keys.join('\n'))
+      await node.writeFile(
+        '/etc/rancher/k3s/registries.yaml',
+        `mirrors: {"${REGISTRY}": , open.test: }\nconfigs: {"${REGISTRY}": {tls: {ca_file: /etc/shoal/ca.crt}}}\n`,
+      )
+      await Promise.all([node.startContainerd(), node.startDaemon()])
+      await node.exec(['shoal', 'mirror', 'apply'])
+    }
+  })
+  after(() => cluster?.[Symbol.asyncDispose]())
+
+  async function startUpstream(password: string): Promise<void> {
+    const { machine } = cluster.upstream
+    const tls = { certificate: '/run/tls.crt', key: '/run/tls.key' }
+    const config = {
+      version: 0.1,
+      log: { level: 'warn', accesslog: { disabled: true } },
+      storage: { filesystem: { rootdirectory: '/var/lib/registry' } },
+      http: { addr: ':5445', tls },
+      auth: {
+        token: {
+          realm: 'https://upstream.test:5446/token',
+          service: 'upstream',
+          issuer: 'token-server',
+          rootcertbundle: tls.certificate,
+        },
+      },
+    }
+    const path = '/run/private.json'
+    await machine.exec(['sh', '-c', `cat > ${path} <<'END'\n${JSON.stringify(config)}\nEND`])
+    const script = fileURLToPath(new URL('../harness/token-server.ts', import.meta.url))
+    const argv = [script, '5446', tls.certificate, tls.key, `alice:${password}`]
+    tokenServer = machine.run([process.execPath, ...argv])
+    registry = machine.run([tools.registry ?? '', 'serve', path])
+    await until(() => tokenServer?.log().includes('ready'), { what: 'the token server listens' })
+    await until(() =>
+      machine.exec(['sh', '-c', 'ss -tln | grep -q :5445']).then(
+        () => true,
+        () => false,
+      ),
+    )
+  }
+
+  async function stopUpstream(): Promise<void> {
+    await Promise.all([registry?.kill(), tokenServer?.kill()])
+  }
+
+  /** Pulls anew: the image is not in CRI any more, whatever of its content still is. */
+  async function pull(node: ClusterNode, auth?: { username: string; password: string }) {
+    await node.cri.remove(REFERENCE)
+    await node.cri.pull(REFERENCE, auth).catch((error: unknown) => {
+      throw new Error(`${node.name}: ${String(error)}\n${node.daemon.tail()}`, { cause: error })
+    })
+  }
+
+  async function refused(node: ClusterNode, auth?: { username: string; password: string }) {
+    await node.cri.remove(REFERENCE)
+    await assert.rejects(node.cri.pull(REFERENCE, auth), `${node.name} ${auth?.password}`)
+    assert.equal(await node.cri.status(REFERENCE), undefined)
+  }
+
+  async function bytes(node: ClusterNode, source: string): Promise<number> {
+    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+    const name = `shoal_bytes_total{listener="local",source="${source}"}`
+    const line = body.split('\n').find((each) => each.startsWith(name))
+    return Number(line?.slice(name.length) ?? 0)
+  }
+
+  test('go to who has a login that the registry lets in, from the nodes, and to nobody else', async () => {
+    const [first, second] = nodes
+    assert.ok(first && second)
+    for (const node of nodes) {
+      await refused(node, alice('wrong'))
+      await refused(node)
+    }
+    await pull(first, alice('first'))
+    // Now a node has it; who may not pull it there does not get it either.
+    const url = `https://127.0.0.1:5001/v2/org/private/manifests/1?ns=${REGISTRY}`
+    await until(async () => (await status(second, url)) === 401, { what: 'a challenge' })
+    await refused(second, alice('wrong'))
+    await refused(second)
+    await until(async () => (await held(second)) > 0, { what: 'the second hears of it' })
+    await pull(second, alice('first'))
+    assert.ok((await bytes(second, 'peer')) > 0, second.daemon.tail())
+    // Also where it lies: another namespace without a secret is refused, one with it is served by the node itself.
+    for (const node of nodes) {
+      await node.cri.remove(REFERENCE)
+      await assert.rejects(node.cri.pull(REFERENCE))
+      await pull(node, alice('first'))
+    }
+  })
+
+  test('are not given by their digests under the name of another registry', async () => {
+    const { digest } = image.manifest.descriptor
+    const blobs = image.blobs().map(({ descriptor }) => `blobs/${descriptor.digest}`)
+    for (const node of nodes) {
+      await pull(node, alice('first'))
+      for (const path of [`manifests/${digest}`, ...blobs]) {
+        const url = (ns: string) => `https://127.0.0.1:5001/v2/org/private/${path}?ns=${ns}`
+        assert.deepEqual(
+          [await status(node, url('open.test')), await status(node, url(REGISTRY))],
+          [404, 401],
+          path,
+        )
+      }
+    }
+  })
+
+  test('with the registry gone go to who was let in before, and to nobody else', async () => {
+    for (const node of nodes) await pull(node, alice('first'))
+    await stopUpstream()
+    for (const node of nodes) {
+      await refused(node, alice('wrong'))
+      await refused(node)
+      const before = await bytes(node, 'local')
+      await pull(node, alice('first'))
+      assert.ok((await bytes(node, 'local')) >= before)
+    }
+    await startUpstream('first')
+  })
+
+  test('go no more to who has lost his rights', async () => {
+    for (const node of nodes) await pull(node, alice('first'))
+    await stopUpstream()
+    await startUpstream('second')
+    for (const node of nodes) {
+      await until(
+        async () => {
+          await node.cri.remove(REFERENCE)
+          return node.cri.pull(REFERENCE, alice('first')).then(
+            () => false,
+            () => true,
+          )
+        },
+        { timeoutMs: 20_000, what: 'the old login is refused' },
+      )
+      await pull(node, alice('second'))
+    }
+    // It is not remembered either.
+    await stopUpstream()
+    for (const node of nodes) {
+      await refused(node, alice('first'))
+      await pull(node, alice('second'))
+    }
+    await startUpstream('second')
+  })
+
+  test('and no secret of a pod is said by a node, or shown to who takes its place', async () => {
+    for (const node of nodes) {
+      for (const secret of ['first', 'second', 'wrong'])
+        assert.doesNotMatch(node.daemon.log(), new RegExp(`alice|${secret}\\b`))
+      await node.daemon.stop()
+      const squatter = node.machine.run([
+        process.execPath,
+        '-e',
+        `require('net').createServer((socket) => {
+          socket.on('error', () => {}).on('data', (data) => process.stdout.write(data.toString('latin1')))
+          socket.write('HTTP/1.1 401 Unauthorized\\r\\nWWW-Authenticate: Basic realm="x"\\r\\nContent-Length: 0\\r\\n\\r\\n')
+        }).listen(5001, '127.0.0.1', () => console.log('ready'))`,
+      ])
+      await until(() => squatter.log().includes('ready'))
+      await pull(node, alice('second'))
+      assert.doesNotMatch(squatter.log(), /HTTP|Basic|YWxpY2U|alice|second/)
+      await squatter.kill()
+      await node.startDaemon()
+    }
+  })
+
+  /** What a client on the node is answered that shows no credentials. */
+  async function status(node: ClusterNode, url: string): Promise<number> {
+    const script = `process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0'
+      fetch(${JSON.stringify(url)}).then(({ status }) => console.log(status))`
+    const env = { NODE_NO_WARNINGS: '1' }
+    return Number(await node.exec([process.execPath, '-e', script], { env }))
+  }
+
+  async function held(node: ClusterNode): Promise<number> {
+    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+    return Number(/^shoal_peer_keys (\d+)$/m.exec(body)?.[1] ?? 0)
+  }
+})
