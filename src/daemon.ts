@@ -31,6 +31,7 @@ import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
 import { isDigestKey, type ContentKey } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
+import { homeTags } from './pull/home-tags.ts'
 import { Inflight } from './pull/inflight.ts'
 import { keep } from './pull/keep.ts'
 import { LocalSource } from './pull/local.ts'
@@ -53,6 +54,7 @@ import { Repositories } from './push/repositories.ts'
 import { Uploads } from './push/uploads.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { ClaimBook } from './routing/claims/claim-book.ts'
+import { ClaimJournal } from './routing/claims/claim-journal.ts'
 import { loadIdentityKey } from './routing/identity.ts'
 import { Libp2pRouter, type Sharing, type TwinError } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
@@ -169,6 +171,20 @@ export function createDaemon(
     slots: config.limits.uploadSlots,
     bytesPerSecond: config.limits.uploadRate,
   })
+  const claims = new ClaimBook(
+    {
+      log: component('claims'),
+      shares: (tag) => router.sharing && shares(tag),
+      onRefused: (reason) => metrics.tagClaimsRefused.inc({ reason }),
+      onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
+    },
+    // Without a cluster token anybody may be a node
+    { trusted: tokens !== undefined },
+  )
+  const journal = new ClaimJournal(
+    { book: claims, log: component('claims') },
+    { dataDir: config.dataDir },
+  )
   const pushes = new Uploads(
     { store: writable, log: component('push') },
     {
@@ -177,10 +193,20 @@ export function createDaemon(
       expiry: config.push.uploadExpiry,
     },
   )
-  const repositories = new Repositories({
-    store: writable,
-    added: (keys) => store.added(keys),
-    removed: (keys) => store.removed(keys),
+  const repositories = new Repositories(
+    {
+      store: writable,
+      claims,
+      claimed: () => journal.flush(),
+      added: (keys) => store.added(keys),
+      removed: (keys) => store.removed(keys),
+    },
+    { homeRegistry: config.registry.name },
+  )
+  claims.watch((claim) => {
+    repositories
+      .follow(claim)
+      .catch((err: unknown) => log.warn({ err, claim }, 'a tag that was deleted is here still'))
   })
   const homeFor = (access: Access): Home =>
     createHome(
@@ -339,16 +365,6 @@ export function createDaemon(
           }
         : { hosts: [peer.host], ports: [peer.port] }),
     },
-  )
-  const claims = new ClaimBook(
-    {
-      log: component('claims'),
-      shares: (tag) => router.sharing && shares(tag),
-      onRefused: (reason) => metrics.tagClaimsRefused.inc({ reason }),
-      onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
-    },
-    // Without a cluster token anybody may be a node
-    { trusted: tokens !== undefined },
   )
   const router: Libp2pRouter = new Libp2pRouter(
     {
@@ -543,11 +559,12 @@ export function createDaemon(
       ? fromNodes(pull, options)
       : pulls(pull, options),
   )
+  const homePulls = homeTags(pullsOfAll, { claims }, { homeRegistry: config.registry.name })
   const localPulls = poisoned.guard(
     inflight.over(
       layout === undefined
-        ? pullsOfAll
-        : keep(pullsOfAll, {
+        ? homePulls
+        : keep(homePulls, {
             store: layout,
             log: component('pull:keep'),
             homeRegistry: config.registry.name,
@@ -726,6 +743,8 @@ export function createDaemon(
     ...(tokens === undefined || peerTls === undefined ? [] : [tokens, peerTls]),
     peerListener,
     router,
+    // It tells what this node has said itself.
+    journal,
     own,
     // They say what may be announced.
     ...(k3s ? [k3s] : []),

@@ -49,7 +49,15 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'config/registries.ts',
     'kernel',
   ],
-  push: ['oci', 'lifecycle.ts', 'observe/log.ts', 'store/store.ts', 'pull/source.ts'],
+  push: [
+    'oci',
+    'lifecycle.ts',
+    'observe/log.ts',
+    'store/store.ts',
+    'routing/router.ts',
+    'routing/claims.ts',
+    'pull/source.ts',
+  ],
   http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts', 'push'],
   'daemon.ts': [
     'oci',

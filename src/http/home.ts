@@ -130,7 +130,7 @@ export function createHome(
     },
 
     async 'list repositories'(request, reply) {
-      const listed = await repositories.list(homeRegistry, request)
+      const listed = await repositories.list(request)
       linkNext(reply, '/v2/_catalog', request, listed)
       sendJson(reply, { repositories: listed.entries })
     },

@@ -16,7 +16,9 @@ import {
   tagName,
   type ContentKey,
   type RepositoryName,
+  type TagName,
 } from '../oci/reference.ts'
+import type { TagClaim, TagClaims } from '../routing/claims.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
 
 /** Children of one manifest that are looked at together. */
@@ -47,6 +49,10 @@ export class NameUnknownError extends Error {
 
 export interface RepositoriesComponents {
   readonly store: WritableStore
+  /** What the nodes say that tags mean */
+  readonly claims: TagClaims
+  /** Resolves when what was claimed is on this node's disk */
+  readonly claimed: () => Promise<void>
   /** Told at once what is held from now on, before the store's own watch tells it */
   readonly added: (keys: readonly ContentKey[]) => void
   readonly removed: (keys: readonly ContentKey[]) => void
@@ -67,11 +73,18 @@ export interface Listed {
 /** What was pushed to this node: which manifests, blobs and tags are in which repository. */
 export class Repositories {
   readonly #store: WritableStore
+  readonly #claims: TagClaims
+  readonly #claimed: RepositoriesComponents['claimed']
   readonly #added: RepositoriesComponents['added']
   readonly #removed: RepositoriesComponents['removed']
 
-  constructor(components: RepositoriesComponents) {
+  readonly #homeRegistry: string
+
+  constructor(components: RepositoriesComponents, init: { homeRegistry: string }) {
+    this.#homeRegistry = init.homeRegistry
     this.#store = components.store
+    this.#claims = components.claims
+    this.#claimed = components.claimed
     this.#added = components.added
     this.#removed = components.removed
   }
@@ -131,8 +144,12 @@ export class Repositories {
       tagName(registry, repository.repository, tag),
     )
     await this.#store.link(digest, repository, { keep: true })
-    const { mediaType } = manifest
-    for (const tag of tags) await this.#store.tag(tag, { digest, mediaType, size: bytes.length })
+    const descriptor = { digest, mediaType: manifest.mediaType, size: bytes.length }
+    for (const tag of tags) {
+      await this.#store.tag(tag, descriptor)
+      this.#claims.claim({ tag, kind: 'pushed', descriptor })
+    }
+    await this.#claimed()
     this.#added([digest, ...tags])
     return { digest, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
   }
@@ -142,25 +159,51 @@ export class Repositories {
    * @throws {NotHeldError}
    */
   async deleteManifest(repository: RepositoryName, target: ManifestTarget): Promise<void> {
-    if ('tag' in target) {
-      const tag = tagName(repository.registry, repository.repository, target.tag)
-      await this.#store.untag(tag)
-      this.#removed([tag])
-      return
-    }
-    const { digest } = target
     const name = fullName(repository)
-    const tags = [...(await this.#store.tags())]
-      .filter(([tag, pointed]) => pointed === digest && repositoryOf(tag) === name)
-      .map(([tag]) => tag)
-    for (const tag of tags) {
-      await this.#store.untag(tag)
-      this.#removed([tag])
+    const held = await this.#store.tags()
+    const means = (tag: TagName): Digest | undefined => {
+      const [newest] = this.#claims.of(tag)
+      if (newest === undefined || newest.kind === 'observed') return held.get(tag)
+      return newest.kind === 'pushed' ? newest.descriptor.digest : undefined
     }
-    await this.#unlink(repository, digest).catch((error: unknown) => {
-      // What was only there by its tags is gone with them.
-      if (!(error instanceof NotHeldError) || tags.length === 0) throw error
-    })
+    const claimed = Iterator.from(this.#claims.newest()).map(({ tag }) => tag)
+    const tags = new Set([...held.keys(), ...claimed].filter((tag) => repositoryOf(tag) === name))
+    const isMeant = (tag: TagName): boolean =>
+      'tag' in target
+        ? tag === tagName(repository.registry, repository.repository, target.tag) &&
+          means(tag) !== undefined
+        : means(tag) === target.digest
+    const gone = [...tags].filter(isMeant)
+    for (const tag of gone) await this.#untag(tag)
+    if ('digest' in target) {
+      await this.#unlink(repository, target.digest).catch((error: unknown) => {
+        // What was only there by its tags is gone with them.
+        if (!(error instanceof NotHeldError) || gone.length === 0) throw error
+      })
+    } else if (gone.length === 0) throw new NotHeldError(target.tag)
+    await this.#claimed()
+  }
+
+  /**
+   * Somebody has claimed something of a tag. What was deleted on another node goes here too, and the manifest with it unless another
+   * tag of the repository still means it.
+   */
+  async follow({ tag, kind }: TagClaim): Promise<void> {
+    if (kind !== 'deleted' || registryOf(tag) !== this.#homeRegistry) return
+    const tags = await this.#store.tags()
+    const digest = tags.get(tag)
+    if (digest === undefined) return
+    await this.#store.untag(tag)
+    this.#removed([tag])
+    const name = repositoryOf(tag)
+    if (
+      tags
+        .entries()
+        .some(([other, means]) => other !== tag && means === digest && repositoryOf(other) === name)
+    )
+      return
+    const registry = registryOf(name)
+    await this.#unlink({ registry, repository: name.slice(registry.length + 1) }, digest)
   }
 
   /**
@@ -177,7 +220,7 @@ export class Repositories {
    */
   async tags(repository: RepositoryName, page: Page): Promise<Listed> {
     const name = fullName(repository)
-    const tags = [...(await this.#store.tags()).keys()]
+    const tags = [...(await this.#allTags())]
       .filter((tag) => repositoryOf(tag) === name)
       .map((tag) => tag.slice(name.length + 1))
     if (tags.length === 0 && !(await this.#store.repositories()).has(name))
@@ -185,12 +228,34 @@ export class Repositories {
     return pageOf(tags, page)
   }
 
-  /** All repositories of this node in their order: those of `home` without their registry. */
-  async list(home: string, page: Page): Promise<Listed> {
-    const names = [...(await this.#store.repositories())].map((name) =>
+  /** All repositories in their order: those of the home registry without its name. */
+  async list(page: Page): Promise<Listed> {
+    const home = this.#homeRegistry
+    const tagged = new Set([...(await this.#allTags())].map(repositoryOf))
+    const names = [...(await this.#store.repositories()).union(tagged)].map((name) =>
       registryOf(name) === home ? name.slice(home.length + 1) : name,
     )
     return pageOf(names, page)
+  }
+
+  /** Those of this node, and those that were pushed to others; not those that were deleted last. */
+  async #allTags(): Promise<ReadonlySet<TagName>> {
+    const tags = new Set((await this.#store.tags()).keys())
+    for (const { tag, kind } of this.#claims.newest()) {
+      if (kind === 'pushed') tags.add(tag)
+      else if (kind === 'deleted') tags.delete(tag)
+    }
+    return tags
+  }
+
+  async #untag(tag: TagName): Promise<void> {
+    await this.#store.untag(tag).catch((error: unknown) => {
+      // Another node has it.
+      if (!(error instanceof NotHeldError)) throw error
+    })
+    // What is of another registry goes from this node alone.
+    if (registryOf(tag) === this.#homeRegistry) this.#claims.claim({ tag, kind: 'deleted' })
+    this.#removed([tag])
   }
 
   /**

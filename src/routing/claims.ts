@@ -30,6 +30,8 @@ export type TagClaim = TagStatement & {
 export interface TagClaims {
   /** Those of a tag, the newest first, of each node its last; only those that may be believed. */
   of(tag: TagName): readonly TagClaim[]
+  /** The newest of every tag. */
+  newest(): Iterable<TagClaim>
   /**
    * Says something of a tag from now on, and to the other nodes. What was observed just now, by whomever, is not said
    * again.

@@ -18,6 +18,7 @@ import { LocalSource } from '../../src/pull/local.ts'
 import { openAccess } from '../../src/push/access.ts'
 import { Repositories } from '../../src/push/repositories.ts'
 import { Uploads } from '../../src/push/uploads.ts'
+import { ClaimBook } from '../../src/routing/claims/claim-book.ts'
 import { MemoryStore } from '../fakes/memory-store.ts'
 import { until } from '../wait.ts'
 
@@ -35,7 +36,16 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
   )
   const home = createHome(
     {
-      repositories: new Repositories({ store, added: () => {}, removed: () => {} }),
+      repositories: new Repositories(
+        {
+          store,
+          claims: new ClaimBook({ log, shares: () => true }, { trusted: true }),
+          claimed: async () => {},
+          added: () => {},
+          removed: () => {},
+        },
+        { homeRegistry: HOME },
+      ),
       uploads,
       access: openAccess(access),
       metrics,

@@ -22,6 +22,7 @@ const REPEAT_MS = 60_000
 const CONFLICT_MS = 10_000
 /** What is refused is logged once in this time for each reason. */
 const LOG_PAUSE_MS = 60_000
+const DELETED_MS = 30 * 24 * 3_600_000
 /** Parts of a summary */
 export const PARTS = 64
 
@@ -54,6 +55,7 @@ export class ClaimBook implements TagClaims {
   readonly #onConflict: () => void
   readonly #trusted: boolean
   readonly #clock: HybridClock
+  readonly #wall: () => number
   /** The tag that changed last is the last, the claims of one the newest first */
   readonly #tags = new Map<TagName, readonly Entry[]>()
   readonly #parts = new BigUint64Array(PARTS)
@@ -61,6 +63,8 @@ export class ClaimBook implements TagClaims {
   #version = 0
   #self: { readonly node: string; readonly key: KeyObject } | undefined
   #listener: (claim: WrittenClaim) => void = () => {}
+  #keeper: (claim: WrittenClaim) => void = () => {}
+  #watcher: (claim: TagClaim) => void = () => {}
 
   constructor(components: ClaimBookComponents, init: ClaimBookInit) {
     this.#log = components.log
@@ -69,6 +73,7 @@ export class ClaimBook implements TagClaims {
     this.#onConflict = components.onConflict ?? (() => {})
     this.#trusted = init.trusted
     this.#clock = new HybridClock(init.wall)
+    this.#wall = init.wall ?? Date.now
   }
 
   /** Who says what {@link claim} is told; before, it says nothing. `listener` hears of every claim that this node makes and others may know. */
@@ -78,6 +83,26 @@ export class ClaimBook implements TagClaims {
   ): void {
     this.#self = self
     this.#listener = listener
+  }
+
+  /** `keeper` hears from now on of every claim of what was pushed or deleted, whoever made it. */
+  keep(keeper: (claim: WrittenClaim) => void): void {
+    this.#keeper = keeper
+  }
+
+  /** `watcher` hears from now on of every claim that is the newest of its tag. */
+  watch(watcher: (claim: TagClaim) => void): void {
+    this.#watcher = watcher
+  }
+
+  /** Claims of what was pushed or deleted, the oldest of a tag first. */
+  *kept(): Generator<WrittenClaim> {
+    for (const entries of this.#tags.values())
+      yield* entries.filter(({ claim }) => claim.kind !== 'observed').toReversed()
+  }
+
+  *newest(): Generator<TagClaim> {
+    for (const [newest] of this.#tags.values()) if (newest !== undefined) yield newest.claim
   }
 
   /** Tags of which something is known. */
@@ -93,6 +118,7 @@ export class ClaimBook implements TagClaims {
     if (this.#self === undefined || this.#isRepeated(statement)) return
     const written = writeClaim(statement, this.#clock.next(), this.#self)
     this.#add(written)
+    if (statement.kind !== 'observed') this.#keeper(written)
     if (this.#mayTell(written.claim)) this.#listener(written)
   }
 
@@ -101,7 +127,7 @@ export class ClaimBook implements TagClaims {
     let written: WrittenClaim
     try {
       written = readClaim(signed)
-      if (this.#isKnown(written.claim)) return false
+      if (this.#isKnown(written.claim) || this.#isForgotten(written.claim)) return false
       const refusal = this.#refusal(written.claim)
       if (refusal !== undefined) return this.#refuse(refusal, written.claim)
       if (!isSigned(written)) throw new ClaimInvalidError('claim is not signed by its node')
@@ -111,12 +137,15 @@ export class ClaimBook implements TagClaims {
     }
     this.#clock.saw(written.claim.stamp)
     this.#add(written)
+    if (written.claim.kind !== 'observed') this.#keeper(written)
     return true
   }
 
   /** What others may know has changed: what they may not is forgotten. */
   recheck(): void {
-    for (const tag of this.#tags.keys()) if (!this.#shares(tag)) this.#forget(tag)
+    for (const [tag, entries] of this.#tags)
+      if (!this.#shares(tag) && entries.every(({ claim }) => claim.kind === 'observed'))
+        this.#forget(tag)
   }
 
   /** Grows with each change. */
@@ -159,10 +188,16 @@ export class ClaimBook implements TagClaims {
     return [own, oldest].some((entry) => entry && newestFirst(entry.claim, claim) <= 0)
   }
 
+  /** A deletion is known for so long; a node that was away for longer brings back what it has. */
+  #isForgotten({ kind, stamp }: TagClaim): boolean {
+    return kind === 'deleted' && stamp.ms + DELETED_MS < this.#wall()
+  }
+
   #refusal({ tag, kind, node, stamp }: TagClaim): ClaimRefusal | undefined {
-    if (!this.#shares(tag)) return 'not shared'
+    const own = node === this.#self?.node
+    if (!this.#shares(tag) && !own) return 'not shared'
     // What this node said before it was started anew it may hear again
-    if (kind !== 'observed' && !this.#trusted && node !== this.#self?.node) return 'untrusted'
+    if (kind !== 'observed' && !this.#trusted && !own) return 'untrusted'
     return this.#clock.beyond(stamp) > 0 ? 'future' : undefined
   }
 
@@ -199,6 +234,7 @@ export class ClaimBook implements TagClaims {
     const kept = sorted.slice(0, MAX_PER_TAG)
     this.#tags.set(tag, kept)
     for (const each of kept) this.#count(each)
+    if (kept[0] === entry) this.#watcher(entry.claim)
     if (this.#tags.size > MAX_TAGS) this.#forgetOldest()
   }
 
