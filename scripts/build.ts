@@ -1,4 +1,4 @@
-import { mkdir, rename, writeFile } from 'node:fs/promises'
+import { cp, mkdir, rename, writeFile } from 'node:fs/promises'
 import { build } from 'esbuild'
 
 /**
@@ -31,6 +31,8 @@ const result = await build({
   logLevel: 'warning',
 })
 await mkdir(`${root}dist`, { recursive: true })
+// The dashboard's page goes as it is.
+await cp(`${root}src/http/dashboard`, `${root}dist/dashboard`, { recursive: true })
 // The map comes before the bundle, and by a rename: a start at the same moment never sees half of it.
 for (const file of result.outputFiles) {
   const temporary = `${file.path}.${process.pid}`

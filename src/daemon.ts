@@ -1,4 +1,4 @@
-import { networkInterfaces } from 'node:os'
+import { networkInterfaces, userInfo } from 'node:os'
 import { join } from 'node:path'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
@@ -19,7 +19,7 @@ import { formatProblem } from './config/yaml-file.ts'
 import { createAdminServer } from './http/admin.ts'
 import { createHome, type Home } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
-import { createRegistryServer } from './http/registry.ts'
+import { createRegistryServer, OTHER_REGISTRIES } from './http/registry.ts'
 import { TlsFiles } from './http/tls-files.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
@@ -27,6 +27,7 @@ import { mirrorEndpoint } from './mirror/certs-dir.ts'
 import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
+import { PullHistory } from './observe/pull-history.ts'
 import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
 import { isDigestKey, type ContentKey } from './oci/reference.ts'
@@ -84,6 +85,17 @@ export interface DaemonComponents {
   /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
   readonly reconsider?: () => Promise<EffectiveConfig>
 }
+
+/** Registries with a label of their own in metrics beside those of registries.yaml. */
+const WELL_KNOWN: ReadonlySet<string> = new Set([
+  'docker.io',
+  'gcr.io',
+  'ghcr.io',
+  'mcr.microsoft.com',
+  'public.ecr.aws',
+  'quay.io',
+  'registry.k8s.io',
+])
 
 /** Puts a node together: the only place that knows every concrete class. */
 export function createDaemon(
@@ -203,6 +215,12 @@ export function createDaemon(
     },
     { homeRegistry: config.registry.name },
   )
+  const history = new PullHistory()
+  const labelOf = (name: string): string => {
+    const configured = sharedRegistries.list()
+    const known = [naming.homeRegistry, ...(configured === 'all' ? [] : configured)]
+    return known.includes(name) || WELL_KNOWN.has(name) ? name : OTHER_REGISTRIES
+  }
   claims.watch((claim) => {
     repositories
       .follow(claim)
@@ -261,11 +279,11 @@ export function createDaemon(
             ...(pushTls && { secure: pushTls }),
           }),
         ...(listener === 'peer' && { uploads, secure: peerTls }),
-        ...(listener === 'local' && { secure: loopbackTls, door }),
+        ...(listener === 'local' && { secure: loopbackTls, door, history }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
       },
-      { listener, naming, maxRequests: config.limits.requests },
+      { listener, naming, labelOf, maxRequests: config.limits.requests },
     )
   const drainTimeout = config.shutdownTimeout
 
@@ -310,9 +328,10 @@ export function createDaemon(
   const whileSharing =
     (open: OpenContent): OpenContent =>
     async (pull, options) => {
-      if (!router.sharing) throw new ContentNotFoundError('this node does not share')
+      if (!router.sharing)
+        throw new ContentNotFoundError('this node does not share', { reason: 'not shared' })
       if (!sharedRegistries.has(pull.registry))
-        throw new ContentNotFoundError(`${pull.registry} is not shared`)
+        throw new ContentNotFoundError(`${pull.registry} is not shared`, { reason: 'not shared' })
       return open(pull, options)
     }
   /** Who has learned of a digest elsewhere is not given it either. */
@@ -655,7 +674,27 @@ export function createDaemon(
       complaint: mirror.complaint || null,
     },
   })
-  const adminListener = new Listener(createAdminServer({ metrics, notReady, status, config }), {
+  const admin = createAdminServer({
+    metrics,
+    notReady,
+    status,
+    config,
+    history,
+    peers: () =>
+      router.peers().map(({ name, origins: [origin = ''], zone, region }) => {
+        return { name, at: origin.replace(/^https?:\/\//, ''), zone, region }
+      }),
+    images: () => store.tagNames(),
+    replicas: (tag) => router.replicas(tag),
+    async examine() {
+      const { examine } = await import('./doctor/examination.ts')
+      const daemon = { status: await status(), metrics: (await metrics.render()).text }
+      const origin = mirrorEndpoint(adminListener.address())
+      const root = userInfo().uid === 0
+      return examine({ config, origin, daemon, version: manifest.version, root })
+    },
+  })
+  const adminListener: Listener = new Listener(admin, {
     key: 'listen.admin',
     listen: config.listen.admin,
     drainTimeout: 0,

@@ -70,6 +70,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'push',
     'http',
     'mirror',
+    'doctor',
     'trust',
   ],
   cli: [

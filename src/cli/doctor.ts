@@ -4,7 +4,6 @@ import { ConfigInvalidError } from '../config/yaml-file.ts'
 import type { EffectiveConfig } from '../config/effective.ts'
 import { examine, type DaemonSays } from '../doctor/examination.ts'
 import { findings, type Finding } from '../doctor/finding.ts'
-import { listeningSockets } from '../doctor/sockets.ts'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
@@ -66,7 +65,7 @@ async function consult(command: Command): Promise<Finding[]> {
       )
   }
   const origin = mirrorEndpoint(config.listen.admin)
-  const daemon = await ask(origin, config.listen.admin.port)
+  const daemon = await ask(origin)
   const { pass, warn } = findings('configuration')
   const differing = daemon === undefined ? [] : differences(config, daemon.config)
   const configuration =
@@ -90,7 +89,6 @@ async function consult(command: Command): Promise<Finding[]> {
 /** What the daemon says of itself; undefined when none answers. */
 async function ask(
   origin: string,
-  port: number,
 ): Promise<(DaemonSays & { config: EffectiveConfig }) | undefined> {
   const get = async (path: string) =>
     fetch(`${origin}${path}`, { signal: AbortSignal.timeout(ANSWER) })
@@ -99,8 +97,7 @@ async function ask(
     const config: unknown = await (await get('/config')).json()
     const metrics = await (await get('/metrics')).text()
     if (!isStatus(status) || !isConfig(config)) return undefined
-    const sockets = await listeningSockets(new Set([port]))
-    return { status, config, metrics, pid: sockets.find(({ process }) => process)?.process?.pid }
+    return { status, config, metrics }
   } catch {
     return undefined
   }

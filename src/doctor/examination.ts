@@ -9,13 +9,13 @@ import { checkMirror, lookAtMirror } from './mirror.ts'
 import { checkClock, checkMesh, checkPeers, lookAtMesh } from './peers.ts'
 import { checkPorts, lookAtPorts } from './ports.ts'
 import { checkToken, lookAtToken } from './token.ts'
+import { listeningSockets } from './sockets.ts'
 import { checkUpstream, lookAtUpstream } from './upstream.ts'
 
 /** What the daemon said of itself, as far as it runs. */
 export interface DaemonSays {
   readonly status: NodeStatus
   readonly metrics: string
-  readonly pid: number | undefined
 }
 
 export interface ExaminationInit {
@@ -33,20 +33,21 @@ export interface ExaminationInit {
 export async function examine(init: ExaminationInit): Promise<Finding[]> {
   const { config, origin, daemon, version, root } = init
   const status = daemon?.status
+  const pid = daemon && (await holderOf(config.listen.admin.port))
   const registries = await lookAtRegistries(config.registries)
   const said = registriesOf(registries)
   const onContainerd = config.store === 'containerd'
   const [containerd, mirror, ports, mesh, token, upstream] = await Promise.all([
     onContainerd ? lookAtContainerd(config) : undefined,
     onContainerd ? lookAtMirror(config, said, status?.mirror.withdrawn === true) : undefined,
-    lookAtPorts(config, daemon?.pid),
+    lookAtPorts(config, pid),
     lookAtMesh(config, status),
     lookAtToken(config),
     lookAtUpstream(config, said, daemon?.metrics ?? ''),
   ])
   const host = await lookAtHost({
     root,
-    daemon: daemon?.pid,
+    daemon: pid,
     status,
     disks: {
       'the state of this node': config.dataDir,
@@ -80,4 +81,10 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
     ...checkFiles(host),
   ]
   return found.toSorted((a, b) => CHECKS.indexOf(a.check) - CHECKS.indexOf(b.check))
+}
+
+/** The daemon's process: who answers on the admin listener. */
+async function holderOf(port: number): Promise<number | undefined> {
+  const sockets = await listeningSockets(new Set([port]))
+  return sockets.find(({ process }) => process !== undefined)?.process?.pid
 }

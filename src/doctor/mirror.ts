@@ -22,12 +22,15 @@ export interface MirrorFacts {
 
 /** Plans what `mirror apply` would do, and does none of it. */
 export async function lookAtMirror(
-  config: Pick<EffectiveConfig, 'certsDir' | 'dataDir' | 'listen' | 'registry' | 'k3s'>,
+  config: Pick<
+    EffectiveConfig,
+    'certsDir' | 'dataDir' | 'listen' | 'localCertificate' | 'registry' | 'k3s'
+  >,
   registries: Registries,
   withdrawn: boolean,
 ): Promise<MirrorFacts> {
-  const { certsDir, k3s } = config
-  const endpoint = mirrorEndpoint(config.listen.local)
+  const { certsDir, k3s, localCertificate: certificate } = config
+  const endpoint = mirrorEndpoint(config.listen.local, certificate === undefined ? 'http' : 'https')
   const reader = k3s.present ? 'k3s' : 'containerd'
   const about = { certsDir, endpoint, withdrawn, aside: k3s.off }
   try {
@@ -35,6 +38,7 @@ export async function lookAtMirror(
     const { disableDefaultEndpoint } = k3s
     const plan = await planApply(applied?.certsDir ?? certsDir, {
       endpoint,
+      certificate,
       homeRegistry: config.registry.name,
       routes: selectRoutes(applied?.registries ?? [], registries, {
         reader,

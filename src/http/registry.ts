@@ -9,6 +9,7 @@ import {
 } from 'fastify'
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
+import type { Outcome, PullHistory } from '../observe/pull-history.ts'
 import {
   header,
   parsePullRequest,
@@ -20,7 +21,7 @@ import {
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import { parseHomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
-import type { Content, ContentSource } from '../pull/source.ts'
+import type { Content, ContentSource, SourceName } from '../pull/source.ts'
 import type { Home } from './home.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import { addTokenEndpoint, type Door } from './token-endpoint.ts'
@@ -33,6 +34,8 @@ export interface RegistryComponents {
   readonly log: Logger
   /** What answers everything but pulls; without it there is nothing else. */
   readonly home?: Home
+  /** Where the pulls of this listener's clients are written down */
+  readonly history?: PullHistory
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
   /** Makes the server, for a listener that speaks TLS; without it in plain text. */
@@ -57,6 +60,8 @@ export interface RegistryInit {
   /** Which rights this listener has; for logs and metrics */
   readonly listener: 'local' | 'peer' | 'push'
   readonly naming: HomeNaming
+  /** What a registry is called in metrics: one of few names */
+  readonly labelOf?: (registry: string) => string
   /** Requests in work at once; more are answered 503. */
   readonly maxRequests: number
 }
@@ -72,6 +77,8 @@ const SERVER_OPTIONS = {
   requestTimeout: 0,
   keepAliveTimeout: 72_000,
 }
+/** What all registries are called in metrics that have no label of their own. */
+export const OTHER_REGISTRIES = 'other'
 const METHODS = ['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE']
 const EVERY_ANSWER = {
   'x-content-type-options': 'nosniff',
@@ -88,7 +95,7 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads, secure, door, home } = components
+  const { open, metrics, log, identity, uploads, secure, door, home, history } = components
   let inWork = 0
 
   const options: FastifyServerOptions<Server> = {
@@ -198,11 +205,13 @@ export function createRegistryServer(
       if (!raw.writableFinished) gone.abort(new ClientGoneError())
     })
 
+    const ongoing = history?.begin(parsed)
     let content: Content | undefined
-    let outcome: 'ok' | 'not found' | 'aborted' | 'failed' = 'ok'
+    let outcome: Outcome = 'ok'
     let failure: unknown
     try {
       content = await open(parsed, { signal: gone.signal })
+      ongoing?.answered(content)
       const leave = await enter(parsed, content)
       await answer(reply, parsed, content, gone.signal).finally(leave)
     } catch (error) {
@@ -219,7 +228,10 @@ export function createRegistryServer(
         sendError(reply, failed)
       }
     }
+    ongoing?.ended(outcome)
     const source = content?.source ?? 'none'
+    if (init.listener === 'local' && source === 'upstream')
+      metrics.upstreamFallback.inc({ reason: content?.missed ?? 'no peer was asked' })
     const durationMs = performance.now() - started
     metrics.pulls.inc({ kind: parsed.kind, source, outcome })
     metrics.pullSeconds.observe({ kind: parsed.kind, source }, durationMs / 1000)
@@ -284,14 +296,16 @@ export function createRegistryServer(
     if (content.source === 'inflight') raw.flushHeaders()
     if (body !== undefined) {
       const sink = new ResponseSink(raw, signal)
-      const { listener } = init
+      const { listener, labelOf = () => OTHER_REGISTRIES } = init
+      const count = (source: SourceName, bytes: number): void => {
+        metrics.bytes.inc({ listener, source, registry: labelOf(request.registry) }, bytes)
+        if (listener === 'local' && source !== 'upstream') metrics.bytesSaved.inc(bytes)
+      }
       try {
         await body.writeTo(sink, { signal })
-        if (content.sent === undefined)
-          metrics.bytes.inc({ listener, source: content.source }, body.length)
+        if (content.sent === undefined) count(content.source, body.length)
       } finally {
-        for (const [source, bytes] of content.sent ?? [])
-          metrics.bytes.inc({ listener, source }, bytes)
+        for (const [source, bytes] of content.sent ?? []) count(source, bytes)
       }
     }
     await new Promise<void>((resolve) => raw.end(resolve))

@@ -20,8 +20,19 @@ export function createMetrics() {
     }),
     bytes: new Counter({
       name: 'shoal_bytes_total',
-      help: 'Bytes of content sent to clients and peers, by the source they came from',
-      labelNames: ['listener', 'source'] as const,
+      help: 'Bytes of content sent to clients and peers, by the source they came from and by registry, as far as that is a configured or well-known one',
+      labelNames: ['listener', 'source', 'registry'] as const,
+      registers,
+    }),
+    bytesSaved: new Counter({
+      name: 'shoal_bytes_saved_total',
+      help: "Bytes of content that this node's clients got from this node or its peers, so that they did not come over the uplink",
+      registers,
+    }),
+    upstreamFallback: new Counter({
+      name: 'shoal_upstream_fallback_total',
+      help: "Requests of this node's clients that the upstream had to answer, by why no peer did: no holder, holders failed, holders busy, not shared, or no peer was asked",
+      labelNames: ['reason'] as const,
       registers,
     }),
     pullSeconds: new Histogram({

@@ -1,4 +1,4 @@
-import { ContentNotFoundError, type ContentSource } from './source.ts'
+import { ContentNotFoundError, type ContentSource, type MissReason } from './source.ts'
 
 /** Opens what a request asks for; the one thing the HTTP room knows of all sources. */
 export type OpenContent = ContentSource['open']
@@ -10,11 +10,14 @@ export type OpenContent = ContentSource['open']
 export function chain(sources: readonly ContentSource[]): OpenContent {
   return async (request, options) => {
     let unavailable: Error | undefined
+    let missed: MissReason | undefined
     for (const source of sources) {
       options.signal.throwIfAborted()
       try {
-        return await source.open(request, options)
+        const content = await source.open(request, options)
+        return missed === undefined ? content : { missed, ...content }
       } catch (error) {
+        if (error instanceof ContentNotFoundError) missed = error.reason ?? missed
         if (isCode(error, 'ERR_STORE_UNAVAILABLE')) unavailable ??= error
         else if (!isCode(error, 'ERR_CONTENT_NOT_FOUND')) throw error
       }

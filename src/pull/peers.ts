@@ -326,7 +326,10 @@ export class PeersSource implements ContentSource {
       }
     }
     signal.throwIfAborted()
-    if (winner === undefined) throw new ContentNotFoundError('no peer that answers has it')
+    if (winner === undefined)
+      throw new ContentNotFoundError('no peer that answers has it', {
+        reason: busy.size > 0 ? 'holders busy' : tried.size > 0 ? 'holders failed' : 'no holder',
+      })
     return winner
   }
 

@@ -50,14 +50,25 @@ export interface Content {
   readonly sent?: ReadonlyMap<SourceName, number>
   /** The same by the names of those who gave them */
   readonly givenBy?: ReadonlyMap<string, number>
+  /** Why no peer gave it, where one was asked before this source */
+  readonly missed?: MissReason
   /** For what was asked for by tag: how good it is known that the tag means this. Values of the header `Shoal-Tag`. */
   readonly tag?: 'fresh' | 'cached' | 'last-known-good'
   /** Which node has asked the upstream what the tag means (its libp2p peer id), and when in ms since 1970, where that is why. */
   readonly observed?: { readonly by: string; readonly at: number }
 }
 
+/** Why the peers did not give something; a closed set, for people and metrics. */
+export type MissReason = 'no holder' | 'holders failed' | 'holders busy' | 'not shared'
+
 /** A source does not have it. An ordinary answer, not a fault. */
 export class ContentNotFoundError extends Error {
   override readonly name = 'ContentNotFoundError'
   readonly code = 'ERR_CONTENT_NOT_FOUND'
+  readonly reason: MissReason | undefined
+
+  constructor(message: string, options: ErrorOptions & { reason?: MissReason } = {}) {
+    super(message, options)
+    this.reason = options.reason
+  }
 }

@@ -505,6 +505,13 @@ export class Libp2pRouter implements Router, PullExchange, Startable {
     if (!signal.aborted) yield* holders()
   }
 
+  /** On how many of the connected nodes `key` is, as they say. */
+  replicas(key: ContentKey): number {
+    const name = inventoryKey(key)
+    const nodes = this.#running === undefined ? [] : [...this.#running.protocol.nodes()]
+    return nodes.filter(({ keys, sharing }) => sharing && keys.has(name)).length
+  }
+
   /** Holders that are not in `seen` yet, in the order of their ranks. */
   #holders(
     { protocol }: Running,

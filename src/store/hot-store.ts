@@ -44,6 +44,11 @@ export class HotStore implements ContentStore {
     return this.#held?.has(key)
   }
 
+  /** The tags that are held, which are the images; none while nothing is known. */
+  tagNames(): ContentKey[] {
+    return [...(this.#held ?? [])].filter((key) => !isDigestKey(key)).toSorted()
+  }
+
   /** How many tags are held, which are the images; 0 while nothing is known. */
   tags(): number {
     return this.#held?.keys().reduce((sum, key) => sum + Number(!isDigestKey(key)), 0) ?? 0

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict'
 import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
 import type { Finding } from '../../src/doctor/finding.ts'
+import type { PullReport } from '../../src/observe/pull-history.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
@@ -35,13 +37,11 @@ suite('shoal doctor', { skip }, () => {
     assert.ok(old && recent)
     cluster = await Cluster.create({ nodes: [recent, old] })
     ;[patient, peer] = cluster.nodes as [ClusterNode, ClusterNode]
-    await patient.writeFile(
-      REGISTRIES,
-      'mirrors: {"upstream.test:5000": {endpoint: ["http://upstream.test:5000"]}}\n',
-    )
+    const text = 'mirrors: {"upstream.test:5000": {endpoint: ["http://upstream.test:5000"]}}\n'
+    for (const node of cluster.nodes) await node.writeFile(REGISTRIES, text)
     await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
     await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
-    await patient.exec(['shoal', 'mirror', 'apply'])
+    for (const node of cluster.nodes) await node.exec(['shoal', 'mirror', 'apply'])
     config = await patient.exec(['cat', CONFIG])
     containerdConfig = await patient.exec(['cat', patient.paths.config])
     await connected()
@@ -391,6 +391,34 @@ listen: {peer: "127.0.0.1:5003"}
       ['token'],
     )
     assert.equal(status, 0)
+  })
+
+  test('is asked from the dashboard too, which tells what was pulled, from where, and why not from a peer', async () => {
+    const get = async (path: string) =>
+      (await patient.machine.get(`http://127.0.0.1:9090${path}`)).body
+    const found = JSON.parse(await get('/doctor')) as Finding[]
+    assert.ok(
+      found.every(({ verdict }) => verdict !== 'fail'),
+      JSON.stringify(found),
+    )
+    assert.match(await get('/'), /<title>Shoal/)
+    const image = await cluster.upstream.push(await buildImage({ layers: [300_000] }), 'org/app:1')
+    for (const [node, source] of [
+      [peer, 'upstream'],
+      [patient, 'peer'],
+    ] as const) {
+      await node.cri.pull(image)
+      const answer = await node.machine.get('http://127.0.0.1:9090/pulls')
+      const [pull, ...others] = JSON.parse(answer.body) as PullReport[]
+      assert.deepEqual(others, [])
+      assert.equal(pull?.image, image)
+      assert.equal(pull.state, 'done')
+      assert.ok((pull.bytes[source] ?? 0) > 300_000, answer.body)
+      assert.deepEqual(Object.keys(pull.missed), source === 'upstream' ? ['no holder'] : [])
+    }
+    assert.match(await get('/metrics'), /^shoal_bytes_saved_total [3-9]\d{5}$/m)
+    const { body } = await peer.machine.get('http://127.0.0.1:9090/metrics')
+    assert.match(body, /^shoal_upstream_fallback_total\{reason="no holder"\} [1-9]/m)
   })
 
   for (const each of breakages) {

@@ -61,9 +61,8 @@ function sizeOf(image: DemoImage): number {
 /** Bytes that the daemon of `node` has got from others for its containerd. */
 async function fetched(node: ClusterNode): Promise<number> {
   const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-  const [, bytes = '0'] =
-    /^shoal_bytes_total\{listener="local",source="peer"\} (\d+)$/m.exec(body) ?? []
-  return Number(bytes)
+  const counts = body.matchAll(/^shoal_bytes_total\{listener="local",source="peer",.*\} (\d+)$/gm)
+  return [...counts].reduce((sum, [, bytes]) => sum + Number(bytes), 0)
 }
 
 function smallImage(seed: string): Promise<DemoImage> {

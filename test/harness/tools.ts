@@ -34,6 +34,7 @@ export const tools = {
   ),
   registry: find('docker-registry'),
   curl: find('curl'),
+  chromium: find('chromium'),
   /** The library it needs lies beside it where it is unpacked: {@link sshdEnvironment} */
   sshd: find('sshd'),
 }
@@ -92,6 +93,8 @@ function missing(need: Need): string | undefined {
       return tools.skopeo === undefined ? 'skopeo (Debian package skopeo)' : undefined
     case 'curl':
       return tools.curl === undefined ? 'curl (Debian package curl)' : undefined
+    case 'chromium':
+      return tools.chromium === undefined ? 'chromium (Debian package chromium)' : undefined
     case 'sshd':
       return tools.sshd === undefined ? 'sshd (Debian package openssh-server)' : undefined
     case 'crane':

@@ -1,0 +1,278 @@
+/** What a client of this node asks for; of the room that answers, as far as it matters here. */
+interface Asked {
+  readonly method: string
+  readonly kind: 'manifest' | 'blob'
+  readonly registry: string
+  readonly repository: string
+  readonly target: { readonly digest: string } | { readonly tag: string }
+}
+
+/** What it is answered with. */
+interface Answered {
+  readonly source: string
+  readonly descriptor: { readonly size: number }
+  readonly body?: { readonly length: number }
+  /** Grows while the body is written */
+  readonly sent?: ReadonlyMap<string, number>
+  readonly missed?: string
+}
+
+/** How a request ended. */
+export type Outcome = 'ok' | 'not found' | 'aborted' | 'failed'
+
+/** A manifest or a blob within a pull, as it was asked for last. */
+export interface ContentReport {
+  readonly kind: 'manifest' | 'blob'
+  /** Digest or tag */
+  readonly target: string
+  /** Who answered; undefined while nobody has, or when nobody did */
+  readonly source: string | undefined
+  /** In bytes, of the part that was asked for; 0 while it is not known */
+  readonly size: number
+  /** Bytes so far, by where they came from */
+  readonly bytes: Readonly<Record<string, number>>
+  /** Why no peer gave it, where the upstream did */
+  readonly missed: string | undefined
+  /** Undefined while it runs */
+  readonly outcome: Outcome | undefined
+  readonly durationMs: number
+}
+
+/** What a client asked of one repository without a long pause: the pull of an image, most often. */
+export interface PullReport {
+  readonly id: number
+  /** `registry/repository`, with the tag if one was asked for */
+  readonly image: string
+  /** In ms since 1970 */
+  readonly startedAt: number
+  readonly durationMs: number
+  readonly state: 'running' | 'done' | 'failed'
+  /** Requests for content so far */
+  readonly requests: number
+  /** Bytes so far, by where they came from */
+  readonly bytes: Readonly<Record<string, number>>
+  /** Bytes that are expected of what was begun */
+  readonly size: number
+  /** How often the upstream had to give what no peer gave, by why */
+  readonly missed: Readonly<Record<string, number>>
+  /** The last {@link MAX_CONTENTS}, in the order in which they were first asked for */
+  readonly contents: readonly ContentReport[]
+}
+
+/** Bytes that went to clients of this node, by where they came from, in a step of time. */
+export interface TrafficStep {
+  /** In ms since 1970 */
+  readonly at: number
+  readonly bytes: Readonly<Record<string, number>>
+}
+
+const MAX_PULLS = 1000
+const MAX_CONTENTS = 32
+/** After a pause of this length, in ms, the same repository begins a new pull. */
+const PAUSE = 30_000
+/** Length of a step in ms, and how many are kept: an hour. */
+export const TRAFFIC_STEP = 5000
+const MAX_STEPS = 720
+
+interface Content {
+  readonly asked: Asked
+  answered: Answered | undefined
+  /** Bytes that were counted, by source */
+  readonly counted: Map<string, number>
+  outcome: Outcome | undefined
+  readonly startedAt: number
+  endedAt: number
+}
+
+interface Pull {
+  readonly id: number
+  readonly name: string
+  tag: string | undefined
+  readonly startedAt: number
+  lastAt: number
+  requests: number
+  running: number
+  size: number
+  readonly bytes: Map<string, number>
+  readonly missed: Map<string, number>
+  readonly contents: Map<string, Content>
+}
+
+/** Of a request that is in work. */
+export interface OngoingPull {
+  answered(content: Answered): void
+  ended(outcome: Outcome): void
+}
+
+/**
+ * The last thousand pulls of this node's clients, what answered each, and the traffic of the last hour. It has no timer and touches no
+ * byte: what runs is looked at when somebody asks.
+ */
+export class PullHistory {
+  readonly #now: () => number
+  /** Oldest first */
+  readonly #pulls = new Map<number, Pull>()
+  readonly #latest = new Map<string, Pull>()
+  readonly #running = new Map<Content, Pull>()
+  #steps: { at: number; bytes: Map<string, number> }[] = []
+  #ids = 0
+
+  constructor(init: { now?: () => number } = {}) {
+    this.#now = init.now ?? Date.now
+  }
+
+  /** A client asks for something. */
+  begin(asked: Asked): OngoingPull {
+    const pull = this.#pullOf(asked)
+    if ('tag' in asked.target) pull.tag = asked.target.tag
+    const content: Content = {
+      asked,
+      answered: undefined,
+      counted: new Map(),
+      outcome: undefined,
+      startedAt: this.#now(),
+      endedAt: 0,
+    }
+    // A HEAD brings nothing; it says only that somebody is about to pull.
+    if (asked.method === 'HEAD') return { answered() {}, ended() {} }
+    pull.requests += 1
+    pull.running += 1
+    const target = targetOf(asked)
+    pull.contents.delete(target)
+    pull.contents.set(target, content)
+    const [oldest] = pull.contents.keys()
+    if (pull.contents.size > MAX_CONTENTS && oldest !== undefined) pull.contents.delete(oldest)
+    this.#running.set(content, pull)
+    return {
+      answered: (answered) => {
+        content.answered = answered
+        pull.size += answered.body?.length ?? answered.descriptor.size
+        if (answered.source === 'upstream')
+          increase(pull.missed, answered.missed ?? 'no peer was asked', 1)
+      },
+      ended: (outcome) => {
+        if (content.outcome !== undefined) return
+        content.outcome = outcome
+        content.endedAt = this.#now()
+        pull.lastAt = content.endedAt
+        pull.running -= 1
+        this.#count(content, pull)
+        this.#running.delete(content)
+      },
+    }
+  }
+
+  /** The newest first. */
+  pulls(limit = MAX_PULLS): PullReport[] {
+    this.#countRunning()
+    return [...this.#pulls.values()]
+      .slice(-limit)
+      .toReversed()
+      .map((pull) => this.#report(pull))
+  }
+
+  /** The last hour, oldest first; steps without traffic are left out. */
+  traffic(): TrafficStep[] {
+    this.#countRunning()
+    return this.#steps.map(({ at, bytes }) => ({ at, bytes: Object.fromEntries(bytes) }))
+  }
+
+  #pullOf({ registry, repository }: Asked): Pull {
+    const now = this.#now()
+    const name = `${registry}/${repository}`
+    const last = this.#latest.get(name)
+    if (last !== undefined && (last.running > 0 || now - last.lastAt < PAUSE)) {
+      last.lastAt = now
+      return last
+    }
+    const pull: Pull = {
+      id: (this.#ids += 1),
+      name,
+      tag: undefined,
+      startedAt: now,
+      lastAt: now,
+      requests: 0,
+      running: 0,
+      size: 0,
+      bytes: new Map(),
+      missed: new Map(),
+      contents: new Map(),
+    }
+    this.#pulls.set(pull.id, pull)
+    this.#latest.set(name, pull)
+    for (const [id, old] of this.#pulls) {
+      if (this.#pulls.size <= MAX_PULLS) break
+      this.#pulls.delete(id)
+      if (this.#latest.get(old.name) === old) this.#latest.delete(old.name)
+    }
+    return pull
+  }
+
+  #countRunning(): void {
+    for (const [content, pull] of this.#running) this.#count(content, pull)
+  }
+
+  /** Counts what has come since it was counted last. What comes from this node itself is told of at its end only. */
+  #count(content: Content, pull: Pull): void {
+    const { answered, outcome, counted } = content
+    if (answered === undefined) return
+    const whole = answered.body?.length ?? 0
+    const sent: Iterable<readonly [string, number]> =
+      answered.sent ?? (outcome === 'ok' ? [[answered.source, whole]] : [])
+    for (const [source, bytes] of sent) {
+      const more = bytes - (counted.get(source) ?? 0)
+      if (more <= 0) continue
+      counted.set(source, bytes)
+      increase(pull.bytes, source, more)
+      increase(this.#step(), source, more)
+    }
+  }
+
+  #step(): Map<string, number> {
+    const at = Math.floor(this.#now() / TRAFFIC_STEP) * TRAFFIC_STEP
+    const last = this.#steps.at(-1)
+    if (last?.at === at) return last.bytes
+    const bytes = new Map<string, number>()
+    this.#steps = this.#steps.filter((step) => step.at > at - MAX_STEPS * TRAFFIC_STEP)
+    this.#steps.push({ at, bytes })
+    return bytes
+  }
+
+  #report(pull: Pull): PullReport {
+    const now = this.#now()
+    const contents = [...pull.contents.values()].map((content): ContentReport => {
+      const { asked, answered, counted, outcome, startedAt, endedAt } = content
+      return {
+        kind: asked.kind,
+        target: targetOf(asked),
+        source: answered?.source,
+        size: answered?.body?.length ?? answered?.descriptor.size ?? 0,
+        bytes: Object.fromEntries(counted),
+        missed: answered?.source === 'upstream' ? answered.missed : undefined,
+        outcome,
+        durationMs: (outcome === undefined ? now : endedAt) - startedAt,
+      }
+    })
+    const failed = contents.some(({ outcome }) => outcome === 'failed' || outcome === 'not found')
+    return {
+      id: pull.id,
+      image: pull.tag === undefined ? pull.name : `${pull.name}:${pull.tag}`,
+      startedAt: pull.startedAt,
+      durationMs: (pull.running > 0 ? now : pull.lastAt) - pull.startedAt,
+      state: pull.running > 0 ? 'running' : failed ? 'failed' : 'done',
+      requests: pull.requests,
+      bytes: Object.fromEntries(pull.bytes),
+      size: pull.size,
+      missed: Object.fromEntries(pull.missed),
+      contents,
+    }
+  }
+}
+
+function targetOf({ target }: Asked): string {
+  return 'digest' in target ? target.digest : target.tag
+}
+
+function increase(counts: Map<string, number>, name: string, by: number): void {
+  counts.set(name, (counts.get(name) ?? 0) + by)
+}

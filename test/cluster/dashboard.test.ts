@@ -1,0 +1,235 @@
+import assert from 'node:assert/strict'
+import { mkdir } from 'node:fs/promises'
+import { after, before, suite, test } from 'node:test'
+import { createAdminServer } from '../../src/http/admin.ts'
+import { createMetrics } from '../../src/observe/metrics.ts'
+import { dashboardNode, type DashboardNode } from '../fakes/dashboard-node.ts'
+import { Browser } from '../harness/browser.ts'
+import { skipWithout, tools } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const skip = skipWithout('chromium')
+/** Where the screenshots of the last run stay. */
+const SHOTS = new URL('../../.cache/screenshots/', import.meta.url).pathname
+const DESK = { width: 1280, height: 900 }
+const PHONE = { width: 375, height: 740 }
+
+suite('the dashboard in Chromium', { skip }, () => {
+  let browser: Browser
+  before(async () => {
+    await mkdir(SHOTS, { recursive: true })
+    browser = await Browser.start(tools.chromium ?? '')
+  })
+  after(() => browser[Symbol.asyncDispose]())
+
+  async function show(node: DashboardNode, viewport: Parameters<Browser['open']>[1]) {
+    const server = createAdminServer({ ...node, metrics: createMetrics(), config: {} })
+    const origin = await server.listen({ host: '127.0.0.1', port: 0 })
+    await browser.open(`${origin}/`, viewport)
+    await until(async () => (await text('name')) === 'node-001')
+    return {
+      async [Symbol.asyncDispose]() {
+        await browser.open('about:blank', DESK)
+        await server.close()
+      },
+    }
+  }
+
+  const text = (id: string) => browser.evaluate(`document.getElementById('${id}').textContent`)
+  /** By how much the page is wider than the window: then a reader would have to scroll sideways. */
+  const overhang = () =>
+    browser.evaluate('document.documentElement.scrollWidth - document.documentElement.clientWidth')
+
+  /** Six nodes pull the same at once: what the node that is shown sees of it. */
+  function busy(): DashboardNode {
+    let now = Date.now() - 14 * 60_000
+    const node = dashboardNode({ peers: 5, images: 180, now: () => now })
+    const end = Date.now()
+    const names = [
+      'library/nginx:1.27',
+      'library/redis:8',
+      'acme/shop-frontend:2026.11.3',
+      'acme/worker:41',
+    ]
+    for (let round = 0; now < end - 40_000; round += 1) {
+      const size = 2_000_000 * (1 + ((round * 7) % 13))
+      node.pull(`docker.io/${names[round % 4]}`, size, round % 9 === 0 ? 'upstream' : 'peer')
+      if (round % 3 === 0) node.pull(`ghcr.io/acme/base:${round}`, size / 3, 'inflight')
+      if (round % 5 === 0) node.pull('registry.localhost/team/app:edge', 900_000, 'local')
+      now += 9000
+    }
+    const large = new Map([
+      ['inflight', 0],
+      ['upstream', 0],
+    ])
+    const running = [large, new Map([['peer', 0]]), new Map([['upstream', 0]])]
+    const images = [
+      ['docker.io/pytorch/pytorch:2.9.1-cuda13', 'a1', 3_200_000_000],
+      ['docker.io/pytorch/pytorch:2.9.1-cuda13', 'b2', 400_000_000],
+      ['quay.io/prometheus/prometheus:v3.7.3', 'c3', 140_000_000],
+    ] as const
+    for (const [index, [image, digest, size]] of images.entries())
+      node.begin(image, `sha256:${digest.repeat(32)}`, size, running[index] ?? new Map())
+    for (; now < end; now += 1000) {
+      for (const [index, counts] of running.entries())
+        for (const source of counts.keys())
+          counts.set(source, (counts.get(source) ?? 0) + 9_000_000 / (index + 1))
+      node.history.traffic()
+    }
+    const broken = new Map([['peer', 8_000_000]])
+    node
+      .begin('ghcr.io/acme/broken:1', `sha256:${'d4'.repeat(32)}`, 90_000_000, broken)
+      .ended('failed')
+    now = end
+    return node
+  }
+
+  test('of a node that has just started says so, in either light', async () => {
+    await using _shown = await show(dashboardNode(), DESK)
+    await until(
+      async () => (await text('noPulls')) === 'No client of this node has pulled anything yet.',
+    )
+    assert.match(String(await text('notices')), /No peer is connected/)
+    await browser.screenshot(`${SHOTS}empty-light.png`)
+    await browser.resize({ ...DESK, dark: true })
+    await browser.screenshot(`${SHOTS}empty-dark.png`)
+    assert.deepEqual(browser.complaints, [])
+  })
+
+  test('of a busy one shows pulls as they run, on a desk and on a phone', async () => {
+    const node = busy()
+    await using _shown = await show(node, DESK)
+    const rows = () => browser.evaluate("document.querySelectorAll('.pull').length")
+    await until(async () => Number(await rows()) > 20)
+    assert.match(
+      String(await browser.evaluate("document.querySelector('.pull.failed').textContent")),
+      /broken:1.*failed/,
+    )
+    assert.ok(
+      Number(await browser.evaluate("document.querySelectorAll('#chart rect').length")) > 20,
+    )
+    // Progress reaches the page by itself.
+    const sent = new Map([['peer', 10_000_000]])
+    const ongoing = node.begin(
+      'docker.io/live/pull:1',
+      `sha256:${'e5'.repeat(32)}`,
+      100_000_000,
+      sent,
+    )
+    const percent = async () =>
+      browser.evaluate("document.querySelector('.pull .bar').getAttribute('aria-valuenow')")
+    await until(async () => (await percent()) === '10')
+    sent.set('peer', 70_000_000)
+    await until(async () => (await percent()) === '70')
+    await browser.screenshot(`${SHOTS}busy-light.png`)
+    ongoing.ended('ok')
+    await browser.resize({ ...DESK, dark: true })
+    await browser.screenshot(`${SHOTS}busy-dark.png`)
+    await browser.resize(PHONE)
+    assert.equal(await overhang(), 0)
+    await browser.screenshot(`${SHOTS}busy-phone.png`)
+    assert.deepEqual(browser.complaints, [])
+  })
+
+  test('of one in trouble says what is wrong, and what to do', async () => {
+    const node = busy()
+    node.degrade({
+      notReady: 'the content store has not been read yet',
+      complaints: ['/etc/rancher/k3s/registries.yaml:3: mirrors: expected a mapping, found a text'],
+      upstream: {
+        on: true,
+        resting: [{ url: 'https://registry-1.docker.io', limited: false, forMs: 9000 }],
+      },
+    })
+    await using _shown = await show(node, DESK)
+    await until(async () => (await text('state')) === 'not ready')
+    await browser.evaluate("document.getElementById('examine').click()")
+    await until(async () =>
+      String(await text('findings')).includes('What to do: open the TCP port'),
+    )
+    assert.equal(await text('doctorNote'), '1 check fails.')
+    await browser.screenshot(`${SHOTS}degraded-light.png`)
+    await browser.resize({ ...PHONE, dark: true })
+    assert.equal(await overhang(), 0)
+    await browser.screenshot(`${SHOTS}degraded-phone-dark.png`)
+    assert.deepEqual(browser.complaints, [])
+  })
+
+  test('is worked with the keyboard alone', async () => {
+    await using _shown = await show(busy(), DESK)
+    const focused = () =>
+      browser.evaluate('document.activeElement.id || document.activeElement.tagName')
+    await browser.press('Tab')
+    assert.equal(await browser.evaluate('document.activeElement.className'), 'skip')
+    const reached = new Set<unknown>()
+    for (let step = 0; step < 90; step += 1) {
+      await browser.press('Tab')
+      reached.add(await focused())
+      if ((await focused()) === 'SUMMARY' && !reached.has('opened')) {
+        await browser.press('Enter')
+        assert.ok(await browser.evaluate('document.activeElement.parentElement.open'))
+        reached.add('opened')
+      }
+    }
+    for (const id of [
+      'span',
+      'price',
+      'onlyRunning',
+      'opened',
+      'peerFilter',
+      'imageFilter',
+      'next',
+      'examine',
+    ])
+      assert.ok(reached.has(id), `${id} was not reached`)
+    // What was opened stays open, and the focus stays, while the page is told of changes.
+    assert.ok(await browser.evaluate("document.querySelector('details[open]') !== null"))
+  })
+
+  test('is usable with 500 peers and 5,000 images', async () => {
+    const node = dashboardNode({ peers: 499, images: 5000 })
+    node.pull('docker.io/library/alpine:3.22', 4_000_000)
+    await using _shown = await show(node, DESK)
+    const count = (id: string) => browser.evaluate(`document.querySelectorAll('#${id} tr').length`)
+    await until(async () => (await count('peers')) === 499 && (await count('images')) === 100)
+    assert.equal(await text('page'), '1 to 100 of 5000')
+    await browser.evaluate("document.getElementById('next').click()")
+    await until(async () => (await text('page')) === '101 to 200 of 5000')
+    const find = (id: string, words: string) =>
+      browser.evaluate(
+        `(() => { const field = document.getElementById('${id}'); field.value = '${words}'; field.dispatchEvent(new Event('input')) })()`,
+      )
+    await find('imageFilter', 'app/4711:')
+    await until(async () => (await text('page')) === '1 to 1 of 1')
+    await find('peerFilter', 'node-250')
+    assert.equal(await count('peers'), 1)
+    await find('peerFilter', '')
+    await browser.screenshot(`${SHOTS}large.png`)
+    assert.deepEqual(browser.complaints, [])
+  })
+
+  test('takes names for text, whatever is in them', async () => {
+    const node = dashboardNode({ peers: 1 })
+    node.pull('docker.io/<img src=x onerror=alert(1)>:1', 5)
+    await using _shown = await show(node, DESK)
+    await until(async () => String(await text('pulls')).includes('<img src=x'))
+    assert.equal(await browser.evaluate("document.querySelectorAll('main img').length"), 0)
+  })
+
+  test('says when the node is gone, and is right again when it is back', async () => {
+    const node = dashboardNode({ peers: 2 })
+    const start = async (port: number) => {
+      const server = createAdminServer({ ...node, metrics: createMetrics(), config: {} })
+      return { server, origin: await server.listen({ host: '127.0.0.1', port }) }
+    }
+    const first = await start(0)
+    await browser.open(`${first.origin}/`, DESK)
+    await until(async () => (await text('state')) === 'ready')
+    await first.server.close()
+    await until(async () => (await text('state')) === 'no connection')
+    const again = await start(Number(new URL(first.origin).port))
+    await until(async () => (await text('state')) === 'ready', { timeoutMs: 20_000 })
+    await browser.open('about:blank', DESK)
+    await again.server.close()
+  })
+})
