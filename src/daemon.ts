@@ -51,6 +51,8 @@ import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { UpstreamSource } from './pull/upstream/source.ts'
 import { loginAccess, openAccess, type Access } from './push/access.ts'
 import { Passwords } from './push/passwords.ts'
+import { Fetcher } from './push/fetcher.ts'
+import { Replicas } from './push/replicas.ts'
 import { Repositories } from './push/repositories.ts'
 import { Uploads } from './push/uploads.ts'
 import { Advertiser } from './routing/advertiser.ts'
@@ -228,7 +230,15 @@ export function createDaemon(
   })
   const homeFor = (access: Access): Home =>
     createHome(
-      { repositories, uploads: pushes, access, metrics, log: component('push') },
+      {
+        repositories,
+        uploads: pushes,
+        access,
+        settle: (repository, digest, tags) =>
+          replicas.settle(repository, digest, tags, router.peers().length),
+        metrics,
+        log: component('push'),
+      },
       { homeRegistry: config.registry.name },
     )
   const passwords =
@@ -598,6 +608,23 @@ export function createDaemon(
         throw new ContentNotFoundError('it is for containerd on this node')
       return open(pull, options)
     }
+  const replicas: Replicas = new Replicas(
+    {
+      store: writable,
+      router,
+      fetcher: new Fetcher({ store: writable, open: inflight.over(pullsOfAll) }),
+      added: (keys) => store.added(keys),
+      onFetched: (outcome) => metrics.copies.inc({ outcome }),
+      log: component('push'),
+    },
+    {
+      homeRegistry: config.registry.name,
+      copies: config.push.replicas,
+      wait: config.push.replicaWait,
+      repairAfter: config.push.repairAfter,
+      zone: config.topology.zone,
+    },
+  )
   const localListener: Listener = new Listener(registry('local', localPulls), {
     key: 'listen.local',
     listen: config.listen.local,
@@ -660,6 +687,11 @@ export function createDaemon(
       images: store.tags(),
       announced: advertiser.count(),
     },
+    push: {
+      access: config.push.access,
+      copies: config.push.replicas,
+      ...replicas.stats(),
+    },
     mesh: {
       kind: config.mesh,
       peers: router.peers().map(({ name, origins }) => ({ name, origins })),
@@ -717,6 +749,21 @@ export function createDaemon(
     () => uploads.refused,
   )
   metrics.observe('shoal_push_uploads', 'Uploads of pushes that are under way', () => pushes.count)
+  metrics.observe(
+    'shoal_push_images',
+    'Images of the home registry that this node keeps',
+    () => replicas.stats().images,
+  )
+  metrics.observe(
+    'shoal_push_images_short',
+    'Of these, those of which too few nodes have a copy',
+    () => replicas.stats().short,
+  )
+  metrics.observe(
+    'shoal_push_fetching',
+    'Images that this node is getting because other nodes have asked for copies',
+    () => replicas.stats().fetching,
+  )
   metrics.observe(
     'shoal_push_upload_bytes',
     'Bytes that uploads under way have received',
@@ -794,6 +841,7 @@ export function createDaemon(
     spool,
     { start: async () => {}, stop: async () => swarm.close() },
     { start: async () => {}, stop: async () => upstream.close() },
+    replicas,
     pushes,
     { start: async () => {}, stop: async () => passwords?.stop() },
     { start: async () => {}, stop: async () => door?.close() },

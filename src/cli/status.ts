@@ -55,7 +55,9 @@ function isStatus(value: unknown): value is NodeStatus {
   return (
     typeof value === 'object' &&
     value !== null &&
-    ['notReady', 'sharing', 'store', 'mesh', 'upstream', 'mirror'].every((key) => key in value)
+    ['notReady', 'sharing', 'store', 'push', 'mesh', 'upstream', 'mirror'].every(
+      (key) => key in value,
+    )
   )
 }
 
@@ -80,6 +82,7 @@ export function describeStatus(status: NodeStatus): string {
       }`,
     ],
     ...status.complaints.map((text): [string, string] => ['cannot be used', text]),
+    ['push', describePush(status.push)],
     ['mesh', describePeers(mesh)],
     ['', status.id === null ? 'routing has not started' : `this node is ${status.id}`],
     ...(listen === null
@@ -103,6 +106,15 @@ function whoSays({ configured, setBy, leader }: NodeStatus['sharing']): string {
   return leader === null
     ? `${setBy}, and none has said yet whether to share`
     : `${setBy}, as ${leader} says`
+}
+
+function describePush({ access, copies, images, short, fetching }: NodeStatus['push']): string {
+  const parts = [
+    `${access}: ${images} ${images === 1 ? 'image' : 'images'} kept, ${copies} ${copies === 1 ? 'copy' : 'copies'} of each`,
+    ...(short > 0 ? [`${short} on too few nodes`] : []),
+    ...(fetching > 0 ? [`getting ${fetching} for other nodes`] : []),
+  ]
+  return parts.join(', ')
 }
 
 function describePeers({ kind, peers, keys }: NodeStatus['mesh']): string {

@@ -553,6 +553,25 @@ export const configSchema = z.strictObject(
             placeholder: 'FILE',
             description: 'Key of `push.cert`, in PEM.',
           }),
+          replicas: z
+            .int({ error: 'expected a whole number from 1 to 100' })
+            .min(1)
+            .max(100)
+            .prefault(2)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Nodes that are to have what was pushed to this one, itself among them; in different zones where these are known. The others get it over the way that pulls take, and only nodes with the same token are asked.',
+            }),
+          replicaWait: duration().prefault('30s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long the answer to a push waits for the copies; then it says (`Warning`) that they are on their way.',
+          }),
+          repairAfter: duration().prefault('5m').register(docs, {
+            placeholder: 'DURATION',
+            description: 'After so long without a node that had a copy, another one gets it.',
+          }),
           uploads: z
             .int({ error: 'expected a whole number from 1 to 65536' })
             .min(1)

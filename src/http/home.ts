@@ -1,10 +1,11 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Metrics } from '../observe/metrics.ts'
 import type { Logger } from '../observe/log.ts'
-import { DigestMismatchError } from '../oci/digest.ts'
+import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import type { HomeRequest, Page } from '../oci/home-request.ts'
 import { MAX_MANIFEST_BYTES, MEDIA_TYPE } from '../oci/manifest.ts'
+import type { RepositoryName, TagName } from '../oci/reference.ts'
 import type { Access, Caller } from '../push/access.ts'
 import type { Listed, Repositories } from '../push/repositories.ts'
 import { UploadRangeError, type Upload, type Uploads } from '../push/uploads.ts'
@@ -14,6 +15,12 @@ export interface HomeComponents {
   readonly repositories: Repositories
   readonly uploads: Uploads
   readonly access: Access
+  /** Sees to the copies of what was pushed; what it answers, whoever has pushed is told. */
+  readonly settle: (
+    repository: RepositoryName,
+    digest: Digest,
+    tags: readonly TagName[],
+  ) => Promise<string | undefined>
   readonly metrics: Metrics
   readonly log: Logger
 }
@@ -41,7 +48,7 @@ type Handler<K extends HomeRequest['kind']> = (
  * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#push
  */
 export function createHome(
-  { repositories, uploads, access, metrics, log }: HomeComponents,
+  { repositories, uploads, access, settle, metrics, log }: HomeComponents,
   { homeRegistry }: { homeRegistry: string },
 ): Home {
   const handlers: { [K in HomeRequest['kind']]: Handler<K> } = {
@@ -99,7 +106,10 @@ export function createHome(
           status: 413,
           headers: { connection: 'close' },
         })
-      const { digest, subject } = await repositories.putManifest(request, bytes, request)
+      const { digest, subject, tags } = await repositories.putManifest(request, bytes, request)
+      const warning = await settle(request, digest, tags)
+      // @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#warnings
+      if (warning !== undefined) void reply.header('warning', `299 - "${warning}"`)
       if (subject !== undefined) void reply.header('oci-subject', subject)
       if (request.tags.length > 0) void reply.header('oci-tag', request.tags.join(', '))
       created(reply, pathOf(request, `manifests/${digest}`), digest)

@@ -48,6 +48,12 @@ export function createMetrics() {
       labelNames: ['kind', 'outcome'] as const,
       registers,
     }),
+    copies: new Counter({
+      name: 'shoal_push_copies_total',
+      help: 'Images that other nodes have asked this one to keep, by what became of that',
+      labelNames: ['outcome'] as const,
+      registers,
+    }),
     peerAttempts: new Counter({
       name: 'shoal_peer_attempts_total',
       help: 'Requests to single peers, by how they ended',

@@ -34,6 +34,17 @@ export interface NodeStatus {
     /** Digests and tags */
     readonly announced: number
   }
+  readonly push: {
+    readonly access: 'off' | 'local' | 'auth'
+    /** Nodes that are to have each image */
+    readonly copies: number
+    /** Images of the home registry that this node keeps */
+    readonly images: number
+    /** Of these, those of which there are too few copies */
+    readonly short: number
+    /** Images that it is getting for other nodes */
+    readonly fetching: number
+  }
   readonly mesh: {
     readonly kind: 'shoal' | 'spegel'
     /** Those connected now */

@@ -120,7 +120,7 @@ export class Repositories {
     repository: RepositoryName,
     bytes: Uint8Array,
     request: { target: ManifestTarget; tags: readonly string[]; mediaType?: string },
-  ): Promise<{ digest: Digest; subject?: Digest }> {
+  ): Promise<{ digest: Digest; subject?: Digest; tags: readonly TagName[] }> {
     const { target } = request
     const digest = 'digest' in target ? target.digest : digestOf(bytes)
     const verifier = new DigestVerifier(digest)
@@ -151,7 +151,7 @@ export class Repositories {
     }
     await this.#claimed()
     this.#added([digest, ...tags])
-    return { digest, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
+    return { digest, tags, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
   }
 
   /**

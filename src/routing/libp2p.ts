@@ -33,10 +33,13 @@ import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
 import { adviceMessage, PULLS, readAdvice, readReport, reportMessage } from './mesh/pulls.ts'
+import { KEEPS, keepMessage, readKeepRequest } from './mesh/keeps.ts'
 import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
 import type {
   LookupOptions,
+  KeepExchange,
+  KeepRequest,
   Peer,
   PullAdvice,
   PullExchange,
@@ -180,7 +183,7 @@ interface Running {
  * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
  * is asked for.
  */
-export class Libp2pRouter implements Router, PullExchange, Startable {
+export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startable {
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
@@ -211,6 +214,7 @@ export class Libp2pRouter implements Router, PullExchange, Startable {
   /** Who has told last, since this node began, whether to share */
   #leader: string | undefined
   #pulls: PullListener | undefined
+  #keep: ((from: string, request: KeepRequest) => void) | undefined
   #circles: readonly (readonly Peer[])[] | undefined
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
@@ -378,6 +382,30 @@ export class Libp2pRouter implements Router, PullExchange, Startable {
 
   listen(listener: PullListener): void {
     this.#pulls = listener
+  }
+
+  keepers(): readonly Peer[] {
+    if (this.#tokens.length === 0) return []
+    return Array.from(this.#running?.protocol.nodes() ?? [])
+      .filter(({ keeps, sharing }) => keeps && sharing)
+      .map(({ peer }) => peer)
+  }
+
+  holdersOfAll(keys: readonly ContentKey[]): readonly Peer[] {
+    if (this.#tokens.length === 0) return []
+    const wanted = keys.map(inventoryKey)
+    return Array.from(this.#running?.protocol.nodes() ?? [])
+      .filter((node) => node.keeps && node.sharing && wanted.every((key) => node.keys.has(key)))
+      .map(({ peer }) => peer)
+  }
+
+  askToKeep(to: string, request: KeepRequest): void {
+    const about = `keep ${request.digest}`
+    this.#running?.protocol.tell(to, about, () => keepMessage(request))
+  }
+
+  onKeepRequest(listener: (from: string, request: KeepRequest) => void): void {
+    this.#keep = listener
   }
 
   /**
@@ -764,6 +792,9 @@ export class Libp2pRouter implements Router, PullExchange, Startable {
       if (message.case === 'pullAdvice') this.#pulls?.advised(peer.id, readAdvice(message.value))
       else if (message.case === 'pullReport' && reports.take())
         this.#pulls?.reported(peer.id, readReport(message.value))
+      // Without a token anybody may be a node.
+      else if (message.case === 'keepRequest' && this.#tokens.length > 0)
+        this.#keep?.(peer.id, readKeepRequest(message.value))
     })
     protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     const here = new Set<string>()
@@ -854,7 +885,11 @@ export class Libp2pRouter implements Router, PullExchange, Startable {
       region: this.#topology.region ?? '',
       version: version ?? '',
       sharing: this.#sharing,
-      features: this.#told === 'follow' ? [PULLS] : [LEADS_SHARING, PULLS],
+      features: [
+        PULLS,
+        ...(this.#told === 'follow' ? [] : [LEADS_SHARING]),
+        ...(this.#tokens.length > 0 ? [KEEPS] : []),
+      ],
     }
   }
 

@@ -1,4 +1,5 @@
-import type { ContentKey } from '../oci/reference.ts'
+import type { Digest } from '../oci/digest.ts'
+import type { ContentKey, RepositoryName, TagName } from '../oci/reference.ts'
 
 /** Another node, as it described itself in its card. */
 export interface Peer {
@@ -111,4 +112,26 @@ export interface PullListener {
   advised(from: string, advice: PullAdvice): void
   /** A node went */
   left(id: string): void
+}
+
+/** A node is asked to get an image of the home registry, and to keep it. */
+export interface KeepRequest {
+  readonly repository: RepositoryName
+  /** Of a manifest or an index */
+  readonly digest: Digest
+  /** Tags that mean it, in full */
+  readonly tags: readonly TagName[]
+}
+
+/** How nodes that trust each other see to it that images are on several of them. Requests may be lost, and nothing waits for them. */
+export interface KeepExchange {
+  /** This node's id; undefined while it takes no part */
+  readonly id: string | undefined
+  /** Connected nodes that take such requests; none where nodes need not trust each other. */
+  keepers(): readonly Peer[]
+  /** Of these, those that say they hold all of some content. */
+  holdersOfAll(keys: readonly ContentKey[]): readonly Peer[]
+  askToKeep(to: string, request: KeepRequest): void
+  /** Who hears what other nodes ask of this one; one listener. */
+  onKeepRequest(listener: (from: string, request: KeepRequest) => void): void
 }

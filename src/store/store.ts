@@ -126,6 +126,13 @@ export interface WritableStore extends ContentStore {
    * @throws {NotHeldError} when it does not belong there
    */
   hold(digest: Digest, of: RepositoryOrAny): Promise<Descriptor>
+  /**
+   * Puts back what keeps others from taking away kept images, should it be gone.
+   * @throws {StoreUnavailableError}
+   */
+  guard(kept: ReadonlySet<Digest>): Promise<void>
+  /** What {@link link} keeps in repositories of a registry, and the full names of these. */
+  kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>>
   /** Full names of all repositories that content is linked to, or that have tags. */
   repositories(): Promise<ReadonlySet<string>>
   /** Manifests that are held and say something about `subject`, wherever they belong. */

@@ -613,6 +613,10 @@ export function writableStoreSuite(
       }
       await put({ descriptor, bytes: manifest })
       await store.link(descriptor.digest, repository('about'), { keep: true })
+      assert.deepEqual((await store.kept('shoal.test')).get(descriptor.digest), [
+        'shoal.test/about',
+      ])
+      assert(!(await store.kept('other.test')).has(descriptor.digest))
       assert.deepEqual(await store.referrers(subject.digest), [descriptor.digest])
     })
 

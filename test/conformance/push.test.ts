@@ -48,6 +48,8 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
       ),
       uploads,
       access: openAccess(access),
+      settle: async (_, __, [tag]) =>
+        tag?.endsWith(':lonely') ? 'kept on this node only' : undefined,
       metrics,
       log,
     },
@@ -320,6 +322,13 @@ suite('pushes over HTTP, by the distribution spec', () => {
     ])
       assert.deepEqual((await send('GET', path)).bytes, bytes, path)
     assert.equal((await registry.store.resolve(tagName(HOME, 'team/named', 'v1'))).digest, digest)
+  })
+
+  test('whoever pushes is told what became of the copies, in words of the spec', async () => {
+    const { bytes } = await manifestOf('team/named')
+    const put = (tag: string) => send('PUT', `/v2/team/named/manifests/${tag}`, bytes, manifestType)
+    assert.equal((await put('lonely')).headers['warning'], '299 - "kept on this node only"')
+    assert.equal((await put('v1')).headers['warning'], undefined)
   })
 
   test('another registry takes no pushes here', async () => {

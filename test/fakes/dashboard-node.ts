@@ -75,6 +75,7 @@ export function dashboardNode({
       peers: list().map(({ name, at }) => ({ name, origins: [`http://${at}`] })),
       keys: count * 40_000,
     },
+    push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
     upstream: { on: true, resting: [] },
     complaints: [],
     mirror: { certsDir: '/etc/containerd/certs.d', withdrawn: false, complaint: null },

@@ -37,6 +37,7 @@ export class MemoryStore implements WritableStore {
   readonly #blobs = new Map<Digest, Uint8Array>()
   readonly #tags = new Map<TagName, Descriptor>()
   readonly #inventory = new Inventory()
+  readonly #kept = new Set<Digest>()
   /** `repository@digest` */
   readonly #links = new Set<string>()
   readonly #maxBytes: number
@@ -47,6 +48,11 @@ export class MemoryStore implements WritableStore {
   constructor(init: { maxBytes?: number } = {}) {
     this.#maxBytes = init.maxBytes ?? Infinity
     this.#changed()
+  }
+
+  /** What it holds now */
+  get keys(): ReadonlySet<ContentKey> {
+    return this.#inventory.keys ?? new Set()
   }
 
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
@@ -121,10 +127,28 @@ export class MemoryStore implements WritableStore {
     return new Map([...this.#tags].map(([tag, { digest }]) => [tag, digest]))
   }
 
-  async link(digest: Digest, repository: RepositoryName): Promise<void> {
+  async link(
+    digest: Digest,
+    repository: RepositoryName,
+    { keep = false }: { keep?: boolean } = {},
+  ): Promise<void> {
     this.#check({})
     this.#bytes(digest)
     this.#links.add(`${fullName(repository)}@${digest}`)
+    if (keep) this.#kept.add(digest)
+  }
+
+  async guard(): Promise<void> {}
+
+  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    const found = new Map<Digest, string[]>()
+    for (const digest of this.#kept) {
+      const repositories = [...this.#links]
+        .filter((link) => link.startsWith(`${registry}/`) && link.endsWith(`@${digest}`))
+        .map((link) => link.slice(0, link.indexOf('@')))
+      if (repositories.length > 0) found.set(digest, repositories)
+    }
+    return found
   }
 
   async unlink(digest: Digest, repository: RepositoryName): Promise<void> {

@@ -318,6 +318,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'pullAdvice':
       case 'tagClaims':
       case 'claimSync':
+      case 'keepRequest':
         this.emit('said', node, message)
         break
     }

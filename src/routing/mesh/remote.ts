@@ -5,6 +5,7 @@ import type { Peer } from '../router.ts'
 import { PeerProtocolError } from './frames.ts'
 import { KEY_BYTES } from './inventory.ts'
 import { KeySet } from './key-set.ts'
+import { KEEPS } from './keeps.ts'
 import { PULLS, ReportLimit } from './pulls.ts'
 
 /** Nodes that one hello may name. */
@@ -30,6 +31,8 @@ export interface RemoteNode {
   readonly pulls: boolean
   /** Bounds how often it is heard of them */
   readonly reports: ReportLimit
+  /** It keeps images that others ask it to */
+  readonly keeps: boolean
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
@@ -37,7 +40,10 @@ export interface RemoteNode {
   readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
 }
 
-type SelfDescription = Pick<RemoteNode, 'peer' | 'sharing' | 'leads' | 'pulls' | 'addresses'>
+type SelfDescription = Pick<
+  RemoteNode,
+  'peer' | 'sharing' | 'leads' | 'pulls' | 'keeps' | 'addresses'
+>
 
 /** Among a card's features: the node was told whether to share. */
 export const LEADS_SHARING = 'leads-sharing'
@@ -80,6 +86,10 @@ export class Remote implements RemoteNode {
     return this.#self.pulls
   }
 
+  get keeps(): boolean {
+    return this.#self.keeps
+  }
+
   get addresses(): readonly string[] {
     return this.#self.addresses
   }
@@ -97,6 +107,7 @@ export class Remote implements RemoteNode {
       sharing: card.sharing,
       leads: card.features.includes(LEADS_SHARING),
       pulls: card.features.includes(PULLS),
+      keeps: card.features.includes(KEEPS),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

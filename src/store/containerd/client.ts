@@ -67,6 +67,8 @@ const REPOSITORY_LABEL = 'shoal.repository/'
 export const SUBJECT_LABEL = 'shoal.subject'
 /** With any value it keeps content that nothing refers to. */
 const ROOT_LABEL = 'containerd.io/gc.root'
+/** @see https://github.com/containerd/containerd/blob/v2.1.0/internal/cri/labels/labels.go */
+const PINNED_LABEL = 'io.cri-containerd.pinned'
 /** What is behind it varies. @see https://github.com/containerd/containerd/blob/v2.1.0/docs/garbage-collection.md */
 const REFERENCE_LABEL = 'containerd.io/gc.ref.content'
 
@@ -214,10 +216,18 @@ export class ContainerdClient {
 
   /** @throws {StoreUnavailableError} */
   async listContent(options: { signal: AbortSignal }): Promise<Map<Digest, ContentInfo>> {
+    return this.#list(undefined, options.signal)
+  }
+
+  async #list(
+    filter: string | undefined,
+    signal = AbortSignal.timeout(LIST_DEADLINE_MS),
+  ): Promise<Map<Digest, ContentInfo>> {
     const content = new Map<Digest, ContentInfo>()
-    const all = { ...options, deadlineMs: LIST_DEADLINE_MS }
+    const all = { signal, deadlineMs: LIST_DEADLINE_MS }
+    const request = filter === undefined ? {} : { filters: [filter] }
     try {
-      for await (const { info } of this.#grpc.stream(Content.method.list, {}, all)) {
+      for await (const { info } of this.#grpc.stream(Content.method.list, request, all)) {
         for (const { digest, size, labels } of info)
           if (isDigest(digest))
             content.set(digest, { size: Number(size), origin: originOf(labels) })
@@ -359,28 +369,34 @@ export class ContainerdClient {
   }
 
   /**
-   * Content with this label.
+   * Manifests that say something about `subject`.
    * @throws {StoreUnavailableError}
    */
-  async listLabelled(label: string, value: string): Promise<Digest[]> {
-    const digests: Digest[] = []
-    const filters = [`labels.${JSON.stringify(label)}==${JSON.stringify(value)}`]
-    const options = { signal: AbortSignal.timeout(LIST_DEADLINE_MS) }
-    try {
-      for await (const { info } of this.#grpc.stream(Content.method.list, { filters }, options))
-        digests.push(...info.map(({ digest }) => digest).filter(isDigest))
-    } catch (error) {
-      throw await this.#translate(error)
-    }
-    return digests
+  async listReferrers(subject: Digest): Promise<Digest[]> {
+    const found = await this.#list(`labels.${JSON.stringify(SUBJECT_LABEL)}==${subject}`)
+    return [...found.keys()]
   }
 
   /**
-   * Points an image record to something else, or makes it; at no moment it is gone.
+   * Content that stays though nothing refers to it.
    * @throws {StoreUnavailableError}
    */
-  async point(name: TagName, { digest, mediaType, size }: Descriptor): Promise<void> {
-    const image = { name, target: { digest, mediaType, size: BigInt(size) } }
+  async listKept(): Promise<ReadonlyMap<Digest, ContentInfo>> {
+    return this.#list(`labels.${JSON.stringify(ROOT_LABEL)}`)
+  }
+
+  /**
+   * Points an image record to something else, or makes it; at no moment it is gone. `pinned`, it is none that kubelet takes away
+   * when the disk is full.
+   * @throws {StoreUnavailableError}
+   */
+  async point(
+    name: TagName,
+    { digest, mediaType, size }: Descriptor,
+    { pinned }: { pinned: boolean },
+  ): Promise<void> {
+    const labels: Record<string, string> = pinned ? { [PINNED_LABEL]: 'pinned' } : {}
+    const image = { name, labels, target: { digest, mediaType, size: BigInt(size) } }
     for (let attempt = 1; ; attempt++) {
       try {
         await this.#grpc.call(Images.method.create, { image })
@@ -388,7 +404,7 @@ export class ContainerdClient {
       } catch (error) {
         if (!isStatus(error, GrpcStatus.ALREADY_EXISTS)) throw await this.#translate(error)
       }
-      const updateMask = { paths: ['target'] }
+      const updateMask = { paths: ['target', ...(pinned ? [`labels.${PINNED_LABEL}`] : [])] }
       try {
         await this.#grpc.call(Images.method.update, { image, updateMask })
         return
@@ -397,6 +413,24 @@ export class ContainerdClient {
         const gone = isStatus(error, GrpcStatus.NOT_FOUND) && attempt < POINT_ATTEMPTS
         if (!gone) throw await this.#translate(error)
       }
+    }
+  }
+
+  /**
+   * Pins image records that point to some content, where somebody has taken that away: what the CRI plugin pulls anew has its
+   * labels only.
+   * @throws {StoreUnavailableError}
+   */
+  async pin(targets: ReadonlySet<Digest>): Promise<void> {
+    const { images } = await this.#ask(
+      this.#grpc.call(Images.method.list, {}, { deadlineMs: LIST_DEADLINE_MS }),
+    )
+    for (const { name, target, labels } of images) {
+      if (tagOf(name) === undefined || labels[PINNED_LABEL] === 'pinned') continue
+      if (target === undefined || !isDigest(target.digest) || !targets.has(target.digest)) continue
+      const image = { name, target, labels: { [PINNED_LABEL]: 'pinned' } }
+      const updateMask = { paths: [`labels.${PINNED_LABEL}`] }
+      await held(this.#ask(this.#grpc.call(Images.method.update, { image, updateMask }), name))
     }
   }
 

@@ -27,7 +27,7 @@ import {
   type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
-import { ContainerdClient, held, LIST_DEADLINE_MS, SUBJECT_LABEL } from './client.ts'
+import { ContainerdClient, held, LIST_DEADLINE_MS } from './client.ts'
 import { ContainerdUpload } from './containerd-upload.ts'
 import { Inventory } from './inventory.ts'
 import { watchContent } from './watcher.ts'
@@ -191,9 +191,13 @@ export class ContainerdStore implements WritableStore {
   }
 
   /** An image record is what containerd calls a tag, whoever set it. */
-  async tag(tag: TagName, { digest, mediaType }: Descriptor): Promise<void> {
+  async tag(
+    tag: TagName,
+    { digest, mediaType }: Descriptor,
+    { pulled = false }: { pulled?: boolean } = {},
+  ): Promise<void> {
     const size = await this.#client.size(digest)
-    await this.#client.point(tag, { digest, mediaType, size })
+    await this.#client.point(tag, { digest, mediaType, size }, { pinned: !pulled })
     this.#inventory.pointed(tag, digest)
   }
 
@@ -233,6 +237,19 @@ export class ContainerdStore implements WritableStore {
     return this.stat(digest)
   }
 
+  async guard(kept: ReadonlySet<Digest>): Promise<void> {
+    await this.#client.pin(kept)
+  }
+
+  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    const found = new Map<Digest, readonly string[]>()
+    for (const [digest, { origin }] of await this.#client.listKept()) {
+      const repositories = origin.repositories.filter((name) => names([name], { registry }))
+      if (repositories.length > 0) found.set(digest, repositories)
+    }
+    return found
+  }
+
   async repositories(): Promise<ReadonlySet<string>> {
     const signal = AbortSignal.timeout(LIST_DEADLINE_MS)
     const tags = await this.#client.listTags({ signal })
@@ -246,7 +263,7 @@ export class ContainerdStore implements WritableStore {
   }
 
   referrers(subject: Digest): Promise<Digest[]> {
-    return this.#client.listLabelled(SUBJECT_LABEL, subject)
+    return this.#client.listReferrers(subject)
   }
 
   /**

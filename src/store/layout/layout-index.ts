@@ -96,6 +96,13 @@ export class LayoutIndex {
     return roots.length === 0 ? this : this.withoutEntries(new Set(roots))
   }
 
+  /** What {@link withRoot} has put in. */
+  roots(): Digest[] {
+    return this.entries
+      .filter(({ json }) => !('annotations' in json))
+      .map(({ descriptor }) => descriptor.digest)
+  }
+
   /** What others write has annotations, or was there before without a name, which is no other thing. */
   #roots(digest: Digest): LayoutEntry[] {
     return this.entries.filter(

@@ -350,6 +350,18 @@ export class LayoutStore implements WritableStore, Startable {
     })
   }
 
+  /** Nobody else takes anything away here. */
+  async guard(): Promise<void> {}
+
+  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    const found = new Map<Digest, readonly string[]>()
+    for (const digest of this.#index.roots()) {
+      const repositories = [...this.#links.of(digest)].filter((name) => names([name], { registry }))
+      if (repositories.length > 0) found.set(digest, repositories)
+    }
+    return found
+  }
+
   async repositories(): Promise<ReadonlySet<string>> {
     return this.#links.names().union(new Set([...this.#index.tags.keys()].map(repositoryOf)))
   }

@@ -32,6 +32,7 @@ const READY: NodeStatus = {
     announced: 7,
   },
   complaints: [],
+  push: { access: 'auth', copies: 2, images: 3, short: 0, fetching: 0 },
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   upstream: { on: true, resting: [] },
   mirror: { certsDir: null, withdrawn: false, complaint: null },
@@ -40,6 +41,15 @@ const READY: NodeStatus = {
 suite('the words of shoal status', () => {
   test('name what is shared and why', () => {
     assert.match(describeStatus(READY), /^registries +all \(registries\.yaml has no mirrors/m)
+  })
+
+  test('say what is kept, and whether there are copies of it', () => {
+    assert.match(describeStatus(READY), /^push +auth: 3 images kept, 2 copies of each$/m)
+    const short = { ...READY, push: { ...READY.push, images: 1, short: 1, fetching: 2 } }
+    assert.match(
+      describeStatus(short),
+      /^push +auth: 1 image kept, 2 copies of each, 1 on too few nodes, getting 2 for other nodes$/m,
+    )
   })
 
   test('say who set sharing, and whom an agent of K3s follows', () => {

@@ -43,7 +43,12 @@ const PEER: PeerFacts = {
   p2pAt: { host: '10.0.0.2', port: 5002 },
 }
 const MESH = { kind: 'shoal', keys: 7, peers: [{ name: 'b', origins: [PEER.origin] }] } as const
-const mesh = (...peers: PeerFacts[]) => ({ mesh: MESH, bootstrap: [], entries: 1, peers })
+const mesh = (...peers: PeerFacts[]) => ({
+  mesh: MESH,
+  bootstrap: [],
+  entries: 1,
+  peers,
+})
 
 suite('the checks of shoal doctor', () => {
   test('clocks: of one peer its own, of most ours', () => {
@@ -313,6 +318,7 @@ const STATUS = {
     registries: 'all',
     because: 'it is so',
   },
+  push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
   store: {
     kind: 'layout',
     at: '/s',

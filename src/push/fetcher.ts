@@ -1,0 +1,103 @@
+import { readBody } from '../oci/body.ts'
+import type { Digest } from '../oci/digest.ts'
+import type { PullRequest } from '../oci/distribution.ts'
+import {
+  isManifestMediaType,
+  MAX_MANIFEST_BYTES,
+  MEDIA_TYPE,
+  parseManifest,
+  type Descriptor,
+} from '../oci/manifest.ts'
+import type { RepositoryName } from '../oci/reference.ts'
+import type { ContentSource } from '../pull/source.ts'
+import { NotHeldError, type WritableStore } from '../store/store.ts'
+
+/** An index in an index, and one more */
+const MAX_DEPTH = 4
+
+/** Gets images of a repository into this node's store, over the way that pulls take. */
+export class Fetcher {
+  readonly #store: WritableStore
+  readonly #open: ContentSource['open']
+
+  constructor(components: { store: WritableStore; open: ContentSource['open'] }) {
+    this.#store = components.store
+    this.#open = components.open
+  }
+
+  /**
+   * Gets a manifest and all it consists of, what is not here yet; the manifest last, so that it is here only when everything is.
+   * @throws {ContentNotFoundError} when some of it is nowhere
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  async fetch(
+    repository: RepositoryName,
+    digest: Digest,
+    options: { signal: AbortSignal },
+    depth = 0,
+  ): Promise<Descriptor> {
+    const { descriptor, body } = await this.#get(repository, digest, 'manifest', options)
+    const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal: options.signal })
+    const { children, elsewhere = [], mediaType } = parseManifest(bytes)
+    for (const child of children) {
+      if (isManifestMediaType(child.mediaType) && depth < MAX_DEPTH)
+        await this.fetch(repository, child.digest, options, depth + 1)
+      else if (!elsewhere.includes(child.digest))
+        await this.#fetchBlob(repository, child.digest, options)
+    }
+    const manifest = { digest, mediaType, size: descriptor.size }
+    if (!(await this.#isHere(digest))) {
+      const ingest = await this.#store.ingest(manifest)
+      try {
+        await ingest.write(bytes)
+        await ingest.commit()
+      } catch (error) {
+        await ingest.abort()
+        throw error
+      }
+    }
+    await this.#store.link(digest, repository)
+    return manifest
+  }
+
+  async #fetchBlob(
+    repository: RepositoryName,
+    digest: Digest,
+    options: { signal: AbortSignal },
+  ): Promise<void> {
+    if (!(await this.#isHere(digest))) {
+      const { descriptor, body } = await this.#get(repository, digest, 'blob', options)
+      const ingest = await this.#store.ingest({ ...descriptor, mediaType: MEDIA_TYPE.octets })
+      try {
+        await body.writeTo(ingest, options)
+        await ingest.commit()
+      } catch (error) {
+        await ingest.abort()
+        throw error
+      }
+    }
+    await this.#store.link(digest, repository)
+  }
+
+  async #get(
+    repository: RepositoryName,
+    digest: Digest,
+    kind: PullRequest['kind'],
+    options: { signal: AbortSignal },
+  ) {
+    const target = { digest }
+    const content = await this.#open({ method: 'GET', kind, ...repository, target }, options)
+    if (content.body === undefined) throw new NotHeldError(digest)
+    return { descriptor: content.descriptor, body: content.body }
+  }
+
+  async #isHere(digest: Digest): Promise<boolean> {
+    try {
+      await this.#store.stat(digest)
+      return true
+    } catch (error) {
+      if (error instanceof NotHeldError) return false
+      throw error
+    }
+  }
+}

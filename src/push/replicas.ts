@@ -1,0 +1,316 @@
+import { createHash } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
+import type { Startable } from '../lifecycle.ts'
+import type { Logger } from '../observe/log.ts'
+import { readBody } from '../oci/body.ts'
+import type { Digest } from '../oci/digest.ts'
+import { isManifestMediaType, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
+import { registryOf, repositoryOf, type RepositoryName, type TagName } from '../oci/reference.ts'
+import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
+import type { WritableStore } from '../store/store.ts'
+import type { Fetcher } from './fetcher.ts'
+
+/** So often it is looked whether there are enough copies of everything, in ms. */
+const LOOK_EVERY = 15_000
+/** So often a push that waits for its copies looks whether they are there. */
+const SETTLE_EVERY = 50
+/** A node that was asked has so long, in ms, before another one is. */
+const PATIENCE = 120_000
+/** Images that this node was asked to keep and has not got yet. */
+const MAX_QUEUE = 1000
+/** One that cannot be got within this, in ms, is given up. */
+const FETCH_DEADLINE = 3_600_000
+const READ_DEADLINE = 10_000
+/** Images of which it is remembered what they consist of; it never changes. */
+const MAX_IMAGES = 10_000
+
+export interface ReplicasComponents {
+  readonly store: WritableStore
+  readonly router: KeepExchange
+  readonly fetcher: Fetcher
+  /** Told at once what is held from now on */
+  readonly added: (keys: readonly (Digest | TagName)[]) => void
+  readonly onFetched?: (outcome: 'kept' | 'failed') => void
+  readonly log: Logger
+}
+
+export interface ReplicasInit {
+  readonly homeRegistry: string
+  /** Nodes that are to have each image, this one among them */
+  readonly copies: number
+  /** How long a push waits for its copies, in ms */
+  readonly wait: number
+  /** A node that had a copy counts for so long, in ms, after it was seen last */
+  readonly repairAfter: number
+  readonly zone?: string | undefined
+}
+
+/**
+ * Sees to it that what was pushed is on several nodes: it asks others to get it, and counts those whose own stores say that they hold
+ * all of it. Of the nodes that hold an image one does so, the same in the eyes of all.
+ */
+export class Replicas implements Startable {
+  readonly #components: ReplicasComponents
+  readonly #init: ReplicasInit
+  /** What an image consists of, itself included, by the digest of its manifest */
+  readonly #contents = new Map<Digest, readonly Digest[]>()
+  /** When a node was seen to hold an image, or was asked to; by image, then by node */
+  readonly #seen = new Map<Digest, Map<string, number>>()
+  readonly #asked = new Map<Digest, Map<string, number>>()
+  readonly #queue = new Map<Digest, KeepRequest>()
+  #counts = { images: 0, short: 0 }
+  #stopped = new AbortController()
+  #running: Promise<unknown> | undefined
+  #wake = (): void => {}
+
+  constructor(components: ReplicasComponents, init: ReplicasInit) {
+    this.#components = components
+    this.#init = init
+  }
+
+  async start(): Promise<void> {
+    if (this.#running !== undefined) return
+    this.#stopped = new AbortController()
+    const { signal } = this.#stopped
+    this.#components.router.onKeepRequest((from, request) => this.#take(from, request))
+    this.#running = Promise.all([this.#watch(signal), this.#keep(signal)])
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped.abort()
+    this.#wake()
+    await this.#running
+    this.#running = undefined
+  }
+
+  /** Images of this node that are to be on several, of which too few nodes have one, and images that it is getting for others. */
+  stats(): { images: number; short: number; fetching: number } {
+    return { ...this.#counts, fetching: this.#queue.size }
+  }
+
+  /**
+   * Sees to the copies of what was just pushed, and waits for them as long as a push does.
+   * @returns what whoever pushed should know; nothing when all is as it should be
+   */
+  async settle(
+    repository: RepositoryName,
+    digest: Digest,
+    tags: readonly TagName[],
+    peers: number,
+  ): Promise<string | undefined> {
+    const { copies, wait } = this.#init
+    const { router } = this.#components
+    if (copies < 2 || peers === 0) return undefined
+    if (router.keepers().length === 0)
+      return 'kept on this node only: without a token no other node is asked to keep it'
+    const contents = await this.#contentsOf(digest)
+    const wanted = Math.min(copies, router.keepers().length + 1)
+    this.#ask({ repository, digest, tags }, contents)
+    const deadline = performance.now() + wait
+    for (;;) {
+      const have = router.holdersOfAll(contents).length + 1
+      if (have >= wanted) return undefined
+      if (performance.now() > deadline || this.#stopped.signal.aborted)
+        return `on ${have} of ${wanted} nodes so far; the others are getting it`
+      await delay(SETTLE_EVERY)
+    }
+  }
+
+  async #watch(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      await delay(LOOK_EVERY * (0.75 + Math.random() / 2), undefined, { signal }).catch(() => {})
+      if (signal.aborted) return
+      await this.#look(signal).catch((err: unknown) =>
+        this.#components.log.warn({ err }, 'copies of images cannot be looked after now'),
+      )
+    }
+  }
+
+  /** Asks for copies of what this node answers for, where there are too few. */
+  async #look(signal: AbortSignal): Promise<void> {
+    const { store, router } = this.#components
+    const { homeRegistry, copies } = this.#init
+    const kept = await store.kept(homeRegistry)
+    await store.guard(new Set(kept.keys()))
+    if (copies < 2) {
+      this.#counts = { images: kept.size, short: 0 }
+      return
+    }
+    const parts = new Set<Digest>()
+    for (const digest of kept.keys())
+      for (const part of await this.#contentsOf(digest)) if (part !== digest) parts.add(part)
+    const tags = await store.tags()
+    let [images, short] = [0, 0]
+    for (const [digest, repositories] of kept) {
+      if (signal.aborted) return
+      // What is part of an index goes with it.
+      if (parts.has(digest)) continue
+      images += 1
+      const contents = await this.#contentsOf(digest)
+      const have = this.#present(digest, contents).size + 1
+      if (have >= Math.min(copies, router.keepers().length + 1)) continue
+      short += 1
+      for (const name of repositories) {
+        const registry = registryOf(name)
+        const repository = { registry, repository: name.slice(registry.length + 1) }
+        const meant = [...tags]
+          .filter(([tag, target]) => target === digest && repositoryOf(tag) === name)
+          .map(([tag]) => tag)
+        if (this.#answersFor(digest, contents))
+          this.#ask({ repository, digest, tags: meant }, contents)
+      }
+    }
+    this.#counts = { images, short }
+    this.#forget()
+  }
+
+  #ask(request: KeepRequest, contents: readonly Digest[]): void {
+    const { router, log } = this.#components
+    const { digest } = request
+    const now = performance.now()
+    const present = this.#present(digest, contents)
+    const isAsked = ({ id }: Peer): boolean => {
+      const at = this.#asked.get(digest)?.get(id)
+      return at !== undefined && at + PATIENCE > now
+    }
+    const others = router.keepers().filter(({ id }) => !present.has(id))
+    let missing = this.#init.copies - 1 - present.size - others.filter(isAsked).length
+    const zones = new Set([this.#init.zone])
+    for (const { id, zone } of router.keepers()) if (present.has(id)) zones.add(zone)
+    const free = others
+      .filter((peer) => !isAsked(peer))
+      .map((peer) => ({ peer, weight: weightOf(digest, peer.id) }))
+      .toSorted((a, b) => b.weight - a.weight)
+    while (missing > 0 && free.length > 0) {
+      // Another zone first, where zones are known.
+      const elsewhere = free.findIndex(
+        ({ peer }) => peer.zone !== undefined && !zones.has(peer.zone),
+      )
+      const [next] = free.splice(Math.max(elsewhere, 0), 1)
+      if (next === undefined) return
+      note(this.#asked, digest, next.peer.id, now)
+      zones.add(next.peer.zone)
+      missing -= 1
+      router.askToKeep(next.peer.id, request)
+      log.info({ digest, peer: next.peer.name }, 'a node is asked to keep a copy')
+    }
+  }
+
+  /** Nodes that hold all of it, or did a moment ago. */
+  #present(digest: Digest, contents: readonly Digest[]): ReadonlySet<string> {
+    const now = performance.now()
+    for (const { id } of this.#components.router.holdersOfAll(contents))
+      note(this.#seen, digest, id, now)
+    const recent = [...(this.#seen.get(digest) ?? [])].filter(
+      ([, at]) => at + this.#init.repairAfter > now,
+    )
+    return new Set(recent.map(([id]) => id))
+  }
+
+  /** One of those that hold it does, the same in the eyes of all. */
+  #answersFor(digest: Digest, contents: readonly Digest[]): boolean {
+    const { router } = this.#components
+    const own = weightOf(digest, router.id ?? '')
+    return router.holdersOfAll(contents).every(({ id }) => weightOf(digest, id) < own)
+  }
+
+  #forget(): void {
+    const now = performance.now()
+    for (const [times, life] of [
+      [this.#seen, this.#init.repairAfter],
+      [this.#asked, PATIENCE],
+    ] as const) {
+      for (const [digest, nodes] of times) {
+        for (const [id, at] of nodes) if (at + life < now) nodes.delete(id)
+        if (nodes.size === 0) times.delete(digest)
+      }
+    }
+  }
+
+  async #contentsOf(root: Digest): Promise<readonly Digest[]> {
+    const known = this.#contents.get(root)
+    if (known !== undefined) return known
+    const { store } = this.#components
+    const contents = new Set([root])
+    const manifests = [root]
+    for (const digest of manifests) {
+      const signal = AbortSignal.timeout(READ_DEADLINE)
+      const bytes = await readBody(await store.open(digest, { signal }), {
+        maxBytes: MAX_MANIFEST_BYTES,
+        signal,
+      })
+      const { children, elsewhere = [] } = parseManifest(bytes)
+      for (const child of children) {
+        if (contents.has(child.digest) || elsewhere.includes(child.digest)) continue
+        contents.add(child.digest)
+        if (isManifestMediaType(child.mediaType)) manifests.push(child.digest)
+      }
+    }
+    for (const oldest of this.#contents.keys()) {
+      if (this.#contents.size < MAX_IMAGES) break
+      this.#contents.delete(oldest)
+    }
+    const all = [...contents]
+    this.#contents.set(root, all)
+    return all
+  }
+
+  // For other nodes
+
+  #take(from: string, request: KeepRequest): void {
+    const { log } = this.#components
+    const { digest, repository } = request
+    if (repository.registry !== this.#init.homeRegistry || this.#queue.size >= MAX_QUEUE) {
+      log.warn({ from, digest, repository }, 'this node does not keep that for another')
+      return
+    }
+    this.#queue.set(digest, request)
+    this.#wake()
+  }
+
+  async #keep(signal: AbortSignal): Promise<void> {
+    while (!signal.aborted) {
+      const [next] = this.#queue.values()
+      if (next === undefined) {
+        await new Promise<void>((resolve) => {
+          this.#wake = resolve
+        })
+        continue
+      }
+      await this.#get(next, signal)
+      if (this.#queue.get(next.digest) === next) this.#queue.delete(next.digest)
+    }
+  }
+
+  async #get({ repository, digest, tags }: KeepRequest, signal: AbortSignal): Promise<void> {
+    const { store, fetcher, added, onFetched = () => {}, log } = this.#components
+    const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
+    try {
+      const descriptor = await fetcher.fetch(repository, digest, { signal: deadline })
+      await store.link(digest, repository, { keep: true })
+      for (const tag of tags) await store.tag(tag, descriptor)
+      added([...(await this.#contentsOf(digest)), ...tags])
+      onFetched('kept')
+      log.info({ digest, tags }, 'a copy is kept')
+    } catch (err) {
+      if (signal.aborted) return
+      onFetched('failed')
+      log.warn({ err, digest, repository }, 'a copy cannot be kept')
+    }
+  }
+}
+
+/** All nodes agree on whose is the greatest. @see https://en.wikipedia.org/wiki/Rendezvous_hashing */
+function weightOf(digest: Digest, node: string): number {
+  return createHash('sha256').update(`${digest} ${node}`).digest().readUIntBE(0, 6)
+}
+
+function note(
+  times: Map<Digest, Map<string, number>>,
+  digest: Digest,
+  id: string,
+  now: number,
+): void {
+  const nodes = times.get(digest) ?? new Map<string, number>()
+  times.set(digest, nodes.set(id, now))
+}

@@ -1,0 +1,158 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage, imageArchive, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const CERTS = '/etc/containerd/certs.d'
+const HOME = 'registry.localhost'
+
+for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
+  const skip = skipWithout('namespaces', 'skopeo', 'crane', `containerd ${version}`)
+  const binaries = containerdBinaries().find((each) => each.version.startsWith(`${index + 1}.`))
+
+  suite(`three nodes with containerd ${version}, to which images are pushed`, { skip }, () => {
+    let cluster: Cluster
+    let a: ClusterNode
+    let b: ClusterNode
+    let c: ClusterNode
+
+    before(async () => {
+      assert(binaries !== undefined)
+      cluster = await Cluster.create({ nodes: [binaries, binaries, binaries] })
+      ;[a, b, c] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
+      const token = await a.exec(['shoal', 'token', 'new'])
+      for (const node of cluster.nodes) {
+        await node.writeFile('/etc/shoal/token', token)
+        await node.exec(['chmod', '600', '/etc/shoal/token'])
+        const path = '/etc/shoal/config.yaml'
+        const more = [
+          'tokenFile: /etc/shoal/token',
+          'upstream: off',
+          'push: {access: local, repairAfter: 5s, replicaWait: 10s}',
+          '',
+        ]
+        await node.writeFile(path, [await node.exec(['cat', path]), ...more].join('\n'))
+      }
+      await Promise.all(
+        cluster.nodes.map(async (node) => {
+          await node.startContainerd()
+          await node.startDaemon()
+          await node.exec(['shoal', 'mirror', 'apply'])
+        }),
+      )
+      for (const node of cluster.nodes) await until(async () => (await peersOf(node)) === 2)
+    })
+    after(() => cluster[Symbol.asyncDispose]())
+
+    async function peersOf(node: ClusterNode): Promise<number> {
+      const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+      return Number(/^shoal_peers (\d+)$/m.exec(body)?.[1])
+    }
+
+    /** With skopeo, to the node itself; resolves when its answer is there. */
+    async function push(node: ClusterNode, image: DemoImage, name: string): Promise<void> {
+      await node.writeFile('/run/push.tar', imageArchive(image, ['image']))
+      const copy = ['copy', '--quiet', '--insecure-policy', '--preserve-digests']
+      const target = `docker://127.0.0.1:5001/${name}`
+      await node.exec([
+        'skopeo',
+        ...copy,
+        '--dest-tls-verify=false',
+        'oci-archive:/run/push.tar',
+        target,
+      ])
+    }
+
+    async function digestOn(node: ClusterNode, name: string): Promise<string> {
+      return (await node.exec(['crane', 'digest', '--insecure', `127.0.0.1:5001/${name}`])).trim()
+    }
+
+    async function isPinned(node: ClusterNode, name: string): Promise<boolean> {
+      return /io\.cri-containerd\.pinned=pinned/.test(
+        await node.ctr('images', 'ls', `name==${name}`),
+      )
+    }
+
+    async function holds(node: ClusterNode, image: DemoImage): Promise<boolean> {
+      const listed = await node.ctr('content', 'ls', '-q')
+      return image.blobs().every(({ descriptor }) => listed.includes(descriptor.digest))
+    }
+
+    test('every node pulls it by the name it was pushed under', async () => {
+      const image = await buildImage({ layers: [200_000], seed: `${version} everywhere` })
+      await push(a, image, 'team/everywhere:v1')
+      const name = `${HOME}/team/everywhere:v1`
+      const expected = await a.rootfs(name)
+      for (const node of [b, c]) {
+        await node.ctr('images', 'pull', '--hosts-dir', CERTS, name)
+        assert.equal(await node.rootfs(name), expected)
+      }
+    })
+
+    test('a tag that is pushed again means the new image on every node, and one that is deleted none', async () => {
+      const [one, two] = await Promise.all(
+        ['one', 'two'].map((seed) => buildImage({ layers: [1000], seed: `${version} ${seed}` })),
+      )
+      assert(one !== undefined && two !== undefined)
+      await push(a, one, 'team/moving:v1')
+      for (const node of [a, b, c])
+        await until(
+          async () => (await digestOn(node, 'team/moving:v1')) === one.manifest.descriptor.digest,
+        )
+      await push(b, two, 'team/moving:v1')
+      for (const node of [a, b, c])
+        await until(
+          async () => (await digestOn(node, 'team/moving:v1')) === two.manifest.descriptor.digest,
+        )
+      await c.exec(['crane', 'delete', '--insecure', '127.0.0.1:5001/team/moving:v1'])
+      for (const node of [a, b, c])
+        await until(async () =>
+          digestOn(node, 'team/moving:v1').then(
+            () => false,
+            () => true,
+          ),
+        )
+      // A node that is started anew knows it still.
+      await b.daemon.kill()
+      await b.startDaemon()
+      await assert.rejects(digestOn(b, 'team/moving:v1'))
+    })
+
+    test('when its node dies right after the push, another has a copy, and a third gets one', async () => {
+      const image = await buildImage({ layers: [40_000_000, 3000], seed: `${version} survives` })
+      await push(a, image, 'team/survives:v1')
+      a.daemon.signal('SIGKILL')
+      await a.link.cut()
+      const name = `${HOME}/team/survives:v1`
+      const others = await Promise.all([b, c].map((node) => holds(node, image)))
+      assert.equal(others.filter(Boolean).length, 1, 'one other node has it')
+      const [without, holder] = others[0] === true ? [c, b] : [b, c]
+      await without.ctr('images', 'pull', '--hosts-dir', CERTS, name)
+      assert.equal(await without.rootfs(name), await holder.rootfs(name))
+
+      await a.link.restore()
+      await a.startDaemon()
+      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 30_000 })
+      assert.equal(await digestOn(a, 'team/survives:v1'), image.manifest.descriptor.digest)
+      assert.match(await a.ctr('image', 'check', `name==${name}`), /complete/)
+    })
+
+    test('what was pushed can be run there with no network, and is pinned', async () => {
+      const image = await buildImage({ layers: [300_000, 1000], seed: `${version} runs` })
+      const name = `${HOME}/team/runs:v1`
+      await a.link.cut()
+      try {
+        await push(a, image, 'team/runs:v1')
+        assert.match(await a.rootfs(name), /shoal\/layer-1\.txt/)
+        assert.equal(await isPinned(a, name), true)
+        await a.cri.pull(name)
+      } finally {
+        await a.link.restore()
+      }
+      // The CRI plugin has written its record anew.
+      await until(() => isPinned(a, name), { timeoutMs: 30_000 })
+    })
+  })
+}

@@ -1,0 +1,183 @@
+import assert from 'node:assert/strict'
+import { suite, test } from 'node:test'
+import { buildImage, type DemoImage } from '../../../src/cli/demo-image.ts'
+import { createLogger } from '../../../src/observe/log.ts'
+import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
+import { chain } from '../../../src/pull/chain.ts'
+import { LocalSource } from '../../../src/pull/local.ts'
+import { Fetcher } from '../../../src/push/fetcher.ts'
+import { Replicas } from '../../../src/push/replicas.ts'
+import type { KeepExchange, KeepRequest, Peer } from '../../../src/routing/router.ts'
+import { MemoryStore } from '../../fakes/memory-store.ts'
+import { until } from '../../wait.ts'
+
+const log = createLogger({ level: 'silent' })
+const HOME = 'registry.localhost'
+const repository = { registry: HOME, repository: 'team/app' }
+const tag = tagName(HOME, 'team/app', 'v1')
+
+/** Nodes in one process, each with a store, that see at once what the others hold. */
+class Network {
+  readonly nodes = new Map<string, Node>()
+
+  node(id: string, init: { zone?: string; copies?: number; wait?: number; keeps?: boolean } = {}) {
+    const node = new Node(this, id, init)
+    this.nodes.set(id, node)
+    return node
+  }
+}
+
+class Node implements KeepExchange {
+  readonly store: MemoryStore
+  readonly replicas: Replicas
+  readonly peer: Peer
+  readonly keeps: boolean
+  readonly asked: string[] = []
+  readonly #network: Network
+  listener: (from: string, request: KeepRequest) => void = () => {}
+
+  constructor(
+    network: Network,
+    id: string,
+    init: { zone?: string; copies?: number; wait?: number; keeps?: boolean },
+  ) {
+    this.#network = network
+    this.keeps = init.keeps ?? true
+    this.store = new MemoryStore()
+    const { zone } = init
+    this.peer = { id: id, name: id, origins: [], ...(zone !== undefined && { zone }) }
+    const fetcher = new Fetcher({
+      store: this.store,
+      open: (request, options) =>
+        chain([...network.nodes.values()].map(({ store }) => new LocalSource({ store })))(
+          request,
+          options,
+        ),
+    })
+    this.replicas = new Replicas(
+      { store: this.store, router: this, fetcher, added: () => {}, log },
+      {
+        homeRegistry: HOME,
+        copies: init.copies ?? 2,
+        wait: init.wait ?? 5000,
+        repairAfter: 1000,
+        zone,
+      },
+    )
+  }
+
+  get id(): string {
+    return this.peer.id
+  }
+
+  keepers(): Peer[] {
+    return [...this.#network.nodes.values()]
+      .filter((node) => node !== this && node.keeps)
+      .map(({ peer }) => peer)
+  }
+
+  holdersOfAll(keys: readonly ContentKey[]): Peer[] {
+    return this.keepers().filter(({ id }) => {
+      const held = this.#network.nodes.get(id)?.store.keys
+      return keys.every((key) => held?.has(key))
+    })
+  }
+
+  askToKeep(to: string, request: KeepRequest): void {
+    this.asked.push(to)
+    this.#network.nodes.get(to)?.listener(this.id, request)
+  }
+
+  onKeepRequest(listener: (from: string, request: KeepRequest) => void): void {
+    this.listener = listener
+  }
+
+  async put(image: DemoImage): Promise<void> {
+    for (const { descriptor, bytes } of image.blobs()) {
+      const ingest = await this.store.ingest(descriptor)
+      await ingest.write(bytes)
+      await ingest.commit()
+      await this.store.link(descriptor.digest, repository)
+    }
+    const { descriptor } = image.manifest
+    await this.store.link(descriptor.digest, repository, { keep: true })
+    await this.store.tag(tag, descriptor)
+  }
+}
+
+async function withNetwork(run: (network: Network) => Promise<void>): Promise<void> {
+  const network = new Network()
+  try {
+    await run(network)
+  } finally {
+    await Promise.all([...network.nodes.values()].map(({ replicas }) => replicas.stop()))
+  }
+}
+
+suite('copies of what was pushed', () => {
+  test('are on as many nodes as wanted when the push is answered, with tag and links', async () => {
+    await withNetwork(async (network) => {
+      const [a] = ['a', 'b', 'c', 'd'].map((id) => network.node(id, { copies: 3 }))
+      assert(a !== undefined)
+      for (const { replicas } of network.nodes.values()) await replicas.start()
+      const image = await buildImage({ layers: [3000, 10] })
+      await a.put(image)
+      const { digest } = image.manifest.descriptor
+      assert.equal(await a.replicas.settle(repository, digest, [tag], 3), undefined)
+      const holders = [...network.nodes.values()].filter(({ store }) => store.keys.has(digest))
+      assert.equal(holders.length, 3)
+      for (const { store } of holders) {
+        await until(() => store.keys.has(tag))
+        for (const { descriptor } of image.blobs())
+          assert(await store.belongs(descriptor.digest, repository))
+        assert.deepEqual((await store.kept(HOME)).get(digest), [`${HOME}/team/app`])
+      }
+    })
+  })
+
+  test('go to other zones first', async () => {
+    await withNetwork(async (network) => {
+      const a = network.node('a', { zone: 'one' })
+      for (const id of ['b', 'c', 'd', 'e']) network.node(id, { zone: 'one' })
+      network.node('far', { zone: 'two' })
+      for (const { replicas } of network.nodes.values()) await replicas.start()
+      for (const seed of ['1', '2', '3']) {
+        const image = await buildImage({ layers: [10], seed })
+        await a.put(image)
+        await a.replicas.settle(repository, image.manifest.descriptor.digest, [tag], 5)
+      }
+      assert.deepEqual(a.asked, ['far', 'far', 'far'])
+    })
+  })
+
+  test('whoever pushes is told when there are none, or not yet', async () => {
+    await withNetwork(async (network) => {
+      const a = network.node('a', { wait: 100 })
+      await a.replicas.start()
+      const image = await buildImage({ layers: [10] })
+      await a.put(image)
+      const settle = (peers: number) =>
+        a.replicas.settle(repository, image.manifest.descriptor.digest, [tag], peers)
+      assert.equal(await settle(0), undefined)
+      assert.match((await settle(1)) ?? '', /without a token/)
+      // It is there, and does not do what it is asked to.
+      network.node('b')
+      assert.equal(await settle(1), 'on 1 of 2 nodes so far; the others are getting it')
+      assert.deepEqual(a.asked, ['b'])
+    })
+  })
+
+  test('are of the home registry alone', async () => {
+    await withNetwork(async (network) => {
+      const [a, b] = [network.node('a'), network.node('b')]
+      for (const { replicas } of network.nodes.values()) await replicas.start()
+      const image = await buildImage({ layers: [10] })
+      await a.put(image)
+      const { digest } = image.manifest.descriptor
+      a.askToKeep('b', { repository: { ...repository, registry: 'docker.io' }, digest, tags: [] })
+      assert.deepEqual(b.replicas.stats().fetching, 0)
+      a.askToKeep('b', { repository, digest, tags: [] })
+      await until(() => b.store.keys.has(digest))
+    })
+  })
+})
