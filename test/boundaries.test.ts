@@ -16,6 +16,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
   rollout: ['config/registries.ts', 'config/yaml-file.ts'],
+  install: ['mirror/file.ts'],
   // It looks at a node from outside, with what the node itself uses.
   doctor: [
     'config',
@@ -81,6 +82,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'mirror',
     'rollout',
     'doctor',
+    'install',
     'trust/token.ts',
     'daemon.ts',
   ],

@@ -3,6 +3,7 @@ import manifest from '../../package.json' with { type: 'json' }
 import { configCommand } from './config.ts'
 import { demoCommand } from './demo.ts'
 import { doctorCommand } from './doctor.ts'
+import { installCommand, uninstallCommand } from './install.ts'
 import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
@@ -25,6 +26,8 @@ const program = new Command('shoal')
   .addCommand(statusCommand())
   .addCommand(doctorCommand())
   .addCommand(demoCommand())
+  .addCommand(installCommand())
+  .addCommand(uninstallCommand())
   .addCommand(mirrorCommand())
   .addCommand(rolloutCommand())
   .addCommand(tokenCommand())

@@ -41,15 +41,13 @@ export function mirrorCommand(): Command {
       planning('apply', 'change the files; what was there is kept').action(
         async (registries: readonly string[], _options: unknown, command: Command) => {
           const { config, inK3s } = await load(command)
+          if (!inK3s) return applyMirror(config, registries)
           const changes = await plan(registries, config, inK3s)
           await report(changes)
-          if (!inK3s) {
-            await remember(config, registries)
-            await hintAtConfigPath(config.certsDir)
-          } else if (changes.some(({ before, after }) => before !== after)) {
+          if (changes.some(({ before, after }) => before !== after))
             process.stdout.write('note: K3s reads it when it starts: restart k3s or k3s-agent\n')
-          }
           complain(changes)
+          return undefined
         },
       ),
     )
@@ -73,16 +71,41 @@ export function mirrorCommand(): Command {
         .description('take back everything apply did, byte for byte')
         .action(async (_options: unknown, command: Command) => {
           const { config, inK3s } = await load(command)
-          // First: the daemon is not to put back what is taken out.
-          const applied = await readApplied(config.dataDir).catch(() => undefined)
-          if (!inK3s && applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
-          const changes = inK3s
-            ? [await planK3sRestore(config.registries)]
-            : await planRestore(config.certsDir)
+          if (!inK3s) return restoreMirror(config)
+          const changes = [await planK3sRestore(config.registries)]
           await report(changes)
           complain(changes)
+          return undefined
         }),
     )
+}
+
+/**
+ * Writes containerd's hosts.toml files, for these registries or those of registries.yaml, and tells what was done.
+ * @throws {MirrorIncompleteError}
+ */
+export async function applyMirror(
+  config: EffectiveConfig,
+  registries: readonly string[],
+): Promise<void> {
+  const changes = await plan(registries, config, false)
+  await report(changes)
+  await remember(config, registries)
+  await hintAtConfigPath(config.certsDir)
+  complain(changes)
+}
+
+/**
+ * Takes out of them what {@link applyMirror} put in, and tells what was done.
+ * @throws {MirrorIncompleteError}
+ */
+export async function restoreMirror(config: EffectiveConfig): Promise<void> {
+  // First: the daemon is not to put back what is taken out.
+  const applied = await readApplied(config.dataDir).catch(() => undefined)
+  if (applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
+  const changes = await planRestore(config.certsDir)
+  await report(changes)
+  complain(changes)
 }
 
 function planning(name: string, description: string): Command {

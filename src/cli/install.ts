@@ -1,0 +1,182 @@
+import { execFile } from 'node:child_process'
+import { existsSync, readFileSync } from 'node:fs'
+import { readdir, rm } from 'node:fs/promises'
+import { promisify } from 'node:util'
+import { Command } from 'commander'
+import type { EffectiveConfig } from '../config/effective.ts'
+import { DEFAULT_CONFIG_FILE } from '../config/load.ts'
+import { InstallError, Journal } from '../install/journal.ts'
+import { addConfigOptions, loadFromCommand } from './config.ts'
+import { applyMirror, restoreMirror } from './mirror.ts'
+
+/** Where the program, its unit, and what takes them away again are put. */
+const PROGRAM = '/usr/local/bin/shoal'
+const UNIT = '/etc/systemd/system/shoal.service'
+const JOURNAL = 'install.json'
+/** The unit as it comes with the program: seen from the bundle, and from the sources. */
+const UNIT_SOURCES = ['../deploy/systemd/shoal.service', '../../deploy/systemd/shoal.service']
+/** How long systemd may take, in ms: a stop waits for transfers. */
+const SYSTEMCTL = 60_000
+
+const KEYS = ['bootstrap', 'tokenFile', 'certsDir', 'dataDir', 'registries', 'k3s.config']
+
+/** `shoal install`. */
+export function installCommand(): Command {
+  const install = new Command('install')
+    .description(
+      'put Shoal on this host: the program, its configuration, a systemd unit, and hosts.toml for containerd; shoal uninstall takes all of it away',
+    )
+    .option('--no-start', 'leave the service as it is: neither enable nor start it')
+    .action(async () => {
+      assertRoot('install')
+      const { config } = await loadFromCommand(install)
+      const { start } = install.opts<{ start: boolean }>()
+      if (start) await assertSystemd()
+      const stateful = existsSync(config.dataDir)
+      const journal = await Journal.open(journalOf(config))
+      const first = journal.empty
+      try {
+        await put(journal, config)
+        await applyMirror(config, [])
+        if (start) {
+          await systemctl('daemon-reload')
+          await systemctl('enable', 'shoal')
+          await systemctl('restart', 'shoal')
+        }
+      } catch (error) {
+        // Half an installation is worse than none; of one that was there before, the old half is as good.
+        if (first) await takeAway(config, journal, { force: true, stop: start, state: !stateful })
+        throw error
+      }
+      process.stdout.write(
+        start
+          ? 'installed and started; shoal doctor says how it is\n'
+          : 'installed; systemctl enable --now shoal starts it\n',
+      )
+    })
+  return addConfigOptions(install, KEYS)
+}
+
+/** `shoal uninstall`. */
+export function uninstallCommand(): Command {
+  const uninstall = new Command('uninstall')
+    .description('take away what shoal install put on this host: everything is as it was before')
+    .option('--purge', "also what was changed since, and images in Shoal's own store")
+    .action(async () => {
+      assertRoot('uninstall')
+      const { config } = await loadFromCommand(uninstall)
+      const journal = await Journal.open(journalOf(config))
+      if (journal.empty)
+        throw new InstallError('nothing is installed here: shoal install was not run, or is undone')
+      const force = uninstall.opts<{ purge?: true }>().purge === true
+      const left = await takeAway(config, journal, { force, stop: true, state: true })
+      for (const path of left)
+        process.stdout.write(`${path}: left, it was changed; shoal uninstall --purge would not\n`)
+      process.stdout.write('uninstalled\n')
+    })
+  return addConfigOptions(uninstall, ['certsDir', 'dataDir', 'registries', 'k3s.config'])
+}
+
+async function put(journal: Journal, config: EffectiveConfig): Promise<void> {
+  const program = realProgram()
+  if (program !== PROGRAM) await journal.link(PROGRAM, program)
+  if (existsSync(DEFAULT_CONFIG_FILE)) {
+    process.stdout.write(`${DEFAULT_CONFIG_FILE}: kept as it is\n`)
+  } else {
+    await journal.write(DEFAULT_CONFIG_FILE, renderConfig(config))
+    process.stdout.write(`${DEFAULT_CONFIG_FILE}: created\n`)
+  }
+  await journal.write(UNIT, unitText())
+  process.stdout.write(`${UNIT}: written\n`)
+}
+
+/** @returns files that were left */
+async function takeAway(
+  config: EffectiveConfig,
+  journal: Journal,
+  { force, stop, state }: { force: boolean; stop: boolean; state: boolean },
+): Promise<string[]> {
+  // The daemon first: it would put hosts.toml right again.
+  if (stop && existsSync(UNIT)) await systemctl('disable', '--now', 'shoal')
+  await restoreMirror(config)
+  const left = await journal.undo({ force })
+  if (stop) await systemctl('daemon-reload').catch(() => {})
+  if (!state) return left
+  const store = config.layout.path
+  const holds = (await readdir(store).catch(() => [])).length > 0
+  if (holds && !force) {
+    process.stdout.write(`${store}: left, it holds images; shoal uninstall --purge would not\n`)
+  } else await rm(config.dataDir, { recursive: true, force: true })
+  return left
+}
+
+function journalOf({ dataDir }: EffectiveConfig): string {
+  return `${dataDir}/${JOURNAL}`
+}
+
+/** The keys that were given, as a file a person may go on with. */
+function renderConfig({ bootstrap, tokenFile }: EffectiveConfig): string {
+  const ways = bootstrap.map((entry) => {
+    switch (entry.type) {
+      case 'host':
+        return `${entry.host.includes(':') ? `[${entry.host}]` : entry.host}:${entry.port}`
+      case 'multiaddr':
+        return entry.multiaddr
+      case 'http':
+        return entry.url
+      case 'kubernetes':
+        return entry.service === undefined
+          ? 'kubernetes'
+          : `kubernetes:${entry.service.namespace}/${entry.service.name}`
+    }
+  })
+  return [
+    '# Configuration of Shoal: docs/configuration.md has all keys, `shoal config print` what they are now.',
+    ...(ways.length === 0
+      ? ['# bootstrap: [10.0.0.11, 10.0.0.12]   # some other nodes; any of them will do']
+      : ['bootstrap:', ...ways.map((way) => `  - ${JSON.stringify(way)}`)]),
+    ...(tokenFile === undefined ? [] : [`tokenFile: ${JSON.stringify(tokenFile)}`]),
+    '',
+  ].join('\n')
+}
+
+function unitText(): string {
+  for (const source of UNIT_SOURCES) {
+    const url = new URL(source, import.meta.url)
+    if (existsSync(url)) return readFileSync(url, 'utf8')
+  }
+  throw new InstallError(
+    `the systemd unit that belongs to this program is missing: ${UNIT_SOURCES[0]}`,
+  )
+}
+
+/** What was started: the launcher, or the single executable, which say so; else the launcher beside the bundle. */
+function realProgram(): string {
+  const said = process.env['SHOAL_PROGRAM']
+  if (said !== undefined && existsSync(said)) return said
+  throw new InstallError('start it by its launcher: bin/shoal install')
+}
+
+function assertRoot(what: string): void {
+  if (process.getuid?.() !== 0)
+    throw new InstallError(
+      `shoal ${what} changes files in /etc: run it as root (sudo shoal ${what})`,
+    )
+}
+
+async function assertSystemd(): Promise<void> {
+  await systemctl('--version').catch((error: unknown) => {
+    const what =
+      'this host has no systemd: use --no-start, and have another supervisor run shoal serve'
+    throw new InstallError(what, { cause: error })
+  })
+}
+
+async function systemctl(...args: readonly string[]): Promise<void> {
+  try {
+    await promisify(execFile)('systemctl', args, { timeout: SYSTEMCTL })
+  } catch (error) {
+    const reason = error instanceof Error ? error.message.trim() : String(error)
+    throw new InstallError(`systemctl ${args.join(' ')} failed: ${reason}`, { cause: error })
+  }
+}

@@ -1,0 +1,140 @@
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
+import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
+import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const README = readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
+/** As README has it, up to the second node, which is not there. */
+const [INSTALL = ''] =
+  /^\/opt\/shoal\/bin\/shoal install --bootstrap 10\.0\.0\.11/m.exec(README) ?? []
+const IMAGE = 'ksd.test.com/ksd/nginx:1.27'
+const skip = skipWithout('namespaces', 'registry', 'containerd 1.x', 'containerd 2.x')
+
+suite('shoal install and uninstall', { skip }, () => {
+  let cluster: Cluster
+  let holder: ClusterNode
+  let hosts: ClusterNode[]
+
+  before(async () => {
+    const [old, recent] = containerdBinaries()
+    assert.ok(old && recent)
+    cluster = await Cluster.create({ nodes: [recent, old, { ...recent, k3s: true }] })
+    const [first, ...others] = cluster.nodes
+    assert.ok(first)
+    holder = first
+    hosts = others
+    await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
+    await holder.startDaemon()
+    await holder.import(await buildImage({ layers: [200_000, 1000] }), IMAGE)
+    for (const node of hosts) {
+      // A host as it comes: nothing of Shoal but an unpacked archive.
+      await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal', UNIT])
+      await node.writeFile(
+        '/usr/local/bin/systemctl',
+        '#!/bin/sh\necho "$@" >> /run/systemctl.log\n',
+      )
+      await node.exec(['chmod', '+x', '/usr/local/bin/systemctl'])
+      await node.writeFile(
+        `${node.paths.certs}/docker.io/hosts.toml`,
+        'server = "https://registry-1.docker.io"\n\n[host."https://mirror.test"]\n',
+      )
+    }
+    await hosts[1]?.writeFile(
+      '/etc/rancher/k3s/registries.yaml',
+      'mirrors: {docker.io: , ksd.test.com: }\n',
+    )
+    await hosts[1]?.writeFile('/etc/rancher/k3s/config.yaml', 'embedded-registry: true\n')
+  })
+  after(() => cluster[Symbol.asyncDispose]())
+
+  /** Every file that an installation could touch: type, mode, owner, path, where a link leads, and the hash of its bytes. */
+  const files = (node: ClusterNode) =>
+    node.exec([
+      'sh',
+      '-c',
+      `find /etc /usr/local/bin /var/lib -path /var/lib/containerd -prune -o -path '*/agent/containerd' -prune -o \\( -type f -o -type l -o -type d \\) -printf '%y %m %u %g %p %l\\n' | sort
+       find /etc /usr/local/bin /var/lib/rancher/k3s/agent/etc -type f -exec sha256sum {} + 2>/dev/null | sort`,
+    ])
+
+  for (const index of [0, 1]) {
+    const name = index === 0 ? 'vanilla containerd' : "K3s' containerd"
+    test(`${name}: one command, and a pull comes from a peer; one more, and there is no trace`, async () => {
+      const node = hosts[index]
+      assert.ok(node)
+      const before = await files(node)
+      const said = await node.exec(['sh', '-euc', INSTALL.replace('10.0.0.11', holder.address)])
+      assert.match(said, /installed and started; shoal doctor says how it is/)
+      assert.equal(
+        await node.exec(['cat', '/run/systemctl.log']),
+        '--version\ndaemon-reload\nenable shoal\nrestart shoal\n',
+      )
+      assert.match(
+        await node.exec(['cat', '/etc/shoal/config.yaml']),
+        new RegExp(`- "${holder.address}:5002"`),
+      )
+      await node.startDaemon()
+      await until(
+        async () => (await node.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
+        { timeoutMs: 40_000, what: 'doctor finds nothing that fails' },
+      )
+      await node.cri.pull(IMAGE)
+      assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
+      // Again, as an upgrade does it.
+      await node.exec(['shoal', 'install'])
+      await node.daemon.stop()
+      await node.exec(['shoal', 'uninstall'])
+      const log = await node.exec(['cat', '/run/systemctl.log'])
+      assert.match(log, /disable --now shoal\ndaemon-reload\n$/)
+      assert.equal(await files(node), before)
+    })
+  }
+
+  test('says what is in the way, and leaves nothing behind', async () => {
+    const [node] = hosts
+    assert.ok(node)
+    const before = await files(node)
+    const refused = async (command: string): Promise<string> => {
+      const shell = `${command} 2>&1 >/dev/null; echo "status $?"`
+      return node.exec(['sh', '-c', shell])
+    }
+    assert.match(
+      await refused(
+        'setpriv --reuid 65534 --regid 65534 --clear-groups /opt/shoal/bin/shoal install',
+      ),
+      /run it as root \(sudo shoal install\)\nstatus 1/,
+    )
+    assert.match(
+      await refused('/opt/shoal/bin/shoal uninstall'),
+      /nothing is installed here[^]*status 1/,
+    )
+    await node.writeFile('/usr/local/bin/systemctl', '#!/bin/sh\n[ "$1" != restart ]\n')
+    assert.match(
+      await refused('/opt/shoal/bin/shoal install'),
+      /systemctl restart shoal failed[^]*status 1/,
+    )
+    await node.writeFile('/usr/local/bin/systemctl', '#!/bin/sh\necho "$@" >> /run/systemctl.log\n')
+    assert.equal(await files(node), before)
+  })
+
+  test('a configuration that was changed since is left, and goes with --purge', async () => {
+    const [node] = hosts
+    assert.ok(node)
+    await node.exec(['/opt/shoal/bin/shoal', 'install', '--no-start'])
+    await node.exec(['sh', '-c', 'echo "upstream: off" >> /etc/shoal/config.yaml'])
+    assert.match(
+      await node.exec(['/opt/shoal/bin/shoal', 'uninstall']),
+      /config\.yaml: left, it was changed/,
+    )
+    assert.match(await node.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
+    // Now it is somebody's own, and a new installation does not touch it.
+    assert.match(
+      await node.exec(['/opt/shoal/bin/shoal', 'install', '--no-start']),
+      /config\.yaml: kept as it is/,
+    )
+    await node.exec(['/opt/shoal/bin/shoal', 'uninstall', '--purge'])
+    assert.match(await node.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
+  })
+})
