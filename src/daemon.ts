@@ -710,6 +710,7 @@ export function createDaemon(
     metrics,
     notReady,
     status,
+    names: [config.nodeName, config.listen.admin.host],
     config,
     history,
     peers: () =>

@@ -1,25 +1,31 @@
 import { fastify, type FastifyInstance } from 'fastify'
+import { isOwnName, keepPagesOut } from './browsers.ts'
 import type { Metrics } from '../observe/metrics.ts'
 import { addDashboard, type DashboardComponents } from './dashboard.ts'
+import { toDistributionError } from '../oci/errors.ts'
 
 /** What the admin pages tell. */
 export interface AdminComponents extends DashboardComponents {
   readonly metrics: Metrics
   /** Why this node is not ready; undefined when it is. */
   readonly notReady: () => string | undefined
+  /** By which this node is asked, beside its addresses */
+  readonly names?: readonly string[]
   /** With what it runs, everything `auto` decided. Nothing in it is secret: secrets are in files of their own. */
   readonly config: object
 }
 
 /** Probes, metrics and what the commands ask, for this host only. */
 export function createAdminServer(components: AdminComponents): FastifyInstance {
-  const { metrics, notReady, status, config } = components
+  const { metrics, notReady, status, names = [], config } = components
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
-  server.addHook('onRequest', async (request, reply) => {
+  server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
-    // Pages of others, open in a browser on this machine, have no business here.
-    if (request.headers['sec-fetch-site'] !== 'cross-site') return undefined
-    return reply.code(403).type('text/plain').send('not for pages of others\n')
+  })
+  keepPagesOut(server, { isOwn: (host) => isOwnName(host, names), mayWrite: false })
+  server.setErrorHandler((error, _request, reply) => {
+    const answer = toDistributionError(error)
+    return reply.code(answer.status).type('text/plain').send(`${answer.message}\n`)
   })
   server.get('/livez', (_request, reply) => reply.type('text/plain').send('ok\n'))
   server.get('/readyz', (_request, reply) => {

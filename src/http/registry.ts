@@ -12,6 +12,7 @@ import type { Metrics } from '../observe/metrics.ts'
 import type { Outcome, PullHistory } from '../observe/pull-history.ts'
 import {
   header,
+  isMisdirected,
   parsePullRequest,
   rangeLength,
   RangeNotSatisfiableError,
@@ -23,6 +24,7 @@ import { parseHomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource, SourceName } from '../pull/source.ts'
 import type { Home } from './home.ts'
+import { keepPagesOut } from './browsers.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import { addTokenEndpoint, type Door } from './token-endpoint.ts'
 import type { UploadLimit } from './upload-limit.ts'
@@ -136,6 +138,12 @@ export function createRegistryServer(
     // Who asks on is to show himself anew, as on any connection that was closed while nobody used it.
     if (secure?.isTrusted?.(socket) === false) socket.destroy()
   })
+  // Other nodes are no browsers, and who may reach the listener for pushes shows a login.
+  if (init.listener === 'local')
+    keepPagesOut(server, {
+      isOwn: (host, url) => !isMisdirected(host, url, init.naming),
+      mayWrite: true,
+    })
   server.setErrorHandler((error, _request, reply) => {
     const answer = toDistributionError(error)
     if (answer.code === 'UNKNOWN') log.error({ err: error }, 'request failed')

@@ -1,6 +1,7 @@
 import { DigestInvalidError, isDigest, type Digest } from './digest.ts'
 import {
   canonicalRegistry,
+  hostOf,
   isRegistry,
   isRepository,
   isTag,
@@ -144,6 +145,23 @@ function nameRegistry(
   if (host === undefined || !isRegistry(host))
     throw new ReferenceInvalidError('request needs a Host header')
   return { registry: registryOfHost(host, naming), repository: name }
+}
+
+/**
+ * True for a request that means one registry and names another in its `Host` header, as a page does whose name was made to mean
+ * this node. Who means the registry in `Host`, by its name, may well do so; addresses and names of this machine mean nobody else.
+ */
+export function isMisdirected(host: string, url: string, naming: HomeNaming): boolean {
+  const name = hostOf(host)
+  if (/^[0-9.]+$/.test(name) || name.includes(':') || naming.ownAddresses.has(name)) return false
+  const meant = canonicalRegistry(host, naming)
+  if (meant === naming.homeRegistry) return false
+  const question = url.indexOf('?')
+  const path = question < 0 ? url : url.slice(0, question)
+  if (question >= 0 && new URLSearchParams(url.slice(question + 1)).has('ns')) return true
+  if (!/^\/v2(?:\/|$)/.test(path)) return true
+  const [first = ''] = path.slice('/v2/'.length).split('/', 1)
+  return path.includes('%') || looksLikeRegistry(first)
 }
 
 /** Escapes are undone before the grammar is checked, so that nothing hides behind them. */

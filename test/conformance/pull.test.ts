@@ -241,7 +241,7 @@ suite('pulls over HTTP, by the distribution spec', () => {
   })
 
   test('10 MB of headers, half requests and noise end the connection and nothing else', async () => {
-    const huge = `GET /v2/ HTTP/1.1\r\nHost: x\r\nX-Big: ${'x'.repeat(10_000_000)}\r\n\r\n`
+    const huge = `GET /v2/ HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Big: ${'x'.repeat(10_000_000)}\r\n\r\n`
     assert.match(await talk(registry.port, huge), /^HTTP\/1\.1 431 /)
     assert.match(
       await talk(registry.port, 'MALFORMED\0\u0001\r\n\r\n'),
@@ -332,7 +332,7 @@ suite('a registry in trouble', () => {
     })
     try {
       const socket = connect(registry.port, '127.0.0.1')
-      socket.write('GET /v2/a/manifests/1?ns=docker.io HTTP/1.1\r\nHost: x\r\n\r\n')
+      socket.write('GET /v2/a/manifests/1?ns=docker.io HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n')
       await started.promise
       socket.destroy()
       await aborted.promise
@@ -370,7 +370,10 @@ function createOther() {
 
 /** Sends a path as it is: clients would tidy `..` and broken escapes up before. */
 async function raw(port: number, path: string): Promise<Awaited<ReturnType<typeof ask>>> {
-  const text = await talk(port, `GET ${path} HTTP/1.1\r\nHost: x.test\r\nConnection: close\r\n\r\n`)
+  const text = await talk(
+    port,
+    `GET ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n`,
+  )
   const [head = '', body = ''] = text.split('\r\n\r\n')
   const [status = '', ...lines] = head.split('\r\n')
   const headers = Object.fromEntries(
