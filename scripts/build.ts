@@ -21,6 +21,9 @@ const result = await build({
   format: 'esm',
   sourcemap: true,
   sourcesContent: false,
+  // V8 keeps the text. Names stay, for stack traces.
+  minifyWhitespace: true,
+  minifySyntax: true,
   legalComments: 'none',
   // It has a native part, which stays where it is.
   external: ['koffi'],

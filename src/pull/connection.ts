@@ -7,8 +7,10 @@ import { LentSocket } from '../kernel/calls.ts'
  * piped through Node's own client costs 2.4 s of CPU per GB, this 0.4 (DESIGN: measured on the same machine).
  */
 
-/** Of one connection. Larger ones are no faster; a read rarely fills it. */
-const BUFFER_BYTES = 256 * 1024
+/** Of a plain connection. It is for the head and both ends of a body: what is large is carried past it. */
+const BUFFER_BYTES = 64 * 1024
+/** Of one that speaks TLS, each of two. Larger ones are no faster. */
+const INBOX_BYTES = 256 * 1024
 /** A record of TLS has no more in it. @see https://www.rfc-editor.org/rfc/rfc8446.html#section-5.1 */
 const RECORD_BYTES = 16 * 1024
 /** Status line and headers of an answer. */
@@ -194,7 +196,7 @@ export class Connection {
     const waiting = this.#waiting
     this.#waiting = undefined
     waiting?.resolve(inbox.take())
-    return inbox.filled < BUFFER_BYTES / 2
+    return inbox.filled < INBOX_BYTES / 2
   }
 
   #fail(reason: string, cause?: Error): void {
@@ -228,13 +230,13 @@ export class Connection {
  * kernel by then, 64 KiB and the rest of a record, it brings still. For that there is room when reading stops at half.
  */
 class Inbox {
-  #filling = Buffer.allocUnsafeSlow(BUFFER_BYTES)
-  #taken = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+  #filling = Buffer.allocUnsafeSlow(INBOX_BYTES)
+  #taken = Buffer.allocUnsafeSlow(INBOX_BYTES)
   filled = 0
 
   /** False if there was no room. */
   add(bytes: Buffer): boolean {
-    if (bytes.length > BUFFER_BYTES - this.filled) return false
+    if (bytes.length > INBOX_BYTES - this.filled) return false
     this.filled += bytes.copy(this.#filling, this.filled)
     return true
   }

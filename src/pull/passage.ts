@@ -10,6 +10,8 @@ const MIN_BYTES = 1024 * 1024
 /** A ring is this many buffers of this size; so much of a blob may be on its way to the thread. */
 const BUFFERS = 4
 const BUFFER_BYTES = 128 * 1024
+/** Rings that are kept for the next transfer; a new one for each would wait for the thread's garbage collection. */
+const SPARE_RINGS = 16
 /** Threads that bytes pass through; one can take some GB a second over. */
 const MAX_THREADS = 4
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
@@ -98,6 +100,7 @@ class Thread {
   readonly #users = new Map<number, User>()
   /** What it waits for beside sockets */
   readonly #wake: number
+  readonly #rings: SharedArrayBuffer[] = []
   #lastId = 0
   #carrying = 0
   #idle: NodeJS.Timeout | undefined
@@ -127,6 +130,15 @@ class Thread {
   /** Transfers that pass through it. */
   get load(): number {
     return this.#users.size
+  }
+
+  takeRing(): SharedArrayBuffer {
+    return this.#rings.pop() ?? new SharedArrayBuffer(BUFFERS * BUFFER_BYTES)
+  }
+
+  /** What the thread still reads from it is not wanted any more. */
+  giveRing(ring: SharedArrayBuffer): void {
+    if (this.#rings.length < SPARE_RINGS) this.#rings.push(ring)
   }
 
   enter(user: User): number {
@@ -200,7 +212,7 @@ class RemotePassage implements Passage {
       },
     })
     if (this.#algorithm === undefined) return
-    const ring = new SharedArrayBuffer(BUFFERS * BUFFER_BYTES)
+    const ring = thread.takeRing()
     this.#bytes = new Uint8Array(ring)
     thread.tell({ id: this.#id, do: 'begin', algorithm: this.#algorithm, ring })
   }
@@ -252,11 +264,11 @@ class RemotePassage implements Passage {
 
   async finish(): Promise<void> {
     this.#over = true
-    if (this.#digest === undefined) return this.#thread.leave(this.#id)
+    if (this.#digest === undefined) return this.#leave()
     if (this.#filled > 0) this.#giveOut()
     this.#thread.tell({ id: this.#id, do: 'finish' })
     while (this.#hex === undefined) await this.#answered()
-    this.#thread.leave(this.#id)
+    this.#leave()
     const actual = `${this.#algorithm}:${this.#hex}`
     if (actual !== this.#digest) throw new DigestMismatchError(this.#digest, actual)
   }
@@ -265,7 +277,12 @@ class RemotePassage implements Passage {
     if (this.#over) return
     this.#over = true
     this.#thread.tell({ id: this.#id, do: 'drop' })
+    this.#leave()
+  }
+
+  #leave(): void {
     this.#thread.leave(this.#id)
+    if (this.#bytes !== undefined) this.#thread.giveRing(this.#bytes.buffer)
   }
 
   #giveOut(): void {

@@ -54,7 +54,7 @@ export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
 /** Less than this is not worth to be carried: another thread would take longer to be told. */
 const CARRY_BYTES = 512 * 1024
 /** Of a body that is carried, the last bytes are not: whoever verifies it holds them back. */
-const HELD_BYTES = 64 * 1024
+const HELD_BYTES = 16 * 1024
 
 /** Why a request to one registry failed; the reason decides what is concluded about it. */
 export class RegistryRequestError extends Error {

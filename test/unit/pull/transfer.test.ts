@@ -1,12 +1,15 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { mkdtemp, open, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readFile, rm } from 'node:fs/promises'
+import { openSync, readdirSync } from 'node:fs'
 import { get, type IncomingMessage } from 'node:http'
-import type { Socket } from 'node:net'
+import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { suite, test } from 'node:test'
+import v8 from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import { Listener } from '../../../src/http/listener.ts'
 import { createRegistryServer } from '../../../src/http/registry.ts'
 import { createLogger } from '../../../src/observe/log.ts'
@@ -45,9 +48,9 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
   await using started = new AsyncDisposableStack()
   const directory = await mkdtemp(join(tmpdir(), 'shoal-transfer-'))
   started.defer(() => rm(directory, { recursive: true }))
-  const logFile = await open(join(directory, 'log'), 'w')
-  started.defer(() => logFile.close())
-  const log = createLogger({ level: 'debug', destination: logFile.fd })
+  // It stays open: a request that was just broken off may still have something to say.
+  const logFile = openSync(join(directory, 'log'), 'w')
+  const log = createLogger({ level: 'debug', destination: logFile })
   const metrics = createMetrics()
   const client = started.adopt(new RegistryClient({ timeouts }), (each) => each.close())
   const peers = new PeersSource({ router, client, log }, { lookup: 2000, hedge: 5000, busy: 500 })
@@ -93,6 +96,7 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
       return Object.fromEntries(values.map(({ labels, value }) => [labels.source, value]))
     },
     log: () => readFile(join(directory, 'log'), 'utf8'),
+    port: listener.address().port,
     read: (slow: boolean) => readBlob(`http://127.0.0.1:${listener.address().port}`, slow),
     [Symbol.asyncDispose]: () => all.disposeAsync(),
   }
@@ -116,6 +120,71 @@ async function readBlob(origin: string, slow: boolean) {
   }
   return { complete: response.complete, bytes: Buffer.concat(chunks) }
 }
+
+/** Asks and leaves after so many bytes, as a client does that is killed; `slowly` it lets them wait before. */
+async function readAndLeave(port: number, after: number, slowly: boolean): Promise<void> {
+  const socket = connect(port, '127.0.0.1')
+  socket.on('error', () => {})
+  const closed = new Promise((resolve) => socket.once('close', resolve))
+  socket.write(`GET ${BLOB}?ns=docker.io HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n`)
+  if (after === 0) setImmediate(() => socket.destroy())
+  let received = 0
+  socket.on('data', (chunk) => {
+    received += chunk.length
+    if (received >= after) socket.destroy()
+    else if (slowly) {
+      socket.pause()
+      setTimeout(() => socket.resume(), 2)
+    }
+  })
+  await closed
+}
+
+/** What this process holds on to. */
+function held() {
+  v8.setFlagsFromString('--expose-gc')
+  runInNewContext('gc')()
+  return {
+    descriptors: readdirSync('/proc/self/fd').length,
+    timers: process.getActiveResourcesInfo().filter((each) => each === 'Timeout').length,
+    buffers: process.memoryUsage().arrayBuffers,
+  }
+}
+
+test(
+  '1,000 clients that leave at any moment leave nothing behind: no socket, file, buffer or timer',
+  { skip: process.platform !== 'linux' },
+  async () => {
+    await using peer = await zoo.good(blob)
+    await using node = await startNode(new zoo.FixedRouter([peer]))
+    const leave = async (rounds: number): Promise<void> => {
+      for (let round = 0; round < rounds; round += 1) {
+        await Promise.all(
+          Array.from({ length: 20 }, (_, index) => {
+            const after = index % 5 === 0 ? 0 : Math.floor(Math.random() * bytes.length)
+            return readAndLeave(node.port, after, index % 4 === 1)
+          }),
+        )
+      }
+    }
+    // What is kept for the next transfers is there already.
+    await leave(2)
+    const before = held()
+    await leave(50)
+    const most = { ...before, buffers: before.buffers + 8_000_000 }
+    await until(
+      () => {
+        const { descriptors, timers, buffers } = held()
+        return descriptors <= most.descriptors && timers <= most.timers && buffers <= most.buffers
+      },
+      // Connections to peers are kept for some seconds.
+      { timeoutMs: 20_000, what: `no more than ${JSON.stringify(most)} is held` },
+    )
+    const { complete, bytes: received } = await node.read(false)
+    assert.ok(complete)
+    assert.ok(received.equals(bytes))
+  },
+)
 
 for (const slow of [false, true]) {
   suite(`to a client that reads ${slow ? 'slowly' : 'at once'}`, () => {
