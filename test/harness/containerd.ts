@@ -108,6 +108,11 @@ export class Containerd implements AsyncDisposable {
     }
   }
 
+  /** Of its process. */
+  get pid(): number {
+    return this.#process?.pid ?? 0
+  }
+
   /** Runs `ctr` in the namespace `k8s.io` unless `args` name another; its standard output. */
   async ctr(...args: readonly string[]): Promise<string> {
     return this.#ctr(args)

@@ -37,6 +37,11 @@ export class LoopbackNode implements AsyncDisposable {
     return directory
   }
 
+  /** Of the daemon. */
+  get pid(): number {
+    return this.#process?.pid ?? 0
+  }
+
   /** A path in its directory. */
   file(name: string): string {
     return join(this.directory, name)
