@@ -29,6 +29,8 @@ interface Contender extends AsyncDisposable {
   readonly name: string
   readonly origin: string
   readonly pids: readonly number[]
+  /** What it has said last */
+  log(): Promise<string>
 }
 
 /** A blob that was never sent before: the same bytes each time, but for the first. */
@@ -95,6 +97,7 @@ async function dockerRegistry(): Promise<Contender> {
     name: 'docker-registry',
     origin,
     pids: [child.pid ?? 0],
+    log: async () => '',
     async [Symbol.asyncDispose]() {
       child.kill('SIGKILL')
       await rm(directory, { recursive: true })
@@ -112,6 +115,7 @@ async function shoal(containerd?: Containerd): Promise<Contender> {
     name: containerd === undefined ? 'Shoal, embedded' : 'Shoal, containerd',
     origin: `http://${node.addresses.local}`,
     pids: [node.pid, ...(containerd === undefined ? [] : [containerd.pid])],
+    log: async () => JSON.stringify((await node.log()).slice(-5)),
     async [Symbol.asyncDispose]() {
       await node[Symbol.asyncDispose]()
       await containerd?.[Symbol.asyncDispose]()
@@ -131,8 +135,13 @@ for (let run = 0; run < Number(flags.runs); run++) {
       await using contender = await start()
       const cpu = (): number => contender.pids.reduce((sum, pid) => sum + cpuSeconds(pid), 0)
       const [begin, before] = [performance.now(), cpu()]
-      await Promise.all(blobs.map((blob) => push(contender.origin, blob)))
+      await Promise.all(blobs.map((blob) => push(contender.origin, blob))).catch(
+        async (cause: unknown) => {
+          throw new Error(`${contender.name} failed: ${await contender.log()}`, { cause })
+        },
+      )
       const seconds = (performance.now() - begin) / 1000
+
       const key = `${contender.name} | ${layers}`
       const figure = figures.get(key) ?? { rate: [], cpu: [] }
       figures.set(key, figure)

@@ -20,6 +20,7 @@ import { createAdminServer } from './http/admin.ts'
 import { createHome, type Home } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer, OTHER_REGISTRIES } from './http/registry.ts'
+import type { PinComponents } from './http/pins.ts'
 import { TlsFiles } from './http/tls-files.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
@@ -30,7 +31,14 @@ import { createMetrics } from './observe/metrics.ts'
 import { PullHistory } from './observe/pull-history.ts'
 import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
-import { isDigestKey, type ContentKey } from './oci/reference.ts'
+import { DistributionError } from './oci/errors.ts'
+import {
+  canonicalRegistry,
+  isDigestKey,
+  parseReference,
+  tagName,
+  type ContentKey,
+} from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
 import { homeTags } from './pull/home-tags.ts'
 import { Inflight } from './pull/inflight.ts'
@@ -52,6 +60,7 @@ import { UpstreamSource } from './pull/upstream/source.ts'
 import { loginAccess, openAccess, type Access } from './push/access.ts'
 import { Passwords } from './push/passwords.ts'
 import { Fetcher } from './push/fetcher.ts'
+import { Pins } from './push/pins.ts'
 import { Replicas } from './push/replicas.ts'
 import { Repositories } from './push/repositories.ts'
 import { Uploads } from './push/uploads.ts'
@@ -61,8 +70,9 @@ import { ClaimJournal } from './routing/claims/claim-journal.ts'
 import { loadIdentityKey } from './routing/identity.ts'
 import { Libp2pRouter, type Sharing, type TwinError } from './routing/libp2p.ts'
 import { OwnAddresses } from './routing/own-addresses.ts'
-import type { Peer } from './routing/router.ts'
+import type { KeepRequest, Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
+import { NotHeldError } from './store/store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
 import { Spool } from './store/spool.ts'
@@ -250,6 +260,33 @@ export function createDaemon(
     cert === undefined || key === undefined
       ? undefined
       : new TlsFiles({ log: component('push') }, { cert, key })
+  /** An image by the name under which somebody on this node knows it; a tag means what a pull would get. */
+  const findImage = async (text: string, signal: AbortSignal): Promise<KeepRequest> => {
+    const { registry, repository: name, tag, digest } = parseReference(text)
+    const repository = { registry: canonicalRegistry(registry, naming), repository: name }
+    const tags = tag === undefined ? [] : [tagName(repository.registry, name, tag)]
+    if (digest !== undefined) return { repository, digest, tags }
+    const { descriptor } = await localPulls(
+      { method: 'HEAD', kind: 'manifest', ...repository, target: { tag: tag ?? '' } },
+      { signal },
+    )
+    return { repository, digest: descriptor.digest, tags }
+  }
+  const pins: PinComponents = {
+    async pin({ image, replicas: copies }, { signal }) {
+      const found = await findImage(image, signal)
+      const warning = await replicas.pin({ ...found, copies }, router.peers().length, signal)
+      return { digest: found.digest, ...(warning !== undefined && { warning }) }
+    },
+    async unpin({ image }) {
+      const found = await findImage(image, AbortSignal.timeout(10_000))
+      await replicas.unpin(found).catch((cause: unknown) => {
+        if (!(cause instanceof NotHeldError)) throw cause
+        throw new DistributionError('MANIFEST_UNKNOWN', 'it is not kept on this node', { cause })
+      })
+      return { digest: found.digest }
+    },
+  }
   const localAccess =
     config.push.access === 'auth'
       ? passwords && loginAccess(passwords, { pulls: 'open' })
@@ -282,6 +319,7 @@ export function createDaemon(
         open,
         metrics,
         log: component(`http:${listener}`),
+        ...(listener === 'local' && { pins }),
         ...(listener === 'local' && localAccess && { home: homeFor(localAccess) }),
         ...(listener === 'push' &&
           passwords && {
@@ -613,12 +651,13 @@ export function createDaemon(
       store: writable,
       router,
       fetcher: new Fetcher({ store: writable, open: inflight.over(pullsOfAll) }),
+      pins: new Pins({ dataDir: config.dataDir }),
+      shares: (name) => router.sharing && sharedRegistries.has(name),
       added: (keys) => store.added(keys),
       onFetched: (outcome) => metrics.copies.inc({ outcome }),
       log: component('push'),
     },
     {
-      homeRegistry: config.registry.name,
       copies: config.push.replicas,
       wait: config.push.replicaWait,
       repairAfter: config.push.repairAfter,

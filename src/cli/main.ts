@@ -7,6 +7,7 @@ import { installCommand, uninstallCommand } from './install.ts'
 import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
+import { pinCommand, unpinCommand } from './pin.ts'
 import { statusCommand } from './status.ts'
 import { tokenCommand } from './token.ts'
 
@@ -24,6 +25,8 @@ const program = new Command('shoal')
   .showHelpAfterError('(run with --help for what there is)')
   .addCommand(serveCommand())
   .addCommand(statusCommand())
+  .addCommand(pinCommand())
+  .addCommand(unpinCommand())
   .addCommand(doctorCommand())
   .addCommand(demoCommand())
   .addCommand(installCommand())

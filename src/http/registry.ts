@@ -25,6 +25,7 @@ import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource, SourceName } from '../pull/source.ts'
 import type { Home } from './home.ts'
 import { keepPagesOut } from './browsers.ts'
+import { servePins, type PinComponents } from './pins.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import { addTokenEndpoint, type Door } from './token-endpoint.ts'
 import type { UploadLimit } from './upload-limit.ts'
@@ -38,6 +39,8 @@ export interface RegistryComponents {
   readonly home?: Home
   /** Where the pulls of this listener's clients are written down */
   readonly history?: PullHistory
+  /** What pins images; without it nobody does. */
+  readonly pins?: PinComponents
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
   /** Makes the server, for a listener that speaks TLS; without it in plain text. */
@@ -97,7 +100,7 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads, secure, door, home, history } = components
+  const { open, metrics, log, identity, uploads, secure, door, home, history, pins } = components
   let inWork = 0
 
   const options: FastifyServerOptions<Server> = {
@@ -173,6 +176,7 @@ export function createRegistryServer(
   if (home !== undefined)
     server.get('/v2/token', async (request, reply) => home.token(request, reply))
   if (door !== undefined) addTokenEndpoint(server, door)
+  if (pins !== undefined) servePins(server, pins)
   if (identity !== undefined) {
     server.get('/id', (_request, reply) => {
       const { id, addresses } = identity()

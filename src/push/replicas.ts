@@ -9,6 +9,7 @@ import { registryOf, repositoryOf, type RepositoryName, type TagName } from '../
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
 import type { WritableStore } from '../store/store.ts'
 import type { Fetcher } from './fetcher.ts'
+import type { Pins } from './pins.ts'
 
 /** So often it is looked whether there are enough copies of everything, in ms. */
 const LOOK_EVERY = 15_000
@@ -28,6 +29,9 @@ export interface ReplicasComponents {
   readonly store: WritableStore
   readonly router: KeepExchange
   readonly fetcher: Fetcher
+  readonly pins: Pins
+  /** Whether other nodes may be told to get what is of a registry, and this one by them */
+  readonly shares: (registry: string) => boolean
   /** Told at once what is held from now on */
   readonly added: (keys: readonly (Digest | TagName)[]) => void
   readonly onFetched?: (outcome: 'kept' | 'failed') => void
@@ -35,8 +39,7 @@ export interface ReplicasComponents {
 }
 
 export interface ReplicasInit {
-  readonly homeRegistry: string
-  /** Nodes that are to have each image, this one among them */
+  /** Nodes that are to have what is pushed, this one among them */
   readonly copies: number
   /** How long a push waits for its copies, in ms */
   readonly wait: number
@@ -54,7 +57,7 @@ export class Replicas implements Startable {
   readonly #init: ReplicasInit
   /** What an image consists of, itself included, by the digest of its manifest */
   readonly #contents = new Map<Digest, readonly Digest[]>()
-  /** When a node was seen to hold an image, or was asked to; by image, then by node */
+  /** When a node was seen to keep an image, or was asked to; by image, then by node */
   readonly #seen = new Map<Digest, Map<string, number>>()
   readonly #asked = new Map<Digest, Map<string, number>>()
   readonly #queue = new Map<Digest, KeepRequest>()
@@ -70,6 +73,7 @@ export class Replicas implements Startable {
 
   async start(): Promise<void> {
     if (this.#running !== undefined) return
+    await this.#components.pins.load()
     this.#stopped = new AbortController()
     const { signal } = this.#stopped
     this.#components.router.onKeepRequest((from, request) => this.#take(from, request))
@@ -98,8 +102,9 @@ export class Replicas implements Startable {
     tags: readonly TagName[],
     peers: number,
   ): Promise<string | undefined> {
-    const { copies, wait } = this.#init
+    const { wait } = this.#init
     const { router } = this.#components
+    const copies = this.#copiesOf(digest)
     if (copies < 2 || peers === 0) return undefined
     if (router.keepers().length === 0)
       return 'kept on this node only: without a token no other node is asked to keep it'
@@ -108,7 +113,7 @@ export class Replicas implements Startable {
     this.#ask({ repository, digest, tags }, contents)
     const deadline = performance.now() + wait
     for (;;) {
-      const have = router.holdersOfAll(contents).length + 1
+      const have = this.#keeping(digest, contents).length + 1
       if (have >= wanted) return undefined
       if (performance.now() > deadline || this.#stopped.signal.aborted)
         return `on ${have} of ${wanted} nodes so far; the others are getting it`
@@ -129,13 +134,8 @@ export class Replicas implements Startable {
   /** Asks for copies of what this node answers for, where there are too few. */
   async #look(signal: AbortSignal): Promise<void> {
     const { store, router } = this.#components
-    const { homeRegistry, copies } = this.#init
-    const kept = await store.kept(homeRegistry)
+    const kept = await store.kept()
     await store.guard(new Set(kept.keys()))
-    if (copies < 2) {
-      this.#counts = { images: kept.size, short: 0 }
-      return
-    }
     const parts = new Set<Digest>()
     for (const digest of kept.keys())
       for (const part of await this.#contentsOf(digest)) if (part !== digest) parts.add(part)
@@ -148,10 +148,11 @@ export class Replicas implements Startable {
       images += 1
       const contents = await this.#contentsOf(digest)
       const have = this.#present(digest, contents).size + 1
-      if (have >= Math.min(copies, router.keepers().length + 1)) continue
+      if (have >= Math.min(this.#copiesOf(digest), router.keepers().length + 1)) continue
       short += 1
       for (const name of repositories) {
         const registry = registryOf(name)
+        if (!this.#components.shares(registry)) continue
         const repository = { registry, repository: name.slice(registry.length + 1) }
         const meant = [...tags]
           .filter(([tag, target]) => target === digest && repositoryOf(tag) === name)
@@ -161,7 +162,7 @@ export class Replicas implements Startable {
       }
     }
     this.#counts = { images, short }
-    this.#forget()
+    this.#forget(kept)
   }
 
   #ask(request: KeepRequest, contents: readonly Digest[]): void {
@@ -169,17 +170,18 @@ export class Replicas implements Startable {
     const { digest } = request
     const now = performance.now()
     const present = this.#present(digest, contents)
-    const isAsked = ({ id }: Peer): boolean => {
-      const at = this.#asked.get(digest)?.get(id)
-      return at !== undefined && at + PATIENCE > now
-    }
     const others = router.keepers().filter(({ id }) => !present.has(id))
-    let missing = this.#init.copies - 1 - present.size - others.filter(isAsked).length
+    const isAsked = ({ id }: Peer): boolean =>
+      (this.#asked.get(digest)?.get(id) ?? -Infinity) + PATIENCE > now
+    const copies = this.#copiesOf(digest)
+    let missing = copies - 1 - present.size - others.filter(isAsked).length
     const zones = new Set([this.#init.zone])
     for (const { id, zone } of router.keepers()) if (present.has(id)) zones.add(zone)
+    // Those that have it already need only be told to keep it.
+    const holders = new Set(router.holdersOfAll(contents).map(({ id }) => id))
     const free = others
       .filter((peer) => !isAsked(peer))
-      .map((peer) => ({ peer, weight: weightOf(digest, peer.id) }))
+      .map((peer) => ({ peer, weight: weightOf(digest, peer.id) + Number(holders.has(peer.id)) }))
       .toSorted((a, b) => b.weight - a.weight)
     while (missing > 0 && free.length > 0) {
       // Another zone first, where zones are known.
@@ -191,16 +193,21 @@ export class Replicas implements Startable {
       note(this.#asked, digest, next.peer.id, now)
       zones.add(next.peer.zone)
       missing -= 1
-      router.askToKeep(next.peer.id, request)
+      router.askToKeep(next.peer.id, { ...request, copies: this.#components.pins.get(digest) ?? 0 })
       log.info({ digest, peer: next.peer.name }, 'a node is asked to keep a copy')
     }
   }
 
-  /** Nodes that hold all of it, or did a moment ago. */
+  /** Nodes that were asked to keep it and hold all of it. Others that hold it may let it go at any time. */
+  #keeping(digest: Digest, contents: readonly Digest[]): readonly Peer[] {
+    const asked = this.#asked.get(digest)
+    return this.#components.router.holdersOfAll(contents).filter(({ id }) => asked?.has(id))
+  }
+
+  /** The same, or did so a moment ago. */
   #present(digest: Digest, contents: readonly Digest[]): ReadonlySet<string> {
     const now = performance.now()
-    for (const { id } of this.#components.router.holdersOfAll(contents))
-      note(this.#seen, digest, id, now)
+    for (const { id } of this.#keeping(digest, contents)) note(this.#seen, digest, id, now)
     const recent = [...(this.#seen.get(digest) ?? [])].filter(
       ([, at]) => at + this.#init.repairAfter > now,
     )
@@ -214,16 +221,12 @@ export class Replicas implements Startable {
     return router.holdersOfAll(contents).every(({ id }) => weightOf(digest, id) < own)
   }
 
-  #forget(): void {
-    const now = performance.now()
-    for (const [times, life] of [
-      [this.#seen, this.#init.repairAfter],
-      [this.#asked, PATIENCE],
-    ] as const) {
-      for (const [digest, nodes] of times) {
-        for (const [id, at] of nodes) if (at + life < now) nodes.delete(id)
-        if (nodes.size === 0) times.delete(digest)
-      }
+  /** What was pushed this moment may not be in `kept` yet. */
+  #forget(kept: ReadonlyMap<Digest, unknown>): void {
+    const before = performance.now() - PATIENCE
+    for (const images of [this.#seen, this.#asked]) {
+      for (const [digest, nodes] of images)
+        if (!kept.has(digest) && nodes.values().every((at) => at < before)) images.delete(digest)
     }
   }
 
@@ -255,12 +258,56 @@ export class Replicas implements Startable {
     return all
   }
 
+  #copiesOf(digest: Digest): number {
+    return this.#components.pins.get(digest) ?? this.#init.copies
+  }
+
+  /**
+   * Gets an image into this node's store if it is not there, keeps it, and has `copies` nodes keep it.
+   * @returns what {@link settle} does
+   * @throws {ContentNotFoundError | StoreFullError | StoreUnavailableError}
+   */
+  async pin(
+    request: KeepRequest & { readonly copies: number },
+    peers: number,
+    signal: AbortSignal,
+  ): Promise<string | undefined> {
+    const { repository, digest, tags } = request
+    await this.#fetch(request, signal)
+    if (!this.#components.shares(repository.registry))
+      return `kept on this node only: ${repository.registry} is not shared`
+    return this.settle(repository, digest, tags, peers)
+  }
+
+  /**
+   * The opposite, on this node: it may go as any other image. Other nodes that keep it are not told.
+   * @throws {NotHeldError} when it was not kept here
+   */
+  async unpin({ repository, digest, tags }: KeepRequest): Promise<void> {
+    const { store, pins } = this.#components
+    await store.unlink(digest, repository)
+    await pins.delete(digest)
+    for (const tag of tags) await store.release(tag)
+  }
+
+  async #fetch(
+    { repository, digest, tags, copies }: KeepRequest,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { store, fetcher, pins, added } = this.#components
+    const descriptor = await fetcher.fetch(repository, digest, { signal })
+    await store.link(digest, repository, { keep: true })
+    for (const tag of tags) await store.tag(tag, descriptor)
+    if (copies !== undefined) await pins.set(digest, copies)
+    added([...(await this.#contentsOf(digest)), ...tags])
+  }
+
   // For other nodes
 
   #take(from: string, request: KeepRequest): void {
     const { log } = this.#components
     const { digest, repository } = request
-    if (repository.registry !== this.#init.homeRegistry || this.#queue.size >= MAX_QUEUE) {
+    if (!this.#components.shares(repository.registry) || this.#queue.size >= MAX_QUEUE) {
       log.warn({ from, digest, repository }, 'this node does not keep that for another')
       return
     }
@@ -282,14 +329,12 @@ export class Replicas implements Startable {
     }
   }
 
-  async #get({ repository, digest, tags }: KeepRequest, signal: AbortSignal): Promise<void> {
-    const { store, fetcher, added, onFetched = () => {}, log } = this.#components
+  async #get(request: KeepRequest, signal: AbortSignal): Promise<void> {
+    const { onFetched = () => {}, log } = this.#components
+    const { repository, digest, tags } = request
     const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
     try {
-      const descriptor = await fetcher.fetch(repository, digest, { signal: deadline })
-      await store.link(digest, repository, { keep: true })
-      for (const tag of tags) await store.tag(tag, descriptor)
-      added([...(await this.#contentsOf(digest)), ...tags])
+      await this.#fetch(request, deadline)
       onFetched('kept')
       log.info({ digest, tags }, 'a copy is kept')
     } catch (err) {
@@ -300,9 +345,9 @@ export class Replicas implements Startable {
   }
 }
 
-/** All nodes agree on whose is the greatest. @see https://en.wikipedia.org/wiki/Rendezvous_hashing */
+/** From 0 to 1; all nodes agree on whose is the greatest. @see https://en.wikipedia.org/wiki/Rendezvous_hashing */
 function weightOf(digest: Digest, node: string): number {
-  return createHash('sha256').update(`${digest} ${node}`).digest().readUIntBE(0, 6)
+  return createHash('sha256').update(`${digest} ${node}`).digest().readUIntBE(0, 6) / 2 ** 48
 }
 
 function note(

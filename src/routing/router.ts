@@ -114,13 +114,15 @@ export interface PullListener {
   left(id: string): void
 }
 
-/** A node is asked to get an image of the home registry, and to keep it. */
+/** A node is asked to get an image, and to keep it. */
 export interface KeepRequest {
   readonly repository: RepositoryName
   /** Of a manifest or an index */
   readonly digest: Digest
   /** Tags that mean it, in full */
   readonly tags: readonly TagName[]
+  /** Nodes that are to have it; without it as many as have what is pushed */
+  readonly copies?: number
 }
 
 /** How nodes that trust each other see to it that images are on several of them. Requests may be lost, and nothing waits for them. */

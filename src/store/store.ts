@@ -131,8 +131,13 @@ export interface WritableStore extends ContentStore {
    * @throws {StoreUnavailableError}
    */
   guard(kept: ReadonlySet<Digest>): Promise<void>
-  /** What {@link link} keeps in repositories of a registry, and the full names of these. */
-  kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>>
+  /** What {@link link} keeps, and the full names of the repositories in which it does. */
+  kept(): Promise<ReadonlyMap<Digest, readonly string[]>>
+  /**
+   * From now on others, or this store itself, may take a tag away when room is needed, as if it had only been pulled.
+   * @throws {NotHeldError}
+   */
+  release(tag: TagName): Promise<void>
   /** Full names of all repositories that content is linked to, or that have tags. */
   repositories(): Promise<ReadonlySet<string>>
   /** Manifests that are held and say something about `subject`, wherever they belong. */

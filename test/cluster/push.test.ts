@@ -139,6 +139,22 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       assert.match(await a.ctr('image', 'check', `name==${name}`), /complete/)
     })
 
+    test('any image is kept on as many nodes as its pin says, until it is unpinned', async () => {
+      const image = await buildImage({ layers: [5000, 70], seed: `${version} pinned` })
+      const name = 'ksd.test.com/org/pinned:1'
+      await b.import(image, name)
+      const { digest } = image.manifest.descriptor
+      await until(async () => (await holds(b, image)) && (await a.exec(['shoal', 'status'])) !== '')
+      assert.equal(await a.exec(['shoal', 'pin', name, '--replicas', '3']), `${digest} is kept\n`)
+      for (const node of [a, b, c]) {
+        assert.equal(await holds(node, image), true)
+        await until(() => isPinned(node, name))
+      }
+      assert.match(await a.exec(['shoal', 'unpin', name]), /is kept no longer/)
+      assert.equal(await isPinned(a, name), false)
+      await assert.rejects(a.exec(['shoal', 'unpin', name]), /not kept on this node/)
+    })
+
     test('what was pushed can be run there with no network, and is pinned', async () => {
       const image = await buildImage({ layers: [300_000, 1000], seed: `${version} runs` })
       const name = `${HOME}/team/runs:v1`

@@ -537,6 +537,18 @@ export function writableStoreSuite(
       }
     })
 
+    test('lets go of what is kept no longer, and of its tag only when that is taken away', async () => {
+      const image = await buildImage({ layers: [8], seed: `${name}/released` })
+      for (const blob of image.blobs()) await put(blob)
+      const tag = named('released', 'v1')
+      await assert.rejects(store.release(tag), NotHeldError)
+      await store.tag(tag, image.manifest.descriptor)
+      await store.guard(new Set([image.manifest.descriptor.digest]))
+      await store.release(tag)
+      assert.deepEqual(plain(await store.resolve(tag)), image.manifest.descriptor)
+      assert((await store.tags()).has(tag))
+    })
+
     test('takes tags away', async () => {
       const image = await buildImage({ layers: [7], seed: `${name}/untagged` })
       const [tag, other] = [named('untagged', 'v1'), named('untagged', 'v2')]
@@ -613,10 +625,11 @@ export function writableStoreSuite(
       }
       await put({ descriptor, bytes: manifest })
       await store.link(descriptor.digest, repository('about'), { keep: true })
-      assert.deepEqual((await store.kept('shoal.test')).get(descriptor.digest), [
-        'shoal.test/about',
-      ])
-      assert(!(await store.kept('other.test')).has(descriptor.digest))
+      assert.deepEqual((await store.kept()).get(descriptor.digest), ['shoal.test/about'])
+      await store.unlink(descriptor.digest, repository('about'))
+      assert(!(await store.kept()).has(descriptor.digest))
+      await store.link(descriptor.digest, repository('about'))
+      assert(!(await store.kept()).has(descriptor.digest))
       assert.deepEqual(await store.referrers(subject.digest), [descriptor.digest])
     })
 

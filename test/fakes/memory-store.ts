@@ -140,15 +140,19 @@ export class MemoryStore implements WritableStore {
 
   async guard(): Promise<void> {}
 
-  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
+  async kept(): Promise<ReadonlyMap<Digest, readonly string[]>> {
     const found = new Map<Digest, string[]>()
     for (const digest of this.#kept) {
       const repositories = [...this.#links]
-        .filter((link) => link.startsWith(`${registry}/`) && link.endsWith(`@${digest}`))
+        .filter((link) => link.endsWith(`@${digest}`))
         .map((link) => link.slice(0, link.indexOf('@')))
       if (repositories.length > 0) found.set(digest, repositories)
     }
     return found
+  }
+
+  async release(tag: TagName): Promise<void> {
+    if (!this.#tags.has(tag)) throw new NotHeldError(tag)
   }
 
   async unlink(digest: Digest, repository: RepositoryName): Promise<void> {

@@ -13,9 +13,10 @@ import { PeerProtocolError } from './frames.ts'
 export const KEEPS = 'keeps'
 
 const MAX_TAGS = 100
+const MAX_COPIES = 100
 
 /** @throws {PeerProtocolError} */
-export function readKeepRequest({ repository, digest, tags }: RequestMessage): KeepRequest {
+export function readKeepRequest({ repository, digest, tags, copies }: RequestMessage): KeepRequest {
   if (tags.length > MAX_TAGS) throw new PeerProtocolError('too many tags')
   if (!isDigest(digest)) throw new PeerProtocolError('not a digest')
   try {
@@ -27,18 +28,25 @@ export function readKeepRequest({ repository, digest, tags }: RequestMessage): K
     })
     if (all.some((tag) => repositoryOf(tag) !== fullName(name)))
       throw new PeerProtocolError('tag of another repository')
-    return { repository: name, digest, tags: all }
+    const wanted = Math.min(copies, MAX_COPIES)
+    return { repository: name, digest, tags: all, ...(wanted > 0 && { copies: wanted }) }
   } catch (cause) {
     if (cause instanceof PeerProtocolError) throw cause
     throw new PeerProtocolError('not a name', { cause })
   }
 }
 
-export function keepMessage({ repository, digest, tags }: KeepRequest): PeerMessage['message'] {
+export function keepMessage({
+  repository,
+  digest,
+  tags,
+  copies = 0,
+}: KeepRequest): PeerMessage['message'] {
   const value = create(KeepRequestSchema, {
     repository: fullName(repository),
     digest,
     tags: tags.slice(0, MAX_TAGS),
+    copies,
   })
   return { case: 'keepRequest', value }
 }

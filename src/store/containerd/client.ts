@@ -378,11 +378,26 @@ export class ContainerdClient {
   }
 
   /**
-   * Content that stays though nothing refers to it.
+   * Content that {@link link} keeps, and the full names of the repositories in which it does.
    * @throws {StoreUnavailableError}
    */
-  async listKept(): Promise<ReadonlyMap<Digest, ContentInfo>> {
-    return this.#list(`labels.${JSON.stringify(ROOT_LABEL)}`)
+  async listKept(): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    const kept = new Map<Digest, readonly string[]>()
+    const filters = [`labels.${JSON.stringify(ROOT_LABEL)}`]
+    const options = { signal: AbortSignal.timeout(LIST_DEADLINE_MS) }
+    try {
+      for await (const { info } of this.#grpc.stream(Content.method.list, { filters }, options)) {
+        for (const { digest, labels } of info) {
+          const repositories = Object.keys(labels)
+            .filter((label) => label.startsWith(REPOSITORY_LABEL))
+            .map((label) => label.slice(REPOSITORY_LABEL.length))
+          if (isDigest(digest) && repositories.length > 0) kept.set(digest, repositories)
+        }
+      }
+    } catch (error) {
+      throw await this.#translate(error)
+    }
+    return kept
   }
 
   /**
@@ -432,6 +447,18 @@ export class ContainerdClient {
       const updateMask = { paths: [`labels.${PINNED_LABEL}`] }
       await held(this.#ask(this.#grpc.call(Images.method.update, { image, updateMask }), name))
     }
+  }
+
+  /**
+   * The opposite for one image record.
+   * @throws {NotHeldError | StoreUnavailableError}
+   */
+  async unpin(name: TagName): Promise<void> {
+    const { target } =
+      (await this.#ask(this.#grpc.call(Images.method.get, { name }), name)).image ?? {}
+    const image = { name, ...(target && { target }), labels: { [PINNED_LABEL]: '' } }
+    const updateMask = { paths: [`labels.${PINNED_LABEL}`] }
+    await this.#ask(this.#grpc.call(Images.method.update, { image, updateMask }), name)
   }
 
   /**

@@ -30,7 +30,7 @@ import {
 import { ContainerdClient, held, LIST_DEADLINE_MS } from './client.ts'
 import { ContainerdUpload } from './containerd-upload.ts'
 import { Inventory } from './inventory.ts'
-import { watchContent } from './watcher.ts'
+import { watchContent, Written } from './watcher.ts'
 
 /** Media types that are remembered; more content than this is read again to tell what it is. */
 const MEDIA_TYPES = 4096
@@ -187,6 +187,7 @@ export class ContainerdStore implements WritableStore {
       retain: (digest) => this.#client.retain(digest, lease),
       label: async (digest, labels) => void (await this.#client.label(digest, labels)),
       sha256Of: (digest) => this.#sha256Of(digest),
+      written: (digest) => void this.#rechecks.dispatchEvent(new Written(digest)),
     })
   }
 
@@ -241,13 +242,12 @@ export class ContainerdStore implements WritableStore {
     await this.#client.pin(kept)
   }
 
-  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
-    const found = new Map<Digest, readonly string[]>()
-    for (const [digest, { origin }] of await this.#client.listKept()) {
-      const repositories = origin.repositories.filter((name) => names([name], { registry }))
-      if (repositories.length > 0) found.set(digest, repositories)
-    }
-    return found
+  kept(): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    return this.#client.listKept()
+  }
+
+  async release(tag: TagName): Promise<void> {
+    await this.#client.unpin(tag)
   }
 
   async repositories(): Promise<ReadonlySet<string>> {

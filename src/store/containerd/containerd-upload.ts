@@ -14,6 +14,8 @@ export interface ContainerdUploadComponents {
   readonly label: (digest: Digest, labels: Readonly<Record<string, string>>) => Promise<void>
   /** The sha256 digest of content that is held */
   readonly sha256Of: (digest: Digest) => Promise<string>
+  /** Told of what is held from now on */
+  readonly written: (digest: Digest) => void
 }
 
 /** Content on its way into containerd, which hashes it, so that we need not. */
@@ -42,6 +44,7 @@ export class ContainerdUpload implements ContentUpload {
     const { writer } = this.#components
     try {
       await this.#commit(digest, manifest === undefined ? {} : manifestLabels(manifest))
+      this.#components.written(digest)
     } catch (error) {
       await writer.abort().catch(() => {})
       throw error

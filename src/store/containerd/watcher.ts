@@ -31,8 +31,18 @@ export interface WatchComponents {
   readonly log: Logger
   /** The content directory, if it can be read; asked again after each reconnect */
   readonly contentPath: () => Promise<string | undefined>
-  /** Has an event `recheck` when what was told is in doubt */
+  /** Has an event `recheck` when what was told is in doubt, and {@link Written} when we have written something */
   readonly rechecks: EventTarget
+}
+
+/** We have written content ourselves: nobody need find that out. */
+export class Written extends Event {
+  static readonly TYPE = 'written'
+  readonly digest: Digest
+  constructor(digest: Digest) {
+    super(Written.TYPE)
+    this.digest = digest
+  }
 }
 
 export interface WatchInit {
@@ -117,6 +127,13 @@ async function* watchConnected(
     for (const follow of [followEvents(client, hints, signal), probe(client, signal)])
       follow.catch((error: unknown) => ending.abort(error))
     rechecks.addEventListener('recheck', onRecheck, { signal })
+    rechecks.addEventListener(
+      Written.TYPE,
+      (event) => {
+        if (event instanceof Written) hints.changed(event.digest)
+      },
+      { signal },
+    )
     for (let work: Work = 'list'; ; work = await hints.next()) {
       let whole = false
       if (work === 'list') {

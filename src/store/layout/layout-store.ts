@@ -353,13 +353,25 @@ export class LayoutStore implements WritableStore, Startable {
   /** Nobody else takes anything away here. */
   async guard(): Promise<void> {}
 
-  async kept(registry: string): Promise<ReadonlyMap<Digest, readonly string[]>> {
-    const found = new Map<Digest, readonly string[]>()
+  async kept(): Promise<ReadonlyMap<Digest, readonly string[]>> {
+    const kept = new Map<Digest, readonly string[]>()
     for (const digest of this.#index.roots()) {
-      const repositories = [...this.#links.of(digest)].filter((name) => names([name], { registry }))
-      if (repositories.length > 0) found.set(digest, repositories)
+      const repositories = this.#links.of(digest)
+      if (repositories.size > 0) kept.set(digest, [...repositories])
     }
-    return found
+    return kept
+  }
+
+  async release(tag: TagName): Promise<void> {
+    await this.#exclusive(async () => {
+      const index = await this.#readIndex()
+      const entry = index.tags.get(tag)
+      if (entry === undefined) throw new NotHeldError(tag)
+      if (entry.pulled) return
+      const next = index.withoutTag(tag).withTag(tag, entry.descriptor, { pulled: true })
+      await this.#writeIndex(next)
+      await this.#use(next)
+    })
   }
 
   async repositories(): Promise<ReadonlySet<string>> {

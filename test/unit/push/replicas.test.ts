@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../../src/cli/demo-image.ts'
 import { createLogger } from '../../../src/observe/log.ts'
@@ -6,6 +8,7 @@ import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { LocalSource } from '../../../src/pull/local.ts'
 import { Fetcher } from '../../../src/push/fetcher.ts'
+import { Pins } from '../../../src/push/pins.ts'
 import { Replicas } from '../../../src/push/replicas.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../../../src/routing/router.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
@@ -55,9 +58,16 @@ class Node implements KeepExchange {
         ),
     })
     this.replicas = new Replicas(
-      { store: this.store, router: this, fetcher, added: () => {}, log },
       {
-        homeRegistry: HOME,
+        store: this.store,
+        router: this,
+        fetcher,
+        pins: new Pins({ dataDir: join(tmpdir(), `shoal-pins-${process.pid}-${Math.random()}`) }),
+        shares: (registry) => registry === HOME,
+        added: () => {},
+        log,
+      },
+      {
         copies: init.copies ?? 2,
         wait: init.wait ?? 5000,
         repairAfter: 1000,
@@ -130,7 +140,7 @@ suite('copies of what was pushed', () => {
         await until(() => store.keys.has(tag))
         for (const { descriptor } of image.blobs())
           assert(await store.belongs(descriptor.digest, repository))
-        assert.deepEqual((await store.kept(HOME)).get(digest), [`${HOME}/team/app`])
+        assert.deepEqual((await store.kept()).get(digest), [`${HOME}/team/app`])
       }
     })
   })
