@@ -38,8 +38,10 @@ import {
   parseReference,
   tagName,
   type ContentKey,
+  type Reference,
 } from './oci/reference.ts'
 import { chain, type OpenContent } from './pull/chain.ts'
+import { explainPull } from './pull/explain.ts'
 import { homeTags } from './pull/home-tags.ts'
 import { Inflight } from './pull/inflight.ts'
 import { keep } from './pull/keep.ts'
@@ -52,7 +54,7 @@ import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
 import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
 import { Heard } from './pull/swarm/heard.ts'
 import { Swarm } from './pull/swarm/swarm.ts'
-import { trustedTags } from './pull/tags.ts'
+import { tagRules, trustedTags } from './pull/tags.ts'
 import { Transfers } from './pull/transfer.ts'
 import { Logins } from './pull/upstream/logins.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
@@ -496,7 +498,7 @@ export function createDaemon(
       log: component('pull:peers'),
       onAttempt: (outcome) => metrics.peerAttempts.inc({ outcome }),
     },
-    config.peers,
+    { ...config.peers, tiers: config.tiers },
   )
   const holders = (among: 'near' | 'far'): ContentSource => ({
     name: peers.name,
@@ -559,25 +561,28 @@ export function createDaemon(
         },
       },
     )
-  const upstream = new UpstreamSource({
-    connect: async () => {
-      const { UpstreamClient } = await import('./pull/upstream/client.ts')
-      return new UpstreamClient(
-        {
-          log: component('pull:upstream'),
-          logins: new Logins({ log: component('pull:upstream') }, { files: config.credentials }),
-          onRateLimit: ({ endpoint, limit, remaining }) => {
-            metrics.upstreamLimit.set({ endpoint }, limit)
-            metrics.upstreamRemaining.set({ endpoint }, remaining)
+  const upstream = new UpstreamSource(
+    {
+      connect: async () => {
+        const { UpstreamClient } = await import('./pull/upstream/client.ts')
+        return new UpstreamClient(
+          {
+            log: component('pull:upstream'),
+            logins: new Logins({ log: component('pull:upstream') }, { files: config.credentials }),
+            onRateLimit: ({ endpoint, limit, remaining }) => {
+              metrics.upstreamLimit.set({ endpoint }, limit)
+              metrics.upstreamRemaining.set({ endpoint }, remaining)
+            },
           },
-        },
-        { timeouts: config.uplink },
-      )
+          { timeouts: config.uplink },
+        )
+      },
+      endpointsOf: (name) => routes.endpointsOf(name),
+      log: component('pull:upstream'),
+      onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
     },
-    endpointsOf: (name) => routes.endpointsOf(name),
-    log: component('pull:upstream'),
-    onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
-  })
+    { tiers: config.tiers },
+  )
   // What no node of this zone has, one of those who want it at the same time gets from elsewhere.
   const elsewhere = chain([holders('far'), upstream])
   const swarm = new Swarm({
@@ -603,7 +608,8 @@ export function createDaemon(
       ? trustedTags(
           {
             open: sources,
-            upstream: (request, options) => swarm.open(request, options),
+            // Itself: what another node has under a name is not what the upstream says now.
+            upstream: (request, options) => upstream.open(request, options),
             claims,
             onConflict(tag, claim, served) {
               metrics.tagConflicts.inc({ kind: 'served' })
@@ -745,12 +751,35 @@ export function createDaemon(
       complaint: mirror.complaint || null,
     },
   })
+  const ruleOf = tagRules(config.tags)
+  const explain = (image: Reference) =>
+    explainPull(
+      image,
+      {
+        open: fromNodes,
+        isHere: (key) =>
+          (isDigestKey(key) ? store.stat(key) : store.resolve(key)).catch(() => undefined),
+        peers,
+        router,
+        claims,
+        upstream: config.upstream === 'on' ? upstream : undefined,
+        ruleOf,
+        isShared: (name) => router.sharing && sharedRegistries.has(name),
+        policyOf: (name, repository) => images.policyOf(name, repository),
+      },
+      {
+        tiers: config.tiers,
+        revalidate: config.uplink.revalidate,
+        homeRegistry: config.registry.name,
+      },
+    )
   const admin = createAdminServer({
     metrics,
     notReady,
     status,
     names: [config.nodeName, config.listen.admin.host],
     config,
+    explain,
     history,
     peers: () =>
       router.peers().map(({ name, origins: [origin = ''], zone, region }) => {

@@ -42,6 +42,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   pull: [
     'oci',
     'lifecycle.ts',
+    'observe/explain.ts',
     'observe/log.ts',
     'store/store.ts',
     'routing/claims.ts',

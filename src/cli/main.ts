@@ -3,6 +3,7 @@ import manifest from '../../package.json' with { type: 'json' }
 import { configCommand } from './config.ts'
 import { demoCommand } from './demo.ts'
 import { doctorCommand } from './doctor.ts'
+import { explainCommand } from './explain.ts'
 import { installCommand, uninstallCommand } from './install.ts'
 import { mirrorCommand } from './mirror.ts'
 import { rolloutCommand } from './rollout.ts'
@@ -25,6 +26,7 @@ const program = new Command('shoal')
   .showHelpAfterError('(run with --help for what there is)')
   .addCommand(serveCommand())
   .addCommand(statusCommand())
+  .addCommand(explainCommand())
   .addCommand(pinCommand())
   .addCommand(unpinCommand())
   .addCommand(doctorCommand())

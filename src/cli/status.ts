@@ -1,18 +1,12 @@
 import { Command } from 'commander'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
+import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
 
-/** How long the daemon may take to say how it is, in ms. */
-const ANSWER = 5000
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
-
-/** Nobody said how the node is. */
-class DaemonSilentError extends Error {
-  override readonly name = 'DaemonSilentError'
-  readonly code = 'ERR_DAEMON_SILENT'
-}
+const STATUS_KEYS = ['notReady', 'sharing', 'store', 'push', 'mesh', 'upstream', 'mirror'] as const
 
 /** `shoal status`. */
 export function statusCommand(): Command {
@@ -22,7 +16,11 @@ export function statusCommand(): Command {
     .action(async () => {
       // Not what K3s says: it may be what is wrong
       const { config } = await loadGiven(status)
-      const said = await ask(mirrorEndpoint(config.listen.admin))
+      const said = await askDaemon<NodeStatus>(
+        mirrorEndpoint(config.listen.admin),
+        '/status',
+        STATUS_KEYS,
+      )
       process.stdout.write(
         status.opts()['json'] === true
           ? `${JSON.stringify(said, null, 2)}\n`
@@ -31,34 +29,6 @@ export function statusCommand(): Command {
       process.exitCode = said.notReady === null ? 0 : 1
     })
   return addConfigOptions(status, ['listen.admin'])
-}
-
-/** @throws {DaemonSilentError} */
-async function ask(origin: string): Promise<NodeStatus> {
-  let said: unknown
-  try {
-    const response = await fetch(`${origin}/status`, { signal: AbortSignal.timeout(ANSWER) })
-    said = await response.json()
-  } catch (error) {
-    const running = 'start it with shoal serve, or name where it is with --listen-admin'
-    throw new DaemonSilentError(`no daemon of Shoal answers at ${origin}: ${running}`, {
-      cause: error,
-    })
-  }
-  if (!isStatus(said))
-    throw new DaemonSilentError(`what answers at ${origin} is no daemon of Shoal of this version`)
-  return said
-}
-
-/** Whether it is one, by what only it says: the daemon is trusted, but not that it is what answers. */
-function isStatus(value: unknown): value is NodeStatus {
-  return (
-    typeof value === 'object' &&
-    value !== null &&
-    ['notReady', 'sharing', 'store', 'push', 'mesh', 'upstream', 'mirror'].every(
-      (key) => key in value,
-    )
-  )
 }
 
 /** The same in words, a line for each thing. */
@@ -147,6 +117,6 @@ function describeMirror({ certsDir, withdrawn, complaint }: NodeStatus['mirror']
 }
 
 /** Names come from other nodes, and a terminal obeys what is not text. */
-function printable(text: string): string {
+export function printable(text: string): string {
   return text.replaceAll(/\p{C}/gu, '?')
 }

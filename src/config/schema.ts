@@ -693,6 +693,34 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
+    tiers: z
+      .strictObject(
+        {
+          zone: duration().prefault('2s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long a request may wait for the first byte from nodes of the same zone, all of them together; then it goes on to the next tier: nodes of the same region, all other nodes, the mirrors of registries.yaml, the registry itself. Each has its time, which begins when it is asked first.',
+          }),
+          region: duration().prefault('3s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'The same for nodes of other zones of the same region.',
+          }),
+          elsewhere: duration().prefault('5s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'The same for all other nodes; without zones and regions they all are.',
+          }),
+          mirrors: duration().prefault('15s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'The same for the endpoints that registries.yaml names for a registry.',
+          }),
+          origin: duration().prefault('15s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'The same for the registry itself.',
+          }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     certsDir: autoPath().prefault('auto').register(docs, {
       placeholder: 'DIRECTORY',
       description:

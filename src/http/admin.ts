@@ -1,6 +1,8 @@
 import { fastify, type FastifyInstance } from 'fastify'
 import { isOwnName, keepPagesOut } from './browsers.ts'
+import type { PullPlan } from '../observe/explain.ts'
 import type { Metrics } from '../observe/metrics.ts'
+import { parseReference, type Reference } from '../oci/reference.ts'
 import { addDashboard, type DashboardComponents } from './dashboard.ts'
 import { toDistributionError } from '../oci/errors.ts'
 
@@ -9,6 +11,8 @@ export interface AdminComponents extends DashboardComponents {
   readonly metrics: Metrics
   /** Why this node is not ready; undefined when it is. */
   readonly notReady: () => string | undefined
+  /** What a pull would do now. */
+  readonly explain: (image: Reference) => Promise<PullPlan>
   /** By which this node is asked, beside its addresses */
   readonly names?: readonly string[]
   /** With what it runs, everything `auto` decided. Nothing in it is secret: secrets are in files of their own. */
@@ -17,7 +21,7 @@ export interface AdminComponents extends DashboardComponents {
 
 /** Probes, metrics and what the commands ask, for this host only. */
 export function createAdminServer(components: AdminComponents): FastifyInstance {
-  const { metrics, notReady, status, names = [], config } = components
+  const { metrics, notReady, status, explain, names = [], config } = components
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
   server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
@@ -37,6 +41,16 @@ export function createAdminServer(components: AdminComponents): FastifyInstance 
   })
   server.get('/status', async (_request, reply) => reply.send(await status()))
   addDashboard(server, components)
+  server.get<{ Querystring: { image?: string } }>('/explain', async ({ query }, reply) => {
+    let image: Reference
+    try {
+      image = parseReference(query.image ?? '')
+    } catch (error) {
+      const message = error instanceof Error ? error.message : 'image cannot be read'
+      return reply.code(400).send({ error: message })
+    }
+    return reply.send(await explain(image))
+  })
   server.get('/config', (_request, reply) => reply.send(config))
   server.get('/metrics', async (_request, reply) => {
     const { contentType, text } = await metrics.render()

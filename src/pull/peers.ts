@@ -10,6 +10,7 @@ import {
   type RangeRequest,
 } from '../oci/distribution.ts'
 import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifest.ts'
+import type { ContentKey } from '../oci/reference.ts'
 import type { LookupOptions, Peer, Router } from '../routing/router.ts'
 import { PeerChoice } from './choice.ts'
 import {
@@ -24,6 +25,7 @@ import {
   type Giver,
   type OpenOptions,
 } from './source.ts'
+import { TierClock, tierOf, type TierBudgets } from './tiers.ts'
 import { inTurn, type Attempt } from './turns.ts'
 
 /** What became of one request to one peer; for metrics. */
@@ -51,6 +53,14 @@ export interface PeersInit {
   readonly hedge: number
   /** How long to come again in ms while all that have the content are busy. */
   readonly busy: number
+  readonly tiers: TierBudgets
+}
+
+/** A peer that holds something, and what a pull would make of it. */
+export interface Holder {
+  readonly peer: Peer
+  /** `last`: it could not be reached a moment ago; `not`: it gave wrong content */
+  readonly asked: 'now' | 'last' | 'not'
 }
 
 /**
@@ -105,6 +115,25 @@ export class PeersSource implements ContentSource {
     const find: Router['lookup'] = (key, how) =>
       this.#router.lookup(key, { ...how, ...(among !== undefined && { among }) })
     return this.#open(request, options, { find, patient: true, hedge: () => this.#choice.hedge() })
+  }
+
+  /** Who says that it holds `key`, in the order in which a pull would ask them now. Nobody is asked. */
+  async holders(key: ContentKey, { signal }: { signal: AbortSignal }): Promise<Holder[]> {
+    const looking = AbortSignal.any([signal, AbortSignal.timeout(this.#init.lookup)])
+    const found: Holder[] = []
+    for await (const peer of this.#router.lookup(key, {
+      signal: looking,
+      rank: this.#choice.rank,
+    })) {
+      const asked = this.#choice.quarantined(peer)
+        ? 'not'
+        : this.#choice.resting(peer)
+          ? 'last'
+          : 'now'
+      found.push({ peer, asked })
+    }
+    const order = { now: 0, last: 1, not: 2 }
+    return found.toSorted((a, b) => order[a.asked] - order[b.asked])
   }
 
   /** The same from certain peers, which are receiving it themselves: the first of them, and others when that is slow to answer. */
@@ -251,8 +280,10 @@ export class PeersSource implements ContentSource {
     busy: Map<string, number>,
     signal: AbortSignal,
     size: number | undefined,
-    { find, timeouts, hedge }: Asked,
+    { find, timeouts, hedge, patient }: Asked,
   ): Promise<Transfer> {
+    // Those that are receiving it themselves have times of their own
+    const clock = patient ? new TierClock(this.#init.tiers) : undefined
     const looking = new AbortController()
     const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
     const lookup = AbortSignal.any([signal, looking.signal])
@@ -288,14 +319,23 @@ export class PeersSource implements ContentSource {
             next = undefined
             continue
           }
+          if (clock?.isOver(tierOf(peer)) === true) {
+            next = this.#nextPeer(found, tried, later)
+            continue
+          }
           tried.add(peer.id)
           const abort = new AbortController()
           const attempt = AbortSignal.any([signal, abort.signal])
+          // What has answered by then goes on
+          const over = clock?.enter(tierOf(peer))
+          const giveUp = (): void => abort.abort(DECIDED)
+          over?.addEventListener('abort', giveUp)
           const done = this.#ask(peer, request, range, size, attempt, {
             again,
             busy,
             timeouts,
           }).finally(() => {
+            over?.removeEventListener('abort', giveUp)
             running.delete(peer.id)
           })
           running.set(peer.id, { abort, done })

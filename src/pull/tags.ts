@@ -38,6 +38,13 @@ const MAX_KNOWN = 10_000
 /** An upstream that does not answer in time may still do so for the next who asks, within this, in ms. */
 const LATE_ANSWER = 30_000
 
+/** Finds the rule for a tag: the first that matches, and without one the upstream is never asked again. */
+export function tagRules(rules: readonly TagRule[]): (name: TagName) => TagRule {
+  const compiled = rules.map((rule) => ({ pattern: namePattern(rule.match), rule }))
+  return (name) =>
+    compiled.find(({ pattern }) => pattern.test(name))?.rule ?? { match: '*', revalidate: 'never' }
+}
+
 /**
  * Opens manifests by tag so that a tag means what the upstream says it means, as far as `rules` ask for that and the upstream
  * answers in time. When it does not, what the nodes know last is served: pods start without an uplink. That is what the
@@ -49,19 +56,14 @@ export function trustedTags(
 ): OpenContent {
   const known = new Map<TagName, { digest: Digest; at: number }>()
   const asking = new Map<TagName, Promise<Digest | undefined>>()
-  const compiled = rules.map(({ match, revalidate }) => ({
-    pattern: namePattern(match),
-    revalidate,
-  }))
+  const ruleOf = tagRules(rules)
 
   return async (request, options) => {
     const { kind, target, registry, repository } = request
     if (kind !== 'manifest' || !('tag' in target) || registry === homeRegistry)
       return open(request, options)
     const name = tagName(registry, repository, target.tag)
-    const { revalidate } = compiled.find(({ pattern }) => pattern.test(name)) ?? {
-      revalidate: 'never',
-    }
+    const { revalidate } = ruleOf(name)
     if (revalidate === 'never') return openHeld(request, name, options)
 
     const seen = known.get(name)

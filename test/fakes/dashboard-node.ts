@@ -6,6 +6,7 @@ import { tagName, type ContentKey } from '../../src/oci/reference.ts'
 /** What a node tells its dashboard, as large as a test wants it. */
 export interface DashboardNode extends DashboardComponents {
   readonly notReady: () => string | undefined
+  readonly explain: () => Promise<never>
   /** What is wrong from now on, besides what always is */
   degrade(changes: Partial<NodeStatus>): void
   /** So many peers from now on */
@@ -97,6 +98,7 @@ export function dashboardNode({
     return ongoing
   }
   return {
+    explain: () => Promise.reject(new Error('the dashboard does not ask')),
     history,
     notReady: () => status().notReady ?? undefined,
     status: async () => status(),

@@ -1,6 +1,7 @@
 import { createServer, type RequestListener, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import type { ContentKey } from '../../src/oci/reference.ts'
+import type { TierBudgets } from '../../src/pull/tiers.ts'
 import type { Peer, Router } from '../../src/routing/router.ts'
 
 /** A registry on loopback that behaves as it was told, and counts who asked. */
@@ -165,6 +166,15 @@ export async function unreachable(): Promise<ZooPeer> {
   const gone = await start('unreachable', () => {})
   await gone[Symbol.asyncDispose]()
   return { ...gone, async [Symbol.asyncDispose]() {} }
+}
+
+/** Long enough for any test that is not about them. */
+export const TIERS: TierBudgets = {
+  zone: 20_000,
+  region: 20_000,
+  elsewhere: 20_000,
+  mirrors: 20_000,
+  origin: 20_000,
 }
 
 /** Finds the same peers for every key, in this order. */

@@ -25,7 +25,7 @@ import type {
 } from '../../src/routing/router.ts'
 import { NotHeldError } from '../../src/store/store.ts'
 import { Spool } from '../../src/store/spool.ts'
-import { FixedRouter } from './peer-zoo.ts'
+import { FixedRouter, TIERS } from './peer-zoo.ts'
 
 const log = createLogger({ level: 'silent' })
 const timeouts = { dial: 400, firstByte: 1000, progress: 1000 }
@@ -183,18 +183,25 @@ export class SwarmNode implements AsyncDisposable {
     stack.defer(() => net.leave(id))
     const client = stack.adopt(new RegistryClient({ timeouts }), (each) => each.close())
     const router = new FixedRouter([])
-    const peers = new PeersSource({ router, client, log }, { lookup: 1000, hedge: 250, busy: 500 })
+    const peers = new PeersSource(
+      { router, client, log },
+      { lookup: 1000, hedge: 250, busy: 500, tiers: TIERS },
+    )
     const logins = { of: async () => undefined }
     const fetcher = new UpstreamClient(
       { log, logins },
       { timeouts: { ...timeouts, progress: 2000 } },
     )
     stack.defer(() => fetcher.close())
-    const upstream = new UpstreamSource({
-      connect: async () => fetcher,
-      endpointsOf: () => [{ url: url ?? '', overridePath: false, access: {}, rewrites: new Map() }],
-      log,
-    })
+    const endpoint = { url: url ?? '', overridePath: false, access: {}, rewrites: new Map() }
+    const upstream = new UpstreamSource(
+      {
+        connect: async () => fetcher,
+        endpointsOf: () => [{ ...endpoint, tier: 'origin' }],
+        log,
+      },
+      { tiers: TIERS },
+    )
     const swarm = new Swarm({
       exchange,
       peers,

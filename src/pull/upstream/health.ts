@@ -37,20 +37,24 @@ export class EndpointHealth {
     this.#probe = probe
   }
 
-  /** Why an endpoint is not to be asked for `path` now; undefined if it is. */
+  /** Why an endpoint is not to be asked for `path` now; undefined if it is. One that is down is tried in the background. */
   resting(endpoint: Endpoint, path: string): string | undefined {
+    const why = this.why(endpoint, path)
+    const state = this.#states.get(endpoint.url)
+    if (state !== undefined && state.until <= performance.now()) {
+      if (state.limited) this.#states.delete(endpoint.url)
+      else if (!state.probing && why === state.why) void this.#try(endpoint, state)
+    }
+    return why
+  }
+
+  /** The same, and nothing is done. */
+  why(endpoint: Endpoint, path: string): string | undefined {
     const now = performance.now()
     const negative = this.#negative.get(keyOf(endpoint, path))
     if (negative !== undefined && negative.until > now) return negative.why
     const state = this.#states.get(endpoint.url)
-    if (state === undefined) return undefined
-    if (state.limited) {
-      if (state.until > now) return state.why
-      this.#states.delete(endpoint.url)
-      return undefined
-    }
-    if (state.until <= now && !state.probing) void this.#try(endpoint, state)
-    return state.why
+    return state === undefined || (state.limited && state.until <= now) ? undefined : state.why
   }
 
   /** Endpoints that are not to be asked for anything now, and for how many ms. Their URLs hold no login: registries.yaml has it elsewhere. */

@@ -6,6 +6,11 @@ import {
 } from '../../config/endpoints.ts'
 import { isLoopback } from '../../oci/reference.ts'
 
+/** An endpoint, and whether it stands for the registry or is the registry itself. */
+export interface RoutedEndpoint extends Endpoint {
+  readonly tier: 'mirrors' | 'origin'
+}
+
 /** Where this node itself asks registries: as registries.yaml says, and the registry itself where it says nothing. */
 export class UpstreamRoutes {
   #routes: ReadonlyMap<string, RegistryRoute> | undefined
@@ -24,16 +29,16 @@ export class UpstreamRoutes {
   }
 
   /** In the order in which they are asked; none before the first {@link update}. The home registry is nowhere else, and a loopback name means this node. */
-  endpointsOf(registry: string): readonly Endpoint[] {
+  endpointsOf(registry: string): readonly RoutedEndpoint[] {
     if (this.#routes === undefined || registry === this.#homeRegistry || isLoopback(registry))
       return []
     const route = this.#routes.get(registry) ?? this.#routes.get(WILDCARD)
     const plain = plainEndpoint(registry)
     const origin = route === undefined ? plain : route.origin
     const itself = origin?.url === '' ? { ...plain, access: origin.access } : origin
-    return [...(route?.endpoints ?? []), ...(itself === undefined ? [] : [itself])].filter(
-      ({ url }) => !this.#isSelf(url),
-    )
+    const mirrors = (route?.endpoints ?? []).map((each) => ({ ...each, tier: 'mirrors' as const }))
+    const last = itself === undefined ? [] : [{ ...itself, tier: 'origin' as const }]
+    return [...mirrors, ...last].filter(({ url }) => !this.#isSelf(url))
   }
 
   #isSelf(url: string): boolean {

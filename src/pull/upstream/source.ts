@@ -24,7 +24,9 @@ import {
 } from '../source.ts'
 import { UpstreamError, type UpstreamAnswer, type UpstreamFetcher } from './answer.ts'
 import { EndpointHealth } from './health.ts'
+import type { RoutedEndpoint } from './routes.ts'
 import { rewrite } from './rewrite.ts'
+import { TierClock, type TierBudgets } from '../tiers.ts'
 import { inTurn } from '../turns.ts'
 
 /** What became of asking the upstreams once; for metrics. */
@@ -34,7 +36,7 @@ export interface UpstreamComponents {
   /** Makes the client when it is first needed. */
   readonly connect: () => Promise<UpstreamFetcher>
   /** Where a registry's content is asked for, in this order; nowhere if it is not to be asked */
-  readonly endpointsOf: (registry: string) => readonly Endpoint[]
+  readonly endpointsOf: (registry: string) => readonly RoutedEndpoint[]
   readonly log: Logger
   /** Told of every attempt. */
   readonly onAttempt?: (outcome: UpstreamOutcome) => void
@@ -53,8 +55,10 @@ export class UpstreamSource implements ContentSource {
   readonly #log: Logger
   readonly #onAttempt: (outcome: UpstreamOutcome) => void
   readonly #health: EndpointHealth
+  readonly #tiers: TierBudgets
 
-  constructor(components: UpstreamComponents) {
+  constructor(components: UpstreamComponents, init: { readonly tiers: TierBudgets }) {
+    this.#tiers = init.tiers
     this.#connect = components.connect
     this.#endpointsOf = components.endpointsOf
     this.#log = components.log
@@ -63,6 +67,19 @@ export class UpstreamSource implements ContentSource {
       log: components.log,
       probe: async (endpoint, signal) => (await this.#fetcher()).probe(endpoint, signal),
     })
+  }
+
+  /** Whom a request would ask, in order, and whom it would pass over. Nobody is asked. */
+  route(pull: Pick<PullRequest, 'registry' | 'repository' | 'target'>): RouteStop[] {
+    return Array.from(this.#inOrder(pull), ({ endpoint, repository, path }) => ({
+      url: endpoint.url,
+      tier: endpoint.tier,
+      repository,
+      passedOver:
+        path === undefined
+          ? 'it would be no valid name of a repository there'
+          : (this.#health.why(endpoint, path) ?? null),
+    }))
   }
 
   /** Endpoints that are not asked now. */
@@ -185,10 +202,16 @@ export class UpstreamSource implements ContentSource {
   ): Promise<T> {
     const reasons: string[] = []
     const fetcher = await this.#fetcher()
+    const clock = new TierClock(this.#tiers)
     const found = await inTurn(
-      this.#candidates(pull, reasons, broken),
+      this.#candidates(pull, reasons, broken, clock),
       async ({ endpoint, repository, path }, turn) => {
         let connected = false
+        // What has answered by then goes on
+        const late = new AbortController()
+        const over = clock.enter(endpoint.tier)
+        const giveUp = (): void => late.abort()
+        over.addEventListener('abort', giveUp)
         const failed = (error: UpstreamError): void => {
           this.#health.failed(endpoint, path, error)
           this.#onAttempt(error.reason)
@@ -197,7 +220,7 @@ export class UpstreamSource implements ContentSource {
         try {
           const request = { pull, repository, ...(range !== undefined && { range }) }
           const answer = await fetcher.fetch(endpoint, request, {
-            signal: turn.signal,
+            signal: AbortSignal.any([turn.signal, late.signal]),
             onConnected: () => {
               connected = true
               turn.connected()
@@ -210,10 +233,14 @@ export class UpstreamSource implements ContentSource {
         } catch (error) {
           signal.throwIfAborted()
           if (error instanceof UpstreamError) failed(error)
+          else if (late.signal.aborted)
+            failed(new UpstreamError('unreachable', `does not answer in time for ${endpoint.tier}`))
           else if (!turn.signal.aborted) throw error
           // Somebody after it was there first
           else if (!connected) failed(new UpstreamError('unreachable', 'does not connect in time'))
           return undefined
+        } finally {
+          over.removeEventListener('abort', giveUp)
         }
       },
       { signal, discard: ({ accepted }) => discard?.(accepted) },
@@ -227,23 +254,43 @@ export class UpstreamSource implements ContentSource {
     )
   }
 
-  /** Endpoints that may be asked now, first those not in doubt; of the others the reason is noted. */
-  *#candidates(
-    { registry, repository: name, target }: PullRequest,
-    reasons: string[],
-    broken: ReadonlySet<string> | undefined,
-  ): Generator<Asked & { repository: string }, void> {
+  /** All endpoints, first those not in doubt; without a path what is asked for has no valid name there. */
+  *#inOrder(
+    { registry, repository: name, target }: Pick<PullRequest, 'registry' | 'repository' | 'target'>,
+    broken?: ReadonlySet<string>,
+  ): Generator<{ endpoint: RoutedEndpoint; repository: string; path: string | undefined }, void> {
     const endpoints = this.#endpointsOf(registry)
     const inDoubt = (endpoint: Endpoint): boolean =>
       broken?.has(endpoint.url) === true || this.#health.doubtful(endpoint)
     const sure = endpoints.filter((endpoint) => !inDoubt(endpoint))
     for (const endpoint of [...sure, ...endpoints.filter(inDoubt)]) {
       const repository = rewrite(name, endpoint.rewrites)
-      if (!isRepository(repository)) {
+      const path = isRepository(repository)
+        ? `${registry} ${repository} ${'digest' in target ? target.digest : target.tag}`
+        : undefined
+      yield { endpoint, repository, path }
+    }
+  }
+
+  /** Endpoints that may be asked now, first those not in doubt; of the others the reason is noted. */
+  *#candidates(
+    { registry, repository: name, target }: PullRequest,
+    reasons: string[],
+    broken: ReadonlySet<string> | undefined,
+    clock: TierClock,
+  ): Generator<Asked & { endpoint: RoutedEndpoint; repository: string }, void> {
+    for (const { endpoint, repository, path } of this.#inOrder(
+      { registry, repository: name, target },
+      broken,
+    )) {
+      if (path === undefined) {
         reasons.push(`${endpoint.url}: ${JSON.stringify(repository)} is no repository`)
         continue
       }
-      const path = `${registry} ${repository} ${'digest' in target ? target.digest : target.tag}`
+      if (clock.isOver(endpoint.tier)) {
+        reasons.push(`${endpoint.url}: the time for ${endpoint.tier} is over`)
+        continue
+      }
       const resting = this.#health.resting(endpoint, path)
       if (resting === undefined) {
         yield { endpoint, repository, path }
@@ -253,6 +300,16 @@ export class UpstreamSource implements ContentSource {
       reasons.push(`${endpoint.url}: ${resting}`)
     }
   }
+}
+
+/** An upstream as a request would find it now. */
+export interface RouteStop {
+  readonly url: string
+  readonly tier: RoutedEndpoint['tier']
+  /** As this endpoint has it */
+  readonly repository: string
+  /** Why it is not asked now; null if it is */
+  readonly passedOver: string | null
 }
 
 interface AskOptions<T> {

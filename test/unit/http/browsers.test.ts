@@ -29,6 +29,7 @@ async function listening(kind: 'admin' | 'local' | 'peer') {
           metrics,
           notReady: () => undefined,
           status: () => Promise.reject(new Error('not asked')),
+          explain: () => Promise.reject(new Error('not asked')),
           names: ['worker-1'],
           config: {},
           peers: () => [],

@@ -13,6 +13,7 @@ import { chain } from '../../../src/pull/chain.ts'
 import { PeersSource, type PeerOutcome } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
 import type { Content } from '../../../src/pull/source.ts'
+import type { TierBudgets } from '../../../src/pull/tiers.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
 import { HEAD_START } from '../../../src/pull/turns.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
@@ -28,7 +29,12 @@ const manifest = { digest: digestOf(json), mediaType: MEDIA_TYPE.ociManifest, by
 /** Budgets short enough for a test, long enough for a busy machine. */
 const timeouts = { dial: 400, firstByte: 400, progress: 400 }
 
-function source(peers: readonly zoo.ZooPeer[], hedge = 100, dial = timeouts.dial) {
+function source(
+  peers: readonly zoo.ZooPeer[],
+  hedge = 100,
+  dial = timeouts.dial,
+  tiers: Partial<TierBudgets> = {},
+) {
   const client = new RegistryClient({ timeouts: { ...timeouts, dial } })
   const outcomes: PeerOutcome[] = []
   const router = new zoo.FixedRouter(peers)
@@ -40,10 +46,11 @@ function source(peers: readonly zoo.ZooPeer[], hedge = 100, dial = timeouts.dial
       log,
       onAttempt: (outcome) => outcomes.push(outcome),
     },
-    { lookup: 2_000, hedge, busy: 500 },
+    { lookup: 2_000, hedge, busy: 500, tiers: { ...zoo.TIERS, ...tiers } },
   )
   const transfers = new Transfers({ log })
   return {
+    holders: () => peersSource.holders(blob.digest, { signal: signal() }),
     source: { open: transfers.over(chain([peersSource])) },
     outcomes,
     router,
@@ -363,5 +370,45 @@ suite('peers source', () => {
     )
     await assert.rejects(writing, { message: 'client left' })
     assert.deepEqual(peers.outcomes, ['ok'])
+  })
+})
+
+suite('peers of a tier', () => {
+  const at = (of: zoo.ZooPeer, distance: 0 | 1 | 2): zoo.ZooPeer => ({
+    ...of,
+    peer: { ...of.peer, distance },
+  })
+
+  test('have a time together; then those further away are asked', async () => {
+    await using one = await zoo.silent()
+    await using two = await zoo.silent()
+    await using far = await zoo.good(blob)
+    const peers = [at(one, 0), at(two, 0), at(far, 1)]
+    // Nobody is doubted before the time of the zone is over
+    await using it = source(peers, 10_000, timeouts.dial, { zone: 100 })
+    assert.deepEqual(await read(await it.source.open(request(blob), { signal: signal() })), bytes)
+    assert.deepEqual(
+      [one, two, far].map(({ requests }) => requests.length),
+      [1, 0, 1],
+    )
+  })
+
+  test('are named in the order in which they would be asked', async () => {
+    await using liar = await zoo.lying(blob)
+    await using gone = await zoo.unreachable()
+    await using fine = await zoo.good(blob)
+    await using it = source([at(gone, 0), at(fine, 0), at(liar, 1)])
+    const names = async () => (await it.holders()).map(({ peer, asked }) => [peer.name, asked])
+    assert.deepEqual(await names(), [
+      ['unreachable', 'now'],
+      ['good', 'now'],
+      ['lying', 'now'],
+    ])
+    await read(await it.source.open(request(blob), { signal: signal() }))
+    assert.deepEqual(await names(), [
+      ['good', 'now'],
+      ['lying', 'now'],
+      ['unreachable', 'last'],
+    ])
   })
 })

@@ -53,18 +53,22 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
   const log = createLogger({ level: 'debug', destination: logFile })
   const metrics = createMetrics()
   const client = started.adopt(new RegistryClient({ timeouts }), (each) => each.close())
-  const peers = new PeersSource({ router, client, log }, { lookup: 2000, hedge: 5000, busy: 500 })
+  const peers = new PeersSource(
+    { router, client, log },
+    { lookup: 2000, hedge: 5000, busy: 500, tiers: zoo.TIERS },
+  )
   const logins = { of: async () => undefined }
   const fetcher = new UpstreamClient({ log, logins }, { timeouts })
   started.defer(() => fetcher.close())
-  const upstream = new UpstreamSource({
-    connect: async () => fetcher,
-    endpointsOf: () =>
-      upstreamUrl === undefined
-        ? []
-        : [{ url: upstreamUrl, overridePath: false, access: {}, rewrites: new Map() }],
-    log,
-  })
+  const endpoint = { overridePath: false, access: {}, rewrites: new Map(), tier: 'origin' } as const
+  const upstream = new UpstreamSource(
+    {
+      connect: async () => fetcher,
+      endpointsOf: () => (upstreamUrl === undefined ? [] : [{ ...endpoint, url: upstreamUrl }]),
+      log,
+    },
+    { tiers: zoo.TIERS },
+  )
   const wrong: string[] = []
   const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each) })
   started.defer(() => transfers.close())

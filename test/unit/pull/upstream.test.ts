@@ -15,6 +15,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { Content } from '../../../src/pull/source.ts'
+import type { TierBudgets } from '../../../src/pull/tiers.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
 import {
   UpstreamClient,
@@ -23,9 +24,10 @@ import {
 } from '../../../src/pull/upstream/client.ts'
 import { Logins } from '../../../src/pull/upstream/logins.ts'
 import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
-import { UpstreamRoutes } from '../../../src/pull/upstream/routes.ts'
+import { UpstreamRoutes, type RoutedEndpoint } from '../../../src/pull/upstream/routes.ts'
 import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
 import { HEAD_START } from '../../../src/pull/turns.ts'
+import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { until } from '../../wait.ts'
 
@@ -65,22 +67,32 @@ function upstream(...endpoints: readonly Endpoint[]) {
 function upstreamWith(
   components: Partial<UpstreamClientComponents>,
   endpoints: readonly Endpoint[],
+  tiers: Partial<TierBudgets> = {},
 ) {
   const log = createLogger({ level: 'silent' })
   const logins = { of: async () => undefined }
   const client = new UpstreamClient({ log, logins, ...components }, { timeouts })
   const outcomes: UpstreamOutcome[] = []
-  const source = new UpstreamSource({
-    connect: async () => client,
-    endpointsOf: () => endpoints,
-    log,
-    onAttempt: (outcome) => outcomes.push(outcome),
-  })
+  // The last one is the registry itself
+  const routed = endpoints.map((endpoint, index): RoutedEndpoint => ({
+    ...endpoint,
+    tier: index === endpoints.length - 1 ? 'origin' : 'mirrors',
+  }))
+  const source = new UpstreamSource(
+    {
+      connect: async () => client,
+      endpointsOf: () => routed,
+      log,
+      onAttempt: (outcome) => outcomes.push(outcome),
+    },
+    { tiers: { ...TIERS, ...tiers } },
+  )
   return {
     source: {
       open: new Transfers({ log }).over((request, options) => source.open(request, options)),
     },
     outcomes,
+    route: (of: PullRequest) => source.route(of),
     [Symbol.asyncDispose]: () => client.close(),
   }
 }
@@ -784,4 +796,42 @@ test('upstreams are those of registries.yaml, the registry itself, and never thi
   assert.deepEqual(urls({ '*': route(undefined) }, 'b.io'), [])
   for (const here of ['registry.localhost', 'localhost:5000', '127.0.0.1'])
     assert.deepEqual(urls(wildcard, here), [])
+})
+
+suite('mirrors and the registry itself', () => {
+  test('have each their time: mirrors that hang are given up together, and the registry is asked', async () => {
+    await using one = await UpstreamRegistry.start()
+    await using two = await UpstreamRegistry.start()
+    await using itself = await UpstreamRegistry.start()
+    for (const mirror of [one, two]) mirror.on(BLOB, () => {})
+    itself.serve(BLOB, blob)
+    const endpoints = [one, two, itself].map(({ url }) => endpoint(url))
+    await using asked = upstreamWith({}, endpoints, { mirrors: 100 })
+    assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
+    assert.deepEqual(
+      [one, two, itself].map(({ asked: each }) => each.length),
+      [1, 0, 1],
+    )
+    assert.deepEqual(asked.outcomes, ['unreachable', 'ok'])
+    assert.deepEqual(
+      asked.route(pull()).map(({ url, tier, passedOver }) => [url, tier, passedOver]),
+      [
+        [one.url, 'mirrors', 'does not answer in time for mirrors (is left alone)'],
+        [two.url, 'mirrors', null],
+        [itself.url, 'origin', null],
+      ],
+    )
+  })
+
+  test('are not cut short once they have answered', async () => {
+    await using slow = await UpstreamRegistry.start()
+    slow.on(BLOB, (_request, response) => {
+      response.writeHead(200, { 'content-length': blob.length })
+      response.write(blob.subarray(0, 1000))
+      setTimeout(() => response.end(blob.subarray(1000)), 300)
+    })
+    await using asked = upstreamWith({}, [endpoint(slow.url)], { origin: 100 })
+    assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
+    assert.equal(slow.asked.length, 1)
+  })
 })

@@ -1,0 +1,124 @@
+import { Command } from 'commander'
+import { mirrorEndpoint } from '../mirror/certs-dir.ts'
+import type { PullPlan } from '../observe/explain.ts'
+import { looksLikeRegistry } from '../oci/reference.ts'
+import { askDaemon } from './ask-daemon.ts'
+import { addConfigOptions, loadGiven } from './config.ts'
+import { formatBytes } from './progress.ts'
+import { printable } from './status.ts'
+
+/** Holders of one piece of content that are named; of more it is said how many. */
+const NAMED_HOLDERS = 4
+const TIERS: Readonly<Record<string, string>> = {
+  zone: 'nodes of this zone',
+  region: 'of this region',
+  elsewhere: 'other nodes',
+  mirrors: 'mirrors of registries.yaml',
+  origin: 'the registry itself',
+}
+
+/** `shoal explain`. */
+export function explainCommand(): Command {
+  const explain = new Command('explain')
+    .description('say who holds an image, and what a pull of it would do now and why')
+    .argument('<image>', 'as in docker.io/library/alpine:3.20, or alpine')
+    .option('--json', 'print it as JSON')
+    .action(async (image: string) => {
+      const { config } = await loadGiven(explain)
+      const path = `/explain?image=${encodeURIComponent(inFull(image))}`
+      const plan = await askDaemon<PullPlan>(mirrorEndpoint(config.listen.admin), path, [
+        'image',
+        'claims',
+        'tiers',
+        'upstream',
+        'content',
+      ])
+      process.stdout.write(
+        explain.opts()['json'] === true
+          ? `${JSON.stringify(plan, null, 2)}\n`
+          : describePlan(plan, Date.now()),
+      )
+    })
+  return addConfigOptions(explain, ['listen.admin'])
+}
+
+/** What people leave out: the registry of Docker, its `library`, and `latest`. */
+function inFull(image: string): string {
+  const [first = '', ...rest] = image.split('/')
+  const named = rest.length > 0 && looksLikeRegistry(first)
+  const path = named ? image : rest.length > 0 ? `docker.io/${image}` : `docker.io/library/${image}`
+  const last = path.slice(path.lastIndexOf('/'))
+  return last.includes(':') ? path : `${path}:latest`
+}
+
+/** A plan in words; `now` in ms since 1970. */
+export function describePlan(plan: PullPlan, now: number): string {
+  const lines: [name: string, text: string][] = [
+    ['image', plan.image],
+    ['shared', `${plan.shared ? 'yes' : 'no'}; logins and private images: ${plan.policy}`],
+    ...(plan.tag === null ? [] : [['tag', describeRule(plan.tag)] as [string, string]]),
+    ...plan.claims.map((claim, index): [string, string] => [
+      index === 0 ? 'claims' : '',
+      describeClaim(claim, now),
+    ]),
+    ['means', plan.digest === null ? plan.because : `${plan.digest}: ${plan.because}`],
+    ['asked', ['this node', ...plan.tiers.map(describeTier)].join(', then ')],
+    ...describeUpstream(plan.upstream),
+    ...plan.content.map((each): [string, string] => [each.kind, describeContent(each, plan)]),
+    ...(plan.missing === null ? [] : [['', plan.missing] as [string, string]]),
+  ]
+  return lines.map(([name, text]) => `${name.padEnd(9)} ${printable(text)}\n`).join('')
+}
+
+function describeRule({ match, revalidate, budgetMs }: NonNullable<PullPlan['tag']>): string {
+  const rule = `(rule ${match})`
+  if (revalidate === 'never') return `the upstream is not asked again what it means ${rule}`
+  const often =
+    revalidate === 'always' ? 'each time' : `when its last answer is ${revalidate / 1000} s old`
+  return `the upstream is asked ${often}, and waited for ${budgetMs} ms ${rule}`
+}
+
+function describeClaim(
+  { kind, digest, node, name, at }: PullPlan['claims'][number],
+  now: number,
+): string {
+  const ago = Math.max(0, Math.round((now - at) / 1000))
+  const what = kind === 'observed' ? 'seen at the upstream' : kind
+  return `${digest ?? ''} ${what} ${ago} s ago by ${name ?? node}`.trim()
+}
+
+function describeTier({ tier, budgetMs }: PullPlan['tiers'][number]): string {
+  return `${TIERS[tier] ?? tier} (${budgetMs / 1000} s)`
+}
+
+function describeUpstream({ on, endpoints }: PullPlan['upstream']): [string, string][] {
+  if (!on) return [['upstream', 'off: this node asks no registry itself']]
+  if (endpoints.length === 0) return [['upstream', 'none is asked for this registry']]
+  return endpoints.map(({ url, tier, repository, passedOver }, index) => [
+    index === 0 ? 'upstream' : '',
+    `${url} for ${repository} (${TIERS[tier]})${passedOver === null ? '' : `, not now: ${passedOver}`}`,
+  ])
+}
+
+function describeContent(
+  { digest, size, here, holders }: PullPlan['content'][number],
+  { upstream }: PullPlan,
+): string {
+  const named = holders.slice(0, NAMED_HOLDERS).map(({ name, tier, asked }) => {
+    const doubt =
+      asked === 'now'
+        ? ''
+        : asked === 'last'
+          ? ', last: it did not answer'
+          : ', not: it gave wrong content'
+    return `${name} (${tier}${doubt})`
+  })
+  const more = holders.length - named.length
+  const from = [
+    ...(here ? ['this node'] : []),
+    ...named,
+    ...(more > 0 ? [`${more} more`] : []),
+    ...(!here && named.length === 0 ? [upstream.on ? 'the upstream' : 'nobody'] : []),
+  ]
+  return `${digest} ${formatBytes(size)}: ${from.join(', ')}`
+}
