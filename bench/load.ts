@@ -7,6 +7,7 @@ import { parseArgs } from 'node:util'
  *
  *     load.ts --url URL --parallel N             each reads the whole once; --range sends `Range: bytes=0-`
  *     load.ts --url URL --parallel N --seconds S  each asks again and again over one connection
+ *     load.ts --url URL --parallel N --requests R  the same until R requests were made in all; `%d` in the URL is the request's number
  */
 
 /** What is printed. */
@@ -26,15 +27,23 @@ const { values } = parseArgs({
     url: { type: 'string' },
     parallel: { type: 'string', default: '1' },
     seconds: { type: 'string', default: '0' },
+    requests: { type: 'string', default: '0' },
     range: { type: 'boolean', default: false },
   },
 })
 const url = new URL(values.url ?? '')
-const request =
-  `GET ${url.pathname}${url.search} HTTP/1.1\r\nHost: ${url.host}\r\n` +
-  'Accept: application/vnd.oci.image.manifest.v1+json, */*\r\n' +
-  `${values.range ? 'Range: bytes=0-\r\n' : ''}\r\n`
+const wanted = Number(values.requests)
+let asked = 0
+function request(): string {
+  asked += 1
+  return (
+    `GET ${(url.pathname + url.search).replace('%d', String(asked))} HTTP/1.1\r\nHost: ${url.host}\r\n` +
+    'Accept: application/vnd.oci.image.manifest.v1+json, */*\r\n' +
+    `${values.range ? 'Range: bytes=0-\r\n' : ''}\r\n`
+  )
+}
 const until = Number(values.seconds) * 1000
+const goesOn = (): boolean => (wanted > 0 ? asked < wanted : performance.now() - started < until)
 
 const statuses: Record<string, number> = {}
 const latencies: number[] = []
@@ -51,14 +60,14 @@ console.log(JSON.stringify(result))
 /** One connection, used until the time is over; without a time, for one answer. */
 async function client(): Promise<void> {
   do await answers()
-  while (performance.now() - started < until)
+  while (goesOn())
 }
 
 /** Asks over one connection until the time is over or the connection breaks. */
 function answers(): Promise<void> {
   return new Promise((resolve) => {
     const buffer = Buffer.allocUnsafeSlow(1024 * 1024)
-    let asked = performance.now()
+    let since = performance.now()
     let head = ''
     let status = ''
     let left = 0
@@ -83,7 +92,7 @@ function answers(): Promise<void> {
           left -= length - offset
           if (left > 0) return true
           done(status)
-          if (performance.now() - started < until) ask()
+          if (goesOn()) ask()
           else socket.destroy()
           return true
         },
@@ -92,12 +101,12 @@ function answers(): Promise<void> {
     function ask(): void {
       head = ''
       status = ''
-      asked = performance.now()
-      socket.write(request)
+      since = performance.now()
+      socket.write(request())
     }
     function done(outcome: string): void {
       statuses[outcome] = (statuses[outcome] ?? 0) + 1
-      latencies.push(performance.now() - asked)
+      latencies.push(performance.now() - since)
     }
     socket.once('connect', ask)
     socket.once('error', () => {})
