@@ -85,9 +85,12 @@ export function parseRegistries(text: string, path: string): Registries {
 
 function registriesOf(path: string, yaml: YamlFile | undefined): Registries {
   const reader = new Reader(path, yaml)
-  const root = reader.mapping(yaml?.root, [], ROOT_KEYS)
+  reader.mapping(yaml?.root, [], ROOT_KEYS)
+  // A section that is there twice K3s reads twice: what is in both is as the last one has it
+  const section = (name: string): [string, unknown][] =>
+    (yaml?.all(name) ?? []).flatMap((value) => reader.entries(value, [name]))
   const mirrors = new Map<string, RegistryMirror>()
-  for (const [registry, value] of reader.entries(root['mirrors'], ['mirrors'])) {
+  for (const [registry, value] of section('mirrors')) {
     const keys = ['mirrors', registry]
     const mirror = reader.mapping(value, keys, MIRROR_KEYS)
     mirrors.set(registry, {
@@ -103,7 +106,7 @@ function registriesOf(path: string, yaml: YamlFile | undefined): Registries {
     })
   }
   const configs = new Map<string, RegistryAccess>()
-  for (const [host, value] of reader.entries(root['configs'], ['configs'])) {
+  for (const [host, value] of section('configs')) {
     const keys = ['configs', host]
     const access = reader.mapping(value, keys, ACCESS_KEYS)
     configs.set(host, {

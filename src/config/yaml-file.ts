@@ -60,6 +60,8 @@ export type KeyPath = readonly PropertyKey[]
 export interface YamlFile {
   readonly file: string
   readonly root: unknown
+  /** The values of a key at the top that is there several times, in order; in {@link root} is the last of them */
+  all(key: string): unknown[]
   /** The line of a second document, if there is one; only with `firstDocument` */
   readonly secondDocument: number | undefined
   /** Line of the key or list item, or of the nearest thing above it that is in the file */
@@ -158,6 +160,14 @@ export function parseYaml(
   return {
     file,
     root,
+    all: (key) =>
+      isMap(document.contents)
+        ? document.contents.items
+            .filter((item) => isScalar(item.key) && String(item.key.value) === key)
+            .map(({ value }): unknown =>
+              isNode(value) ? value.toJS(document, { maxAliasCount: MAX_ALIASES }) : value,
+            )
+        : [],
     secondDocument: more && lines.linePos(more.pos[0]).line,
     lineOf: (path) => lines.linePos(find(path).offset).line,
     isQuoted: (path) => {

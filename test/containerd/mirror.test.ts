@@ -261,7 +261,7 @@ const RULES: readonly Rule[] = [
   },
   {
     rule: 'what is no URL is left out, the others stay',
-    yaml: 'mirrors: {r.lan: {endpoint: ["http://a b", "http://[::1", "{a}"]}}',
+    yaml: 'mirrors: {r.lan: {endpoint: ["http://a b", "http://[::1", "", "ftp://m.lan", "{a}"]}}',
     file: ['us', 'a', 'server https://r.lan'],
     asked: ['us', 'a', 'r.lan:443'],
   },
@@ -290,6 +290,18 @@ const RULES: readonly Rule[] = [
     file: ['us', 'a'],
     k3s: ['us', 'a', 'server '],
     asked: ['us', 'a', 'r.lan:443'],
+  },
+  {
+    rule: 'of two sections of mirrors both count',
+    yaml: 'mirrors: {r.lan: {endpoint: ["{a}"]}}\nmirrors: {other.lan: {endpoint: ["{b}"]}}',
+    file: ['us', 'a', 'server https://r.lan'],
+    asked: ['us', 'a', 'r.lan:443'],
+  },
+  {
+    rule: 'of two entries for a registry the last counts, whole',
+    yaml: 'mirrors:\n  r.lan: {endpoint: ["{a}"], rewrite: {x: y}}\n  r.lan: {endpoint: ["{b}"]}',
+    file: ['us', 'b', 'server https://r.lan'],
+    asked: ['us', 'b', 'r.lan:443'],
   },
   {
     rule: 'an entry of its own counts alone',

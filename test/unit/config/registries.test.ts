@@ -156,6 +156,18 @@ configs:
     })
   })
 
+  test('may have a section twice: their registries count together, and of one in both the last', async (t) => {
+    const text = `
+mirrors: {a: {endpoint: [http://one]}, b: {endpoint: [http://one]}}
+configs: {x: {tls: {ca_file: /one}}}
+mirrors: {b: {endpoint: [http://two]}, c: }
+configs: {y: {tls: {ca_file: /two}}}
+`
+    assert.deepEqual(await mirrorsOf(t, text), { a: ['http://one'], b: ['http://two'], c: [] })
+    const { configs } = await readRegistries(await registriesFile(t, text))
+    assert.deepEqual([...configs.keys()], ['x', 'y'])
+  })
+
   test('has one document; others K3s does not read', async (t) => {
     const file = await registriesFile(t, 'mirrors: {a: }\n---\nmirrors: {b: }\n')
     const { mirrors, warnings } = await readRegistries(file)
