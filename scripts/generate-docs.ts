@@ -1,9 +1,12 @@
-/** Writes the table of keys in docs/configuration.md; with --check it only says whether the table is up to date. */
+/** Writes what is generated in docs/; with --check it only says whether they are up to date. */
+import { globSync, readFileSync } from 'node:fs'
 import { readFile, writeFile } from 'node:fs/promises'
+import type { Command } from 'commander'
+import { createProgram } from '../src/cli/program.ts'
 import { configKeys } from '../src/config/schema.ts'
+import { metricsOfANode } from './metrics-of-a-node.ts'
 
-const PAGE = new URL('../docs/configuration.md', import.meta.url)
-const BEGIN = '<!-- generated from src/config/schema.ts by scripts/generate-docs.ts: begin -->\n'
+const ROOT = new URL('../', import.meta.url).pathname
 const END = '<!-- generated: end -->\n'
 
 const rows = configKeys.map(({ name, flag, default: value, env, description }) => {
@@ -18,17 +21,63 @@ const rows = configKeys.map(({ name, flag, default: value, env, description }) =
 })
 const table = `| key | default | meaning | flag |\n| --- | --- | --- | --- |\n${rows.join('')}`
 
-const page = await readFile(PAGE, 'utf8')
-const begin = page.indexOf(BEGIN)
-const end = page.indexOf(END, begin)
-if (begin < 0 || end < 0) throw new Error('docs/configuration.md has lost its markers')
-const updated = `${page.slice(0, begin)}${BEGIN}\n${table}\n${page.slice(end)}`
+const metrics = (await metricsOfANode()).map(({ name, type, help, labels }) => {
+  const cells = [`\`${name}\``, type, labels.map((label) => `\`${label}\``).join(', '), help]
+  return `| ${cells.join(' | ')} |\n`
+})
+const metricsTable = `| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n${metrics.join('')}`
 
-if (!process.argv.includes('--check')) {
-  await writeFile(PAGE, updated)
-} else if (updated !== page) {
-  console.error(
-    'docs/configuration.md differs from the schema: run `scripts/run scripts/generate-docs.ts` and commit',
+/** Help texts as a terminal of a usual width shows them, without the flags of configuration keys, which have a table of their own. */
+const commands = (function describe(command: Command, above: string): string {
+  const name = `${above}${command.name()}`
+  const keys = new Set(configKeys.map(({ flag }) => flag))
+  command.configureHelp({
+    helpWidth: 100,
+    visibleOptions: ({ options }) => options.filter(({ long }) => !keys.has(long ?? '')),
+  })
+  const own = command.commands.length > 0 && above === '' ? '#' : '##'
+  const text = `#${own} ${name}\n\n\`\`\`text\n${command.helpInformation().trimEnd()}\n\`\`\`\n\n`
+  return text + command.commands.map((each) => describe(each, `${name} `)).join('')
+})(createProgram(), '')
+
+/** Error classes with their codes, and what the source says of them. */
+const CLASS =
+  /\/\*\*((?:(?!\*\/)[^])*)\*\/\n(?:export )?class \w+ extends Error \{(?:(?!\n\})[^])*?code = '(ERR_\w+)'/g
+const errors = globSync('**/*.ts', { cwd: `${ROOT}src`, exclude: ['**/gen/**'] })
+  .toSorted()
+  .flatMap((file) =>
+    [...readFileSync(`${ROOT}src/${file}`, 'utf8').matchAll(CLASS)].map(
+      ([, comment = '', code = '']) => {
+        const words = comment
+          .replaceAll(/\s*\n?\s*\*\s+/g, ' ')
+          .replaceAll(/\{@link ([^}]+)\}/g, '`$1`')
+        return { code, file, words: words.replaceAll('|', '\\|').trim() }
+      },
+    ),
   )
-  process.exitCode = 1
+  .toSorted((a, b) => (a.code < b.code ? -1 : 1))
+  .map(({ code, file, words }) => `| \`${code}\` | ${words} | \`${file}\` |\n`)
+const errorTable = `| code | meaning | in |\n| --- | --- | --- |\n${errors.join('')}`
+
+for (const [name, source, text] of [
+  ['configuration.md', 'src/config/schema.ts', table],
+  ['metrics.md', 'a running node', metricsTable],
+  ['cli.md', 'src/cli', commands],
+  ['errors.md', 'src', errorTable],
+] as const) {
+  const path = new URL(`../docs/${name}`, import.meta.url)
+  const first = `<!-- generated from ${source} by scripts/generate-docs.ts: begin -->\n`
+  const page = await readFile(path, 'utf8')
+  const begin = page.indexOf(first)
+  const end = page.indexOf(END, begin)
+  if (begin < 0 || end < 0) throw new Error(`docs/${name} has lost its markers`)
+  const updated = `${page.slice(0, begin)}${first}\n${text}\n${page.slice(end)}`
+  if (!process.argv.includes('--check')) {
+    await writeFile(path, updated)
+  } else if (updated !== page) {
+    console.error(
+      `docs/${name} differs from ${source}: run \`scripts/run scripts/generate-docs.ts\` and commit`,
+    )
+    process.exitCode = 1
+  }
 }

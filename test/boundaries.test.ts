@@ -117,7 +117,7 @@ const LIBRARY_ROOM: Readonly<Record<string, readonly string[]>> = {
 const EXCEPTIONS: readonly (readonly [from: string, to: string, reason: string])[] = [
   ['cli/demo.ts', 'store/layout/layout-store.ts', 'puts its image into the store of a node'],
   ['cli/doctor.ts', 'package.json', 'says its version'],
-  ['cli/main.ts', 'package.json', 'says its version'],
+  ['cli/program.ts', 'package.json', 'says its version'],
   ['daemon.ts', 'package.json', 'says its version to other nodes'],
 ]
 

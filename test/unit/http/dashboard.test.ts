@@ -80,7 +80,7 @@ suite('the dashboard of a node', () => {
     server.server.on('connection', note)
     const { hostname, port } = new URL(origin)
     const silent = connect(Number(port), hostname)
-    silent.write('GET /events HTTP/1.1\r\nHost: x\r\n\r\n')
+    silent.write('GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n')
     try {
       await once(silent, 'data')
       silent.pause()
@@ -138,7 +138,7 @@ suite('the dashboard of a node', () => {
     const at = await other.listen({ host: '127.0.0.1', port: 0 })
     const { hostname, port } = new URL(at)
     const socket = connect(Number(port), hostname)
-    socket.write('GET /events HTTP/1.1\r\nHost: x\r\n\r\n')
+    socket.write('GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n')
     await once(socket, 'data')
     await other.close()
     await until(() => socket.destroyed || socket.readableEnded || !socket.readable)

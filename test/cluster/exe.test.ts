@@ -1,0 +1,71 @@
+import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
+import { chmod, chown, copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, suite, test } from 'node:test'
+import { promisify } from 'node:util'
+import { skipWithout } from '../harness/tools.ts'
+
+const run = promisify(execFile)
+const BUILD = new URL('../../scripts/build-exe.ts', import.meta.url).pathname
+const BUILT = new URL(`../../dist/shoal-linux-${process.arch}`, import.meta.url).pathname
+const NOBODY = 65534
+
+suite('the single executable', { skip: skipWithout('namespaces') }, () => {
+  let directory: string
+  let shoal: (...args: string[]) => Promise<{ stdout: string; stderr: string }>
+
+  before(async () => {
+    await run(process.execPath, [BUILD], { timeout: 90_000 })
+    directory = await mkdtemp(join(tmpdir(), 'shoal-exe-'))
+    await chmod(directory, 0o755)
+    await copyFile(BUILT, join(directory, 'shoal'))
+    await chmod(join(directory, 'shoal'), 0o755)
+    await mkdir(join(directory, 'home'))
+    await chown(join(directory, 'home'), NOBODY, NOBODY)
+    // A user without anything: no Node, no repository, no npm.
+    const as = ['--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups']
+    shoal = (...args) =>
+      run('setpriv', [...as, join(directory, 'shoal'), ...args], {
+        cwd: '/',
+        env: { HOME: join(directory, 'home'), PATH: '/usr/bin:/bin' },
+        timeout: 100_000,
+      })
+  })
+  after(() => rm(directory, { recursive: true, force: true }))
+
+  test('runs three nodes that pull from each other, with nothing else on the machine', async () => {
+    const { stdout, stderr } = await shoal('demo', '--exit')
+    assert.match(stdout, /Every blob has the digest it was asked for by\./)
+    assert.doesNotMatch(stderr, /Warning/)
+  })
+
+  test('unpacks itself once, for its user alone, with the library that calls the kernel', async () => {
+    await Promise.all([shoal('--version'), shoal('--version')])
+    const cache = join(directory, 'home/.cache/shoal')
+    const [build, ...others] = await readdir(cache)
+    assert.ok(build)
+    assert.deepEqual(others, [])
+    const koffi = createRequire(join(cache, build, 'start.cjs'))('koffi') as {
+      load(name: string): object
+    }
+    assert.ok(koffi.load('libc.so.6'))
+  })
+
+  test('runs nothing from a directory that others may write to', async () => {
+    await chmod(join(directory, 'home/.cache/shoal'), 0o777)
+    await assert.rejects(
+      shoal('--version'),
+      (error: Error & { code?: unknown; stderr?: string }) => {
+        assert.equal(error.code, 1)
+        assert.match(
+          error.stderr ?? '',
+          /^shoal: cannot unpack itself: .*others may write to it\n$/,
+        )
+        return true
+      },
+    )
+  })
+})
