@@ -5,7 +5,8 @@ ARG BASE=debian:bookworm-slim
 FROM ${BUILD_BASE} AS build
 WORKDIR /build
 COPY . .
-RUN scripts/run scripts/build.ts && mv node_modules/node-linux-*/bin/node . \
+RUN scripts/run scripts/build.ts && npm sbom --sbom-format cyclonedx --omit dev > dist/sbom.cdx.json \
+    && mv node_modules/node-linux-*/bin/node . \
     && mkdir -p native/@koromix && mv node_modules/koffi native/ && mv node_modules/@koromix/koffi-linux-* native/@koromix/
 
 FROM ${BASE}

@@ -5,6 +5,7 @@ import type { Program } from '../test/harness/machine.ts'
 import { until } from '../test/wait.ts'
 import type { LoadResult } from './load.ts'
 
+const CONFIG = '/etc/shoal/config.yaml'
 const CERTS = '/etc/containerd/certs.d'
 const LOAD = '/opt/shoal/bench/load.ts'
 const SPEGEL_ID_PORT = 5004
@@ -22,19 +23,39 @@ export interface Contender {
   pid(node: ClusterNode): number
 }
 
-/** This project's daemon as its systemd unit starts it. */
+/** This project's daemon as its systemd unit starts it; with a token, nodes speak TLS among each other. */
 export class Shoal implements Contender {
-  readonly name = 'Shoal'
+  readonly name: string
   readonly port = 5001
-  #nodes: readonly ClusterNode[] = []
+  readonly #token: boolean
+  readonly #configs = new Map<ClusterNode, string>()
+
+  constructor(options: { token?: boolean } = {}) {
+    this.#token = options.token === true
+    this.name = this.#token ? 'Shoal, TLS' : 'Shoal'
+  }
 
   async start(nodes: readonly ClusterNode[]): Promise<void> {
-    this.#nodes = nodes
-    await Promise.all(nodes.map((node) => node.startDaemon()))
+    await Promise.all(
+      nodes.map(async (node) => {
+        const config = await node.exec(['cat', CONFIG])
+        this.#configs.set(node, config)
+        if (this.#token) {
+          await node.writeFile('/etc/shoal/token', 'a-token-of-a-benchmark-on-loopback-only')
+          await node.exec(['chmod', '600', '/etc/shoal/token'])
+          await node.writeFile(CONFIG, `${config}\ntokenFile: /etc/shoal/token\n`)
+        }
+        await node.startDaemon()
+      }),
+    )
   }
 
   async stop(): Promise<void> {
-    await Promise.all(this.#nodes.map((node) => node.daemon.stop()))
+    for (const [node, config] of this.#configs) {
+      await node.daemon.stop()
+      await node.writeFile(CONFIG, config)
+    }
+    this.#configs.clear()
   }
 
   pid(node: ClusterNode): number {

@@ -21,7 +21,9 @@ import { circumstances, toMarkdown, toPlots, type Figure, type Section } from '.
 /**
  * How bytes move: every figure of the byte path, with real containerds on four nodes in network namespaces of their own.
  *
- *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only blob,manifest,pull,rollout,memory] [--containerd 1|2] [--to DIRECTORY]
+ *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only blob,manifest,pull,rollout,memory] [--containerd 1|2] [--tls] [--to DIRECTORY]
+ *
+ * With --tls this project takes part a second time, with a cluster token.
  *
  * The contenders run in turns in the same namespaces, all daemons fresh for each run. Writes a report (Markdown and SVG)
  * into bench/results/. The client, both daemons and containerd share the machine's cores.
@@ -32,6 +34,7 @@ const { values: flags } = parseArgs({
     runs: { type: 'string', default: '5' },
     only: { type: 'string', default: 'blob,manifest,pull,rollout,memory' },
     containerd: { type: 'string', default: '2' },
+    tls: { type: 'boolean', default: false },
     to: { type: 'string', default: 'bench/results' },
   },
 })
@@ -44,6 +47,7 @@ if (rival !== undefined && (rival !== 'spegel' || spegel === undefined)) {
 }
 const contenders: readonly Contender[] = [
   new Shoal(),
+  ...(flags.tls ? [new Shoal({ token: true })] : []),
   ...(spegel === undefined ? [] : [new Spegel(spegel)]),
 ]
 

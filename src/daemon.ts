@@ -29,6 +29,7 @@ import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
 import { createMetrics } from './observe/metrics.ts'
 import { PullHistory } from './observe/pull-history.ts'
+import { Refusals } from './observe/refusals.ts'
 import type { NodeStatus } from './observe/status.ts'
 import { keyOf, type PullRequest } from './oci/distribution.ts'
 import { DistributionError } from './oci/errors.ts'
@@ -152,6 +153,11 @@ export function createDaemon(
   const writable = layout ?? containerd
   const store = new HotStore(writable)
 
+  const refusals = new Refusals({ log: component('trust') })
+  const onRefused = (refused: { address: string; reason: string }): void => {
+    metrics.refused.inc({ listener: 'peer' })
+    refusals.note(refused)
+  }
   const { tls, tokenFile } = config
   const peerTls =
     tokenFile === undefined
@@ -160,10 +166,7 @@ export function createDaemon(
           {
             log: component('trust'),
             identity: () => loadIdentityKey(config.dataDir, { log: component('trust') }),
-            onRefused: ({ address, reason }) => {
-              metrics.refused.inc({ listener: 'peer' })
-              component('trust').debug({ address, reason }, 'connection refused')
-            },
+            onRefused,
           },
           {
             banned: config.banned,
@@ -328,7 +331,7 @@ export function createDaemon(
             home: homeFor(loginAccess(passwords, { pulls: 'login' })),
             ...(pushTls && { secure: pushTls }),
           }),
-        ...(listener === 'peer' && { uploads, secure: peerTls }),
+        ...(listener === 'peer' && { uploads, secure: peerTls, onRefused }),
         ...(listener === 'local' && { secure: loopbackTls, door, history }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),

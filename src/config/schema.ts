@@ -763,7 +763,27 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'Requests in work at a time on each listener; what comes beyond is answered 503.',
+                'Requests in work at a time on each listener; what comes beyond is answered 503, and 429 to clients of `listen.local` other than containerd, which would ask five times over.',
+            }),
+          connections: z
+            .int({ error: 'expected a whole number from 16 to 65536' })
+            .min(16)
+            .max(65536)
+            .prefault(4096)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Connections on `listen.peer` at a time, those too on which nothing was said yet; what comes beyond is closed.',
+            }),
+          connectionsPerClient: z
+            .int({ error: 'expected a whole number from 16 to 65536' })
+            .min(16)
+            .max(65536)
+            .prefault(256)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'The same from one address. A node uses a connection for each request that it makes at a time.',
             }),
           uploadSlots: z
             .int({ error: 'expected a whole number from 1 to 65536' })

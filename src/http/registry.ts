@@ -25,6 +25,7 @@ import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource, SourceName } from '../pull/source.ts'
 import type { Home } from './home.ts'
 import { keepPagesOut } from './browsers.ts'
+import { limitConnections, type ConnectionLimits } from './connection-limit.ts'
 import { servePins, type PinComponents } from './pins.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import { addTokenEndpoint, type Door } from './token-endpoint.ts'
@@ -47,6 +48,8 @@ export interface RegistryComponents {
   readonly secure?: SecureServers | undefined
   /** Who decides on pulls of private images; without it everybody may pull everything that `open` finds. */
   readonly door?: Door | undefined
+  /** Told of connections that are closed because there are too many. */
+  readonly onRefused?: (refused: { address: string; reason: string }) => void
   /** What `GET /id` answers, for nodes that bootstrap over HTTP; without it there is no such page. */
   readonly identity?: () => { readonly id: string; readonly addresses: readonly string[] }
 }
@@ -67,8 +70,10 @@ export interface RegistryInit {
   readonly naming: HomeNaming
   /** What a registry is called in metrics: one of few names */
   readonly labelOf?: (registry: string) => string
-  /** Requests in work at once; more are answered 503. */
+  /** Requests in work at once; more are answered 503, or 429 where that is understood. */
   readonly maxRequests: number
+  /** Connections that are kept; more are closed. Without it there is no bound. */
+  readonly connections?: ConnectionLimits
 }
 
 /** Request line and headers together, in bytes; more is answered 431. */
@@ -81,6 +86,8 @@ const SERVER_OPTIONS = {
   headersTimeout: HEADERS_TIMEOUT,
   requestTimeout: 0,
   keepAliveTimeout: 72_000,
+  // How often it is looked who is too slow
+  connectionsCheckingInterval: 2000,
 }
 /** What all registries are called in metrics that have no label of their own. */
 export const OTHER_REGISTRIES = 'other'
@@ -113,7 +120,12 @@ export function createRegistryServer(
       sendError(reply, new DistributionError('NAME_INVALID', 'path is not valid', { cause: error }))
     },
     clientErrorHandler(error, socket) {
-      if (socket.destroyed || !socket.writable) return
+      // Who has not even finished a handshake is told nothing: it would wait for that.
+      const spoke = error.code.startsWith('HPE_') || error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+      if (socket.destroyed || !socket.writable || !spoke) {
+        socket.destroy()
+        return
+      }
       const status =
         error.code === 'HPE_HEADER_OVERFLOW'
           ? '431 Request Header Fields Too Large'
@@ -141,6 +153,10 @@ export function createRegistryServer(
     // Who asks on is to show himself anew, as on any connection that was closed while nobody used it.
     if (secure?.isTrusted?.(socket) === false) socket.destroy()
   })
+  if (init.connections !== undefined)
+    limitConnections(server.server, init.connections, (address) =>
+      components.onRefused?.({ address, reason: 'too many connections' }),
+    )
   // Other nodes are no browsers, and who may reach the listener for pushes shows a login.
   if (init.listener === 'local')
     keepPagesOut(server, {
@@ -188,7 +204,7 @@ export function createRegistryServer(
     url: '/v2/*',
     async handler(request, reply) {
       if (inWork >= init.maxRequests) {
-        throw new DistributionError('UNAVAILABLE', 'too many requests at once', {
+        throw new DistributionError(overload(request), 'too many requests at once', {
           headers: { 'retry-after': '1' },
         })
       }
@@ -205,6 +221,14 @@ export function createRegistryServer(
     },
   })
   return server
+
+  /** containerd asks who says 429 five times over; to others it is what tells them to come later. */
+  function overload({ headers }: FastifyRequest): 'UNAVAILABLE' | 'TOOMANYREQUESTS' {
+    const agent = headers['user-agent'] ?? ''
+    return init.listener === 'peer' || agent.startsWith('containerd')
+      ? 'UNAVAILABLE'
+      : 'TOOMANYREQUESTS'
+  }
 
   async function pull(parts: RequestParts, reply: FastifyReply): Promise<void> {
     const { raw } = reply

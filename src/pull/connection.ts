@@ -62,6 +62,7 @@ export class Connection {
   #waiting: PromiseWithResolvers<Buffer> | undefined
   #idle: NodeJS.Timeout | undefined
   #resting = false
+  #soon: NodeJS.Immediate | undefined
 
   /** With `secure` it speaks TLS and without it does not: there is no way from the one to the other. */
   constructor(origin: string, secure?: SecureOptions) {
@@ -190,17 +191,32 @@ export class Connection {
     return false
   }
 
-  /** Returns whether more may come; what TLS has decrypted by then comes in any case. */
+  /**
+   * Returns whether more may come; what TLS has decrypted by then comes in any case. Records are handed on together, when all
+   * that the kernel had is decrypted: one by one they would cost three times as much.
+   */
   #arrivedSecurely(inbox: Inbox, bytes: Buffer): boolean {
     if (this.#resting || !inbox.add(bytes)) this.#fail('bytes came that nobody asked for')
+    const half = inbox.filled >= INBOX_BYTES / 2
+    if (half) this.#handOn(inbox)
+    else this.#soon ??= setImmediate(() => this.#handOn(inbox))
+    return !half
+  }
+
+  #handOn(inbox: Inbox): void {
+    clearImmediate(this.#soon)
+    this.#soon = undefined
     const waiting = this.#waiting
+    if (waiting === undefined || inbox.filled === 0) return
     this.#waiting = undefined
-    waiting?.resolve(inbox.take())
-    return inbox.filled < INBOX_BYTES / 2
+    waiting.resolve(inbox.take())
   }
 
   #fail(reason: string, cause?: Error): void {
     clearTimeout(this.#idle)
+    clearImmediate(this.#soon)
+    // What came before the end counts
+    if (this.#inbox !== undefined) this.#handOn(this.#inbox)
     this.#failure ??= new ConnectionError(reason, { cause })
     this.#waiting?.reject(this.#failure)
     this.#waiting = undefined

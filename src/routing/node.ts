@@ -8,6 +8,7 @@ import { tcp } from '@libp2p/tcp'
 import { multiaddr, type Multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p, type Libp2pOptions } from 'libp2p'
 import { isPlausible, parseMultiaddr, toMultiaddr } from './addresses.ts'
+import { Arrivals } from './arrivals.ts'
 import { Sockets, type Transports } from './sockets.ts'
 import { Handshakes, type HandshakeComponents } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
@@ -52,6 +53,7 @@ interface NodeInit {
 export async function createNode(init: NodeInit): Promise<RoutingNode> {
   const { loopback } = init
   const guard = new DialGuard()
+  const arrivals = new Arrivals()
   const allowed = (address: Multiaddr, id?: string): boolean => {
     const target = parseMultiaddr(address.toString())
     return (
@@ -79,9 +81,9 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     ...init.carrier,
     connectionGater: {
       denyDialMultiaddr: (address) => !allowed(address),
-      denyInboundConnection: () => {
+      denyInboundConnection: ({ remoteAddr }) => {
         init.onArrival()
-        return false
+        return !arrivals.allows(parseMultiaddr(remoteAddr.toString())?.host ?? '')
       },
       denyDialPeer: (peer) => init.isCut(peer.toString()),
       denyInboundEncryptedConnection: (peer) => init.isCut(peer.toString()),
