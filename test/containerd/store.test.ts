@@ -41,6 +41,9 @@ withEachContainerd((binaries) => {
   contentStoreSuite(name, () => setup(binaries, 'auto'))
   contentStoreSuite(`${name} whose directory cannot be read`, () => setup(binaries, '/nonexistent'))
   writableStoreSuite(name, () => setup(binaries, 'auto'))
+  writableStoreSuite(`${name} whose directory cannot be written`, () =>
+    setup(binaries, '/nonexistent'),
+  )
   keptSuite(name, () => setup(binaries, 'auto'))
 })
 

@@ -313,11 +313,15 @@ export class ContainerdClient {
     await this.info(digest)
   }
 
-  /** Begins to write content, under a lease. `ref` is what containerd calls it until it is complete. */
-  write(ref: string, lease: string): ContentWriter {
+  /**
+   * Begins to write content, under a lease. `ref` is what containerd calls it until it is complete; `directory` is its content
+   * directory, if it is there.
+   */
+  write(ref: string, lease: string, directory: () => Promise<string | undefined>): ContentWriter {
     return new ContentWriter(
       {
-        conversation: this.#grpc.converse(Content.method.write, { 'containerd-lease': lease }),
+        converse: () => this.#grpc.converse(Content.method.write, { 'containerd-lease': lease }),
+        directory,
         abort: async () => {
           await held(this.#ask(this.#grpc.call(Content.method.abort, { ref }), ref))
         },

@@ -183,7 +183,7 @@ export class ContainerdStore implements WritableStore {
   async receive(): Promise<ContentUpload> {
     const lease = await this.#currentLease()
     return new ContainerdUpload({
-      writer: this.#client.write(`shoal-${randomUUID()}`, lease),
+      writer: this.#client.write(`shoal-${randomUUID()}`, lease, () => this.#findContentPath()),
       retain: (digest) => this.#client.retain(digest, lease),
       label: async (digest, labels) => void (await this.#client.label(digest, labels)),
       sha256Of: (digest) => this.#sha256Of(digest),

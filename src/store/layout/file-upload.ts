@@ -2,24 +2,11 @@ import { createHash, type Hash } from 'node:crypto'
 import { rm, type FileHandle } from 'node:fs/promises'
 import { DigestMismatchError, splitDigest, type Digest } from '../../oci/digest.ts'
 import { openFileBody } from '../file-body.ts'
-import {
-  IngestEndedError,
-  StoreFullError,
-  StoreUnavailableError,
-  type ContentUpload,
-} from '../store.ts'
+import { asStoreError } from '../store-error.ts'
+import { IngestEndedError, type ContentUpload } from '../store.ts'
 
 /** To read again what was received, when its digest is of another algorithm than was expected. */
 const REHASH_DEADLINE_MS = 600_000
-
-/** What a failure of the file system at `path` means for the store; an error of another kind stays as it is. */
-export function asStoreError(error: unknown, path: string): Error {
-  if (error instanceof Error && !('syscall' in error)) return error
-  const code = error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
-  return code === 'ENOSPC' || code === 'EDQUOT'
-    ? new StoreFullError(`no space left for ${path}`, { cause: error })
-    : new StoreUnavailableError(`${path} cannot be used: ${code}`, { cause: error })
-}
 
 /** Receives content into a file, which becomes content by `keep` after everything about it was found right. */
 export class FileUpload implements ContentUpload {

@@ -44,6 +44,7 @@ import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
 import { GrowingFile } from '../growing-file.ts'
 import { Inventory } from '../inventory.ts'
+import { asStoreError } from '../store-error.ts'
 import {
   names,
   NotHeldError,
@@ -57,7 +58,7 @@ import {
   type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
-import { asStoreError, FileUpload } from './file-upload.ts'
+import { FileUpload } from './file-upload.ts'
 import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
 import { Links } from './links.ts'
 import { syncDirectory } from './sync-directory.ts'
