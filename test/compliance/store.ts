@@ -648,9 +648,9 @@ export function writableStoreSuite(
       await put({ descriptor, bytes: manifest })
       await store.link(descriptor.digest, repository('about'), { keep: true })
       assert.deepEqual((await store.kept()).get(descriptor.digest), ['shoal.test/about'])
+      assert.deepEqual(await store.referrers(subject.digest), [descriptor.digest])
       await store.unlink(descriptor.digest, repository('about'))
       assert(!(await store.kept()).has(descriptor.digest))
-      assert.deepEqual(await store.referrers(subject.digest), [descriptor.digest])
     })
 
     test('tells watchers of what is committed and tagged', async () => {
