@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
-import { buildImage, type DemoImage } from '../src/cli/demo-image.ts'
+import { buildImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode, type NodeStore } from '../test/harness/cluster.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
 import { forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
@@ -54,18 +54,20 @@ interface Scenario {
   readonly startsAt?: (index: number, count: number) => number
   /** Node links and whatever else is to be set up */
   readonly prepare?: (cluster: Cluster) => Promise<void>
-  /** Something goes wrong meanwhile; it is undone by what is returned */
+  /** Something goes wrong meanwhile; `without` is the node that does not end because of it */
   readonly meanwhile?: (
     cluster: Cluster,
     size: number,
-    image: DemoImage,
-  ) => Promise<() => Promise<void>>
+  ) => Promise<{ without?: ClusterNode; undo: () => Promise<void> }>
+  readonly inTurn?: boolean
   /** Nodes whose times count; by default all */
   readonly counted?: (index: number) => boolean
   readonly zones?: readonly string[]
 }
 
 const FIVE = [20, 20, 20, 20, 20].map((mb) => mb * 1_000_000)
+const layouts = (count: number): NodeStore[] =>
+  Array.from({ length: count }, () => 'layout' as const)
 const six: readonly NodeStore[] = Array.from({ length: 6 }, () => binaries)
 
 const scenarios: readonly Scenario[] = [
@@ -83,6 +85,102 @@ const scenarios: readonly Scenario[] = [
     uplink: 200,
     layers: FIVE,
     startsAt: (index, count) => (3000 * index) / (count - 1),
+  },
+  {
+    name: 'one-layer',
+    title:
+      '12 nodes with their own store, 512 MiB in one layer, uplink 200 Mbit/s, node links 1 Gbit/s',
+    stores: layouts(12),
+    uplink: 200,
+    layers: [512 * 1024 * 1024],
+    prepare: async ({ nodes }) => {
+      for (const node of nodes) await node.link.shape(1000)
+    },
+  },
+  {
+    name: 'undisturbed',
+    title:
+      '6 nodes with their own store, 100 MB in 5 layers, uplink 200 Mbit/s: nothing goes wrong',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+  },
+  {
+    name: 'leader-killed',
+    title: 'the same; the node that has read most from the upstream is killed at 30 %',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+    meanwhile: async (cluster, bytes) => {
+      const leader = await leaderAt(cluster, 0.3 * bytes)
+      await leader.daemon.kill()
+      return { without: leader, undo: () => leader.startDaemon() }
+    },
+  },
+  {
+    name: 'leader-cut',
+    title: 'the same; its link is cut at 30 %, and nobody is told',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+    meanwhile: async (cluster, bytes) => {
+      const leader = await leaderAt(cluster, 0.3 * bytes)
+      await leader.link.cut()
+      return { without: leader, undo: () => leader.link.restore() }
+    },
+  },
+  {
+    name: 'upstream-reset',
+    title: 'the same; all connections of the upstream are reset at 50 %',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+    meanwhile: async (cluster, bytes) => {
+      await untilSent(cluster, 0.5 * bytes)
+      await cluster.upstream.machine.exec(['ss', '-K', 'sport', '=', '5000'])
+      return { undo: async () => {} }
+    },
+  },
+  {
+    name: 'slow-node',
+    title: '6 nodes with their own store, one of them on a 5 Mbit/s link: the five others',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+    prepare: ({ nodes }) => nodes[2]!.link.shape(5),
+    counted: (index) => index !== 2,
+  },
+  {
+    name: 'sites',
+    title:
+      '3 sites of 4 nodes with their own store, each with a 20 Mbit/s way to the upstream and the other sites, 20 MB in 5 layers',
+    stores: layouts(12),
+    uplink: 1000,
+    layers: FIVE.map((bytes) => bytes / 5),
+    zones: Array.from({ length: 12 }, (_, index) => `site-${Math.floor(index / 4)}`),
+    prepare: shapeSites,
+  },
+  {
+    name: 'seed',
+    title: '10 nodes with their own store, 500 MB in 5 layers, all at once, uplink 1 Gbit/s',
+    stores: layouts(10),
+    uplink: 1000,
+    layers: FIVE.map((bytes) => bytes * 5),
+  },
+  {
+    name: 'seed-in-turn',
+    title: 'the same, one after the other',
+    stores: layouts(10),
+    uplink: 1000,
+    layers: FIVE.map((bytes) => bytes * 5),
+    inTurn: true,
+  },
+  {
+    name: 'alone',
+    title: 'a single node, 100 MB in 5 layers, uplink 200 Mbit/s',
+    stores: [binaries],
+    uplink: 200,
+    layers: FIVE,
   },
 ]
 
@@ -121,8 +219,11 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     const name = `bench/${scenario.name}:${randomUUID().slice(0, 8)}`
     const image = await buildImage({ layers: scenario.layers, seed: name })
     size = image.blobs().reduce((sum, { bytes }) => sum + bytes.length, 0)
-    await unshaped(cluster, scenario.uplink, () => cluster.upstream.push(image, name))
-    runs.push(await once(cluster, scenario, contender, name, image))
+    if (scenario.zones === undefined)
+      await unshaped(cluster, scenario.uplink, () => cluster.upstream.push(image, name))
+    // Its shape is between sites only.
+    else await cluster.upstream.push(image, name)
+    runs.push(await once(cluster, scenario, contender, name))
     await Promise.all(
       cluster.nodes.map(async (node, index) => {
         if (scenario.stores[index] !== 'layout') await forgetAll(node)
@@ -142,24 +243,36 @@ async function once(
   scenario: Scenario,
   contender: Contender,
   name: string,
-  image: DemoImage,
 ): Promise<Run> {
   const before = await sent(cluster)
   const asked = cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length
   const started = performance.now()
-  const undo = scenario.meanwhile?.(cluster, size, image)
+  const fault = scenario.meanwhile?.(cluster, size)
+  let turn: Promise<unknown> = Promise.resolve()
   const each = await Promise.all(
     cluster.nodes.map(async (node, index) => {
-      await delay(scenario.startsAt?.(index, cluster.nodes.length) ?? 0)
+      const before = turn
+      const { promise, resolve } = Promise.withResolvers<void>()
+      turn = promise
+      if (scenario.inTurn === true) await before
+      else await delay(scenario.startsAt?.(index, cluster.nodes.length) ?? 0)
       const own = performance.now()
-      await pull(node, scenario.stores[index] ?? binaries, contender, name)
-      return { from: own, to: performance.now() }
+      const failed = await pull(node, scenario.stores[index] ?? binaries, contender, name).then(
+        () => undefined,
+        (error: unknown) => error,
+      )
+      resolve()
+      return { node, from: own, to: performance.now(), failed }
     }),
   )
-  await (
-    await undo
-  )?.()
-  const counted = each.filter((_, index) => scenario.counted?.(index) ?? true)
+  const { without, undo } = (await fault) ?? {}
+  for (const { node, failed: cause } of each) {
+    if (cause !== undefined && node !== without)
+      throw new Error(`${node.name} did not get it`, { cause })
+  }
+  const counted = each.filter(
+    ({ node }, index) => node !== without && (scenario.counted?.(index) ?? true),
+  )
   const run = {
     egress: ((await sent(cluster)) - before) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
@@ -167,6 +280,9 @@ async function once(
     manifests:
       cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length - asked,
   }
+  await undo?.()
+  // What was cut off comes back, and its node takes the upstream for down a little longer.
+  if (undo !== undefined) await delay(15_000)
   process.stdout.write(
     `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}\n`,
   )
@@ -202,6 +318,91 @@ async function pull(
           `${Upstream.host}/${name}`,
         ]
   await node.exec(argv, { timeoutMs: 200_000 })
+}
+
+/** The node that has read most from the upstream when so many bytes have left that. */
+async function leaderAt(cluster: Cluster, bytes: number): Promise<ClusterNode> {
+  await untilSent(cluster, bytes)
+  const leads = await Promise.all(
+    cluster.nodes.map(async (node) => {
+      const { body } = await node.machine.get('http://127.0.0.1:9090/status')
+      return (body.match(/"from":"upstream"/g) ?? []).length
+    }),
+  )
+  return cluster.nodes[leads.indexOf(Math.max(...leads))]!
+}
+
+async function untilSent(cluster: Cluster, bytes: number): Promise<void> {
+  const before = await sent(cluster)
+  while ((await sent(cluster)) - before < bytes) await delay(20)
+}
+
+/** Between a site and everything outside of it 20 Mbit/s pass in each direction, for all of its nodes together. */
+async function shapeSites({ nodes, upstream }: Cluster): Promise<void> {
+  // What leaves the upstream is shaped by whom it goes to; what a node sends to other sites, by a quarter of its site's share.
+  const classify = async (
+    machine: ClusterNode['machine'],
+    sites: readonly (readonly string[])[],
+    rate: number,
+  ) => {
+    const tc = (...args: string[]): Promise<string> => machine.exec(['tc', ...args])
+    await tc('qdisc', 'replace', 'dev', 'eth0', 'root', 'handle', '1:', 'htb', 'default', '99')
+    await tc(
+      'class',
+      'add',
+      'dev',
+      'eth0',
+      'parent',
+      '1:',
+      'classid',
+      '1:99',
+      'htb',
+      'rate',
+      '10gbit',
+    )
+    for (const [site, addresses] of sites.entries()) {
+      const id = `1:${site + 1}`
+      await tc(
+        'class',
+        'add',
+        'dev',
+        'eth0',
+        'parent',
+        '1:',
+        'classid',
+        id,
+        'htb',
+        'rate',
+        `${rate}mbit`,
+      )
+      for (const address of addresses)
+        await tc(
+          'filter',
+          'add',
+          'dev',
+          'eth0',
+          'parent',
+          '1:',
+          'protocol',
+          'ip',
+          'u32',
+          'match',
+          'ip',
+          'dst',
+          `${address}/32`,
+          'flowid',
+          id,
+        )
+    }
+  }
+  const sites = [0, 1, 2].map((site) =>
+    nodes.slice(4 * site, 4 * site + 4).map(({ address }) => address),
+  )
+  await classify(upstream.machine, sites, 20)
+  for (const [index, node] of nodes.entries()) {
+    const others = sites.filter((_, site) => site !== Math.floor(index / 4))
+    await classify(node.machine, [others.flat()], 5)
+  }
 }
 
 async function configure(node: ClusterNode, { port }: Contender, zone?: string): Promise<void> {

@@ -83,6 +83,9 @@ import { LoopbackTls } from './trust/loopback-tls.ts'
 import { isIdentityError, PeerTls } from './trust/peer-tls.ts'
 import { TokenFile } from './trust/token-file.ts'
 
+/** Of the trees of pulls that a node keeps lists of, its status names so many. */
+const LISTED_TREES = 20
+
 /** A running node. */
 export interface Daemon extends Startable {
   /** Where it listens, as `host:port`, or several of them separated by commas. */
@@ -708,6 +711,8 @@ export function createDaemon(
       withdrawAfter: config.mirror.withdrawAfter,
     },
   )
+  const nameOf = (id: string): string =>
+    id === router.id ? config.nodeName : (router.peers().find((each) => each.id === id)?.name ?? id)
   /** Null while it does not say. */
   const containerdVersion = (): Promise<string | null> =>
     containerd.version({ signal: AbortSignal.timeout(1000) }).catch(() => null)
@@ -744,6 +749,15 @@ export function createDaemon(
       kind: config.mesh,
       peers: router.peers().map(({ name, origins }) => ({ name, origins })),
       keys: router.stats().peerKeys,
+    },
+    together: {
+      pulls: swarm.list(),
+      lists: swarm
+        .trees()
+        .filter(({ members }) => members > 1)
+        .toSorted((a, b) => b.members - a.members)
+        .slice(0, LISTED_TREES)
+        .map((tree) => ({ ...tree, leaders: tree.leaders.map(nameOf) })),
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
     // The file that cannot be used, and why, is in the text
@@ -815,6 +829,22 @@ export function createDaemon(
     advertiser.count(),
   )
   metrics.observe('shoal_uploads', 'Blobs that are being given to other nodes', () => uploads.used)
+  for (const role of ['leads', 'follows'] as const) {
+    metrics.observe(
+      `shoal_pulls_together_${role}`,
+      role === 'leads'
+        ? 'Blobs and manifests that this node gets from an upstream for other nodes, too'
+        : 'Blobs and manifests that this node gets from others while those receive them',
+      () => swarm.list().filter(({ from }) => (from === 'upstream') === (role === 'leads')).length,
+    )
+  }
+  metrics.observe('shoal_pull_lists', 'Lists this node keeps of who gets what', () => swarm.lists)
+  metrics.observe(
+    'shoal_inflight',
+    'Blobs that this node is receiving and offers to others',
+    () => inflight.size,
+  )
+  metrics.observe('shoal_spool_bytes', 'Bytes that the spool takes', () => spool.bytes)
   metrics.observe(
     'shoal_uploads_refused',
     'Blobs that other nodes were refused since the start, because too much is given already',

@@ -6,7 +6,16 @@ import { addConfigOptions, loadGiven } from './config.ts'
 
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
-const STATUS_KEYS = ['notReady', 'sharing', 'store', 'push', 'mesh', 'upstream', 'mirror'] as const
+const STATUS_KEYS = [
+  'notReady',
+  'sharing',
+  'store',
+  'push',
+  'mesh',
+  'together',
+  'upstream',
+  'mirror',
+] as const
 
 /** `shoal status`. */
 export function statusCommand(): Command {
@@ -58,6 +67,7 @@ export function describeStatus(status: NodeStatus): string {
     ...(listen === null
       ? []
       : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
+    ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
     ['mirror', describeMirror(mirror)],
   ]
@@ -94,6 +104,21 @@ function describePeers({ kind, peers, keys }: NodeStatus['mesh']): string {
   const count = `${peers.length} ${peers.length === 1 ? 'peer' : 'peers'} connected`
   const of = kind === 'spegel' ? ", those of Spegel's mesh that are Shoal" : ''
   return peers.length === 0 ? count + of : `${count}${of}: ${list}; they hold ${keys} keys`
+}
+
+function describeTogether({ pulls, lists }: NodeStatus['together']): [string, string][] {
+  const far = (have: number, size: number): string =>
+    size === 0 ? 'begins' : `${Math.floor((100 * have) / size)} % of ${(size / 1e6).toFixed(1)} MB`
+  return [
+    ...pulls.map(({ what, from, have, size }): [string, string] => [
+      'receives',
+      `${what} from ${from === '' ? 'nobody yet' : from === 'upstream' ? 'the upstream, for all' : from}: ${far(have, size)}`,
+    ]),
+    ...lists.map(({ members, leaders, depth, have, size }): [string, string] => [
+      'keeps the list',
+      `of ${members} nodes that get the same, ${far(have, size)}: ${leaders.length === 0 ? 'none leads' : `${leaders.join(', ')} from the upstream`}, the others at most ${depth} away`,
+    ]),
+  ]
 }
 
 function describeUpstream({ on, resting }: NodeStatus['upstream']): string {

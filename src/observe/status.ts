@@ -52,6 +52,24 @@ export interface NodeStatus {
     /** Digests and tags that they say they hold */
     readonly keys: number
   }
+  /** What is being got together with other nodes at the moment */
+  readonly together: {
+    /** By this node: from `upstream`, for the others too, or from another node, by its name */
+    readonly pulls: readonly {
+      readonly what: string
+      readonly from: string
+      readonly have: number
+      readonly size: number
+    }[]
+    /** The lists this node keeps for others, the largest: who leads, by name, and how many read, how far from it */
+    readonly lists: readonly {
+      readonly members: number
+      readonly leaders: readonly string[]
+      readonly depth: number
+      readonly have: number
+      readonly size: number
+    }[]
+  }
   readonly upstream: {
     readonly on: boolean
     /** Endpoints that are not asked now */

@@ -2,6 +2,8 @@ import type { Peer } from '../routing/router.ts'
 
 /** A peer that gave wrong content is left alone this long at first, in ms; twice as long each further time. */
 const QUARANTINE = { first: 30_000, longest: 3_600_000 }
+/** One that seems to have been deceived itself, in ms. */
+const DOUBT = 5000
 /** A peer that could not be reached is asked after all others for this long, in ms; twice as long each further time. */
 const REST = { first: 2_000, longest: 60_000 }
 /** Peers of which is remembered how they were, the last ones. */
@@ -29,6 +31,7 @@ interface Record {
   rests: number
   quarantinedUntil: number
   quarantines: number
+  doubts: number
   origin: string | undefined
 }
 
@@ -118,6 +121,18 @@ export class PeerChoice {
     return duration
   }
 
+  /**
+   * It passed on, unverified, what proved to be wrong, and broke off: as who was deceived itself does. Once that is believed,
+   * and it is left alone for a moment only.
+   */
+  doubted(peer: Peer): number {
+    const record = this.#record(peer)
+    record.doubts += 1
+    if (record.doubts > 1) return this.lied(peer)
+    record.quarantinedUntil = Math.max(record.quarantinedUntil, performance.now() + DOUBT)
+    return DOUBT
+  }
+
   /** To be asked after all others. */
   resting({ id }: Peer): boolean {
     return (this.#peers.get(id)?.restingUntil ?? 0) > performance.now()
@@ -137,14 +152,15 @@ export class PeerChoice {
       rests: 0,
       quarantinedUntil: 0,
       quarantines: 0,
+      doubts: 0,
       origin: undefined,
     }
     this.#peers.delete(id)
     this.#peers.set(id, record)
-    for (const [oldest, { quarantines }] of this.#peers) {
+    for (const [oldest, { quarantines, doubts }] of this.#peers) {
       if (this.#peers.size <= MAX_PEERS) break
       // Liars are remembered longer than others, but not without an end either.
-      if (quarantines === 0 || this.#peers.size > 2 * MAX_PEERS) this.#peers.delete(oldest)
+      if (quarantines + doubts === 0 || this.#peers.size > 2 * MAX_PEERS) this.#peers.delete(oldest)
     }
     return record
   }

@@ -160,6 +160,13 @@ export class Inflight implements ContentSource {
     const spooled =
       here === undefined && range === undefined ? await this.#spool.begin(size) : undefined
     arrival.readable(here ?? spooled?.content)
+    this.#log.debug(
+      {
+        digest,
+        readFrom: here !== undefined ? 'store' : spooled !== undefined ? 'spool' : 'later',
+      },
+      'offered to others while it comes',
+    )
     try {
       await body.writeTo(
         spooled === undefined

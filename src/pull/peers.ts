@@ -76,6 +76,8 @@ interface Asked {
   readonly find: Router['lookup']
   /** Others are waited for while all are busy */
   readonly patient: boolean
+  /** They are receiving it themselves */
+  readonly inflight?: true
   readonly timeouts?: { readonly firstByte: number; readonly progress: number }
   /** How long the first is waited for before the next is asked as well, in ms */
   readonly hedge: () => number
@@ -144,6 +146,7 @@ export class PeersSource implements ContentSource {
     return this.#open(request, options, {
       find,
       patient: false,
+      inflight: true,
       timeouts: INFLIGHT_TIMEOUTS,
       hedge: () => INFLIGHT_HEDGE,
     })
@@ -184,7 +187,7 @@ export class PeersSource implements ContentSource {
       descriptor: describe(transfer),
       ...(part !== undefined && { range: part }),
       body: this.#body(transfer),
-      giver: this.#giver(transfer.peer),
+      giver: this.#giver(transfer.peer, asked.inflight === true),
     }
   }
 
@@ -231,8 +234,19 @@ export class PeersSource implements ContentSource {
     }
   }
 
-  #giver(peer: Peer): Giver {
-    return { id: peer.id, name: peer.name, failed: (error) => this.#failed(peer, error) }
+  #giver(peer: Peer, inflight: boolean): Giver {
+    return {
+      id: peer.id,
+      name: peer.name,
+      failed: (error) => this.#failed(peer, error),
+      ...(inflight && {
+        doubted: (error: unknown) => {
+          const durationMs = this.#choice.doubted(peer)
+          const fields = { peer: peer.name, durationMs, err: error }
+          this.#log.warn(fields, 'peer passed on wrong content and is left alone')
+        },
+      }),
+    }
   }
 
   /**

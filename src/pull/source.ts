@@ -35,6 +35,11 @@ export interface Giver {
   readonly name?: string
   /** It broke off, or what it gave was wrong ({@link DigestMismatchError}): its source draws its conclusions. */
   failed(error: unknown): void
+  /**
+   * There for one that gives what it is receiving itself: it broke off, and what it had given was wrong. An honest one does
+   * exactly that when it finds that out: it gives the last byte only of what is right.
+   */
+  doubted?(error: unknown): void
 }
 
 /** Content found. The body, if there is one, must be written out or discarded. */

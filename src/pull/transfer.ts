@@ -118,9 +118,14 @@ export class Transfers {
         signal.throwIfAborted()
         if (error instanceof ThisSideError) throw error.cause
         // What was written cannot be taken back: only a broken connection tells the client. Whose bytes were wrong
-        // cannot be told either, so the next attempt does without any of them.
+        // cannot be told either, so the next attempt does without any of them; unless some of them passed on what they had
+        // not verified, and broke off when others would have gone on.
         if (error instanceof DigestMismatchError) {
-          for (const each of givers.values()) each.failed(error)
+          const doubted = [...givers.values()].filter(
+            (each) => each.doubted !== undefined && each.id !== giver?.id,
+          )
+          if (doubted.length > 0) for (const each of doubted) each.doubted?.(error)
+          else for (const each of givers.values()) each.failed(error)
           this.#onWrongContent(digest)
           throw error
         }

@@ -75,6 +75,8 @@ export interface PullReport {
   readonly noUpstream: boolean
   /** A node may give it to many */
   readonly small: boolean
+  /** What came had another digest: those that failed gave it, or passed it on */
+  readonly wrong: boolean
 }
 
 /** The answer to a report: where to get it from. */

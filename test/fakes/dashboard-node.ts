@@ -77,6 +77,7 @@ export function dashboardNode({
       keys: count * 40_000,
     },
     push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
+    together: { pulls: [], lists: [] },
     upstream: { on: true, resting: [] },
     complaints: [],
     mirror: { certsDir: '/etc/containerd/certs.d', withdrawn: false, complaint: null },

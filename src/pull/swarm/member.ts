@@ -3,6 +3,9 @@ import { winner } from './tracker.ts'
 
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
 const ANSWER = 500
+const ANSWER_WHILE_IT_COMES = 2000
+/** It is asked again so often meanwhile, in ms, by one that has no source. */
+const ASK_AGAIN = 150
 /** A node that did not answer is not asked for so long, in ms. */
 const SILENT = 5000
 /** After so many in a row nobody is asked any more: the circle is taken to be empty. */
@@ -15,9 +18,10 @@ const STALL = 1000
 const STALL_AT_FIRST = 3000
 const STALLED_PACE = 250
 /** Who waits so long for bytes, in ms, goes its own way: without an answer, and in spite of one. */
-const PATIENCE = { alone: 2500, advised: 8000 }
-/** After so many sources that failed it goes its own way. */
+const PATIENCE = { alone: 2500, advised: 4000 }
+/** After so many sources that failed it goes its own way, for so long, in ms. */
 const MAX_BROKEN = 6
+const ALONE = 10_000
 /** A node that could not be read from is not tried again for so long, in ms: it may not have begun. */
 const FAILED = 5000
 const FAILED_AGAIN = 60_000
@@ -81,8 +85,9 @@ export class Member {
   /** Of the last report before it was read from there */
   #taken = 0
   #broken = 0
-  /** Nobody is heeded any more */
-  #alone = false
+  #wrong = false
+  /** Nobody is heeded until then */
+  #aloneUntil = 0
 
   constructor(init: {
     self: string
@@ -139,7 +144,7 @@ export class Member {
     }
     this.#current = undefined
     this.#broken += 1
-    if (this.#broken >= MAX_BROKEN) this.#alone = true
+    if (this.#broken >= MAX_BROKEN) this.#goAlone(now)
     for (const circle of this.#circles) {
       if (circle.advice === undefined || circle.advice.lead) continue
       circle.advice = undefined
@@ -151,7 +156,7 @@ export class Member {
   /** The upstream does not give it to this node. */
   upstreamFailed(now: number): void {
     this.#noUpstream = true
-    this.#alone = false
+    this.#aloneUntil = 0
     this.#current = undefined
     for (const circle of this.#circles) {
       circle.advice = undefined
@@ -175,6 +180,12 @@ export class Member {
     circle.advice = { ...advice, from: ids }
   }
 
+  /** All that came is to be thrown away: these gave it, or passed it on. */
+  wasWrong(ids: readonly string[], now: number): void {
+    this.broke(ids, now)
+    this.#wrong = true
+  }
+
   /** What to do now, with `circles` the other nodes of each, nearest first. */
   step(now: number, circles: readonly (readonly string[])[]): Step {
     const reports: Step['reports'][number][] = []
@@ -194,8 +205,13 @@ export class Member {
         // Alone in it, or as good as: there is nobody to agree with.
         if (tracker === undefined) {
           circle.tracker = undefined
-          circle.advice = undefined
           circle.waiting = undefined
+          // What was said before holds as long as bytes come.
+          if (members.length === 0 || stalled) circle.advice = undefined
+          if (circle.advice !== undefined && !circle.advice.lead) {
+            open = false
+            way = this.#wayOf(circle.advice)
+          }
           break
         }
         if (tracker !== circle.tracker) {
@@ -208,33 +224,32 @@ export class Member {
           this.#number += 1
           circle.waiting ??= { since: now, number: this.#number }
           circle.reported = now
-          circle.due = now + (stalled ? STALLED_PACE : circle.pace)
+          const asks = circle.advice === undefined
+          circle.due = now + (stalled ? STALLED_PACE : asks ? ASK_AGAIN : circle.pace)
           reports.push({ to: tracker, report: this.#report(index, circle, stalled, now) })
         }
-        if (circle.waiting !== undefined && now - circle.waiting.since >= ANSWER) {
+        const answerIn = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
+        if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
           circle.silent.set(tracker, now + SILENT)
           circle.waiting = undefined
           again = true
           continue
         }
-        wakeAt = Math.min(wakeAt, circle.due, (circle.waiting?.since ?? Infinity) + ANSWER)
+        wakeAt = Math.min(wakeAt, circle.due, (circle.waiting?.since ?? Infinity) + answerIn)
         if (circle.advice === undefined) open = false
         else if (!circle.advice.lead) {
           open = false
-          const { from } = circle.advice
-          if (from.length > 0) way = { kind: 'peers', ids: from }
-          else if (this.#noUpstream) way = { kind: 'nowhere' }
-          else way = { kind: 'upstream' }
+          way = this.#wayOf(circle.advice)
         }
       }
     }
     if (open) way = this.#noUpstream ? { kind: 'nowhere' } : { kind: 'upstream' }
-    if (!this.#noUpstream && !this.#alone && this.#current?.kind === 'peer') {
+    if (!this.#noUpstream && this.#aloneUntil <= now && this.#current?.kind === 'peer') {
       const longest = way?.kind === 'peers' ? PATIENCE.advised : PATIENCE.alone
-      if (now - this.#grewAt >= longest) this.#alone = true
+      if (now - this.#grewAt >= longest) this.#goAlone(now)
       else if (stalled) wakeAt = Math.min(wakeAt, this.#grewAt + longest)
     }
-    if (this.#alone && !this.#noUpstream) way = { kind: 'upstream' }
+    if (this.#aloneUntil > now && !this.#noUpstream) way = { kind: 'upstream' }
     return { reports, way, wakeAt: Math.max(wakeAt, now + 1) }
   }
 
@@ -248,6 +263,16 @@ export class Member {
     })
   }
 
+  #wayOf({ from }: PullAdvice): Way {
+    if (from.length > 0) return { kind: 'peers', ids: from }
+    return { kind: this.#noUpstream ? 'nowhere' : 'upstream' }
+  }
+
+  #goAlone(now: number): void {
+    this.#aloneUntil = now + ALONE
+    this.#broken = 0
+  }
+
   #isFailed(id: string, now: number): boolean {
     return (this.#failed.get(id)?.until ?? 0) > now
   }
@@ -257,7 +282,7 @@ export class Member {
     let state: PullReport['state'] = 'asks'
     if (
       current !== undefined &&
-      (this.#alone || current.kind === 'upstream' || advice?.lead === true)
+      (this.#aloneUntil > now || current.kind === 'upstream' || advice?.lead === true)
     )
       state = 'leads'
     else if (current !== undefined) state = 'follows'
@@ -273,6 +298,7 @@ export class Member {
       stalled,
       noUpstream: this.#noUpstream,
       small: this.#small,
+      wrong: this.#wrong,
     }
   }
 

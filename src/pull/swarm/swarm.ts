@@ -106,6 +106,11 @@ export class Swarm implements ContentSource {
     }))
   }
 
+  /** How many lists this node keeps. */
+  get lists(): number {
+    return this.#tracker.size.swarms
+  }
+
   /** The lists that this node keeps. */
   trees(): ReturnType<Tracker['trees']> {
     return this.#tracker.trees()
@@ -154,8 +159,11 @@ export class Swarm implements ContentSource {
           failed: (error) => {
             if (turn.abort.signal.aborted) return
             giver.failed(error)
-            if (error instanceof DigestMismatchError) this.#end(job, false)
-            else if (turn.source.kind === 'peer') this.#broke(job, [turn.source.id])
+            const ids = turn.source.kind === 'peer' ? [turn.source.id] : []
+            if (error instanceof DigestMismatchError) {
+              job.member.wasWrong(ids, performance.now())
+              this.#end(job, false)
+            } else if (ids.length > 0) this.#broke(job, ids)
           },
         },
       }),
@@ -456,7 +464,7 @@ function isOn({ source, way: opened }: Turn, way: Way): boolean {
 }
 
 /** Names what is asked for in 16 bytes, one character each; a question whether it is there is another one. */
-function pullKey(request: PullRequest): string {
+export function pullKey(request: PullRequest): string {
   const name = `${request.method} ${request.kind} ${keyOf(request)}`
   return createHash('sha256').update(name).digest().toString('latin1', 0, 16)
 }

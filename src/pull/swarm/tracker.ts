@@ -86,6 +86,14 @@ export class Tracker {
     const swarm = this.#swarms.get(name) ?? new Swarm(report.small)
     this.#swarms.delete(name)
     if (report.state === 'gone') {
+      const before = swarm.members.get(id)
+      for (const failed of report.failed.slice(0, MAX_FAILED)) {
+        this.#accuse(failed, id, now)
+        // Whoever reads by way of it has the same bytes, and need not know yet.
+        const giver = swarm.members.get(failed)
+        if (report.wrong && giver !== undefined && before?.readsFrom === failed)
+          giver.tainted = true
+      }
       this.#drop(name, swarm, id)
       if (swarm.members.size > 0) this.#swarms.set(name, swarm)
       return adviceFor(report, {}, PACE.most)
@@ -394,6 +402,8 @@ interface Member {
   readsFrom: string
   stalledAt: number | undefined
   noUpstream: boolean
+  /** What came from it was wrong */
+  tainted?: true
   /** A trial has shown that another gets it faster */
   outdone?: boolean
   at: number
@@ -426,13 +436,14 @@ class Swarm {
   }
 
   /**
-   * Where what `member` gets comes from, and by how many others; undefined if that is lost, or leads over `without`: then one
-   * would read from itself in the end.
+   * Where what `member` gets comes from, and by how many others; undefined if that is lost. For `without`, who looks for
+   * somebody to read from, also if it leads over itself, or over one that gave wrong bytes.
    */
   wayTo(member: Member, without?: Member): { root: Member; depth: number } | undefined {
     let at = member
     for (let depth = 0; depth <= MAX_MEMBERS; depth += 1) {
       if (at === without || this.members.get(at.id) !== at) return undefined
+      if (without !== undefined && at.tainted === true) return undefined
       if (at.from === undefined) return { root: at, depth }
       at = at.from
     }

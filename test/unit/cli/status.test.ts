@@ -34,6 +34,7 @@ const READY: NodeStatus = {
   complaints: [],
   push: { access: 'auth', copies: 2, images: 3, short: 0, fetching: 0 },
   mesh: { kind: 'shoal', peers: [], keys: 0 },
+  together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
   mirror: { certsDir: null, withdrawn: false, complaint: null },
 }
@@ -72,6 +73,20 @@ suite('the words of shoal status', () => {
       describeStatus({ ...READY, complaints }),
       /^cannot be used +\/etc\/rancher\/k3s\/registries\.yaml:3: mirrors: /m,
     )
+  })
+
+  test('show what is being got together with other nodes, and the trees this node keeps a list of', () => {
+    const together = {
+      pulls: [
+        { what: 'sha256:1', from: 'upstream', have: 3e6, size: 10e6 },
+        { what: 'sha256:2', from: 'node-b', have: 0, size: 0 },
+      ],
+      lists: [{ members: 6, leaders: ['node-a'], depth: 2, have: 5e6, size: 10e6 }],
+    }
+    const text = describeStatus({ ...READY, together })
+    assert.match(text, /^receives +sha256:1 from the upstream, for all: 30 % of 10\.0 MB$/m)
+    assert.match(text, /^receives +sha256:2 from node-b: begins$/m)
+    assert.match(text, /^keeps the list +of 6 nodes .*50 % .*node-a from the upstream.* 2 away$/m)
   })
 
   test('say what to do when it is not ready', () => {

@@ -329,6 +329,7 @@ const STATUS = {
     announced: 7,
   },
   mesh: MESH,
+  together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
   complaints: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },

@@ -24,6 +24,7 @@ class Bench {
       stalled: false,
       noUpstream: false,
       small: false,
+      wrong: false,
       ...report,
     })
   }
@@ -152,6 +153,20 @@ suite('a list of who gets what', () => {
     for (let index = 0; index < 20; index += 1) {
       const { from } = list.hear(`n${index}`)
       assert.ok(!from.includes('liar'), `n${index} is sent to ${from.join()}`)
+    }
+  })
+
+  test('what came was wrong: nobody is sent to who gave it, nor to those who have it from there', () => {
+    const list = new Bench()
+    list.join('leader')
+    list.hear('liar', { state: 'follows', from: 'leader' })
+    list.hear('a', { state: 'follows', from: 'liar' })
+    list.hear('b', { state: 'follows', from: 'a' })
+    list.hear('c', { state: 'follows', from: 'liar' })
+    list.hear('c', { state: 'gone', failed: ['liar'], wrong: true })
+    for (const id of ['c', 'd', 'e']) {
+      const [from = ''] = list.hear(id).from
+      assert.ok(!['liar', 'a', 'b'].includes(from), `${id} is sent to ${from}`)
     }
   })
 

@@ -1,0 +1,392 @@
+import { mkdir, writeFile } from 'node:fs/promises'
+import { parseArgs } from 'node:util'
+import { Member, type Way } from '../src/pull/swarm/member.ts'
+import { Tracker } from '../src/pull/swarm/tracker.ts'
+import type { PullAdvice, PullReport } from '../src/routing/router.ts'
+import { toSvg } from './plot.ts'
+
+/**
+ * Many nodes that want the same blob at once, more than one machine could run: the code that decides (`Member` and
+ * `Tracker`) is the daemon's own, time, links and messages are simulated. Links are shared evenly by those who use them, bytes move on every
+ * 10 ms by one node, messages take 1 to 5 ms and may be lost. Prints Markdown and draws `docs/plots/swarm-*.svg`.
+ *
+ *     npm run bench:swarm -- [--sizes 100,1000,5000]
+ */
+const { values: flags } = parseArgs({
+  options: { sizes: { type: 'string', default: '100,1000,5000' } },
+})
+const TICK = 10
+const MB = 1e6
+const LIMIT = 300_000
+/** Connections to a node that is gone break at once, but for so many, whose network is cut. */
+const SILENT_SHARE = 0.2
+/** Others read from a holder by then; with more it would be asked to wait. */
+const MAX_READERS = 128
+/** Who comes or goes, or holds something, is known to all so soon, in ms. */
+const VIEW = 500
+/** A node whose network is cut is missed after so long, in ms. */
+const MISSED = 14_000
+
+interface Conditions {
+  readonly name: string
+  readonly nodes: number
+  readonly size: number
+  /** Bytes a ms: of the uplink, which all share, and of each node in each direction */
+  readonly uplink: number
+  readonly link: number
+  /** Nodes start within so long, in ms */
+  readonly spread: number
+  /** Of all nodes, in a second: so many are gone, and as many others come */
+  readonly churn: number
+  readonly loss: number
+}
+
+interface Outcome {
+  /** Bytes over the uplink, by the size */
+  readonly egress: number
+  /** Seconds from the first start until so many have it */
+  readonly p50: number
+  readonly p99: number
+  readonly last: number
+  /** The uplink's own time, or that of the slowest link */
+  readonly bound: number
+  /** Reports and answers, of a node on average, and of the busiest in its busiest second */
+  readonly messages: number
+  readonly busiest: number
+}
+
+/** The same sequence in each run. */
+let state = 1
+function random(): number {
+  state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+  const mixed = Math.imul(state ^ (state >>> 15), 0x2c1b3c6d)
+  return ((mixed ^ (mixed >>> 12)) >>> 0) / 2 ** 32
+}
+
+class Node {
+  readonly id: string
+  readonly starts: number
+  readonly tracker: Tracker
+  member: Member | undefined
+  /** At the end of the last tick, and of this one */
+  have = 0
+  next = 0
+  source: Node | 'upstream' | undefined
+  readers = 0
+  wakeAt: number
+  done: number | undefined
+  /** It reads from one that has all of it */
+  held = false
+  gone = false
+  cut = false
+  goneAt = 0
+  heard = 0
+
+  constructor(id: string, starts: number, now: () => number) {
+    this.id = id
+    this.starts = starts
+    this.wakeAt = starts
+    this.tracker = new Tracker({ now })
+  }
+}
+
+function simulate(conditions: Conditions): Outcome {
+  state = 1
+  const { size, uplink, link, spread, churn, loss } = conditions
+  let now = 0
+  const clock = (): number => now
+  const nodes: Node[] = []
+  const byId = new Map<string, Node>()
+  const add = (starts: number): void => {
+    const node = new Node(`node-${nodes.length}-${Math.floor(random() * 1e9)}`, starts, clock)
+    nodes.push(node)
+    byId.set(node.id, node)
+  }
+  for (let index = 0; index < conditions.nodes; index += 1) add(random() * spread)
+  let view = nodes.map(({ id }) => id)
+  let viewed = 0
+  let changed = false
+  let holders: Node[] = []
+  const due = new Map<number, (() => void)[]>()
+  const post = (from: Node, to: Node, deliver: () => void): void => {
+    if (from.gone || random() < loss) return
+    const at = Math.floor((now + 1 + random() * 4) / TICK) + 1
+    const then = due.get(at) ?? []
+    due.set(at, then)
+    then.push(() => {
+      if (!to.gone) deliver()
+    })
+  }
+  let messages = 0
+  let busiest = 0
+  let egress = 0
+
+  const heardBy = (node: Node): void => {
+    messages += 1
+    node.heard += 1
+  }
+  const step = (node: Node): void => {
+    const { member } = node
+    if (member === undefined || node.done !== undefined || node.held) return
+    for (;;) {
+      const { reports, way, wakeAt } = member.step(now, [view])
+      let own = false
+      for (const { to, report } of reports) {
+        const tracker = byId.get(to)
+        if (tracker === undefined) continue
+        if (tracker === node) {
+          own = true
+          member.hear(to, node.tracker.hear(node.id, report), now)
+          continue
+        }
+        send(node, tracker, report)
+      }
+      if (own) continue
+      node.wakeAt = wakeAt
+      take(node, way)
+      return
+    }
+  }
+  const send = (node: Node, tracker: Node, report: PullReport): void => {
+    post(node, tracker, () => {
+      heardBy(tracker)
+      const advice = tracker.tracker.hear(node.id, report)
+      post(tracker, node, () => hear(node, tracker, advice))
+    })
+  }
+  const hear = (node: Node, tracker: Node, advice: PullAdvice): void => {
+    heardBy(node)
+    node.member?.hear(tracker.id, advice, now)
+    step(node)
+  }
+  const leave = (node: Node): void => {
+    if (node.source instanceof Node) node.source.readers -= 1
+    node.source = undefined
+  }
+  /** Who holds it says so in its inventory, and is asked before anybody agrees on anything. */
+  const findHolder = (node: Node): boolean => {
+    if (holders.length === 0) return false
+    const holder = holders[Math.floor(random() * holders.length)]
+    if (holder === undefined || holder.gone || holder.readers >= MAX_READERS) return false
+    leave(node)
+    node.source = holder
+    holder.readers += 1
+    node.held = true
+    return true
+  }
+  const take = (node: Node, way: Way | undefined): void => {
+    if (way === undefined || way.kind === 'nowhere' || node.held) return
+    if (way.kind === 'upstream') {
+      if (node.source === 'upstream') return
+      leave(node)
+      node.source = 'upstream'
+      node.member?.takes({ kind: 'upstream' }, now, size)
+      return
+    }
+    if (node.source instanceof Node && way.ids.includes(node.source.id)) return
+    leave(node)
+    for (const id of way.ids) {
+      const peer = byId.get(id)
+      // Nobody can read from who is gone, or has not begun.
+      if (peer === undefined || peer.gone || (peer.source === undefined && peer.done === undefined))
+        continue
+      node.source = peer
+      peer.readers += 1
+      node.member?.takes({ kind: 'peer', id }, now, size)
+      return
+    }
+    node.member?.broke(way.ids, now)
+    node.wakeAt = now
+  }
+  const stop = (node: Node): void => {
+    node.gone = true
+    node.goneAt = now
+    node.cut = random() < SILENT_SHARE
+    leave(node)
+    changed = true
+  }
+
+  for (let tick = 0; now < LIMIT; tick += 1) {
+    now = tick * TICK
+    for (const deliver of due.get(tick) ?? []) deliver()
+    due.delete(tick)
+    if (tick % 100 === 0) {
+      for (const node of nodes) {
+        busiest = Math.max(busiest, node.heard)
+        node.heard = 0
+      }
+      // Those that come and go, a second's worth
+      for (let left = churn * conditions.nodes; left > 0 && tick > 0; left -= 1) {
+        if (random() > left) break
+        const alive = nodes.filter(({ gone }) => !gone)
+        const victim = alive[Math.floor(random() * alive.length)]
+        if (victim !== undefined) stop(victim)
+        add(now)
+        changed = true
+      }
+    }
+    if (tick % (VIEW / TICK) === 0)
+      holders = nodes.filter(({ done, gone }) => done !== undefined && !gone)
+    if (changed && now - viewed >= VIEW) {
+      changed = false
+      viewed = now
+      const isThere = ({ gone, cut, goneAt }: Node): boolean =>
+        !gone || (cut && now - goneAt < MISSED)
+      for (const id of view) {
+        const node = byId.get(id)
+        if (node !== undefined && !isThere(node)) for (const each of nodes) each.tracker.forget(id)
+      }
+      view = nodes.filter(isThere).map(({ id }) => id)
+      // As the daemon does when a node leaves
+      for (const node of nodes) node.wakeAt = Math.min(node.wakeAt, Math.max(now, node.starts))
+      changed = nodes.some((node) => node.gone && isThere(node))
+    }
+    const leaders = nodes.filter(({ source, gone }) => source === 'upstream' && !gone).length
+    let open = 0
+    for (const node of nodes) {
+      if (node.gone) continue
+      if (node.done === undefined) open += 1
+      if (node.member === undefined && node.starts <= now && node.done === undefined) {
+        const init = { self: node.id, key: 'k', small: false, noUpstream: false, have: 0, now }
+        node.member = new Member(init)
+        findHolder(node)
+      }
+      const { source } = node
+      node.next = node.have
+      if (source === 'upstream') {
+        const bytes = Math.min(size - node.have, Math.min(uplink / leaders, link) * TICK)
+        egress += bytes
+        node.next += bytes
+      } else if (source !== undefined) {
+        if (source.gone) {
+          // A cable that was pulled says nothing.
+          if (!source.cut) {
+            leave(node)
+            node.held = false
+            node.member?.broke([source.id], now)
+            if (!findHolder(node)) node.wakeAt = now
+          }
+        } else {
+          const pace = Math.min(link / source.readers, link) * TICK
+          node.next += Math.max(0, Math.min(pace, source.have - node.have))
+        }
+      }
+    }
+    for (const node of nodes) {
+      if (node.gone || node.member === undefined || node.done !== undefined) continue
+      if (node.next > node.have) node.member.grew(node.next, now)
+      node.have = node.next
+      if (node.have >= size) {
+        leave(node)
+        node.done = now
+        for (const { to, report } of node.member.end(true, now)) {
+          const tracker = byId.get(to)
+          if (tracker !== undefined)
+            post(node, tracker, () => {
+              heardBy(tracker)
+              tracker.tracker.hear(node.id, report)
+            })
+        }
+      } else if (node.wakeAt <= now) step(node)
+    }
+    if (open === 0) break
+  }
+  const times = nodes
+    .flatMap(({ done, gone, starts }) =>
+      done === undefined ? (gone ? [] : [LIMIT]) : [done - (churn > 0 ? starts : 0)],
+    )
+    .toSorted((a, b) => a - b)
+  const at = (share: number): number =>
+    (times[Math.floor((times.length - 1) * share)] ?? LIMIT) / 1000
+  return {
+    egress: egress / size,
+    p50: at(0.5),
+    p99: at(0.99),
+    last: at(1),
+    bound: size / Math.min(uplink, link) / 1000,
+    messages: messages / nodes.length,
+    busiest,
+  }
+}
+
+const sizes = flags.sizes.split(',').map(Number)
+const usual = { size: 1000 * MB, uplink: 125_000, link: 1_250_000, spread: 300, churn: 0, loss: 0 }
+const rows: (readonly [Conditions, Outcome])[] = []
+const run = (conditions: Conditions): Outcome => {
+  const outcome = simulate(conditions)
+  rows.push([conditions, outcome])
+  const { egress, p50, p99, last, bound, messages, busiest } = outcome
+  const numbers = [
+    egress.toFixed(3),
+    bound.toFixed(1),
+    ...[p50, p99, last].map((value) => value.toFixed(1)),
+    messages.toFixed(0),
+    String(busiest),
+  ]
+  process.stdout.write(`| ${conditions.name} | ${conditions.nodes} | ${numbers.join(' | ')} |\n`)
+  return outcome
+}
+process.stdout.write(
+  '| conditions | nodes | egress | bound, s | p50, s | p99, s | last, s | messages a node | busiest node, messages in a second |\n|---|---|---|---|---|---|---|---|---|\n',
+)
+for (const nodes of sizes) {
+  run({ ...usual, name: '1 GB, uplink 1 Gbit/s, links 10 Gbit/s', nodes })
+  run({
+    ...usual,
+    name: 'the same, 1 % of nodes come and go a second, 5 % of messages lost',
+    nodes,
+    churn: 0.01,
+    loss: 0.05,
+  })
+}
+run({
+  name: "3 GB, 300 MB/s each way, as in Kraken's published test",
+  nodes: 2600,
+  size: 3000 * MB,
+  uplink: 300_000,
+  link: 300_000,
+  spread: 300,
+  churn: 0,
+  loss: 0,
+})
+
+const plots = new URL('../docs/plots/', import.meta.url)
+await mkdir(plots, { recursive: true })
+const quiet = rows.filter(([{ churn, link }]) => churn === 0 && link === usual.link)
+const busy = rows.filter(([{ churn }]) => churn > 0)
+const series = (name: string, of: typeof rows, value: (outcome: Outcome) => number) => ({
+  name,
+  points: of.map(([{ nodes }, outcome]) => [nodes, value(outcome)] as const),
+})
+await writeFile(
+  new URL('swarm-time.svg', plots),
+  toSvg({
+    title: 'Until the last of many nodes has 1 GB, uplink 1 Gbit/s',
+    x: 'nodes that start at once',
+    y: 'seconds',
+    series: [
+      series('bound: the uplink', quiet, ({ bound }) => bound),
+      series('last node', quiet, ({ last }) => last),
+      series('p99, with churn and loss', busy, ({ p99 }) => p99),
+      series('each by itself', quiet, ({ bound }) => bound).points.length === 0
+        ? series('none', quiet, ({ bound }) => bound)
+        : {
+            name: 'each by itself',
+            points: quiet.map(([{ nodes }, { bound }]) => [nodes, bound * nodes] as const),
+          },
+    ],
+  }),
+)
+await writeFile(
+  new URL('swarm-messages.svg', plots),
+  toSvg({
+    title: 'Messages to agree on who gets 1 GB from where',
+    x: 'nodes that start at once',
+    y: 'messages',
+    series: [
+      series('of a node, in all', quiet, ({ messages }) => messages),
+      series('the same, with churn and loss', busy, ({ messages }) => messages),
+      series('busiest node, in a second', quiet, ({ busiest }) => busiest),
+    ],
+  }),
+)

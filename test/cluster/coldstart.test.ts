@@ -1,0 +1,71 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
+import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+
+/** Directory of containerd's hosts.toml files. */
+const CERTS = '/etc/containerd/certs.d'
+
+const skip = skipWithout('namespaces', 'registry', 'skopeo', 'containerd 1.x', 'containerd 2.x')
+
+suite('nodes that pull the same cold image at once', { skip }, () => {
+  let cluster: Cluster
+  let image: DemoImage
+  let reference: string
+
+  before(async () => {
+    const [first, ...others] = containerdBinaries()
+    const second = others.at(-1)
+    assert.ok(first && second)
+    cluster = await Cluster.create({ nodes: [first, second, first, second] })
+    for (const node of cluster.nodes) {
+      const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`
+      await node.writeFile('/etc/rancher/k3s/registries.yaml', mirrors)
+      // The daemon is asked, and nobody else.
+      const hosts = 'server = "http://127.0.0.1:1"\n[host."http://127.0.0.1:5001"]\n'
+      await node.writeFile(`${CERTS}/${Upstream.host}/hosts.toml`, hosts)
+      await node.exec(['sh', '-c', "printf '\\nlog: {level: debug}\\n' >> /etc/shoal/config.yaml"])
+    }
+    await Promise.all(
+      cluster.nodes.map(async (node) => {
+        await Promise.all([node.startContainerd(), node.startDaemon()])
+      }),
+    )
+    image = await buildImage({ layers: [8_000_000, 4_000_000, 1000], seed: 'cold' })
+    reference = await cluster.upstream.push(image, 'cold:1')
+    await cluster.upstream.machine.exec(
+      // Slow enough for all of them to be at it at the same time
+      'tc qdisc add dev eth0 root tbf rate 20mbit burst 128kb latency 100ms'.split(' '),
+    )
+  })
+  after(() => cluster?.[Symbol.asyncDispose]())
+
+  const pull = (node: ClusterNode): Promise<string> =>
+    node.ctr('images', 'pull', '--hosts-dir', CERTS, reference)
+
+  test('all have it, and it crossed the uplink little more than once', async () => {
+    const before = cluster.upstream.requests().length
+    await Promise.all(cluster.nodes.map(pull)).catch((error: unknown) => {
+      const logs = cluster.nodes.map(({ name, daemon }) => `${name}:\n${daemon.tail()}`)
+      throw new Error(`${String(error)}\n${logs.join('\n')}`, { cause: error })
+    })
+    const expected = await cluster.nodes[0]!.rootfs(reference)
+    for (const node of cluster.nodes) assert.equal(await node.rootfs(reference), expected)
+    const asked = cluster.upstream.requests().slice(before)
+    const blobs = image.blobs().length
+    // On a machine that is busy with something else an answer may come too late, and a node goes its own way.
+    assert.ok(
+      asked.length < 2 * blobs + 2,
+      `${asked.length} requests for ${blobs} pieces of content:\n${asked.join('\n')}`,
+    )
+  })
+
+  test("what is read meanwhile is read from containerd's own file, in both generations", () => {
+    for (const node of cluster.nodes) {
+      const offered = [...node.daemon.log().matchAll(/"readFrom":"(\w+)"/g)].map(([, from]) => from)
+      assert.ok(offered.length > 0, `${node.name} offered nothing`)
+      assert.deepEqual(new Set(offered), new Set(['store']), node.name)
+    }
+  })
+})
