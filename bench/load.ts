@@ -8,6 +8,8 @@ import { parseArgs } from 'node:util'
  *     load.ts --url URL --parallel N             each reads the whole once; --range sends `Range: bytes=0-`
  *     load.ts --url URL --parallel N --seconds S  each asks again and again over one connection
  *     load.ts --url URL --parallel N --requests R  the same until R requests were made in all; `%d` in the URL is the request's number
+ *
+ * With --patience S it gives up when nothing comes for so long.
  */
 
 /** What is printed. */
@@ -29,6 +31,7 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '0' },
     requests: { type: 'string', default: '0' },
     range: { type: 'boolean', default: false },
+    patience: { type: 'string', default: '0' },
   },
 })
 const url = new URL(values.url ?? '')
@@ -109,6 +112,8 @@ function answers(): Promise<void> {
       latencies.push(performance.now() - since)
     }
     socket.once('connect', ask)
+    // 0 is without an end.
+    socket.setTimeout(Number(values.patience) * 1000, () => socket.destroy())
     socket.once('error', () => {})
     socket.once('close', () => {
       if (left > 0 || (head === '' && status === '')) done('0')

@@ -1,27 +1,31 @@
 import { execFileSync } from 'node:child_process'
-import { mkdir, writeFile } from 'node:fs/promises'
+import { appendFile, mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
-import { until } from '../test/wait.ts'
 import {
   cpuSeconds,
   forgetAll,
   load,
-  mirror,
   pull,
   residentMb,
   Shoal,
   Spegel,
   type Contender,
 } from './contender.ts'
-import { importImages, type Image } from './images.ts'
-import { circumstances, toMarkdown, toPlots, type Figure, type Section } from './report.ts'
+import { slowDisk, vanish } from './disturbed.ts'
+import { importImages } from './images.ts'
+import { circumstances, toMarkdown, toPlots, type Section } from './report.ts'
+import { inTurns, manifestPath, reachable, Sheet, type Turns } from './turns.ts'
 
 /**
  * How bytes move: every figure of the byte path, with real containerds on four nodes in network namespaces of their own.
  *
- *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only blob,manifest,pull,rollout,memory] [--containerd 1|2] [--tls] [--to DIRECTORY]
+ *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only PART,...] [--containerd 1|2] [--tls] [--congestion NAME] [--to DIRECTORY]
+ *
+ * Parts are blob, manifest, disk, pull, rollout, memory and vanish. `--congestion` is what TCP uses on the nodes, in place of
+ * what this machine has (`net.ipv4.tcp_congestion_control`): one that paces, as bbr does, costs all of them more than a link
+ * without loss is worth.
  *
  * With --tls this project takes part a second time, with a cluster token.
  *
@@ -32,10 +36,11 @@ const { values: flags } = parseArgs({
   options: {
     vs: { type: 'string' },
     runs: { type: 'string', default: '5' },
-    only: { type: 'string', default: 'blob,manifest,pull,rollout,memory' },
+    only: { type: 'string', default: 'blob,manifest,disk,pull,rollout,memory,vanish' },
     containerd: { type: 'string', default: '2' },
     tls: { type: 'boolean', default: false },
     to: { type: 'string', default: 'bench/results' },
+    congestion: { type: 'string', default: 'machine' },
   },
 })
 const root = new URL('..', import.meta.url).pathname
@@ -51,6 +56,8 @@ const contenders: readonly Contender[] = [
   ...(spegel === undefined ? [] : [new Spegel(spegel)]),
 ]
 
+const turns: Turns = { contenders, runs }
+
 const MIB = 1024 * 1024
 const BLOB = 512 * MIB
 const IDLE_IMAGES = 1000
@@ -60,55 +67,6 @@ const HAMMER = 5
 /** Until start-up garbage is collected and the mesh is quiet, in ms. */
 const SETTLE = 15_000
 
-/** Collects the values of figures by name. */
-class Sheet {
-  readonly #figures = new Map<string, Figure & { values: Map<string, number[]> }>()
-
-  add(contender: Contender, name: string, better: Figure['better'], value: number, digits = 1) {
-    const figure = this.#figures.get(name) ?? { name, better, digits, values: new Map() }
-    this.#figures.set(name, figure)
-    const values = figure.values.get(contender.name) ?? []
-    figure.values.set(contender.name, [...values, value])
-  }
-
-  figures(): Figure[] {
-    return [...this.#figures.values()]
-  }
-}
-
-/** Each contender once per run, in turns; `measure` finds all its daemons fresh and ready. */
-async function inTurns(
-  what: string,
-  nodes: readonly ClusterNode[],
-  measure: (contender: Contender, run: number) => Promise<void>,
-): Promise<void> {
-  for (let run = 0; run < runs; run += 1) {
-    const turn = run % 2 === 0 ? contenders : contenders.toReversed()
-    for (const contender of turn) {
-      process.stderr.write(`${what}: run ${run + 1} of ${runs}, ${contender.name}\n`)
-      await Promise.all(nodes.map((node) => mirror(node, contender)))
-      await contender.start(nodes)
-      try {
-        await measure(contender, run)
-      } finally {
-        await contender.stop()
-      }
-    }
-  }
-}
-
-/** Resolves when a node's registry answers for content that another has. */
-async function reachable(node: ClusterNode, contender: Contender, path: string): Promise<void> {
-  await until(async () => (await load(node, contender, path)).statuses['200'] === 1, {
-    timeoutMs: 60_000,
-    what: `${contender.name} of ${node.name} answers ${path}`,
-  })
-}
-
-function manifestPath({ manifest }: Image): string {
-  return `/v2/bench/image/manifests/${manifest.digest}`
-}
-
 async function blob(holder: ClusterNode, puller: ClusterNode): Promise<Section> {
   const reference = `${Upstream.host}/bench/blob:1`
   const [image] = await importImages(holder, [{ reference, layers: [BLOB] }])
@@ -116,7 +74,7 @@ async function blob(holder: ClusterNode, puller: ClusterNode): Promise<Section> 
   if (image === undefined || layer === undefined) throw new Error('no image was made')
   const path = `/v2/bench/blob/blobs/${layer.digest}`
   const sheet = new Sheet()
-  await inTurns('blob', [holder, puller], async (contender) => {
+  await inTurns(turns, 'blob', [holder, puller], async (contender) => {
     await reachable(puller, contender, manifestPath(image))
     // The first one warms up
     for (const [name, flag] of [
@@ -160,7 +118,7 @@ async function manifest(holder: ClusterNode, puller: ClusterNode): Promise<Secti
   if (image === undefined) throw new Error('no image was made')
   const path = manifestPath(image)
   const sheet = new Sheet()
-  await inTurns('manifest', [holder, puller], async (contender) => {
+  await inTurns(turns, 'manifest', [holder, puller], async (contender) => {
     await reachable(puller, contender, path)
     for (const [name, node, connections] of [
       ['from a peer, 4 connections', puller, 4],
@@ -203,7 +161,7 @@ async function rollout(
   for (const [index, image] of images.entries()) {
     const shape = shapes[index]?.name ?? ''
     for (const mode of modes) {
-      await inTurns(`${shape}, ${mode}`, [holder, ...pullers], async (contender) => {
+      await inTurns(turns, `${shape}, ${mode}`, [holder, ...pullers], async (contender) => {
         await Promise.all(pullers.map((node) => reachable(node, contender, manifestPath(image))))
         let failures = 0
         const pulled = async (node: ClusterNode): Promise<void> => {
@@ -248,7 +206,7 @@ async function memory(holder: ClusterNode, crowded: ClusterNode): Promise<Sectio
   )
   const path = `/v2/bench/memory/blobs/${layer.digest}`
   const sheet = new Sheet()
-  await inTurns('memory', [holder, crowded], async (contender) => {
+  await inTurns(turns, 'memory', [holder, crowded], async (contender) => {
     await reachable(crowded, contender, manifestPath(image))
     await new Promise((resolve) => setTimeout(resolve, SETTLE))
     const [pulling, serving] = [contender.pid(crowded), contender.pid(holder)]
@@ -281,11 +239,19 @@ await using cluster = await Cluster.create({ nodes: Array(4).fill(binaries) as n
 const [holder, first, second, third] = cluster.nodes
 if (!holder || !first || !second || !third) throw new Error('a node is missing')
 await cluster.upstream.stop()
+// The client stands for containerd, whose own partial downloads other nodes read; for any other a copy would be written.
+for (const node of cluster.nodes)
+  await appendFile(node.machine.path('/etc/shoal/config.yaml'), '\nlimits:\n  spool: 1KiB\n')
+if (flags.congestion !== 'machine') {
+  const setting = `net.ipv4.tcp_congestion_control=${flags.congestion}`
+  for (const node of cluster.nodes) await node.exec(['sysctl', '-w', setting])
+}
 await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
 
 const sections: Section[] = []
 if (wanted.has('blob')) sections.push(await blob(holder, first))
 if (wanted.has('manifest')) sections.push(await manifest(holder, first))
+if (wanted.has('disk')) sections.push(await slowDisk(turns, second, first))
 if (wanted.has('pull')) {
   const shape = [{ name: '1 GB, 1 layer', layers: [1e9] }]
   sections.push(await rollout('One node pulls 1 GB', holder, [first], shape, ['rolling']))
@@ -301,9 +267,11 @@ if (wanted.has('rollout')) {
   sections.push(await rollout('Three nodes pull', holder, all, shapes, ['rolling', 'at once']))
 }
 if (wanted.has('memory')) sections.push(await memory(holder, third))
+if (wanted.has('vanish')) sections.push(await vanish(turns, [holder, second], first))
 
 const about = circumstances(root, {
   containerd: binaries.version,
+  TCP: (await holder.exec(['sysctl', '-n', 'net.ipv4.tcp_congestion_control'])).trim(),
   ...(spegel !== undefined && {
     Spegel:
       execFileSync('go', ['version', '-m', spegel], { encoding: 'utf8' }).match(
