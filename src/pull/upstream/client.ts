@@ -256,8 +256,12 @@ export class UpstreamClient implements UpstreamFetcher {
   }
 
   async #connect({ access: { tls } }: Endpoint): Promise<Way> {
-    const read = async (path: string | undefined) =>
-      path === undefined ? undefined : readFile(path)
+    const read = async (path: string | undefined) => {
+      if (path === undefined) return undefined
+      // To read from a pipe would wait for who writes into it, on one of few threads
+      if (!(await stat(path)).isFile()) throw new TypeError(`${path} is no file`)
+      return readFile(path)
+    }
     const trust = {
       ...(tls?.caFile !== undefined && { ca: await read(tls.caFile) }),
       ...(tls?.insecureSkipVerify === true && { rejectUnauthorized: false }),

@@ -1,3 +1,4 @@
+import type { Stats } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
 import type { RegistryAuth } from '../../config/registries.ts'
 
@@ -40,23 +41,32 @@ export class Logins {
 
   /** Of a file that cannot be used there is one line in the log, until it changes. */
   async #loginsIn(file: string): Promise<ReadonlyMap<string, RegistryAuth>> {
-    const { size, mtimeMs, ino } = await stat(file).catch(() => ({ size: -1, mtimeMs: 0, ino: 0 }))
-    const version = `${size} ${mtimeMs} ${ino}`
+    const found = await stat(file).catch(() => undefined)
+    const version = `${found?.size} ${found?.mtimeMs} ${found?.ino}`
     const known = this.#read.get(file)
     if (known?.version === version) return known.logins
     const logins = new Map<string, RegistryAuth>()
     this.#read.set(file, { version, logins })
-    const problem =
-      size < 0
-        ? 'there is no such file'
-        : size > MAX_FILE_BYTES
-          ? 'it is too large'
-          : await readFile(file, 'utf8').then(
-              (text) => this.#take(file, text, logins),
-              (error: unknown) => String(error),
-            )
+    const problem = await this.#load(file, found, logins)
     if (problem !== undefined) this.#log.warn({ file, problem }, 'logins cannot be read')
     return logins
+  }
+
+  /** @returns what is wrong, if something is */
+  async #load(
+    file: string,
+    found: Stats | undefined,
+    logins: Map<string, RegistryAuth>,
+  ): Promise<string | undefined> {
+    if (found === undefined) return 'there is no such file'
+    // To read from a pipe would wait for who writes into it, on one of few threads
+    if (!found.isFile()) return 'it is no file'
+    if (found.size > MAX_FILE_BYTES) return 'it is too large'
+    try {
+      return this.#take(file, await readFile(file, 'utf8'), logins)
+    } catch (error) {
+      return String(error)
+    }
   }
 
   /** @returns what is wrong, if something is, never in the words of the file */

@@ -482,6 +482,12 @@ suite('a login', () => {
       assert.doesNotMatch(lines.join(), /hunter2|alice/)
       if (status.startsWith('it')) assert.match(lines.join(), new RegExp(status))
     }
+    rmSync(file)
+    execFileSync('mkfifo', [file])
+    lines.length = 0
+    assert.equal(await logins.of(host), undefined)
+    assert.deepEqual(lines, ['it is no file'])
+    rmSync(file)
     // An identity token, under one of the names of Docker Hub
     const ecr = { ServerURL: 'https://index.docker.io/v1/', Username: '<token>', Secret: 'id' }
     writeFileSync(file, JSON.stringify(ecr))
@@ -541,6 +547,7 @@ suite('TLS to an upstream', () => {
   openssl('req', '-new', '-key', key, '-subj', '/CN=127.0.0.1', '-out', csr)
   const yesterday = ['-days', '-1', '-out', 'expired.crt']
   openssl('x509', '-req', '-in', csr, '-signkey', key, ...yesterday)
+  execFileSync('mkfifo', [file('pipe')])
   const server = {
     key: readFileSync(file('server.key')),
     cert: readFileSync(file('server.crt')),
@@ -617,6 +624,7 @@ suite('TLS to an upstream', () => {
         { tls: { ...tls, caFile: file('missing.crt') } },
         /certificates cannot be used: ENOENT.*missing\.crt/,
       ],
+      [{ tls: { ...tls, caFile: file('pipe') } }, /certificates cannot be used: .*pipe is no file/],
     ] as const) {
       await using up = upstream(endpoint(registry.url, { access }))
       await assert.rejects(up.source.open(pull(), { signal: signal() }), (error: Error) => {
