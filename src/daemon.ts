@@ -36,6 +36,7 @@ import { DistributionError } from './oci/errors.ts'
 import {
   canonicalRegistry,
   isDigestKey,
+  isLoopback,
   parseReference,
   tagName,
   type ContentKey,
@@ -967,6 +968,11 @@ export function createDaemon(
       running = true
       const { id } = router.self()
       const { nodeName: name, store, sharing } = config
+      if (config.listen.exposed && !isLoopback(formatAddress(config.listen.local)))
+        log.warn(
+          { local: addresses().local },
+          'other machines reach the local listener, and may do everything there',
+        )
       log.info({ ...addresses(), id, name, store, sharing }, 'started')
     },
     async stop() {

@@ -1,6 +1,6 @@
 import { isIP } from 'node:net'
 import { z } from 'zod'
-import { isRegistry } from '../oci/reference.ts'
+import { isLoopback, isRegistry } from '../oci/reference.ts'
 import { K3S_CONFIG_FILE } from './k3s.ts'
 
 /** Where something listens or is reached. Port 0 lets the kernel choose. */
@@ -387,6 +387,11 @@ export const configSchema = z.strictObject(
             placeholder: 'HOST:PORT',
             description:
               "The registry for this node's containerd and local clients. Whoever reaches it may do everything: keep it on loopback.",
+          }),
+          exposed: truth().prefault(false).register(docs, {
+            placeholder: 'BOOL',
+            description:
+              'Whether `listen.local` may be at an address that other machines reach, `true` or `false`: then all of them may do everything there.',
           }),
           peer: autoAddress()
             .prefault('auto')
@@ -905,7 +910,11 @@ export function* contradictions({
     cert?: string | undefined
     key?: string | undefined
   }
-  listen: { push?: SocketAddress | undefined }
+  listen: {
+    local: SocketAddress
+    exposed: boolean
+    push?: SocketAddress | undefined
+  }
   tokenFile?: string | undefined
   tokenRequired: boolean
   tls: Readonly<Record<string, string | undefined>>
@@ -923,6 +932,12 @@ export function* contradictions({
     yield {
       path: ['listen', 'push'],
       message: 'needs push.access: auth, push.users, push.cert and push.key',
+    }
+  if (!isLoopback(formatAddress(listen.local)) && !listen.exposed)
+    yield {
+      path: ['listen', 'local'],
+      message:
+        'is an address that other machines reach, where all of them may do everything: say listen.exposed: true if that is meant',
     }
   for (const [index, { policy }] of rules.entries()) {
     if (policy !== 'verify') continue

@@ -133,7 +133,8 @@ suite('private images', { skip }, () => {
     await until(async () => (await status(second, url)) === 401, { what: 'a challenge' })
     await refused(second, alice('wrong'))
     await refused(second)
-    await until(async () => (await held(second)) > 0, { what: 'the second hears of it' })
+    // Manifest, config, two layers and the tag
+    await until(async () => (await held(second)) >= 5, { what: 'the second hears of all of it' })
     await pull(second, alice('first'))
     assert.ok((await bytes(second, 'peer')) > 0, second.daemon.tail())
     // Also where it lies: another namespace without a secret is refused, one with it is served by the node itself.

@@ -74,6 +74,8 @@ suite('shoal serve with a token', () => {
       [tokenFile, 'bootstrap: [10.0.0.1, "http://10.0.0.2:5001"]'],
       /:4.*bootstrap\[1\]: .*\/id/,
     )
+    const open = 'listen: {local: "0.0.0.0:5001"}'
+    await assertRefused('exposed', [open], /listen\.local: .*listen\.exposed: true/)
     await assertRefused('half', [tokenFile, 'tls: {cert: /c}'], /tls: needs all of/)
     await assertRefused('alone', [files], /tls: needs tokenFile too/)
   })

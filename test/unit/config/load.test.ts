@@ -38,6 +38,7 @@ suite('a configuration', () => {
       assert.equal(config.store, 'auto')
       assert.deepEqual(config.listen, {
         local: { host: '127.0.0.1', port: 5001 },
+        exposed: false,
         peer: 'auto',
         p2p: 'auto',
         admin: { host: '127.0.0.1', port: 9090 },

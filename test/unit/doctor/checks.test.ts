@@ -79,7 +79,13 @@ suite('the checks of shoal doctor', () => {
         {
           bootstrap: [],
           mesh: 'shoal',
-          listen: { local: ANY, admin: ANY, peer: 'auto', p2p: { host: '0.0.0.0', port } },
+          listen: {
+            local: ANY,
+            exposed: false,
+            admin: ANY,
+            peer: 'auto',
+            p2p: { host: '0.0.0.0', port },
+          },
         },
         { ...STATUS, mesh: { ...MESH, peers } },
       )
@@ -214,7 +220,8 @@ suite('the checks of shoal doctor', () => {
     const { port } = server.address() as AddressInfo
     try {
       const local = { host: '127.0.0.1', port }
-      const listen = { local, admin: { host: '127.0.0.1', port: 1 }, peer: ANY, p2p: ANY }
+      const admin = { host: '127.0.0.1', port: 1 }
+      const listen = { local, exposed: false, admin, peer: ANY, p2p: ANY }
       const facts = await lookAtPorts({ listen, nodeAddress: 'auto', mesh: 'shoal' }, undefined)
       const [taken] = checkPorts(facts)
       assert.match(
@@ -251,7 +258,13 @@ suite('the checks of shoal doctor', () => {
     const config = {
       upstream: 'on',
       registry: { name: 'registry.localhost' },
-      listen: { local: { host: '127.0.0.1', port: 5001 }, admin: ANY, peer: ANY, p2p: ANY },
+      listen: {
+        local: { host: '127.0.0.1', port: 5001 },
+        exposed: false,
+        admin: ANY,
+        peer: ANY,
+        p2p: ANY,
+      },
       k3s: {
         present: false,
         off: false,
