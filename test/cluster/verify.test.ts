@@ -115,9 +115,11 @@ suite('private images', { skip }, () => {
 
   async function bytes(node: ClusterNode, source: string): Promise<number> {
     const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-    const name = `shoal_bytes_total{listener="local",source="${source}"}`
-    const line = body.split('\n').find((each) => each.startsWith(name))
-    return Number(line?.slice(name.length) ?? 0)
+    const name = `shoal_bytes_total{listener="local",source="${source}"`
+    return body
+      .split('\n')
+      .filter((line) => line.startsWith(name))
+      .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0)
   }
 
   test('go to who has a login that the registry lets in, from the nodes, and to nobody else', async () => {
