@@ -133,15 +133,19 @@ export class PullHistory {
       startedAt: this.#now(),
       endedAt: 0,
     }
-    // A HEAD brings nothing; it says only that somebody is about to pull.
-    if (asked.method === 'HEAD') return { answered() {}, ended() {} }
-    pull.requests += 1
+    // A HEAD brings nothing. That somebody is about to pull is news only if he goes away with nothing.
+    if (asked.method === 'HEAD')
+      return {
+        answered() {},
+        ended: (outcome) => {
+          if (outcome === 'ok' || outcome === 'aborted') return
+          content.outcome = outcome
+          content.endedAt = this.#now()
+          keep(pull, content)
+        },
+      }
     pull.running += 1
-    const target = targetOf(asked)
-    pull.contents.delete(target)
-    pull.contents.set(target, content)
-    const [oldest] = pull.contents.keys()
-    if (pull.contents.size > MAX_CONTENTS && oldest !== undefined) pull.contents.delete(oldest)
+    keep(pull, content)
     this.#running.set(content, pull)
     return {
       answered: (answered) => {
@@ -166,6 +170,7 @@ export class PullHistory {
   pulls(limit = MAX_PULLS): PullReport[] {
     this.#countRunning()
     return [...this.#pulls.values()]
+      .filter(({ requests }) => requests > 0)
       .slice(-limit)
       .toReversed()
       .map((pull) => this.#report(pull))
@@ -267,6 +272,16 @@ export class PullHistory {
       contents,
     }
   }
+}
+
+function keep(pull: Pull, content: Content): void {
+  const { contents } = pull
+  const target = targetOf(content.asked)
+  pull.requests += 1
+  contents.delete(target)
+  contents.set(target, content)
+  const [oldest] = contents.keys()
+  if (contents.size > MAX_CONTENTS && oldest !== undefined) contents.delete(oldest)
 }
 
 function targetOf({ target }: Asked): string {

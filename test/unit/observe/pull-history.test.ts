@@ -76,6 +76,16 @@ suite('the history of pulls', () => {
     )
   })
 
+  test('tells of a HEAD only when nothing was found', () => {
+    const history = new PullHistory()
+    const head = { ...MANIFEST, method: 'HEAD' } as const
+    history.begin(head).ended('ok')
+    assert.deepEqual(history.pulls(), [])
+    history.begin(head).ended('not found')
+    const [pull] = history.pulls()
+    assert.deepEqual([pull?.image, pull?.state, pull?.requests], ['x.test/a/b:1', 'failed', 1])
+  })
+
   test('keeps a thousand pulls, 32 contents of each, and an hour of traffic', () => {
     let now = 0
     const history = new PullHistory({ now: () => now })
