@@ -74,6 +74,8 @@ const INFLIGHT_HEDGE = 1000
 /** Whom to ask, and how long to wait for them. */
 interface Asked {
   readonly find: Router['lookup']
+  /** Whom to ask as well when those are busy: far is better than to wait */
+  readonly beyond?: Router['lookup']
   /** Others are waited for while all are busy */
   readonly patient: boolean
   /** They are receiving it themselves */
@@ -114,9 +116,15 @@ export class PeersSource implements ContentSource {
     options: OpenOptions,
     among?: NonNullable<LookupOptions['among']>,
   ): Promise<Content> {
+    const beyond: Router['lookup'] = (key, how) => this.#router.lookup(key, how)
     const find: Router['lookup'] = (key, how) =>
       this.#router.lookup(key, { ...how, ...(among !== undefined && { among }) })
-    return this.#open(request, options, { find, patient: true, hedge: () => this.#choice.hedge() })
+    return this.#open(request, options, {
+      find,
+      ...(among === 'near' && { beyond }),
+      patient: true,
+      hedge: () => this.#choice.hedge(),
+    })
   }
 
   /** Who says that it holds `key`, in the order in which a pull would ask them now. Nobody is asked. */
@@ -267,8 +275,15 @@ export class PeersSource implements ContentSource {
     const end = performance.now() + this.#init.busy
     for (;;) {
       const busy = new Map<string, number>()
+      const race = (find: Router['lookup']): Promise<Transfer> =>
+        this.#race(request, range, tried, busy, signal, size, { ...asked, find })
       try {
-        return await this.#race(request, range, tried, busy, signal, size, asked)
+        return await race(asked.find).catch((error: unknown) => {
+          const { beyond } = asked
+          if (!(error instanceof ContentNotFoundError) || busy.size === 0 || beyond === undefined)
+            throw error
+          return race(beyond)
+        })
       } catch (error) {
         if (!(error instanceof ContentNotFoundError) || busy.size === 0 || !asked.patient)
           throw error

@@ -186,8 +186,8 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       assert.deepEqual(await asked(a, 'latest'), [second, 'fresh'])
       assert.deepEqual(await asked(a, '1'), [first, 'last-known-good'])
       await cluster.upstream.stop()
-      await until(async () => (await asked(b, 'latest'))[0] === first)
-      assert.deepEqual(await asked(b, 'latest'), [first, 'last-known-good'])
+      // What another node was told within the last seconds is as good as the upstream's word
+      await until(async () => (await asked(b, 'latest')).join() === `${first},last-known-good`)
       await cluster.upstream.start()
     })
 

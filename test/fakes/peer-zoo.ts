@@ -2,7 +2,7 @@ import { createServer, type RequestListener, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net'
 import type { ContentKey } from '../../src/oci/reference.ts'
 import type { TierBudgets } from '../../src/pull/tiers.ts'
-import type { Peer, Router } from '../../src/routing/router.ts'
+import type { LookupOptions, Peer, Router } from '../../src/routing/router.ts'
 
 /** A registry on loopback that behaves as it was told, and counts who asked. */
 export interface ZooPeer extends AsyncDisposable {
@@ -195,9 +195,13 @@ export class FixedRouter implements Router {
     return this.#peers
   }
 
-  async *lookup(key: ContentKey): AsyncGenerator<Peer> {
+  async *lookup(
+    key: ContentKey,
+    { among }: Pick<LookupOptions, 'among'> = {},
+  ): AsyncGenerator<Peer> {
     this.lookups.push(key)
-    yield* this.#peers
+    for (const peer of this.#peers)
+      if (among === undefined || (among === 'near') === (peer.distance === 0)) yield peer
   }
 
   suspect({ id }: Peer): void {

@@ -1,4 +1,5 @@
 import { bytesBody } from '../../oci/body.ts'
+import type { Digest } from '../../oci/digest.ts'
 import { keyOf, type PullRequest } from '../../oci/distribution.ts'
 import type { Descriptor } from '../../oci/manifest.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from '../source.ts'
@@ -19,6 +20,8 @@ export interface HeardAnswer {
 
 interface Entry {
   readonly answer: Promise<HeardAnswer>
+  /** What was answered, once it was */
+  digest?: Digest
   bytes: number
 }
 
@@ -41,8 +44,10 @@ export class Heard implements ContentSource {
     this.#drop(name, this.#entries.get(name))
     this.#entries.set(name, entry)
     answer.then(
-      ({ bytes }) => {
+      ({ bytes, descriptor }) => {
         if (this.#entries.get(name) !== entry) return
+        this.#forgetOther(request, descriptor.digest)
+        entry.digest = descriptor.digest
         entry.bytes = bytes?.length ?? 0
         this.#bytes += entry.bytes
         this.#bound()
@@ -72,6 +77,13 @@ export class Heard implements ContentSource {
     if (request.method === 'HEAD') return found
     if (known.bytes === undefined) throw NOT_HEARD
     return { ...found, body: bytesBody(known.bytes) }
+  }
+
+  /** What was heard of a tag before, by the other method, may be out of date by now. */
+  #forgetOther(request: PullRequest, digest: Digest): void {
+    const name = nameOf({ ...request, method: request.method === 'HEAD' ? 'GET' : 'HEAD' })
+    const entry = this.#entries.get(name)
+    if (entry?.digest !== undefined && entry.digest !== digest) this.#drop(name, entry)
   }
 
   #bound(): void {

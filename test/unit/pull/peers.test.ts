@@ -52,6 +52,7 @@ function source(
   return {
     holders: () => peersSource.holders(blob.digest, { signal: signal() }),
     source: { open: transfers.over(chain([peersSource])) },
+    near: (pull: PullRequest) => peersSource.open(pull, { signal: signal() }, 'near'),
     outcomes,
     router,
     [Symbol.asyncDispose]: async () => {
@@ -275,6 +276,28 @@ suite('peers source', () => {
       code: 'ERR_CONTENT_NOT_FOUND',
     })
     assert.ok(alone.outcomes.length > 2)
+  })
+
+  test('far is better than to wait for those near, and to wait for both better than nothing', async () => {
+    await using near = await zoo.busyFirst(blob, 1_000_000)
+    await using far = await zoo.good(blob)
+    const zones = [{ ...near, peer: { ...near.peer, distance: 0 as const } }, far]
+    await using peers = source(zones)
+    const content = await peers.near(request(blob))
+    assert.ok((await read(content)).equals(bytes))
+    assert.deepEqual(peers.outcomes, ['busy', 'ok'])
+
+    await using soon = await zoo.busyFirst(blob, 1)
+    await using both = source([{ ...soon, peer: { ...soon.peer, distance: 0 as const } }, near])
+    assert.ok((await read(await both.near(request(blob)))).equals(bytes))
+  })
+
+  test('what is far is not asked while somebody near says that he has not got it', async () => {
+    await using near = await zoo.answers(404)
+    await using far = await zoo.good(blob)
+    await using peers = source([{ ...near, peer: { ...near.peer, distance: 0 as const } }, far])
+    await assert.rejects(peers.near(request(blob)), { code: 'ERR_CONTENT_NOT_FOUND' })
+    assert.equal(far.requests.length, 0)
   })
 
   test('a part is asked for once, without asking for the size before', async () => {
