@@ -590,8 +590,11 @@ export function createDaemon(
     },
     { tiers: config.tiers },
   )
-  // What no node of this zone has, one of those who want it at the same time gets from elsewhere.
-  const elsewhere = chain([holders('far'), upstream])
+  // What no node of this zone has, one of those who want it at the same time gets from elsewhere. What a tag means now
+  // only the upstream can say.
+  const abroad = chain([holders('far'), upstream])
+  const elsewhere: OpenContent = (pull, options) =>
+    'tag' in pull.target ? upstream.open(pull, options) : abroad(pull, options)
   const swarm = new Swarm({
     exchange: router,
     peers,
@@ -600,15 +603,7 @@ export function createDaemon(
     shares: isShared,
     log: component('pull:swarm'),
   })
-  const sources = transfers.over(
-    chain([
-      held[0],
-      holders('near'),
-      held[1],
-      swarm,
-      ...(config.upstream === 'on' ? [] : [holders('far')]),
-    ]),
-  )
+  const sources = transfers.over(chain([held[0], holders('near'), held[1], swarm, holders('far')]))
   const fromNodes = transfers.over(chain([held[0], holders('near'), held[1], holders('far')]))
   const pulls =
     config.upstream === 'on'

@@ -205,6 +205,11 @@ export class PeersSource implements ContentSource {
     for (;;) {
       const transfer = await this.#patient(request, undefined, signal, asked, { tried })
       const { peer, answer } = transfer
+      // What it holds under a tag says nothing of what the upstream says now.
+      if (asked.inflight && 'tag' in request.target && answer.source !== 'inflight') {
+        transfer.close()
+        continue
+      }
       const digest = 'digest' in request.target ? request.target.digest : answer.digest
       if (digest === undefined || !isManifestMediaType(answer.mediaType)) {
         transfer.close()

@@ -35,6 +35,8 @@ export interface RegistryAnswer {
   readonly size: number
   /** Set when the body is this part only */
   readonly range?: ByteRange
+  /** From `Shoal-Source`: where the peer has it from */
+  readonly source?: string
   /**
    * Writes the body as it comes, once; every wait for the registry has a deadline. Absent after HEAD.
    * @returns how long the registry was waited for, in ms
@@ -276,7 +278,7 @@ function readHead(
   range: RangeRequest | undefined,
   { status, headers }: AnswerHead,
   length: number,
-): Pick<RegistryAnswer, 'mediaType' | 'digest' | 'size' | 'range'> {
+): Pick<RegistryAnswer, 'mediaType' | 'digest' | 'size' | 'range' | 'source'> {
   if (status === 404) throw new RegistryRequestError('not found', 'does not have it')
   if (status === 503 || status === 429) {
     // Who does not say when to come again is in trouble, not in demand.
@@ -309,9 +311,11 @@ function readHead(
     if (size > MAX_MANIFEST_BYTES) throw bad('answered with a manifest over 4 MiB')
     if (said === undefined) throw bad('answered without a digest')
   }
+  const source = headers.get('shoal-source')
   return {
     mediaType: headers.get('content-type') ?? 'application/octet-stream',
     size,
+    ...(source !== undefined && { source }),
     ...(said !== undefined && { digest: said }),
     ...(part !== undefined && { range: part }),
   }

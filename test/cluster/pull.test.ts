@@ -33,13 +33,6 @@ function smallImage(seed: string): Promise<DemoImage> {
   return buildImage({ layers: [3_000_000, 200_000, 10], seed })
 }
 
-/** Bytes of content that this node's daemon has got from others for its own containerd. */
-async function bytesFromPeers(node: ClusterNode): Promise<number> {
-  const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-  const lines = body.matchAll(/^shoal_bytes_total\{.*source="peer".*\} (\d+)$/gm)
-  return [...lines].reduce((sum, [, bytes]) => sum + Number(bytes), 0)
-}
-
 /** Pulls on `node` in one of the {@link WAYS}; a failure shows what the daemons said. */
 async function pull(
   cluster: Cluster,
@@ -122,7 +115,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         .flatMap(({ image }) => image.blobs())
         .map(({ descriptor }) => descriptor.size)
       for (const node of others) {
-        const received = await bytesFromPeers(node)
+        const received = await node.bytesFrom('peer')
         assert.ok(received >= bytes.reduce((sum, size) => sum + size), `${received} bytes`)
       }
     })
@@ -192,7 +185,7 @@ test(
     await Promise.all(others.map((node) => until(() => node.exec(['crane', 'digest', reference]))))
     await Promise.all(others.map((node) => node.exec(['crane', 'validate', '--remote', reference])))
     for (const node of others) {
-      const received = await bytesFromPeers(node)
+      const received = await node.bytesFrom('peer')
       assert.ok(
         received >= size && received < 2 * size,
         `${node.name}: ${received} of ${size} bytes`,

@@ -58,13 +58,6 @@ function sizeOf(image: DemoImage): number {
   return image.blobs().reduce((sum, { bytes }) => sum + bytes.length, 0)
 }
 
-/** Bytes that the daemon of `node` has got from others for its containerd. */
-async function fetched(node: ClusterNode): Promise<number> {
-  const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-  const counts = body.matchAll(/^shoal_bytes_total\{listener="local",source="peer",.*\} (\d+)$/gm)
-  return [...counts].reduce((sum, [, bytes]) => sum + Number(bytes), 0)
-}
-
 function smallImage(seed: string): Promise<DemoImage> {
   return buildImage({ layers: [2_000_000, 100_000, 10], seed })
 }
@@ -290,10 +283,10 @@ for (const version of ['1.x', '2.x'] as const) {
           assert.ok(held)
           await drop(member.node, held.image)
           const own = member.asksShoal
-          const goal = own ? (await fetched(member.node)) + sizeOf(held.image) : 0
+          const goal = own ? (await member.node.bytesFrom('peer')) + sizeOf(held.image) : 0
           await ways.tag(member.node, held.reference)
           if (own) {
-            await until(async () => (await fetched(member.node)) === goal, {
+            await until(async () => (await member.node.bytesFrom('peer')) === goal, {
               timeoutMs: 5000,
               what: `the own Shoal gave all of ${held.reference}`,
             })

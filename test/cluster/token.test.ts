@@ -83,12 +83,7 @@ suite('a mesh with a token', { skip }, () => {
     for (const node of members.slice(1)) {
       await node.cri.pull(`${REGISTRY}/org/secret:1`)
       assert.equal(await node.rootfs(`${REGISTRY}/org/secret:1`), expected)
-      assert.ok(
-        (await metric(
-          node,
-          'shoal_bytes_total{listener="local",source="peer",registry="ksd.test.com"}',
-        )) > 3e6,
-      )
+      assert.ok((await node.bytesFrom('peer')) > 3e6)
     }
     const status = await holder.exec(['shoal', 'status', '--json'])
     assert.match(status, /"https:\/\/10\.77\.1\.2:5001"/)

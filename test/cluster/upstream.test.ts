@@ -295,22 +295,16 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       // All upstreams at once
       await Promise.all(images.map(({ reference, how }) => pulled(a, reference, how)))
       assert.match(tokenServer.log(), /^repository:org\/token-ctr:pull$/m)
-      const fromUpstream = async () => {
-        const { body } = await a.machine.get('http://127.0.0.1:9090/metrics')
-        // One for each registry
-        const counted = body.matchAll(/^shoal_bytes_total\{.*source="upstream".*\} (\d+)$/gm)
-        return counted.reduce((sum, [, bytes]) => sum + Number(bytes), 0)
-      }
       const size = images
         .flatMap(({ image }) => image.blobs())
         .reduce((sum, { descriptor }) => sum + descriptor.size, 0)
       // Once each, but for the manifests, which are asked for by tag and by digest
       // An answer is counted when all of it has gone, which its client may know before
-      const sum = await until(async () => {
-        const bytes = await fromUpstream()
+      const counted = await until(async () => {
+        const bytes = await a.bytesFrom('upstream')
         return bytes >= size && bytes
       })
-      assert.ok(sum < size + 100_000, `${sum} of ${size}`)
+      assert.ok(counted < size + 100_000, `${counted} of ${size}`)
 
       await cluster.upstream.machine[Symbol.asyncDispose]()
       for (const { reference, how } of images) {

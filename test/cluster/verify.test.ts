@@ -113,15 +113,6 @@ suite('private images', { skip }, () => {
     assert.equal(await node.cri.status(REFERENCE), undefined)
   }
 
-  async function bytes(node: ClusterNode, source: string): Promise<number> {
-    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-    const name = `shoal_bytes_total{listener="local",source="${source}"`
-    return body
-      .split('\n')
-      .filter((line) => line.startsWith(name))
-      .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' '))), 0)
-  }
-
   test('go to who has a login that the registry lets in, from the nodes, and to nobody else', async () => {
     const [first, second] = nodes
     assert.ok(first && second)
@@ -138,7 +129,7 @@ suite('private images', { skip }, () => {
     // Manifest, config, two layers and the tag
     await until(async () => (await held(second)) >= 5, { what: 'the second hears of all of it' })
     await pull(second, alice('first'))
-    assert.ok((await bytes(second, 'peer')) > 0, second.daemon.tail())
+    assert.ok((await second.bytesFrom('peer')) > 0, second.daemon.tail())
     // Also where it lies: another namespace without a secret is refused, one with it is served by the node itself.
     for (const node of nodes) {
       await node.cri.remove(REFERENCE)
@@ -169,9 +160,9 @@ suite('private images', { skip }, () => {
     for (const node of nodes) {
       await refused(node, alice('wrong'))
       await refused(node)
-      const before = await bytes(node, 'local')
+      const before = await node.bytesFrom('local')
       await pull(node, alice('first'))
-      assert.ok((await bytes(node, 'local')) >= before)
+      assert.ok((await node.bytesFrom('local')) >= before)
     }
     await startUpstream('first')
   })

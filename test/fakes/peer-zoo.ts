@@ -68,9 +68,10 @@ function answering(content: ZooContent, sending: Sending = {}): RequestListener 
   }
 }
 
-/** Does everything right. */
-export function good(content: ZooContent): Promise<ZooPeer> {
-  return start('good', answering(content))
+/** Does everything right, and says where it has the content from if `source` is given. */
+export function good(content: ZooContent, source?: 'local' | 'inflight'): Promise<ZooPeer> {
+  const headers = { ...(source !== undefined && { 'shoal-source': source }) }
+  return start('good', answering(content, { headers }))
 }
 
 /** Answers every request with one status and nothing else. */

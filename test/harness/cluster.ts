@@ -371,6 +371,14 @@ export class ClusterNode implements AsyncDisposable {
     if (options.ready !== false) await this.ready()
   }
 
+  /** Bytes of content that this node's daemon has given to its own clients, by where it had them from. */
+  async bytesFrom(source: 'local' | 'peer' | 'upstream'): Promise<number> {
+    const { body } = await this.machine.get('http://127.0.0.1:9090/metrics')
+    const labels = `listener="local",source="${source}"`
+    const lines = body.matchAll(new RegExp(`^shoal_bytes_total\\{${labels}.*\\} (\\d+)$`, 'gm'))
+    return lines.reduce((sum, [, bytes]) => sum + Number(bytes), 0)
+  }
+
   /** Resolves when the daemon says that it is ready. */
   async ready(): Promise<void> {
     const { daemon } = this

@@ -52,6 +52,7 @@ function source(
   return {
     holders: () => peersSource.holders(blob.digest, { signal: signal() }),
     source: { open: transfers.over(chain([peersSource])) },
+    among: (pull: PullRequest) => peersSource.openAmong(router.peers(), pull, { signal: signal() }),
     near: (pull: PullRequest) => peersSource.open(pull, { signal: signal() }, 'near'),
     outcomes,
     router,
@@ -276,6 +277,21 @@ suite('peers source', () => {
       code: 'ERR_CONTENT_NOT_FOUND',
     })
     assert.ok(alone.outcomes.length > 2)
+  })
+
+  test('what a tag means now, a peer knows that has just been told, and not one that holds something by that name', async () => {
+    await using old = await zoo.good(manifest, 'local')
+    await using told = await zoo.good(manifest, 'inflight')
+    for (const method of ['GET', 'HEAD'] as const) {
+      const asked = request(manifest, { method, target: { tag: 'latest' } })
+      await using stale = source([old])
+      await assert.rejects(stale.among(asked), { code: 'ERR_CONTENT_NOT_FOUND' })
+      await using fresh = source([old, told])
+      assert.equal((await fresh.among(asked)).descriptor.digest, manifest.digest)
+      // By digest it is what it is, whoever holds it
+      const exact = request(manifest, { method })
+      assert.equal((await stale.among(exact)).descriptor.digest, manifest.digest)
+    }
   })
 
   test('far is better than to wait for those near, and to wait for both better than nothing', async () => {
