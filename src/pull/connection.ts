@@ -104,10 +104,10 @@ export class Connection {
     if (this.#open) return
     if (this.#failure !== undefined) throw this.#failure
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const late = setTimeout(() => this.close('no connection in time'), timeoutMs)
+    const inTime = afterIo(timeoutMs, () => this.close('no connection in time'))
     this.#socket.once(this.#socket instanceof TLSSocket ? 'secureConnect' : 'connect', resolve)
     this.#socket.once('close', () => reject(this.#failure))
-    await promise.finally(() => clearTimeout(late))
+    await promise.finally(inTime)
   }
 
   /** Sends a request without a body and reads the head of its answer, skipping those that only announce another. */
@@ -141,9 +141,9 @@ export class Connection {
     if (this.#failure !== undefined) throw this.#failure
     this.#waiting = Promise.withResolvers()
     const { promise } = this.#waiting
-    const late = setTimeout(() => this.close('no bytes in time'), timeoutMs)
+    const inTime = afterIo(timeoutMs, () => this.close('no bytes in time'))
     this.#socket.resume()
-    return promise.finally(() => clearTimeout(late))
+    return promise.finally(inTime)
   }
 
   /**
@@ -323,6 +323,19 @@ export class ConnectionPool {
     this.#closed = true
     for (const connection of [...this.#idle.values()].flat()) connection.close('client was closed')
     this.#idle.clear()
+  }
+}
+
+/**
+ * Calls `late` after `ms`, unless the function that it returns is called before. What arrived while this very process stood
+ * still counts as in time: a timer alone comes before it, and blames the other side.
+ */
+function afterIo(ms: number, late: () => void): () => void {
+  let soon: NodeJS.Immediate | undefined
+  const timer = setTimeout(() => (soon = setImmediate(late)), ms)
+  return () => {
+    clearTimeout(timer)
+    clearImmediate(soon)
   }
 }
 

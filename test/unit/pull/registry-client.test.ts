@@ -4,6 +4,7 @@ import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { suite, test } from 'node:test'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
+import { Connection } from '../../../src/pull/connection.ts'
 import {
   RegistryClient,
   SPEGEL_HEADERS,
@@ -70,6 +71,16 @@ async function read(answer: RegistryAnswer): Promise<Buffer> {
 }
 
 suite('registry client', () => {
+  test('what this process missed while it stood still is not put down to the other side', async () => {
+    await using server = await serve((socket) => socket.end(OK + content))
+    const connection = new Connection(server.origin)
+    const opened = connection.opened(50)
+    const until = performance.now() + 300
+    while (performance.now() < until);
+    await opened
+    connection.close('not needed')
+  })
+
   test('a Spegel node is told to answer only from what it holds', async () => {
     const requests: string[] = []
     await using server = await serve((socket) => socket.write(OK + content.toString()), requests)
