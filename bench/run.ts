@@ -2,17 +2,9 @@ import { execFileSync } from 'node:child_process'
 import { appendFile, mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
+import { residentMb } from '../test/harness/machine.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
-import {
-  cpuSeconds,
-  forgetAll,
-  load,
-  pull,
-  residentMb,
-  Shoal,
-  Spegel,
-  type Contender,
-} from './contender.ts'
+import { cpuSeconds, forgetAll, load, pull, Shoal, Spegel, type Contender } from './contender.ts'
 import { slowDisk, vanish } from './disturbed.ts'
 import { importImages } from './images.ts'
 import { circumstances, toMarkdown, toPlots, type Section } from './report.ts'

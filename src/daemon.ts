@@ -158,8 +158,11 @@ export function createDaemon(
   const store = new HotStore(writable)
 
   const refusals = new Refusals({ log: component('trust') })
-  const onRefused = (refused: { address: string; reason: string }): void => {
-    metrics.refused.inc({ listener: 'peer' })
+  const onRefused = (
+    listener: 'peer' | 'push',
+    refused: { address: string; reason: string },
+  ): void => {
+    metrics.refused.inc({ listener })
     refusals.note(refused)
   }
   const { tls, tokenFile } = config
@@ -170,7 +173,7 @@ export function createDaemon(
           {
             log: component('trust'),
             identity: () => loadIdentityKey(config.dataDir, { log: component('trust') }),
-            onRefused,
+            onRefused: (who) => onRefused('peer', who),
           },
           {
             banned: config.banned,
@@ -335,12 +338,24 @@ export function createDaemon(
             home: homeFor(loginAccess(passwords, { pulls: 'login' })),
             ...(pushTls && { secure: pushTls }),
           }),
-        ...(listener === 'peer' && { uploads, secure: peerTls, onRefused }),
+        ...(listener === 'peer' && { uploads, secure: peerTls }),
+        ...(listener !== 'local' && { onRefused: (who) => onRefused(listener, who) }),
         ...(listener === 'local' && { secure: loopbackTls, door, history }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
       },
-      { listener, naming, labelOf, maxRequests: config.limits.requests },
+      {
+        listener,
+        naming,
+        labelOf,
+        maxRequests: config.limits.requests,
+        ...(listener !== 'local' && {
+          connections: {
+            total: config.limits.connections,
+            perAddress: config.limits.connectionsPerClient,
+          },
+        }),
+      },
     )
   const drainTimeout = config.shutdownTimeout
 

@@ -778,7 +778,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'Connections on `listen.peer` at a time, those too on which nothing was said yet; what comes beyond is closed.',
+                'Connections on `listen.peer`, and on `listen.push`, at a time, those too on which nothing was said yet; what comes beyond is closed.',
             }),
           connectionsPerClient: z
             .int({ error: 'expected a whole number from 16 to 65536' })

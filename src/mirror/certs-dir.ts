@@ -401,7 +401,8 @@ async function statOptional(
   }
 }
 
-function hasCode(error: unknown, ...codes: string[]): error is Error {
+/** Whether the system says one of these of a file. */
+export function hasCode(error: unknown, ...codes: string[]): error is Error {
   return error instanceof Error && 'code' in error && codes.includes(String(error.code))
 }
 

@@ -13,6 +13,7 @@ import {
   selectRoutes,
   type Change,
   type MirrorInit,
+  hasCode,
 } from './certs-dir.ts'
 
 /** How often the files and the registry itself are looked at, in ms. */
@@ -115,7 +116,8 @@ export class MirrorKeeper implements Startable {
       try {
         await this.#keep(signal)
       } catch (error) {
-        this.#complain(String(error), { err: error })
+        // Somebody took a file or its directory away this moment, as K3s does: the next round finds what is there then.
+        if (!hasCode(error, 'ENOENT')) this.#complain(String(error), { err: error })
       }
       const woken = AbortSignal.any([signal, this.#wake.signal])
       await delay(this.#init.interval ?? INTERVAL, undefined, { signal: woken, ref: false }).catch(

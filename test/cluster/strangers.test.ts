@@ -4,6 +4,7 @@ import { after, before, suite, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { buildImage } from '../../src/cli/demo-image.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { residentMb } from '../harness/machine.ts'
 import { skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -51,9 +52,12 @@ suite('a stranger in the network', { skip }, () => {
       '5002',
     ])
     await until(() => attack.log().includes('ready'), { timeoutMs: 60_000, what: 'the attack' })
+    const quiet = residentMb(holder.daemon.pid)
     let pulls = 0
+    let most = 0
     while (attack.running()) {
       pulls += 1
+      most = Math.max(most, residentMb(holder.daemon.pid))
       const name = `${REGISTRY}/org/under-attack:${pulls}`
       const image = await buildImage({ layers: [300_000], seed: name })
       await holder.import(image, name)
@@ -72,6 +76,8 @@ suite('a stranger in the network', { skip }, () => {
     // As many as a busy machine gets done meanwhile, and none of them in vain
     assert.ok(pulls >= 1)
     assert.match(attack.log(), /"opened":\d{4,}/, 'the attack was one')
+    // Each connection that is kept costs some 75 KB, and of one address there are 256 at most
+    assert.ok(most < quiet + 250, `from ${quiet} to ${most} MB`)
     assert.equal(await peers(puller), 1)
     assert.ok((await metric(holder, 'shoal_refused_total')) > 100)
     // However many were refused, the log tells of one in a second.

@@ -1,5 +1,6 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { readdir, readlink } from 'node:fs/promises'
 import { promisify } from 'node:util'
 
@@ -236,4 +237,10 @@ function collect(child: ChildProcess): () => string {
   child.stderr?.on('data', keep)
   child.on('error', (error) => keep(Buffer.from(String(error))))
   return () => text
+}
+
+/** Resident memory of a process in MB (10^6 bytes). */
+export function residentMb(pid: number): number {
+  const kib = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]
+  return (Number(kib) * 1024) / 1e6
 }
