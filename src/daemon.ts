@@ -701,6 +701,7 @@ export function createDaemon(
           drainTimeout,
         })
 
+  let starting: Promise<void> | undefined
   let running = false
   let stopping = false
   const notReady = (): string | undefined => {
@@ -974,7 +975,8 @@ export function createDaemon(
     addresses,
     peers: () => router.peers(),
     async start() {
-      await startAll(parts)
+      starting = startAll(parts)
+      await starting
       running = true
       const { id } = router.self()
       const { nodeName: name, store, sharing } = config
@@ -987,6 +989,8 @@ export function createDaemon(
     },
     async stop() {
       stopping = true
+      // A part that is just being started cannot be stopped.
+      await starting?.catch(() => {})
       running = false
       await stopAll(parts)
       log.info('stopped')
