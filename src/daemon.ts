@@ -27,6 +27,7 @@ import { startAll, stopAll, type Startable } from './lifecycle.ts'
 import { mirrorEndpoint } from './mirror/certs-dir.ts'
 import { MirrorKeeper } from './mirror/keeper.ts'
 import type { Logger } from './observe/log.ts'
+import { observeNode } from './observe/gauges.ts'
 import { createMetrics } from './observe/metrics.ts'
 import { PullHistory } from './observe/pull-history.ts'
 import { Refusals } from './observe/refusals.ts'
@@ -829,111 +830,19 @@ export function createDaemon(
     listen: config.listen.admin,
     drainTimeout: 0,
   })
-  metrics.observe(
-    'shoal_peers',
-    'Other nodes this node is connected to',
-    () => router.peers().length,
-  )
-  metrics.observe('shoal_sharing', '1 while this node gives to other nodes, and asks them', () =>
-    Number(router.sharing),
-  )
-  metrics.observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
-    advertiser.count(),
-  )
-  metrics.observe('shoal_uploads', 'Blobs that are being given to other nodes', () => uploads.used)
-  for (const role of ['leads', 'follows'] as const) {
-    metrics.observe(
-      `shoal_pulls_together_${role}`,
-      role === 'leads'
-        ? 'Blobs and manifests that this node gets from an upstream for other nodes, too'
-        : 'Blobs and manifests that this node gets from others while those receive them',
-      () => swarm.list().filter(({ from }) => (from === 'upstream') === (role === 'leads')).length,
-    )
-  }
-  metrics.observe('shoal_pull_lists', 'Lists this node keeps of who gets what', () => swarm.lists)
-  metrics.observe(
-    'shoal_inflight',
-    'Blobs that this node is receiving and offers to others',
-    () => inflight.size,
-  )
-  metrics.observe('shoal_spool_bytes', 'Bytes that the spool takes', () => spool.bytes)
-  metrics.observe(
-    'shoal_uploads_refused',
-    'Blobs that other nodes were refused since the start, because too much is given already',
-    () => uploads.refused,
-  )
-  metrics.observe('shoal_push_uploads', 'Uploads of pushes that are under way', () => pushes.count)
-  metrics.observe(
-    'shoal_push_images',
-    'Images of the home registry that this node keeps',
-    () => replicas.stats().images,
-  )
-  metrics.observe(
-    'shoal_push_images_short',
-    'Of these, those of which too few nodes have a copy',
-    () => replicas.stats().short,
-  )
-  metrics.observe(
-    'shoal_push_fetching',
-    'Images that this node is getting because other nodes have asked for copies',
-    () => replicas.stats().fetching,
-  )
-  metrics.observe(
-    'shoal_push_upload_bytes',
-    'Bytes that uploads under way have received',
-    () => pushes.bytes,
-  )
-  metrics.observe(
-    'shoal_hot_bytes',
-    'Memory that manifests and other small content take that is asked for again and again',
-    () => store.bytes,
-  )
-  metrics.observe(
-    'shoal_peer_keys',
-    'Digests and tags that other nodes say they hold',
-    () => router.stats().peerKeys,
-  )
-  metrics.observe(
-    'shoal_peer_keys_bytes',
-    'Memory that the keys of other nodes take',
-    () => router.stats().peerKeyBytes,
-  )
-  metrics.observe(
-    'shoal_tag_claims',
-    'Tags of which is known what a node claimed that they mean',
-    () => claims.size,
-  )
-  metrics.observe(
-    'shoal_dht_backlog',
-    'Own keys that are not in the DHT yet',
-    () => router.stats().recordBacklog,
-  )
-  metrics.observe(
-    'shoal_dht_records_sent',
-    'Records that other nodes took from this one since it started',
-    () => router.stats().recordsSent,
-  )
-  metrics.observe(
-    'shoal_dht_records',
-    'Records this node keeps for other nodes',
-    () => router.stats().foreign.records,
-  )
-  metrics.observe(
-    'shoal_dht_records_bytes',
-    'Memory that records of other nodes take, in bytes, estimated',
-    () => router.stats().foreign.bytes,
-  )
-  metrics.observe(
-    'shoal_dht_records_refused',
-    'Records of other nodes not kept since the start: too many, or they name no content',
-    () => router.stats().foreign.refused,
-  )
-
-  metrics.observe(
-    'shoal_mirror_withdrawn',
-    "1 while containerd's hosts.toml files do not name this node's registry because it is out of order",
-    () => Number(mirror.withdrawn),
-  )
+  observeNode(metrics, {
+    router,
+    advertiser,
+    uploads,
+    swarm,
+    inflight,
+    spool,
+    pushes,
+    replicas,
+    store,
+    claims,
+    mirror,
+  })
 
   // Probes answer first, and the peer listener is there before the card that names its port.
   const parts: Startable[] = [
