@@ -32,7 +32,7 @@ import { createMetrics } from './observe/metrics.ts'
 import { PullHistory } from './observe/pull-history.ts'
 import { Refusals } from './observe/refusals.ts'
 import type { NodeStatus } from './observe/status.ts'
-import { keyOf, type PullRequest } from './oci/distribution.ts'
+import type { PullRequest } from './oci/distribution.ts'
 import { DistributionError } from './oci/errors.ts'
 import {
   canonicalRegistry,
@@ -54,7 +54,8 @@ import { PoisonedDownloads } from './pull/poisoned.ts'
 import { Doorkeeper } from './pull/private/doorkeeper.ts'
 import { PrivateImages } from './pull/private/policy.ts'
 import { RegistryClient, SPEGEL_HEADERS } from './pull/registry-client.ts'
-import { ContentNotFoundError, type ContentSource } from './pull/source.ts'
+import { Rights } from './pull/rights.ts'
+import type { ContentSource } from './pull/source.ts'
 import { Heard } from './pull/swarm/heard.ts'
 import { Swarm } from './pull/swarm/swarm.ts'
 import { tagRules, trustedTags } from './pull/tags.ts'
@@ -211,7 +212,7 @@ export function createDaemon(
   const claims = new ClaimBook(
     {
       log: component('claims'),
-      shares: (tag) => router.sharing && shares(tag),
+      shares: (tag) => router.sharing && rights.shares(tag),
       onRefused: (reason) => metrics.tagClaimsRefused.inc({ reason }),
       onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
     },
@@ -371,58 +372,25 @@ export function createDaemon(
   const known = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) !== false })
   const news = new LocalSource({ store, onMiss, gives, when: (key) => store.holds(key) === false })
   const images = new PrivateImages(config.private, config.registry)
-  /** What is held of a private registry is not given under the name of another. */
-  const ofItsRegistry = (source: LocalSource): ContentSource => ({
-    name: source.name,
-    open: async (pull, options) => {
-      const key = keyOf(pull)
-      if (isDigestKey(key) && !images.mayGive(pull, store.registriesOf(key)))
-        throw new ContentNotFoundError('it is of a private registry')
-      return source.open(pull, options)
-    },
-  })
-  const held = [ofItsRegistry(known), ofItsRegistry(news)] as const
-  /** Manifests of some registries are given by the registries only. */
-  const unlessUpstreams =
-    (open: OpenContent): OpenContent =>
-    async (pull, options) => {
-      const { registry: name, repository, kind } = pull
-      if (kind === 'manifest' && images.policyOf(name, repository) === 'upstream')
-        throw new ContentNotFoundError('the registry itself says who may pull it')
-      return open(pull, options)
-    }
   const sharedRegistries = new SharedRegistries({
     homeRegistry: config.registry.name,
     k3s: config.k3s,
   })
-  const shares = (key: ContentKey): boolean =>
-    sharedRegistries.hasKey(key, (digest) => store.registriesOf(digest))
-  /** A node that does not share neither gives nor asks, and others do so for some registries only. */
-  const whileSharing =
-    (open: OpenContent): OpenContent =>
-    async (pull, options) => {
-      if (!router.sharing)
-        throw new ContentNotFoundError('this node does not share', { reason: 'not shared' })
-      if (!sharedRegistries.has(pull.registry))
-        throw new ContentNotFoundError(`${pull.registry} is not shared`, { reason: 'not shared' })
-      return open(pull, options)
-    }
-  /** Who has learned of a digest elsewhere is not given it either. */
-  const onlyShared =
-    (open: OpenContent): OpenContent =>
-    async (pull, options) => {
-      if (!shares(keyOf(pull))) throw new ContentNotFoundError('it is not shared')
-      return open(pull, options)
-    }
-  /** Others may ask for what is of this registry, and be asked. */
-  const isShared = (name: string): boolean => router.sharing && sharedRegistries.has(name)
+  const rights = new Rights({
+    sharing: () => router.sharing,
+    registries: sharedRegistries,
+    images,
+    registriesOf: (digest) => store.registriesOf(digest),
+  })
+  const isShared = (name: string): boolean => rights.isShared(name)
+  const held = [rights.ofItsRegistry(known), rights.ofItsRegistry(news)] as const
   const spool = new Spool(
     { log: component('store:spool') },
     { directory: join(config.dataDir, 'spool'), maxBytes: config.limits.spool },
   )
   const inflight = new Inflight({
     store,
-    given: (digest) => store.holds(digest) === true && shares(digest),
+    given: (digest) => store.holds(digest) === true && rights.shares(digest),
     // What goes into the embedded store can be read there.
     spool: layout === undefined ? spool : { begin: async () => undefined },
     wanted: (name) => isShared(name) && router.peers().length > 0,
@@ -436,11 +404,11 @@ export function createDaemon(
     () =>
       registry(
         'peer',
-        whileSharing(
-          unlessUpstreams(
+        rights.whileSharing(
+          rights.unlessUpstreams(
             chain([
               heard,
-              { name: local.name, open: onlyShared(chain([ofItsRegistry(local)])) },
+              { name: local.name, open: rights.onlyShared(chain([rights.ofItsRegistry(local)])) },
               inflight,
             ]),
           ),
@@ -495,7 +463,7 @@ export function createDaemon(
   )
   const advertiser = new Advertiser(
     { store, router, log: component('advertiser') },
-    { shares: (key) => current.sharing !== 'off' && shares(key) },
+    { shares: (key) => current.sharing !== 'off' && rights.shares(key) },
   )
 
   const poisoned = new PoisonedDownloads({
@@ -525,7 +493,7 @@ export function createDaemon(
   )
   const holders = (among: 'near' | 'far'): ContentSource => ({
     name: peers.name,
-    open: whileSharing((pull, options) => peers.open(pull, options, among)),
+    open: rights.whileSharing((pull, options) => peers.open(pull, options, among)),
   })
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
@@ -645,7 +613,7 @@ export function createDaemon(
         )
       : sources
   /** Blobs of a registry that itself says who may pull: who asks for one by its digest has a manifest from there. */
-  const pullsOfAll: OpenContent = unlessUpstreams(async (pull, options) =>
+  const pullsOfAll: OpenContent = rights.unlessUpstreams(async (pull, options) =>
     images.policyOf(pull.registry, pull.repository) === 'upstream'
       ? fromNodes(pull, options)
       : pulls(pull, options),
@@ -662,21 +630,13 @@ export function createDaemon(
           }),
     ),
   )
-  /** Who may pull those is found out with containerd on this node, and nowhere else. */
-  const unlessVerified =
-    (open: OpenContent): OpenContent =>
-    async (pull, options) => {
-      if (images.policyOf(pull.registry, pull.repository) === 'verify')
-        throw new ContentNotFoundError('it is for containerd on this node')
-      return open(pull, options)
-    }
   const replicas: Replicas = new Replicas(
     {
       store: writable,
       router,
       fetcher: new Fetcher({ store: writable, open: inflight.over(pullsOfAll) }),
       pins: new Pins({ dataDir: config.dataDir }),
-      shares: (name) => router.sharing && sharedRegistries.has(name),
+      shares: isShared,
       added: (keys) => store.added(keys),
       onFetched: (outcome) => metrics.copies.inc({ outcome }),
       log: component('push'),
@@ -696,7 +656,7 @@ export function createDaemon(
   const pushListener =
     config.listen.push === undefined
       ? undefined
-      : new Listener(registry('push', unlessVerified(localPulls)), {
+      : new Listener(registry('push', rights.unlessVerified(localPulls)), {
           key: 'listen.push',
           listen: config.listen.push,
           drainTimeout,
@@ -794,7 +754,7 @@ export function createDaemon(
         claims,
         upstream: config.upstream === 'on' ? upstream : undefined,
         ruleOf,
-        isShared: (name) => router.sharing && sharedRegistries.has(name),
+        isShared,
         policyOf: (name, repository) => images.policyOf(name, repository),
       },
       {
