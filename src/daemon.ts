@@ -238,6 +238,7 @@ export function createDaemon(
       claimed: () => journal.flush(),
       added: (keys) => store.added(keys),
       removed: (keys) => store.removed(keys),
+      obtain: (repository, child, options) => fetcher.obtain(repository, child, options),
     },
     { homeRegistry: config.registry.name },
   )
@@ -630,11 +631,12 @@ export function createDaemon(
           }),
     ),
   )
+  const fetcher = new Fetcher({ store: writable, open: inflight.over(pullsOfAll) })
   const replicas: Replicas = new Replicas(
     {
       store: writable,
       router,
-      fetcher: new Fetcher({ store: writable, open: inflight.over(pullsOfAll) }),
+      fetcher,
       pins: new Pins({ dataDir: config.dataDir }),
       shares: isShared,
       added: (keys) => store.added(keys),

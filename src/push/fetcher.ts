@@ -40,10 +40,7 @@ export class Fetcher {
     const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal: options.signal })
     const { children, elsewhere = [], mediaType } = parseManifest(bytes)
     for (const child of children) {
-      if (isManifestMediaType(child.mediaType) && depth < MAX_DEPTH)
-        await this.fetch(repository, child.digest, options, depth + 1)
-      else if (!elsewhere.includes(child.digest))
-        await this.#fetchBlob(repository, child.digest, options)
+      if (!elsewhere.includes(child.digest)) await this.obtain(repository, child, options, depth)
     }
     const manifest = { digest, mediaType, size: descriptor.size }
     if (!(await this.#isHere(digest))) {
@@ -58,6 +55,26 @@ export class Fetcher {
     }
     await this.#store.link(digest, repository)
     return manifest
+  }
+
+  /**
+   * Gets what a manifest refers to, with all that it consists of if it is a manifest itself.
+   * @throws as {@link fetch}
+   */
+  async obtain(
+    repository: RepositoryName,
+    { digest, mediaType }: Pick<Descriptor, 'digest' | 'mediaType'>,
+    options: { signal: AbortSignal },
+    depth = 0,
+  ): Promise<void> {
+    if (isManifestMediaType(mediaType) && depth < MAX_DEPTH) {
+      await this.fetch(repository, digest, options, depth + 1)
+      return
+    }
+    // That it is here, in another repository, gives nobody a right to it: somebody must have it in this one.
+    if (await this.#isHere(digest))
+      await this.#open({ method: 'HEAD', kind: 'blob', ...repository, target: { digest } }, options)
+    await this.#fetchBlob(repository, digest, options)
   }
 
   async #fetchBlob(

@@ -23,6 +23,8 @@ import { NotHeldError, type WritableStore } from '../store/store.ts'
 
 /** Children of one manifest that are looked at together. */
 const CONCURRENT_CHECKS = 8
+/** To get from other nodes what a manifest refers to; its client waits. */
+const OBTAIN_DEADLINE_MS = 300_000
 /** To read one manifest of this node's own store. */
 const READ_DEADLINE_MS = 10_000
 /** What an answer of referrers lists at most. @see the limit of 4 MiB for manifests */
@@ -56,6 +58,15 @@ export interface RepositoriesComponents {
   /** Told at once what is held from now on, before the store's own watch tells it */
   readonly added: (keys: readonly ContentKey[]) => void
   readonly removed: (keys: readonly ContentKey[]) => void
+  /**
+   * Gets what a manifest refers to from other nodes into the store, into the same repository.
+   * @throws {ContentNotFoundError} when none of them gives it
+   */
+  readonly obtain: (
+    repository: RepositoryName,
+    child: Descriptor,
+    options: { signal: AbortSignal },
+  ) => Promise<void>
 }
 
 /** An entry in a list of referrers. */
@@ -77,7 +88,7 @@ export class Repositories {
   readonly #claimed: RepositoriesComponents['claimed']
   readonly #added: RepositoriesComponents['added']
   readonly #removed: RepositoriesComponents['removed']
-
+  readonly #obtain: RepositoriesComponents['obtain']
   readonly #homeRegistry: string
 
   constructor(components: RepositoriesComponents, init: { homeRegistry: string }) {
@@ -87,6 +98,7 @@ export class Repositories {
     this.#claimed = components.claimed
     this.#added = components.added
     this.#removed = components.removed
+    this.#obtain = components.obtain
   }
 
   /** Puts a blob that this node has received into a repository. */
@@ -112,7 +124,8 @@ export class Repositories {
   }
 
   /**
-   * Stores a manifest. When this resolves it is on the disk, and so is all that it refers to.
+   * Stores a manifest. When this resolves it is on the disk, and so is all that it refers to: what other nodes have of the
+   * repository need not be pushed to this one, whose clients are told that it is there.
    * @throws {DigestMismatchError | ManifestInvalidError | ManifestBlobUnknownError}
    * @throws {StoreFullError | StoreUnavailableError}
    */
@@ -294,23 +307,28 @@ export class Repositories {
   /** All that a manifest refers to must be in its repository, as it says; from then on it is held for it. */
   async #check(repository: RepositoryName, manifest: ManifestInfo): Promise<void> {
     const elsewhere = new Set(manifest.elsewhere)
-    const missing: Digest[] = []
+    const isHere = async ({ digest, size }: Descriptor): Promise<boolean> => {
+      const held = await this.#store.hold(digest, repository).catch(ifNowhere)
+      if (held !== undefined && held.size !== size)
+        throw new ManifestInvalidError(`${digest} has ${held.size} bytes, not ${size}`)
+      return held !== undefined
+    }
+    const missing: Descriptor[] = []
     const rest = Iterator.from(
       new Map(manifest.children.map((child) => [child.digest, child])).values(),
     )
     const worker = async (): Promise<void> => {
-      for (const { digest, size } of rest) {
-        const held = await this.#store.hold(digest, repository).catch((error: unknown) => {
-          if (error instanceof NotHeldError) return undefined
-          throw error
-        })
-        if (held === undefined && !elsewhere.has(digest)) missing.push(digest)
-        if (held !== undefined && held.size !== size)
-          throw new ManifestInvalidError(`${digest} has ${held.size} bytes, not ${size}`)
-      }
+      for (const child of rest)
+        if (!(await isHere(child)) && !elsewhere.has(child.digest)) missing.push(child)
     }
     await Promise.all(Array.from({ length: CONCURRENT_CHECKS }, worker))
-    if (missing.length > 0) throw new ManifestBlobUnknownError(missing)
+    const signal = AbortSignal.timeout(OBTAIN_DEADLINE_MS)
+    const nowhere: Digest[] = []
+    for (const child of missing) {
+      await this.#obtain(repository, child, { signal }).catch(ifNowhere)
+      if (!(await isHere(child))) nowhere.push(child.digest)
+    }
+    if (nowhere.length > 0) throw new ManifestBlobUnknownError(nowhere)
   }
 
   async #referrer(repository: RepositoryName, digest: Digest): Promise<Referrer | undefined> {
@@ -375,4 +393,10 @@ function pageOf(entries: readonly string[], { n = Infinity, last }: Page): Liste
   const sorted = entries.toSorted((a, b) => (a < b ? -1 : a > b ? 1 : 0))
   const from = last === undefined ? sorted : sorted.filter((entry) => entry > last)
   return { entries: from.slice(0, n), more: from.length > n && n > 0 }
+}
+
+/** For what is not there, which is no failure. */
+function ifNowhere(error: unknown): undefined {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined
+  if (code !== 'ERR_NOT_HELD' && code !== 'ERR_CONTENT_NOT_FOUND') throw error
 }

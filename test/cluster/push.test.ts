@@ -120,6 +120,20 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await assert.rejects(digestOn(b, 'team/moving:v1'))
     })
 
+    test('a layer that another node has need not be pushed again', async () => {
+      const image = await buildImage({ layers: [300_000, 500], seed: `${version} tagged` })
+      await push(a, image, 'team/tagged:v1')
+      const [copied, other] = (await holds(b, image)) ? [b, c] : [c, b]
+      assert.equal(await holds(other, image), false)
+      // Only the manifest is sent: the client was told that the layers are there.
+      await other.exec(['crane', 'tag', '--insecure', '127.0.0.1:5001/team/tagged:v1', 'v2'])
+      assert.equal(await holds(other, image), true)
+      for (const node of [a, copied, other])
+        await until(
+          async () => (await digestOn(node, 'team/tagged:v2')) === image.manifest.descriptor.digest,
+        )
+    })
+
     test('when its node dies right after the push, another has a copy, and a third gets one', async () => {
       const image = await buildImage({ layers: [40_000_000, 3000], seed: `${version} survives` })
       await push(a, image, 'team/survives:v1')

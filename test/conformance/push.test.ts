@@ -13,6 +13,7 @@ import { createMetrics } from '../../src/observe/metrics.ts'
 import { digestOf } from '../../src/oci/digest.ts'
 import { MAX_MANIFEST_BYTES, MEDIA_TYPE } from '../../src/oci/manifest.ts'
 import { tagName } from '../../src/oci/reference.ts'
+import { NotHeldError } from '../../src/store/store.ts'
 import { chain } from '../../src/pull/chain.ts'
 import { LocalSource } from '../../src/pull/local.ts'
 import { openAccess } from '../../src/push/access.ts'
@@ -29,6 +30,8 @@ const KiB = 1024
 /** A local listener that takes pushes into a store in memory. */
 async function startRegistry(access: 'off' | 'local' = 'local') {
   const store = new MemoryStore({ maxBytes: 64 * 1024 * KiB })
+  /** What other nodes have, by digest */
+  const elsewhere = new Map<string, Uint8Array>()
   const metrics = createMetrics()
   const uploads = new Uploads(
     { store, log },
@@ -43,6 +46,14 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
           claimed: async () => {},
           added: () => {},
           removed: () => {},
+          obtain: async (repository, { digest }) => {
+            const bytes = elsewhere.get(digest)
+            if (bytes === undefined) throw new NotHeldError(digest)
+            const upload = await store.receive({ size: bytes.length })
+            await upload.write(bytes)
+            await upload.commit(digest)
+            await store.link(digest, repository)
+          },
         },
         { homeRegistry: HOME },
       ),
@@ -76,6 +87,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
   await listener.start()
   return {
     store,
+    elsewhere,
     uploads,
     port: listener.address().port,
     async stop() {
@@ -418,6 +430,18 @@ suite('pushes over HTTP, by the distribution spec', () => {
     const { bytes } = await manifestOf('team/app')
     const put = await send('PUT', '/v2/team/elsewhere/manifests/v1', bytes, manifestType)
     assertError(put, 404, 'MANIFEST_BLOB_UNKNOWN')
+  })
+
+  test('what other nodes have of its repository need not be pushed', async () => {
+    const { bytes } = await manifestOf('team/app')
+    const { config } = JSON.parse(bytes.toString()) as { config: { digest: string } }
+    const { bytes: held } = await send('GET', `/v2/team/app/blobs/${config.digest}`)
+    registry.elsewhere.set(config.digest, held)
+    const put = await send('PUT', '/v2/team/shared/manifests/v1', bytes, manifestType)
+    registry.elsewhere.clear()
+    assert.equal(put.status, 201, put.bytes.toString())
+    const again = await send('GET', `/v2/team/shared/blobs/${config.digest}`)
+    assert.deepEqual(again.bytes, held)
   })
 
   test('a manifest by digest is set under several tags at once, which are listed by pages', async () => {
