@@ -128,12 +128,12 @@ export class MirrorKeeper implements Startable {
 
   async #keep(signal: AbortSignal): Promise<void> {
     const { log } = this.#components
-    const before = this.#kept
+    const kept = this.#kept
     const applied = await readApplied(this.#init.dataDir)
     this.#kept = applied
     if (applied === undefined) {
       // It may have come while we were writing: what it took away must not be back.
-      if (before !== undefined) await perform(await planRestore(before.certsDir))
+      if (kept !== undefined) await perform(await planRestore(kept.certsDir))
       this.#withdrawn = false
       return
     }
@@ -148,12 +148,12 @@ export class MirrorKeeper implements Startable {
     if (reason !== undefined && !withdrawn) return
 
     const changes = await this.#plan(applied, this.#registries, withdrawn || this.#rules.aside)
-    const wrong = changes.filter((change) => change.before !== change.after)
+    const wrong = changes.filter(({ before, after, refused }) => before !== after || refused)
     const settled = await Promise.all(wrong.map(({ path }) => isSettled(path)))
-    const due = wrong.filter((_, index) => settled[index])
+    const due = wrong.filter(({ before, after }, index) => before !== after && settled[index])
     await perform(due)
     for (const { path } of due) log.info({ path, withdrawn }, 'hosts.toml put right')
-    if (due.length < wrong.length) return
+    if (settled.includes(false)) return
     if (withdrawn !== this.#withdrawn) {
       this.#withdrawn = withdrawn
       if (withdrawn) log.error({ reason }, 'out of order, containerd is no longer sent here')
