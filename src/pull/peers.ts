@@ -74,8 +74,10 @@ const INFLIGHT_HEDGE = 1000
 /** Whom to ask, and how long to wait for them. */
 interface Asked {
   readonly find: Router['lookup']
-  /** Whom to ask as well when those are busy: far is better than to wait */
+  /** Whom to ask as well when those are busy or cannot be reached: far is better than to wait */
   readonly beyond?: Router['lookup']
+  /** Takes the ids of those that cannot be reached, who are then not asked a second time. */
+  readonly silent?: Set<string>
   /** Others are waited for while all are busy */
   readonly patient: boolean
   /** They are receiving it themselves */
@@ -280,14 +282,18 @@ export class PeersSource implements ContentSource {
     const end = performance.now() + this.#init.busy
     for (;;) {
       const busy = new Map<string, number>()
-      const race = (find: Router['lookup']): Promise<Transfer> =>
-        this.#race(request, range, tried, busy, signal, size, { ...asked, find })
+      const { beyond } = asked
+      const silent = beyond && new Set<string>()
+      const race = (how: Asked): Promise<Transfer> =>
+        this.#race(request, range, tried, busy, signal, size, how)
       try {
-        return await race(asked.find).catch((error: unknown) => {
-          const { beyond } = asked
-          if (!(error instanceof ContentNotFoundError) || busy.size === 0 || beyond === undefined)
+        return await race({ ...asked, ...(silent && { silent }) }).catch((error: unknown) => {
+          const troubled = busy.size > 0 || (silent !== undefined && silent.size > 0)
+          if (!(error instanceof ContentNotFoundError) || beyond === undefined || !troubled)
             throw error
-          return race(beyond)
+          // Those that were silent have their second chance after the others.
+          for (const id of silent ?? []) tried.delete(id)
+          return race({ ...asked, find: beyond })
         })
       } catch (error) {
         if (!(error instanceof ContentNotFoundError) || busy.size === 0 || !asked.patient)
@@ -314,7 +320,7 @@ export class PeersSource implements ContentSource {
     busy: Map<string, number>,
     signal: AbortSignal,
     size: number | undefined,
-    { find, timeouts, hedge, patient }: Asked,
+    { find, timeouts, hedge, patient, silent }: Asked,
   ): Promise<Transfer> {
     // Those that are receiving it themselves have times of their own
     const clock = patient ? new TierClock(this.#init.tiers) : undefined
@@ -331,6 +337,10 @@ export class PeersSource implements ContentSource {
     const later: Peer[] = []
     const askedTwice = new Set<string>()
     const again = (peer: Peer): void => {
+      if (silent !== undefined) {
+        silent.add(peer.id)
+        return
+      }
       if (!askedTwice.has(peer.id)) later.push(peer)
       askedTwice.add(peer.id)
     }

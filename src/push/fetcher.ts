@@ -73,7 +73,7 @@ export class Fetcher {
     }
     // That it is here, in another repository, gives nobody a right to it: somebody must have it in this one.
     if (await this.#isHere(digest))
-      await this.#open({ method: 'HEAD', kind: 'blob', ...repository, target: { digest } }, options)
+      await this.#open(requestFor('HEAD', 'blob', repository, digest), options)
     await this.#fetchBlob(repository, digest, options)
   }
 
@@ -102,8 +102,7 @@ export class Fetcher {
     kind: PullRequest['kind'],
     options: { signal: AbortSignal },
   ) {
-    const target = { digest }
-    const content = await this.#open({ method: 'GET', kind, ...repository, target }, options)
+    const content = await this.#open(requestFor('GET', kind, repository, digest), options)
     if (content.body === undefined) throw new NotHeldError(digest)
     return { descriptor: content.descriptor, body: content.body }
   }
@@ -117,4 +116,14 @@ export class Fetcher {
       throw error
     }
   }
+}
+
+/** Whatever else `repository` has in it, as the request that names it does, is none of it. */
+function requestFor(
+  method: PullRequest['method'],
+  kind: PullRequest['kind'],
+  { registry, repository }: RepositoryName,
+  digest: Digest,
+): PullRequest {
+  return { method, kind, registry, repository, target: { digest } }
 }

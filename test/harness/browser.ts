@@ -66,16 +66,22 @@ export class Browser implements AsyncDisposable {
       const port = await until(
         async () => {
           if (child.exitCode !== null) throw new Error('chromium has ended')
-          return (await readFile(join(directory, 'DevToolsActivePort'), 'utf8')).split('\n')[0]
+          const [port] = (await readFile(join(directory, 'DevToolsActivePort'), 'utf8')).split('\n')
+          return port !== '' && port
         },
         { timeoutMs: 30_000, what: 'chromium is there' },
       )
-      const pages = (await (await fetch(`http://127.0.0.1:${port}/json`)).json()) as {
-        type: string
-        webSocketDebuggerUrl: string
-      }[]
-      const page = pages.find(({ type }) => type === 'page')
-      if (page === undefined) throw new Error('chromium has no page')
+      // The port is there before the page is.
+      const page = await until(
+        async () => {
+          const pages = (await (await fetch(`http://127.0.0.1:${port}/json`)).json()) as {
+            type: string
+            webSocketDebuggerUrl: string
+          }[]
+          return pages.find(({ type }) => type === 'page')
+        },
+        { timeoutMs: 30_000, what: 'chromium has a page' },
+      )
       const socket = new WebSocket(page.webSocketDebuggerUrl)
       await once(socket, 'open')
       const browser = new Browser(child, directory, socket)

@@ -308,6 +308,15 @@ suite('peers source', () => {
     assert.ok((await read(await both.near(request(blob)))).equals(bytes))
   })
 
+  test('one near that never answers is not asked again before those far away', async () => {
+    await using near = await zoo.silent()
+    await using far = await zoo.good(blob)
+    await using peers = source([{ ...near, peer: { ...near.peer, distance: 0 as const } }, far])
+    const content = await peers.near(request(blob))
+    assert.ok((await read(content)).equals(bytes))
+    assert.deepEqual(peers.outcomes, ['unreachable', 'ok'])
+  })
+
   test('what is far is not asked while somebody near says that he has not got it', async () => {
     await using near = await zoo.answers(404)
     await using far = await zoo.good(blob)
