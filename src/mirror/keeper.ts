@@ -60,6 +60,8 @@ export class MirrorKeeper implements Startable {
   readonly #components: MirrorKeeperComponents
   readonly #init: MirrorKeeperInit
   #registries: Registries | undefined
+  /** In the last round something went away while it was looked at. */
+  #vanished = false
   #rules: MirrorRules = { disableDefaultEndpoint: false, aside: false }
   #kept: Applied | undefined
   #outOfOrderSince: number | undefined
@@ -115,9 +117,12 @@ export class MirrorKeeper implements Startable {
       this.#wake = new AbortController()
       try {
         await this.#keep(signal)
+        this.#vanished = false
       } catch (error) {
         // Somebody took a file or its directory away this moment, as K3s does: the next round finds what is there then.
-        if (!hasCode(error, 'ENOENT')) this.#complain(String(error), { err: error })
+        const first = hasCode(error, 'ENOENT') && !this.#vanished
+        this.#vanished = first
+        if (!first) this.#complain(String(error), { err: error })
       }
       const woken = AbortSignal.any([signal, this.#wake.signal])
       await delay(this.#init.interval ?? INTERVAL, undefined, { signal: woken, ref: false }).catch(
