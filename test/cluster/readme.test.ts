@@ -104,9 +104,15 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
       /library\/alpine\/manifests\/3\.20\?ns=docker\.io/,
       'ksd/nginx/manifests/1.27?ns=ksd.test.com',
     )
-    const answers = await vanilla.exec(['sh', '-euc', block])
+    // Both were booted again a moment ago, and hear of each other through the third.
+    const answers = await until(
+      async () => {
+        const text = await vanilla.exec(['sh', '-euc', block])
+        return /^shoal_peers 2$/m.test(text) && text
+      },
+      { timeoutMs: 30_000, what: `${vanilla.name} is connected to both others` },
+    )
     assert.match(answers, /^ok$/m)
-    assert.match(answers, /^shoal_peers 2$/m)
     assert.match(answers, /^shoal-source: local\r?$/im)
   })
 })
