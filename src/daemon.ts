@@ -8,6 +8,7 @@ import { k3sConfigFiles } from './config/k3s.ts'
 import { readRegistries, type Registries } from './config/registries.ts'
 import {
   formatAddress,
+  formatLocal,
   p2pPort,
   PEER_FALLBACK_PORT,
   PEER_PORT,
@@ -21,6 +22,7 @@ import { createHome, type Home } from './http/home.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import { createRegistryServer, OTHER_REGISTRIES } from './http/registry.ts'
 import type { PinComponents } from './http/pins.ts'
+import { SocketListener } from './http/socket-listener.ts'
 import { TlsFiles } from './http/tls-files.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
@@ -306,11 +308,12 @@ export function createDaemon(
     config.push.access === 'auth'
       ? passwords && loginAccess(passwords, { pulls: 'open' })
       : openAccess(config.push.access)
+  const { address: localAddress, socket: localSocket } = config.listen.local
   const scheme = config.localCertificate === undefined ? 'http' : 'https'
   const loopbackTls =
-    config.localCertificate === undefined
+    config.localCertificate === undefined || localAddress === undefined
       ? undefined
-      : new LoopbackTls({ certificate: config.localCertificate, host: config.listen.local.host })
+      : new LoopbackTls({ certificate: config.localCertificate, host: localAddress.host })
   const door =
     loopbackTls === undefined
       ? undefined
@@ -323,12 +326,16 @@ export function createDaemon(
               return new UpstreamClient({ log: component('private') }, { timeouts: config.uplink })
             },
             endpointsOf: (name) => routes.endpointsOf(name),
-            realm: () => mirrorEndpoint(localListener.address(), scheme),
+            realm: () => mirrorEndpoint(localListener?.address(), scheme),
             onRefused: () => metrics.refused.inc({ listener: 'local' }),
           },
           { offline: config.verify.offline },
         )
-  const registry = (listener: 'local' | 'peer' | 'push', open: ReturnType<typeof chain>) =>
+  const registry = (
+    listener: 'local' | 'peer' | 'push',
+    open: ReturnType<typeof chain>,
+    { isFile = false } = {},
+  ) =>
     createRegistryServer(
       {
         open,
@@ -343,7 +350,7 @@ export function createDaemon(
           }),
         ...(listener === 'peer' && { uploads, secure: peerTls }),
         ...(listener !== 'local' && { onRefused: (who) => onRefused(listener, who) }),
-        ...(listener === 'local' && { secure: loopbackTls, door, history }),
+        ...(listener === 'local' && { door, history, ...(!isFile && { secure: loopbackTls }) }),
         // Who has the token needs no such page, and nobody else is to have it
         ...(listener === 'peer' && peerTls === undefined && { identity: () => router.self() }),
       },
@@ -498,7 +505,7 @@ export function createDaemon(
   })
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
-    localPort: () => localListener.address().port,
+    localPort: () => localListener?.address().port,
   })
   const registries = new WatchedFiles<Registries>(
     { log: component('registries') },
@@ -650,11 +657,21 @@ export function createDaemon(
       zone: config.topology.zone,
     },
   )
-  const localListener: Listener = new Listener(registry('local', localPulls), {
-    key: 'listen.local',
-    listen: config.listen.local,
-    drainTimeout,
-  })
+  const localListener: Listener | undefined =
+    localAddress &&
+    new Listener(registry('local', localPulls), {
+      key: 'listen.local',
+      listen: localAddress,
+      drainTimeout,
+    })
+  const socketListener =
+    localSocket === undefined
+      ? undefined
+      : new SocketListener(registry('local', localPulls, { isFile: true }), {
+          key: 'listen.local',
+          path: localSocket,
+          drainTimeout,
+        })
   const pushListener =
     config.listen.push === undefined
       ? undefined
@@ -675,7 +692,7 @@ export function createDaemon(
   const mirror = new MirrorKeeper(
     {
       log: component('mirror'),
-      endpoint: () => mirrorEndpoint(localListener.address(), scheme),
+      endpoint: () => mirrorEndpoint(localListener?.address(), scheme),
       notReady,
     },
     {
@@ -831,12 +848,13 @@ export function createDaemon(
     { start: async () => {}, stop: async () => passwords?.stop() },
     { start: async () => {}, stop: async () => door?.close() },
     ...(loopbackTls === undefined ? [] : [loopbackTls]),
-    localListener,
+    ...(localListener ? [localListener] : []),
+    ...(socketListener ? [socketListener] : []),
     ...(pushTls && pushListener ? [pushTls, pushListener] : []),
     mirror,
   ]
   const addresses = () => ({
-    local: formatAddress(localListener.address()),
+    local: formatLocal({ address: localListener?.address(), socket: localSocket }),
     peer: peerListener.addresses().map(formatAddress).join(),
     p2p: router.addresses().map(formatAddress).join(),
     admin: formatAddress(adminListener.address()),
@@ -851,7 +869,7 @@ export function createDaemon(
       running = true
       const { id } = router.self()
       const { nodeName: name, store, sharing } = config
-      if (config.listen.exposed && !isLoopback(formatAddress(config.listen.local)))
+      if (localAddress && !isLoopback(formatAddress(localAddress)))
         log.warn(
           { local: addresses().local },
           'other machines reach the local listener, and may do everything there',

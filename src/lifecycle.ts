@@ -31,8 +31,8 @@ export async function stopAll(parts: readonly Startable[]): Promise<void> {
 
 /** Why an address cannot be listened on, by the system's code, and what to do. */
 const LISTEN_ADVICE: Readonly<Record<string, (key: string) => string>> = {
-  EADDRINUSE: (key) => `another process uses this port; stop it or set ${key}`,
-  EACCES: () => 'no permission; ports below 1024 need more rights',
+  EADDRINUSE: (key) => `another process listens there; stop it or set ${key}`,
+  EACCES: () => 'no permission; ports below 1024 and directories of others need more rights',
   EADDRNOTAVAIL: () => 'this node has no such address',
 }
 
@@ -40,10 +40,12 @@ const LISTEN_ADVICE: Readonly<Record<string, (key: string) => string>> = {
 export class ListenError extends Error {
   override readonly name = 'ListenError'
   readonly code = 'ERR_LISTEN'
-  constructor(key: string, listen: { host: string; port: number }, cause: unknown) {
+  /** `listen` is what cannot be listened on, as text or as a host and a port. */
+  constructor(key: string, listen: string | { host: string; port: number }, cause: unknown) {
     const reason = cause instanceof Error ? cause : new Error(String(cause))
     const advice = 'code' in reason ? LISTEN_ADVICE[String(reason.code)] : undefined
     const why = advice?.(key) ?? reason.message
-    super(`${key}: cannot listen on ${listen.host}:${listen.port}: ${why}`, { cause })
+    const where = typeof listen === 'string' ? listen : `${listen.host}:${listen.port}`
+    super(`${key}: cannot listen on ${where}: ${why}`, { cause })
   }
 }

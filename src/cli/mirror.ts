@@ -146,7 +146,10 @@ async function plan(
       'private: verify needs hosts.toml files, which say whom containerd may trust: use `shoal mirror apply` without --k3s',
     )
   const init = {
-    endpoint: mirrorEndpoint(config.listen.local, certificate === undefined ? 'http' : 'https'),
+    endpoint: mirrorEndpoint(
+      config.listen.local.address,
+      certificate === undefined ? 'http' : 'https',
+    ),
     certificate,
     homeRegistry: config.registry.name,
     routes: selectRoutes(named, registries, { reader, disableDefaultEndpoint }),

@@ -1,7 +1,12 @@
+import { once } from 'node:events'
+import { readFile } from 'node:fs/promises'
+import { request as overHttp, type IncomingMessage } from 'node:http'
+import { request as overHttps } from 'node:https'
+import { text } from 'node:stream/consumers'
 import { Command, InvalidArgumentError } from 'commander'
-import type { SocketAddress } from '../config/schema.ts'
+import type { EffectiveConfig } from '../config/effective.ts'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
-import { addConfigOptions, loadGiven } from './config.ts'
+import { addConfigOptions, loadFromCommand } from './config.ts'
 
 /** The image may have to come first. */
 const DEADLINE = 3_600_000
@@ -12,6 +17,8 @@ class PinError extends Error {
   readonly code = 'ERR_PIN'
 }
 
+const KEYS = ['listen.local', 'dataDir']
+
 /** `shoal pin`. */
 export function pinCommand(): Command {
   const pin = new Command('pin')
@@ -21,12 +28,12 @@ export function pinCommand(): Command {
     .argument('<IMAGE>', 'with its registry, e.g. docker.io/library/alpine:3.20')
     .option('--replicas <N>', 'nodes that are to have it', parseReplicas, 2)
     .action(async (image: string) => {
-      const { config } = await loadGiven(pin)
+      const { config } = await loadFromCommand(pin)
       const { replicas } = pin.opts<{ replicas: number }>()
-      const { digest, warning } = await ask(config.listen.local, 'POST', { image, replicas })
+      const { digest, warning } = await ask(config, 'POST', { image, replicas })
       process.stdout.write(`${digest} is kept${warning === undefined ? '' : `: ${warning}`}\n`)
     })
-  return addConfigOptions(pin, ['listen.local'])
+  return addConfigOptions(pin, KEYS)
 }
 
 /** `shoal unpin`. */
@@ -35,11 +42,11 @@ export function unpinCommand(): Command {
     .description('let an image go on this node when room is needed, as any other that was pulled')
     .argument('<IMAGE>', 'as it was pinned')
     .action(async (image: string) => {
-      const { config } = await loadGiven(unpin)
-      const { digest } = await ask(config.listen.local, 'DELETE', { image })
+      const { config } = await loadFromCommand(unpin)
+      const { digest } = await ask(config, 'DELETE', { image })
       process.stdout.write(`${digest} is kept no longer\n`)
     })
-  return addConfigOptions(unpin, ['listen.local'])
+  return addConfigOptions(unpin, KEYS)
 }
 
 function parseReplicas(text: string): number {
@@ -49,21 +56,36 @@ function parseReplicas(text: string): number {
   return replicas
 }
 
-/** @throws {PinError} */
+/**
+ * Asks the local listener, at its socket if it has one; where it speaks TLS, nobody but it has its certificate.
+ * @throws {PinError}
+ */
 async function ask(
-  listen: SocketAddress,
+  { listen, localCertificate }: EffectiveConfig,
   method: 'POST' | 'DELETE',
-  request: object,
+  question: object,
 ): Promise<{ digest: string; warning?: string }> {
   let answer: unknown
   try {
-    const response = await fetch(`${mirrorEndpoint(listen)}/shoal/pins`, {
+    const { address, socket } = listen.local
+    const options = {
       method,
+      path: '/shoal/pins',
       headers: { 'content-type': 'application/json' },
-      body: JSON.stringify(request),
       signal: AbortSignal.timeout(DEADLINE),
-    })
-    answer = await response.json()
+    }
+    const request =
+      socket !== undefined
+        ? overHttp({ ...options, socketPath: socket })
+        : localCertificate === undefined
+          ? overHttp(mirrorEndpoint(address), options)
+          : overHttps(mirrorEndpoint(address, 'https'), {
+              ...options,
+              ca: await readFile(localCertificate),
+            })
+    request.end(JSON.stringify(question))
+    const [response]: IncomingMessage[] = await once(request, 'response')
+    answer = JSON.parse(response === undefined ? '' : await text(response))
   } catch (cause) {
     throw new PinError('the daemon on this node does not answer', { cause })
   }

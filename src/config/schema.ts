@@ -9,6 +9,13 @@ export interface SocketAddress {
   readonly port: number
 }
 
+/** Where `listen.local` is: at an address, at a unix socket, or at both. */
+export interface LocalListen {
+  readonly address?: SocketAddress | undefined
+  /** The file of the socket */
+  readonly socket?: string | undefined
+}
+
 /** A way into the mesh, as `bootstrap` lists it. */
 export type BootstrapEntry =
   /** `srv`: no port was written; the SRV records of a name are asked first, and `port` is the default */
@@ -101,6 +108,29 @@ function parseAddress(text: string, defaultPort?: number): SocketAddress | undef
 /** `HOST:PORT`, the host in brackets if it is an IPv6 address. */
 export function formatAddress({ host, port }: SocketAddress): string {
   return host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`
+}
+
+/** As long as the kernel takes the name of a socket, in bytes. @see unix(7) */
+const MAX_SOCKET_PATH = 107
+
+/** An address, `unix:` and a path, or both separated by a comma. */
+function parseLocal(text: string): LocalListen | undefined {
+  const parts = text.split(',').map((part) => part.trim())
+  const sockets = parts.flatMap((part) => /^unix:(\/[^\0]*[^\0/])$/.exec(part)?.[1] ?? [])
+  const addresses = parts.flatMap((part) => parseAddress(part) ?? [])
+  if (sockets.length > 1 || addresses.length > 1) return undefined
+  if (sockets.length + addresses.length < parts.length) return undefined
+  const [socket] = sockets
+  if (Buffer.byteLength(socket ?? '') > MAX_SOCKET_PATH) return undefined
+  return { address: addresses[0], socket }
+}
+
+/** As `listen.local` is written. */
+export function formatLocal({ address, socket }: LocalListen): string {
+  return [
+    ...(address === undefined ? [] : [formatAddress(address)]),
+    ...(socket === undefined ? [] : [`unix:${socket}`]),
+  ].join()
 }
 
 /** Some IP addresses as a Node has them, in the form in which the kernel writes them. */
@@ -213,6 +243,14 @@ function duration() {
 
 function address() {
   return textual('HOST:PORT, an IPv6 address in brackets', parseAddress, formatAddress)
+}
+
+function localListen() {
+  return textual<LocalListen>(
+    'HOST:PORT, an IPv6 address in brackets, or unix:/PATH, or both with a comma between',
+    parseLocal,
+    formatLocal,
+  )
 }
 
 function autoAddress() {
@@ -383,10 +421,10 @@ export const configSchema = z.strictObject(
     listen: z
       .strictObject(
         {
-          local: address().prefault('127.0.0.1:5001').register(docs, {
+          local: localListen().prefault('127.0.0.1:5001').register(docs, {
             placeholder: 'HOST:PORT',
             description:
-              "The registry for this node's containerd and local clients. Whoever reaches it may do everything: keep it on loopback.",
+              "The registry for this node's containerd and local clients. Whoever reaches it may do everything: keep it on loopback. `unix:/run/shoal.sock` is a socket for tools instead, which the daemon's user and group may use (mode 0660), and `127.0.0.1:5001,unix:/run/shoal.sock` is both; containerd itself needs the address.",
           }),
           exposed: truth().prefault(false).register(docs, {
             placeholder: 'BOOL',
@@ -911,7 +949,7 @@ export function* contradictions({
     key?: string | undefined
   }
   listen: {
-    local: SocketAddress
+    local: LocalListen
     exposed: boolean
     push?: SocketAddress | undefined
   }
@@ -933,7 +971,8 @@ export function* contradictions({
       path: ['listen', 'push'],
       message: 'needs push.access: auth, push.users, push.cert and push.key',
     }
-  if (!isLoopback(formatAddress(listen.local)) && !listen.exposed)
+  const { address } = listen.local
+  if (address !== undefined && !isLoopback(formatAddress(address)) && !listen.exposed)
     yield {
       path: ['listen', 'local'],
       message:
@@ -946,6 +985,8 @@ export function* contradictions({
       yield { path, message: 'verify needs tokenFile: without it nodes give to whoever asks' }
     if (upstream === 'off')
       yield { path, message: 'verify needs upstream: on, for who may pull is asked there' }
+    if (address === undefined)
+      yield { path, message: 'verify needs an address in listen.local, where containerd asks' }
   }
   const files = Object.values(tls).filter((file) => file !== undefined)
   if (files.length > 0 && files.length < 3)

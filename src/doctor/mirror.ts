@@ -11,7 +11,8 @@ export interface MirrorFacts {
   readonly applied: boolean
   /** Where `mirror apply` wrote, if that is another directory */
   readonly elsewhere: string | undefined
-  readonly endpoint: string
+  /** Where containerd is to be sent; undefined when it cannot be: tools alone are served, at a unix socket */
+  readonly endpoint: string | undefined
   /** What `mirror apply` would do now; a text when that cannot be found out */
   readonly plan: readonly Change[] | string
   /** The daemon has taken its entries out, being out of order */
@@ -30,9 +31,12 @@ export async function lookAtMirror(
   withdrawn: boolean,
 ): Promise<MirrorFacts> {
   const { certsDir, k3s, localCertificate: certificate } = config
-  const endpoint = mirrorEndpoint(config.listen.local, certificate === undefined ? 'http' : 'https')
+  const { address } = config.listen.local
+  const scheme = certificate === undefined ? 'http' : 'https'
+  const endpoint = address && mirrorEndpoint(address, scheme)
   const reader = k3s.present ? 'k3s' : 'containerd'
   const about = { certsDir, endpoint, withdrawn, aside: k3s.off }
+  if (endpoint === undefined) return { ...about, applied: false, elsewhere: undefined, plan: [] }
   try {
     const applied = await readApplied(config.dataDir)
     const { disableDefaultEndpoint } = k3s
@@ -62,6 +66,13 @@ const APPLY = 'run shoal mirror apply as root'
 /** Is there a hosts.toml that is valid, and are we the first in it? */
 export function checkMirror(facts: MirrorFacts): Finding[] {
   const { plan, applied, certsDir, endpoint, withdrawn, aside, elsewhere } = facts
+  if (endpoint === undefined)
+    return [
+      warn(
+        'listen.local is a unix socket only, which tools can use and containerd cannot',
+        'give it an address as well, such as 127.0.0.1:5001,unix:/run/shoal.sock, if containerd is to ask this node',
+      ),
+    ]
   if (typeof plan === 'string')
     return [
       fail(`the files in ${certsDir} cannot be read: ${plan}`, 'run it as root: sudo shoal doctor'),

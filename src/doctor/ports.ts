@@ -41,7 +41,7 @@ export async function lookAtPorts(
       ? { key, host: nodeAddress ?? '0.0.0.0', ports: auto }
       : { key, host: listen.host, ports: [listen.port] }
   const wanted = [
-    at('listen.local', local),
+    ...(local.address === undefined ? [] : [at('listen.local', local.address)]),
     at('listen.admin', admin),
     config.mesh === 'spegel'
       ? at('listen.peer', peer, SPEGEL_PEER_PORT)

@@ -46,7 +46,7 @@ export async function lookAtUpstream(
   if (config.upstream === 'off') return { on: false, endpoints: [], limits }
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
-    localPort: () => config.listen.local.port,
+    localPort: () => config.listen.local.address?.port,
   })
   routes.update(readRoutes(registries, config.k3s))
   const named = [...registries.mirrors.keys(), ...registries.configs.keys()].filter(

@@ -35,12 +35,15 @@ export class Listener implements Startable {
   }
 
   async stop(): Promise<void> {
-    const closed = this.#server.close()
-    const deadline = setTimeout(() => {
-      this.#server.server.closeAllConnections()
-    }, this.#init.drainTimeout)
-    await closed.finally(() => clearTimeout(deadline))
+    await closeServer(this.#server, this.#init.drainTimeout)
   }
+}
+
+/** Lets requests end that are under way, for at most `drainTimeout` in ms. */
+export async function closeServer(server: FastifyInstance, drainTimeout: number): Promise<void> {
+  const closed = server.close()
+  const deadline = setTimeout(() => server.server.closeAllConnections(), drainTimeout)
+  await closed.finally(() => clearTimeout(deadline))
 }
 
 export interface ListenerInit {

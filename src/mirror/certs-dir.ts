@@ -62,11 +62,17 @@ const HOME: readonly Capability[] = [...PULL, 'push']
 /** More than any hosts.toml has; a bigger file is something else. */
 const MAX_FILE_BYTES = 1024 * 1024
 
-/** The URL at which clients on this node reach what listens on `host` and `port`. */
+/**
+ * The URL at which clients on this node reach what listens on `host` and `port`.
+ * @throws {CertsDirError} when it listens at no address, or at none that stays the same
+ */
 export function mirrorEndpoint(
-  { host, port }: { host: string; port: number },
+  address: { host: string; port: number } | undefined,
   scheme: 'http' | 'https' = 'http',
 ): string {
+  if (address === undefined)
+    throw new CertsDirError('listen.local is a unix socket only, where containerd cannot ask')
+  const { host, port } = address
   if (port === 0) throw new CertsDirError('listen.local needs a fixed port to be a mirror')
   const reached = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host
   return `${scheme}://${reached.includes(':') ? `[${reached}]` : reached}:${port}`

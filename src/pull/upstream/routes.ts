@@ -15,10 +15,10 @@ export interface RoutedEndpoint extends Endpoint {
 export class UpstreamRoutes {
   #routes: ReadonlyMap<string, RegistryRoute> | undefined
   readonly #homeRegistry: string
-  readonly #localPort: () => number
+  readonly #localPort: () => number | undefined
 
   /** `localPort` is where this node's own registry listens: listed as an endpoint, it is not an upstream. */
-  constructor(init: { homeRegistry: string; localPort: () => number }) {
+  constructor(init: { homeRegistry: string; localPort: () => number | undefined }) {
     this.#homeRegistry = init.homeRegistry
     this.#localPort = init.localPort
   }

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict'
+import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, chown, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, suite, test } from 'node:test'
+import { promisify } from 'node:util'
 import { request } from 'undici'
 import { until } from '../../wait.ts'
 import { shoal, startedLine } from './command.ts'
@@ -85,6 +87,50 @@ suite('shoal serve', () => {
     } finally {
       taken.close()
     }
+  })
+
+  test('serves tools at a unix socket, which outlives no daemon for long', async () => {
+    const socket = join(directory, 'tools.sock')
+    const path = await configFile('socket.yaml', node('socket'))
+    const serve = (local: string, name = 'socket') => {
+      const dataDir = join(directory, name)
+      return shoal(['serve', '--config', path, '--listen-local', local, '--data-dir', dataDir])
+    }
+    const ask = async () =>
+      promisify(execFile)('curl', ['-sf', '--unix-socket', socket, 'http://localhost/v2/'])
+    let running = serve(`127.0.0.1:0,unix:${socket}`)
+    try {
+      const { local, admin } = await startedLine(running.output)
+      assert.match(local, new RegExp(`^127\\.0\\.0\\.1:\\d+,unix:${socket}$`))
+      assert.equal((await stat(socket)).mode & 0o777, 0o660)
+      assert.equal((await ask()).stdout, '{}')
+      const { body } = await request(`http://${admin}/status`)
+      assert.equal(((await body.json()) as { listen: { local: string } }).listen.local, local)
+
+      // Whose it is stays: another daemon does not take it.
+      const { code, stderr } = await serve(`unix:${socket}`, 'second').ended
+      assert.equal(code, 1)
+      assert.match(stderr, new RegExp(`^shoal: listen.local: cannot listen on unix:${socket}: `))
+      assert.equal((await ask()).stdout, '{}')
+
+      running.child.kill('SIGKILL')
+      await running.ended
+      assert.ok((await stat(socket)).isSocket(), 'it is left behind')
+      running = serve(`unix:${socket}`)
+      const again = await startedLine(running.output)
+      assert.equal(again.local, `unix:${socket}`)
+      assert.equal((await ask()).stdout, '{}')
+    } finally {
+      running.child.kill('SIGTERM')
+    }
+    assert.equal((await running.ended).code, 0)
+    await assert.rejects(stat(socket), { code: 'ENOENT' })
+    // What is no socket is somebody else's.
+    await writeFile(socket, 'a file')
+    const { code, stderr } = await serve(`unix:${socket}`).ended
+    assert.equal(code, 1)
+    assert.match(stderr, /listen\.local: cannot listen/)
+    assert.equal(await readFile(socket, 'utf8'), 'a file')
   })
 
   test('refuses a store directory that cannot be one', async () => {

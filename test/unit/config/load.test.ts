@@ -37,7 +37,7 @@ suite('a configuration', () => {
       const { config, source } = await loadConfig({ file: await configFile(t, text) })
       assert.equal(config.store, 'auto')
       assert.deepEqual(config.listen, {
-        local: { host: '127.0.0.1', port: 5001 },
+        local: { address: { host: '127.0.0.1', port: 5001 }, socket: undefined },
         exposed: false,
         peer: 'auto',
         p2p: 'auto',
@@ -82,7 +82,7 @@ suite('a configuration', () => {
     })
     assert.equal(config.nodeName, 'of-the-flag')
     assert.deepEqual(config.nodeAddress, ['10.0.0.2'])
-    assert.deepEqual(config.listen.local, { host: '::1', port: 0 })
+    assert.deepEqual(config.listen.local.address, { host: '::1', port: 0 })
     assert.deepEqual(config.bootstrap, [
       { type: 'host', host: 'b', port: 1 },
       { type: 'multiaddr', multiaddr: '/ip4/10.0.0.9/tcp/5002' },
@@ -149,7 +149,7 @@ suite('a configuration that is wrong', () => {
     assert.deepEqual(problems, [
       'FILE:1: lissten: unknown key, did you mean listen?',
       'FILE:3: listen.lokal: unknown key, did you mean listen.local?',
-      'FILE:4: listen.local: expected HOST:PORT, an IPv6 address in brackets, found the number 5',
+      'FILE:4: listen.local: expected HOST:PORT, an IPv6 address in brackets, or unix:/PATH, or both with a comma between, found the number 5',
       'FILE:5: listen.admin: expected HOST:PORT, an IPv6 address in brackets, found "[1::2"',
       'FILE:6: log.level: expected one of error, warn, info, debug, trace, silent, found "loud"',
       'FILE:8: bootstrap[0]: expected HOST[:PORT], a multiaddr, http(s)://HOST:PORT or kubernetes[:NAMESPACE/SERVICE], found a mapping',

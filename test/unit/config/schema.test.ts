@@ -65,6 +65,30 @@ suite('the schema', () => {
       assert.ok(!accepts({ listen: { local: text } }), text)
   })
 
+  test('takes a unix socket for tools, beside an address or instead of it', () => {
+    const at = (local: string) => configSchema.parse({ listen: { local } }).listen.local
+    const socket = '/run/shoal.sock'
+    const address = { host: '127.0.0.1', port: 5001 }
+    assert.deepEqual(at(`unix:${socket}`), { address: undefined, socket })
+    for (const text of [`127.0.0.1:5001,unix:${socket}`, `unix:${socket}, 127.0.0.1:5001`]) {
+      assert.deepEqual(at(text), { address, socket })
+      const { listen } = z.encode(configSchema, configSchema.parse({ listen: { local: text } }))
+      assert.equal(listen?.local, `127.0.0.1:5001,unix:${socket}`)
+    }
+    for (const text of [
+      'unix:',
+      'unix:shoal.sock',
+      'unix:/run/',
+      'unix:/run/a\0b',
+      `unix:/${'a'.repeat(107)}`,
+      `unix:${socket},`,
+      `unix:${socket},unix:/other`,
+      '127.0.0.1:1,127.0.0.1:2',
+      `127.0.0.1:1,unix:${socket},127.0.0.1:2`,
+    ])
+      assert.ok(!accepts({ listen: { local: text } }), text)
+  })
+
   test('takes the four kinds of bootstrap, and no others', () => {
     const parsed = configSchema.parse({
       bootstrap: ['seed', 'seed:1', '10.0.0.1', '[fd00::1]', '[fd00::1]:9', 'https://a.b'],

@@ -80,7 +80,7 @@ suite('the checks of shoal doctor', () => {
           bootstrap: [],
           mesh: 'shoal',
           listen: {
-            local: ANY,
+            local: { address: ANY },
             exposed: false,
             admin: ANY,
             peer: 'auto',
@@ -221,7 +221,7 @@ suite('the checks of shoal doctor', () => {
     try {
       const local = { host: '127.0.0.1', port }
       const admin = { host: '127.0.0.1', port: 1 }
-      const listen = { local, exposed: false, admin, peer: ANY, p2p: ANY }
+      const listen = { local: { address: local }, exposed: false, admin, peer: ANY, p2p: ANY }
       const facts = await lookAtPorts({ listen, nodeAddress: 'auto', mesh: 'shoal' }, undefined)
       const [taken] = checkPorts(facts)
       assert.match(
@@ -259,7 +259,7 @@ suite('the checks of shoal doctor', () => {
       upstream: 'on',
       registry: { name: 'registry.localhost' },
       listen: {
-        local: { host: '127.0.0.1', port: 5001 },
+        local: { address: { host: '127.0.0.1', port: 5001 } },
         exposed: false,
         admin: ANY,
         peer: ANY,
