@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process'
 import { appendFile, mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
+import { createProgress } from '../src/cli/progress.ts'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import { residentMb } from '../test/harness/machine.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
@@ -13,7 +14,7 @@ import { inTurns, manifestPath, reachable, Sheet, type Turns } from './turns.ts'
 /**
  * How bytes move: every figure of the byte path, with real containerds on four nodes in network namespaces of their own.
  *
- *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only PART,...] [--containerd 1|2] [--tls] [--congestion NAME] [--to DIRECTORY]
+ *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only PART,...] [--containerd 1|2] [--tls] [--congestion NAME] [--to DIRECTORY] [--quiet] [--json]
  *
  * Parts are blob, manifest, disk, pull, rollout, memory and vanish. `--congestion` is what TCP uses on the nodes, in place of
  * what this machine has (`net.ipv4.tcp_congestion_control`): one that paces, as bbr does, costs all of them more than a link
@@ -33,6 +34,8 @@ const { values: flags } = parseArgs({
     tls: { type: 'boolean', default: false },
     to: { type: 'string', default: 'bench/results' },
     congestion: { type: 'string', default: 'machine' },
+    quiet: { type: 'boolean', default: false },
+    json: { type: 'boolean', default: false },
   },
 })
 const root = new URL('..', import.meta.url).pathname
@@ -48,7 +51,9 @@ const contenders: readonly Contender[] = [
   ...(spegel === undefined ? [] : [new Spegel(spegel)]),
 ]
 
-const turns: Turns = { contenders, runs }
+const { quiet, json } = flags
+const progress = createProgress({ quiet, json, out: process.stdout, err: process.stderr })
+const turns: Turns = { contenders, runs, progress }
 
 const MIB = 1024 * 1024
 const BLOB = 512 * MIB
@@ -275,4 +280,11 @@ const report = toMarkdown(sections, about, runs)
 await mkdir(flags.to, { recursive: true })
 await writeFile(`${flags.to}/bytes.md`, report)
 for (const [file, svg] of toPlots(sections)) await writeFile(`${flags.to}/${file}`, svg)
-console.log(report)
+progress.result(report, {
+  about,
+  sections: sections.map(({ title, figures }) => ({
+    title,
+    figures: figures.map((figure) => ({ ...figure, values: Object.fromEntries(figure.values) })),
+  })),
+})
+progress.close()

@@ -1,3 +1,5 @@
+import type { Progress } from '../src/cli/progress.ts'
+import { formatSeconds } from '../src/cli/text.ts'
 import type { ClusterNode } from '../test/harness/cluster.ts'
 import { until } from '../test/wait.ts'
 import { load, mirror, type Contender } from './contender.ts'
@@ -24,19 +26,25 @@ export class Sheet {
 export interface Turns {
   readonly contenders: readonly Contender[]
   readonly runs: number
+  readonly progress: Progress
 }
 
 /** Each contender once per run, in turns; `measure` finds all its daemons fresh and ready. */
 export async function inTurns(
-  { contenders, runs }: Turns,
+  { contenders, runs, progress }: Turns,
   what: string,
   nodes: readonly ClusterNode[],
   measure: (contender: Contender, run: number) => Promise<void>,
 ): Promise<void> {
+  const began = performance.now()
+  let done = 0
   for (let run = 0; run < runs; run += 1) {
     const turn = run % 2 === 0 ? contenders : contenders.toReversed()
     for (const contender of turn) {
-      process.stderr.write(`${what}: run ${run + 1} of ${runs}, ${contender.name}\n`)
+      const each = (performance.now() - began) / 1000 / done
+      const left = each * (runs * contenders.length - done)
+      const about = done === 0 ? '' : `, ${what} takes about ${formatSeconds(left)} more`
+      progress.step(`${what}: run ${run + 1} of ${runs}, ${contender.name}${about}`)
       await Promise.all(nodes.map((node) => mirror(node, contender)))
       await contender.start(nodes)
       try {
@@ -44,6 +52,7 @@ export async function inTurns(
       } finally {
         await contender.stop()
       }
+      done += 1
     }
   }
 }

@@ -14,7 +14,8 @@ import { MANIFEST_MEDIA_TYPES, parseManifest, type Descriptor } from '../oci/man
 import { isLoopback, parseReference, tagName } from '../oci/reference.ts'
 import { hostFacts } from './config.ts'
 import { buildImage, type DemoImage } from './demo-image.ts'
-import { formatBytes, Progress } from './progress.ts'
+import { addProgressOptions, progressOf, type Progress } from './progress.ts'
+import { formatBytes, table } from './text.ts'
 
 /** Its registry is a name that resolves nowhere: what is pulled can only have come from a node. */
 const IMAGE = 'ksd.test.com/ksd/nginx:1.27'
@@ -24,33 +25,37 @@ const DEADLINE = 120_000
 
 /** `shoal demo`: three nodes on loopback, an image in one of them, pulls on the two others. */
 export function demoCommand(): Command {
-  return new Command('demo')
+  const command = new Command('demo')
     .description('three nodes on loopback: one has an image, the other two pull it')
     .option('--exit', 'end after the pulls, with exit status 0 or 1')
     .option('--log-level <level>', 'print the log of the nodes on standard error', 'silent')
     .action(async (options: { exit?: true; logLevel: string }) => {
+      const progress = progressOf(command)
       const directory = await mkdtemp(join(tmpdir(), 'shoal-demo-'))
       const traffic = watchOutgoing()
       const daemons: Daemon[] = []
       try {
-        await demo(directory, daemons, traffic, options.logLevel)
-        if (options.exit !== true) await interactive(daemons)
+        await demo(directory, daemons, traffic, progress, options.logLevel)
+        if (options.exit !== true) await interactive(daemons, progress)
       } finally {
+        progress.close()
         traffic.stop()
         await Promise.allSettled(daemons.map((daemon) => daemon.stop()))
         await rm(directory, { recursive: true, force: true })
       }
     })
+  return addProgressOptions(command)
 }
 
 async function demo(
   directory: string,
   daemons: Daemon[],
   traffic: OutgoingTraffic,
+  progress: Progress,
   logLevel: string,
 ): Promise<void> {
   const signal = AbortSignal.timeout(DEADLINE)
-  say(`Making ${IMAGE}: ${LAYERS.length} layers, nothing is downloaded.`)
+  progress.step(`Making ${IMAGE}: ${LAYERS.length} layers, nothing is downloaded.`)
   const image = await buildImage({ layers: LAYERS })
   await putImage(join(directory, 'a', 'store'), image)
 
@@ -58,18 +63,17 @@ async function demo(
   for (const name of names) {
     const daemon = await startNode(name, directory, daemons[0], logLevel)
     daemons.push(daemon)
-    say(`Node ${name} is up: registry on ${daemon.addresses().local}, ${holdings(name)}.`)
+    progress.step(`Node ${name} is up: registry on ${daemon.addresses().local}, ${holdings(name)}.`)
   }
   await everyNodeKnows(daemons, signal)
-  say(`They found each other. Nodes b and c pull ${IMAGE}.\n`)
+  progress.step(`They found each other. Nodes b and c pull ${IMAGE}.`)
 
-  const progress = new Progress(process.stdout)
   const pulls = await Promise.all(
     daemons.slice(1).map((daemon, index) => {
       const name = names[index + 1] ?? ''
       return pull(name, daemon.addresses().local, progress, signal)
     }),
-  ).finally(() => progress.close())
+  )
 
   const rows = pulls.map((pulled) => [
     pulled.node,
@@ -77,10 +81,19 @@ async function demo(
     [...pulled.sources].join(', '),
     `${(pulled.durationMs / 1000).toFixed(2)} s`,
   ])
-  say(`\n${table([['node', 'bytes', 'source', 'time'], ...rows])}\n`)
-  say(`Every blob has the digest it was asked for by.`)
-  say(
-    `Upstream requests: ${traffic.count()} (connections or name look-ups that leave this machine).`,
+  progress.result(
+    [
+      '',
+      table([['node', 'bytes', 'source', 'time'], ...rows]),
+      '',
+      'Every blob has the digest it was asked for by.',
+      `Upstream requests: ${traffic.count()} (connections or name look-ups that leave this machine).`,
+    ].join('\n'),
+    {
+      image: IMAGE,
+      upstreamRequests: traffic.count(),
+      pulls: pulls.map(({ sources, ...pulled }) => ({ ...pulled, sources: [...sources] })),
+    },
   )
   const strangers = pulls.flatMap(({ sources }) => [...sources]).filter((from) => from !== 'peer')
   if (traffic.count() > 0 || strangers.length > 0) {
@@ -176,19 +189,20 @@ async function pull(
     const manifest = Buffer.concat(chunks)
     const { children } = parseManifest(manifest)
     const blob = async (child: Descriptor, label: string): Promise<void> => {
-      const bar = progress.bar(`node ${node}  ${label}`, child.size)
+      const bar = progress.bar(`${node} ${label}`, child.size)
       const response = await request(`blobs/${child.digest}`)
+      bar.from(String(response.headers['shoal-source']))
       const verifier = new DigestVerifier(child.digest)
       for await (const chunk of response) {
         verifier.update(chunk)
         bar.add(chunk.length)
       }
       verifier.finish()
-      bar.finish(`from ${String(response.headers['shoal-source'])}`)
+      bar.finish()
     }
     await Promise.all(
       children.map((child, index) =>
-        blob(child, index === 0 ? 'config   ' : `layer ${index}/${children.length - 1}`),
+        blob(child, index === 0 ? 'config' : `layer ${index}/${children.length - 1}`),
       ),
     )
     const bytes = children.reduce((sum, { size }) => sum + size, manifest.length)
@@ -234,31 +248,16 @@ function watchOutgoing(): OutgoingTraffic {
   return { count: () => left, stop: () => unsubscribe('net.client.socket', onSocket) }
 }
 
-async function interactive(daemons: readonly Daemon[]): Promise<void> {
+async function interactive(daemons: readonly Daemon[], progress: Progress): Promise<void> {
   const local = daemons[1]?.addresses().local ?? ''
-  say(`\nThe nodes stay up until Ctrl-C. Try:`)
-  say(`  curl -I http://${local}/v2/ksd/nginx/manifests/1.27?ns=ksd.test.com`)
-  say(`  skopeo inspect --tls-verify=false docker://${local}/ksd.test.com/ksd/nginx:1.27`)
+  for (const line of [
+    'The nodes stay up until Ctrl-C. Try:',
+    `  curl -I http://${local}/v2/ksd/nginx/manifests/1.27?ns=ksd.test.com`,
+    `  skopeo inspect --tls-verify=false docker://${local}/ksd.test.com/ksd/nginx:1.27`,
+  ])
+    progress.step(line)
   const { promise, resolve } = Promise.withResolvers<void>()
   process.once('SIGINT', resolve)
   process.once('SIGTERM', resolve)
   await promise
-}
-
-function table(rows: readonly string[][]): string {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => row[column]?.length ?? 0)),
-  )
-  return rows
-    .map((row) =>
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join('   ')
-        .trimEnd(),
-    )
-    .join('\n')
-}
-
-function say(line: string): void {
-  process.stdout.write(`${line}\n`)
 }

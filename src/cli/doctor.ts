@@ -7,6 +7,7 @@ import { findings, type Finding } from '../doctor/finding.ts'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
+import { printable, wrap } from './text.ts'
 
 /** How long the daemon may take to answer, in ms. */
 const ANSWER = 5000
@@ -158,24 +159,4 @@ export function describeFindings(
     found.filter((each) => each.verdict === verdict).length
   const summary = `${count('pass')} ok, ${count('warn')} to look at, ${count('fail')} failed`
   return `${[...lines, summary].join('\n')}\n`
-}
-
-/** Breaks between words, and within one only where it is longer than a line. */
-function wrap(text: string, width: number): string[] {
-  const lines: string[] = []
-  let line = ''
-  for (const word of text
-    .split(' ')
-    .flatMap((each) => each.match(new RegExp(`.{1,${width}}`, 'g')) ?? [''])) {
-    if (line !== '' && line.length + 1 + word.length > width) {
-      lines.push(line)
-      line = word
-    } else line = line === '' ? word : `${line} ${word}`
-  }
-  return [...lines, line]
-}
-
-/** Names come from other nodes, and a terminal obeys what is not text. */
-function printable(text: string): string {
-  return text.replaceAll(/\p{C}/gu, '?')
 }

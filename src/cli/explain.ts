@@ -4,8 +4,7 @@ import type { PullPlan } from '../observe/explain.ts'
 import { looksLikeRegistry } from '../oci/reference.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
-import { formatBytes } from './progress.ts'
-import { printable } from './status.ts'
+import { formatBytes, printable } from './text.ts'
 
 /** Holders of one piece of content that are named; of more it is said how many. */
 const NAMED_HOLDERS = 4

@@ -8,6 +8,7 @@ import { DEFAULT_CONFIG_FILE } from '../config/load.ts'
 import { InstallError, Journal } from '../install/journal.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 import { applyMirror, restoreMirror } from './mirror.ts'
+import { addProgressOptions, progressOf } from './progress.ts'
 
 /** Where the program, its unit, and what takes them away again are put. */
 const PROGRAM = '/usr/local/bin/shoal'
@@ -17,6 +18,9 @@ const JOURNAL = 'install.json'
 const UNIT_SOURCES = ['../deploy/systemd/shoal.service', '../../deploy/systemd/shoal.service']
 /** How long systemd may take, in ms: a stop waits for transfers. */
 const SYSTEMCTL = 60_000
+
+/** Tells of a step, in one line. */
+type Say = NonNullable<Parameters<typeof applyMirror>[2]>
 
 const KEYS = ['bootstrap', 'tokenFile', 'certsDir', 'dataDir', 'registries', 'k3s.config']
 
@@ -28,6 +32,8 @@ export function installCommand(): Command {
     )
     .option('--no-start', 'leave the service as it is: neither enable nor start it')
     .action(async () => {
+      const progress = progressOf(install)
+      const say = (line: string) => progress.step(line)
       assertRoot('install')
       const { config } = await loadFromCommand(install)
       const { start } = install.opts<{ start: boolean }>()
@@ -36,8 +42,8 @@ export function installCommand(): Command {
       const journal = await Journal.open(journalOf(config))
       const first = journal.empty
       try {
-        await put(journal, config)
-        await applyMirror(config, [])
+        await put(journal, config, say)
+        await applyMirror(config, [], say)
         if (start) {
           await systemctl('daemon-reload')
           await systemctl('enable', 'shoal')
@@ -45,16 +51,18 @@ export function installCommand(): Command {
         }
       } catch (error) {
         // Half an installation is worse than none; of one that was there before, the old half is as good.
-        if (first) await takeAway(config, journal, { force: true, stop: start, state: !stateful })
+        if (first)
+          await takeAway(config, journal, { force: true, stop: start, state: !stateful, say })
         throw error
       }
-      process.stdout.write(
+      progress.result(
         start
-          ? 'installed and started; shoal doctor says how it is\n'
-          : 'installed; systemctl enable --now shoal starts it\n',
+          ? 'installed and started; shoal doctor says how it is'
+          : 'installed; systemctl enable --now shoal starts it',
+        { installed: true, started: start },
       )
     })
-  return addConfigOptions(install, KEYS)
+  return addConfigOptions(addProgressOptions(install), KEYS)
 }
 
 /** `shoal uninstall`. */
@@ -63,49 +71,60 @@ export function uninstallCommand(): Command {
     .description('take away what shoal install put on this host: everything is as it was before')
     .option('--purge', "also what was changed since, and images in Shoal's own store")
     .action(async () => {
+      const progress = progressOf(uninstall)
       assertRoot('uninstall')
       const { config } = await loadFromCommand(uninstall)
       const journal = await Journal.open(journalOf(config))
       if (journal.empty)
         throw new InstallError('nothing is installed here: shoal install was not run, or is undone')
       const force = uninstall.opts<{ purge?: true }>().purge === true
-      const left = await takeAway(config, journal, { force, stop: true, state: true })
-      for (const path of left)
-        process.stdout.write(`${path}: left, it was changed; shoal uninstall --purge would not\n`)
-      process.stdout.write('uninstalled\n')
+      const left = await takeAway(config, journal, {
+        force,
+        stop: true,
+        state: true,
+        say: (line) => progress.step(line),
+      })
+      progress.result(['uninstalled', ...left].join('\n'), { installed: false, left })
     })
-  return addConfigOptions(uninstall, ['certsDir', 'dataDir', 'registries', 'k3s.config'])
+  return addConfigOptions(addProgressOptions(uninstall), [
+    'certsDir',
+    'dataDir',
+    'registries',
+    'k3s.config',
+  ])
 }
 
-async function put(journal: Journal, config: EffectiveConfig): Promise<void> {
+async function put(journal: Journal, config: EffectiveConfig, say: Say): Promise<void> {
   const program = realProgram()
   if (program !== PROGRAM) await journal.link(PROGRAM, program)
   if (existsSync(DEFAULT_CONFIG_FILE)) {
-    process.stdout.write(`${DEFAULT_CONFIG_FILE}: kept as it is\n`)
+    say(`${DEFAULT_CONFIG_FILE}: kept as it is`)
   } else {
     await journal.write(DEFAULT_CONFIG_FILE, renderConfig(config))
-    process.stdout.write(`${DEFAULT_CONFIG_FILE}: created\n`)
+    say(`${DEFAULT_CONFIG_FILE}: created`)
   }
   await journal.write(UNIT, unitText())
-  process.stdout.write(`${UNIT}: written\n`)
+  say(`${UNIT}: written`)
 }
 
-/** @returns files that were left */
+/** @returns what was left, and why */
 async function takeAway(
   config: EffectiveConfig,
   journal: Journal,
-  { force, stop, state }: { force: boolean; stop: boolean; state: boolean },
+  { force, stop, state, say }: { force: boolean; stop: boolean; state: boolean; say: Say },
 ): Promise<string[]> {
   // The daemon first: it would put hosts.toml right again.
   if (stop && existsSync(UNIT)) await systemctl('disable', '--now', 'shoal')
-  await restoreMirror(config)
-  const left = await journal.undo({ force })
+  await restoreMirror(config, say)
+  const left = (await journal.undo({ force })).map(
+    (path) => `${path}: left, it was changed; shoal uninstall --purge would not`,
+  )
   if (stop) await systemctl('daemon-reload').catch(() => {})
   if (!state) return left
   const store = config.layout.path
   const holds = (await readdir(store).catch(() => [])).length > 0
   if (holds && !force) {
-    process.stdout.write(`${store}: left, it holds images; shoal uninstall --purge would not\n`)
+    left.push(`${store}: left, it holds images; shoal uninstall --purge would not`)
   } else await rm(config.dataDir, { recursive: true, force: true })
   return left
 }

@@ -1,9 +1,10 @@
 import { createProgram } from './program.ts'
 
 // Whoever reads our output may stop reading (`| head`): that ends the output, not the command.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error
-})
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+  })
 
 const program = createProgram()
 

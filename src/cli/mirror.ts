@@ -43,7 +43,7 @@ export function mirrorCommand(): Command {
           const { config, inK3s } = await load(command)
           if (!inK3s) return applyMirror(config, registries)
           const changes = await plan(registries, config, inK3s)
-          await report(changes)
+          await report(changes, print)
           if (changes.some(({ before, after }) => before !== after))
             process.stdout.write('note: K3s reads it when it starts: restart k3s or k3s-agent\n')
           complain(changes)
@@ -73,7 +73,7 @@ export function mirrorCommand(): Command {
           const { config, inK3s } = await load(command)
           if (!inK3s) return restoreMirror(config)
           const changes = [await planK3sRestore(config.registries)]
-          await report(changes)
+          await report(changes, print)
           complain(changes)
           return undefined
         }),
@@ -87,11 +87,12 @@ export function mirrorCommand(): Command {
 export async function applyMirror(
   config: EffectiveConfig,
   registries: readonly string[],
+  say: (line: string) => void = print,
 ): Promise<void> {
   const changes = await plan(registries, config, false)
-  await report(changes)
-  await remember(config, registries)
-  await hintAtConfigPath(config.certsDir)
+  await report(changes, say)
+  await remember(config, registries, say)
+  await hintAtConfigPath(config.certsDir, say)
   complain(changes)
 }
 
@@ -99,12 +100,15 @@ export async function applyMirror(
  * Takes out of them what {@link applyMirror} put in, and tells what was done.
  * @throws {MirrorIncompleteError}
  */
-export async function restoreMirror(config: EffectiveConfig): Promise<void> {
+export async function restoreMirror(
+  config: EffectiveConfig,
+  say: (line: string) => void = print,
+): Promise<void> {
   // First: the daemon is not to put back what is taken out.
   const applied = await readApplied(config.dataDir).catch(() => undefined)
   if (applied?.certsDir === config.certsDir) await forgetApplied(config.dataDir)
   const changes = await planRestore(config.certsDir)
-  await report(changes)
+  await report(changes, say)
   complain(changes)
 }
 
@@ -192,20 +196,21 @@ async function planK3sRestore(path: string): Promise<Change> {
 async function remember(
   { certsDir, dataDir }: EffectiveConfig,
   registries: readonly string[],
+  say: (line: string) => void,
 ): Promise<void> {
   try {
     await writeApplied(dataDir, { certsDir, registries })
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error)
-    process.stdout.write(`note: the daemon will not keep the files so: ${reason}\n`)
+    say(`note: the daemon will not keep the files so: ${reason}`)
   }
 }
 
-async function report(changes: readonly Change[]): Promise<void> {
+async function report(changes: readonly Change[], say: (line: string) => void): Promise<void> {
   await perform(changes)
   for (const change of changes) {
-    process.stdout.write(`${change.path}: ${outcome(change)}\n`)
-    for (const note of change.notes) process.stdout.write(`  note: ${note}\n`)
+    say(`${change.path}: ${outcome(change)}`)
+    for (const note of change.notes) say(`  note: ${note}`)
   }
 }
 
@@ -224,16 +229,21 @@ function complain(changes: readonly Change[]): void {
 }
 
 /** Without `config_path` containerd never looks at what was written; no error says so. */
-async function hintAtConfigPath(certsDir: string): Promise<void> {
+async function hintAtConfigPath(certsDir: string, say: (line: string) => void): Promise<void> {
   // K3s sets it itself, and what another directory is for is not known here
   if (certsDir !== CERTS_DIR) return
   const unreadable = { configPath: certsDir }
   const { configPath } =
     (await readContainerdConfig(CONTAINERD_CONFIG).catch(() => unreadable)) ?? {}
   if (configPath?.split(':').includes(certsDir) === true) return
-  process.stdout.write(
-    `note: ${CONTAINERD_CONFIG} does not set config_path; containerd's CRI plugin reads these files only with\n` +
-      `  config_path = "${certsDir}"\n` +
-      `  in [plugins."io.containerd.grpc.v1.cri".registry], from containerd 2.0 on [plugins."io.containerd.cri.v1.images".registry]\n`,
-  )
+  for (const line of [
+    `note: ${CONTAINERD_CONFIG} does not set config_path; containerd's CRI plugin reads these files only with`,
+    `  config_path = "${certsDir}"`,
+    '  in [plugins."io.containerd.grpc.v1.cri".registry], from containerd 2.0 on [plugins."io.containerd.cri.v1.images".registry]',
+  ])
+    say(line)
+}
+
+function print(line: string): void {
+  process.stdout.write(`${line}\n`)
 }

@@ -17,6 +17,7 @@ import {
   type RolloutInit,
 } from '../rollout/rollout.ts'
 import { Ssh } from '../rollout/ssh.ts'
+import { addProgressOptions, progressOf, type Progress } from './progress.ts'
 
 /** Not every node is as it should be; which, and why, was printed. */
 class RolloutFailedError extends Error {
@@ -34,12 +35,11 @@ interface Options {
   readonly sshConfig?: string
   readonly undo?: true
   readonly dryRun?: true
-  readonly json?: true
 }
 
 /** `shoal rollout`: configuration to many nodes by ssh. */
 export function rolloutCommand(): Command {
-  return new Command('rollout')
+  const command = new Command('rollout')
     .description('bring registries.yaml and configuration to many nodes by ssh, node after node')
     .requiredOption(
       '--hosts <FILE>',
@@ -53,35 +53,34 @@ export function rolloutCommand(): Command {
     .option('--batch <N>', 'agents at a time; servers are always changed one by one', whole, 1)
     .option('--deadline <SECONDS>', 'for a unit to be healthy after its restart', whole, 300)
     .option('--ssh-config <FILE>', "instead of the user's ssh_config")
-    .option('--json', 'print the outcome of each node as JSON')
-    .action(rollout)
+    .action((options: Options) => rollout(options, progressOf(command)))
+  return addProgressOptions(command)
 }
 
-async function rollout(options: Options): Promise<void> {
-  const init = await readInit(options)
+async function rollout(options: Options, progress: Progress): Promise<void> {
+  const init = await readInit(options, progress)
   const aborter = new AbortController()
   const interrupt = () => aborter.abort()
   // Once: whoever asks again does not want to wait for what is under way.
   process.once('SIGINT', interrupt).once('SIGTERM', interrupt)
   const { signal } = aborter
-  const { sshConfig, dryRun, json } = options
+  const { sshConfig, dryRun } = options
   try {
     await using ssh = await Ssh.create(sshConfig === undefined ? {} : { configFile: sshConfig })
     const plans = await planRollout(init, ssh, signal)
     for (const { host, notes } of plans)
-      for (const note of notes) process.stderr.write(`${host.name}: note: ${note}\n`)
+      for (const note of notes) progress.step(`${host.name}: note: ${note}`)
     if (dryRun === true) {
-      process.stdout.write(json === true ? planAsJson(plans) : plans.map(describePlan).join(''))
+      for (const plan of plans) progress.result(describePlan(plan), planFields(plan))
       return
     }
     const report = (host: { readonly name: string }, step: string) =>
-      process.stderr.write(`${host.name}: ${step}\n`)
+      progress.step(`${host.name}: ${step}`)
     const results = await performRollout(plans, init, ssh, { signal, report })
-    process.stdout.write(
-      json === true
-        ? asJson(results.map(({ host, ...result }) => ({ host: host.name, ...result })))
-        : results.map(describeResult).join(''),
-    )
+    for (const result of results) {
+      const { host, ...outcome } = result
+      progress.result(describeResult(result), { host: host.name, ...outcome })
+    }
     conclude(results, init.undo)
   } finally {
     process.off('SIGINT', interrupt).off('SIGTERM', interrupt)
@@ -89,7 +88,7 @@ async function rollout(options: Options): Promise<void> {
 }
 
 /** Reads and checks everything that is here, before any node is asked. */
-async function readInit(options: Options): Promise<RolloutInit> {
+async function readInit(options: Options, progress: Progress): Promise<RolloutInit> {
   const hosts = await readHosts(options.hosts)
   const files = new Map<Kind, string>()
   const needed: string[] = []
@@ -114,7 +113,7 @@ async function readInit(options: Options): Promise<RolloutInit> {
   if (options.registries !== undefined) {
     await take('registries', options.registries)
     const { configs, warnings } = await readRegistries(options.registries)
-    for (const warning of warnings) process.stderr.write(`warning: ${formatProblem(warning)}\n`)
+    for (const warning of warnings) progress.step(`warning: ${formatProblem(warning)}`)
     for (const { tls } of configs.values())
       needed.push(
         ...[tls?.caFile, tls?.certFile, tls?.keyFile].filter((file) => file !== undefined),
@@ -140,8 +139,8 @@ function describePlan({ host, role, changes, restarts }: NodePlan): string {
   const todo = restarts.length === 0 ? 'restarts nothing' : `restarts ${restarts.join(', then ')}`
   const diffs = changes.map(({ path, before, after }) => shownDiff(path, before, after))
   return changes.length + restarts.length === 0
-    ? `${host.name} (${kind}): nothing to do\n`
-    : `${host.name} (${kind}): ${todo}\n${diffs.join('')}`
+    ? `${host.name} (${kind}): nothing to do`
+    : `${host.name} (${kind}): ${todo}\n${diffs.join('')}`.replace(/\n$/, '')
 }
 
 /** A diff for people: passwords and tokens are not in it, and that they differ is said. */
@@ -153,23 +152,21 @@ function shownDiff(path: string, before: string | undefined, after: string | und
   )
 }
 
-function planAsJson(plans: readonly NodePlan[]): string {
-  return asJson(
-    plans.map(({ host, role, changes, restarts }) => ({
-      host: host.name,
-      role: role ?? null,
-      changes: changes.map(({ path, before, after }) => ({
-        path,
-        diff: shownDiff(path, before, after),
-      })),
-      restarts,
+function planFields({ host, role, changes, restarts }: NodePlan): Record<string, unknown> {
+  return {
+    host: host.name,
+    role: role ?? null,
+    changes: changes.map(({ path, before, after }) => ({
+      path,
+      diff: shownDiff(path, before, after),
     })),
-  )
+    restarts,
+  }
 }
 
 function describeResult(result: NodeResult): string {
   const reason = result.outcome === 'failed' ? `: ${result.reason}` : ''
-  return `${result.host.name}: ${result.outcome}${reason}\n`
+  return `${result.host.name}: ${result.outcome}${reason}`
 }
 
 function conclude(results: readonly NodeResult[], undo: boolean): void {
@@ -182,10 +179,6 @@ function conclude(results: readonly NodeResult[], undo: boolean): void {
   throw new RolloutFailedError(
     `${count('failed')} of ${results.length} nodes failed, ${count('untouched')} were not begun; ${ways}`,
   )
-}
-
-function asJson(value: unknown): string {
-  return `${JSON.stringify(value, undefined, 2)}\n`
 }
 
 function whole(text: string): number {

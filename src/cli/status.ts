@@ -3,6 +3,7 @@ import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
+import { printable } from './text.ts'
 
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
@@ -139,9 +140,4 @@ function describeMirror({ certsDir, withdrawn, complaint }: NodeStatus['mirror']
     return `containerd is not sent here by hosts.toml: shoal mirror apply does it${wrong}`
   const entries = withdrawn ? 'withdrawn, this node was out of order' : 'applied'
   return `${entries} in ${certsDir}${wrong}`
-}
-
-/** Names come from other nodes, and a terminal obeys what is not text. */
-export function printable(text: string): string {
-  return text.replaceAll(/\p{C}/gu, '?')
 }

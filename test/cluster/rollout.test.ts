@@ -50,6 +50,13 @@ interface Ran {
   readonly err: string
 }
 
+function jsonLines(text: string): Record<string, unknown>[] {
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Record<string, unknown>)
+}
+
 suite('shoal rollout over real sshd', { skip, timeout: 240_000 }, () => {
   let directory: string
   let control: Machine
@@ -187,8 +194,10 @@ Host *
 
     const second = await rollout('--json')
     assert.deepEqual(
-      JSON.parse(second.out),
-      ['server', 'agent1', 'agent2', 'plain'].map((host) => ({ host, outcome: 'unchanged' })),
+      jsonLines(second.out).filter(({ event }) => event === 'result'),
+      ['server', 'agent1', 'agent2', 'plain'].map((host) => {
+        return { event: 'result', host, outcome: 'unchanged' }
+      }),
     )
     assert.equal((await asked('server')).length, 1)
 
