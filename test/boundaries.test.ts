@@ -4,6 +4,22 @@ import { isBuiltin } from 'node:module'
 import { basename, join, normalize } from 'node:path'
 import { test } from 'node:test'
 
+/** What those may import who put a node together. */
+const COMPOSITION = [
+  'oci',
+  'lifecycle.ts',
+  'observe',
+  'config',
+  'store',
+  'routing',
+  'pull',
+  'push',
+  'http',
+  'mirror',
+  'doctor',
+  'trust',
+]
+
 /**
  * Who may import whom, by room: the directory under `src`, or the file that lies there itself. A room may always import
  * itself. What ends in `.ts` is a single file: the interface of another room, or data.
@@ -61,20 +77,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'pull/source.ts',
   ],
   http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts', 'push'],
-  'daemon.ts': [
-    'oci',
-    'lifecycle.ts',
-    'observe',
-    'config',
-    'store',
-    'routing',
-    'pull',
-    'push',
-    'http',
-    'mirror',
-    'doctor',
-    'trust',
-  ],
+  daemon: COMPOSITION,
+  'daemon.ts': [...COMPOSITION, 'daemon'],
   cli: [
     'oci',
     'lifecycle.ts',
@@ -119,6 +123,7 @@ const EXCEPTIONS: readonly (readonly [from: string, to: string, reason: string])
   ['cli/doctor.ts', 'package.json', 'says its version'],
   ['cli/program.ts', 'package.json', 'says its version'],
   ['daemon.ts', 'package.json', 'says its version to other nodes'],
+  ['daemon/node-status.ts', 'package.json', 'says its version'],
 ]
 
 /** `from` and `to` are files relative to `src`; `to` may also be the specifier of a package. */

@@ -1,0 +1,107 @@
+import manifest from '../../package.json' with { type: 'json' }
+import type { EffectiveConfig } from '../config/effective.ts'
+import type { SharedRegistries } from '../config/shared-registries.ts'
+import type { MirrorKeeper } from '../mirror/keeper.ts'
+import type { NodeStatus } from '../observe/status.ts'
+import type { Replicas } from '../push/replicas.ts'
+import type { Advertiser } from '../routing/advertiser.ts'
+import type { Libp2pRouter } from '../routing/libp2p.ts'
+import type { ContainerdStore } from '../store/containerd/containerd-store.ts'
+import type { HotStore } from '../store/hot-store.ts'
+import type { FollowedConfig } from './followed-config.ts'
+import type { Pulls } from './pulls.ts'
+
+/** Of the trees of pulls that a node keeps lists of, its status names so many. */
+const LISTED_TREES = 20
+
+export interface NodeStatusComponents {
+  readonly notReady: () => string | undefined
+  /** Undefined before everything has started */
+  readonly addresses: () => NonNullable<NodeStatus['listen']> | undefined
+  readonly followed: FollowedConfig
+  readonly sharedRegistries: SharedRegistries
+  readonly store: HotStore
+  readonly containerd: ContainerdStore
+  readonly advertiser: Advertiser
+  readonly router: Libp2pRouter
+  readonly replicas: Replicas
+  readonly pulls: Pick<Pulls, 'swarm' | 'upstream'>
+  readonly mirror: MirrorKeeper
+}
+
+/** What a node says of itself now. */
+export async function nodeStatus(
+  config: EffectiveConfig,
+  {
+    notReady,
+    addresses,
+    followed,
+    sharedRegistries,
+    store,
+    containerd,
+    advertiser,
+    router,
+    replicas,
+    pulls: { swarm, upstream },
+    mirror,
+  }: NodeStatusComponents,
+): Promise<NodeStatus> {
+  const listen = addresses()
+  const inContainerd = config.store === 'containerd'
+  const nameOf = (id: string): string =>
+    id === router.id ? config.nodeName : (router.peers().find((each) => each.id === id)?.name ?? id)
+  return {
+    version: manifest.version,
+    name: config.nodeName,
+    notReady: notReady() ?? null,
+    id: listen === undefined ? null : router.self().id,
+    listen: listen ?? null,
+    sharing: {
+      on: router.sharing,
+      configured: followed.current.sharing,
+      setBy: followed.current.sharingSetBy,
+      leader: router.leader ?? null,
+      registries: sharedRegistries.list(),
+      because: sharedRegistries.because,
+    },
+    store: {
+      kind: config.store,
+      at: inContainerd ? config.containerd.address : config.layout.path,
+      namespace: inContainerd ? config.containerd.namespace : null,
+      // Null while it does not say
+      version: inContainerd
+        ? await containerd.version({ signal: AbortSignal.timeout(1000) }).catch(() => null)
+        : null,
+      read: advertiser.synced(),
+      images: store.tags(),
+      announced: advertiser.count(),
+    },
+    push: {
+      access: config.push.access,
+      copies: config.push.replicas,
+      ...replicas.stats(),
+    },
+    mesh: {
+      kind: config.mesh,
+      peers: router.peers().map(({ name, origins }) => ({ name, origins })),
+      keys: router.stats().peerKeys,
+    },
+    together: {
+      pulls: swarm.list(),
+      lists: swarm
+        .trees()
+        .filter(({ members }) => members > 1)
+        .toSorted((a, b) => b.members - a.members)
+        .slice(0, LISTED_TREES)
+        .map((tree) => ({ ...tree, leaders: tree.leaders.map(nameOf) })),
+    },
+    upstream: { on: config.upstream === 'on', resting: upstream.resting() },
+    // The file that cannot be used, and why, is in the text
+    complaints: followed.complaints,
+    mirror: {
+      certsDir: mirror.certsDir ?? null,
+      withdrawn: mirror.withdrawn,
+      complaint: mirror.complaint || null,
+    },
+  }
+}
