@@ -22,6 +22,10 @@ const LIMIT = 300_000
 const SILENT_SHARE = 0.2
 /** Others read from a holder by then; with more it would be asked to wait. */
 const MAX_READERS = 128
+/** Holders that are asked one after the other; the daemon asks all. */
+const MAX_ASKED = 8
+/** Who reads from a holder goes on elsewhere when nothing has come for so long, in ms. */
+const PROGRESS = 1000
 /** Who comes or goes, or holds something, is known to all so soon, in ms. */
 const VIEW = 500
 /** A node whose network is cut is missed after so long, in ms. */
@@ -163,27 +167,30 @@ function simulate(conditions: Conditions): Outcome {
     if (node.source instanceof Node) node.source.readers -= 1
     node.source = undefined
   }
-  /** Who holds it says so in its inventory, and is asked before anybody agrees on anything. */
+  /** Who holds it says so in its inventory, and is asked whenever something is opened, before anybody agrees on anything. */
   const findHolder = (node: Node): boolean => {
-    if (holders.length === 0) return false
-    const holder = holders[Math.floor(random() * holders.length)]
-    if (holder === undefined || holder.gone || holder.readers >= MAX_READERS) return false
-    leave(node)
-    node.source = holder
-    holder.readers += 1
-    node.held = true
-    return true
+    for (let tries = 0; tries < Math.min(MAX_ASKED, holders.length); tries += 1) {
+      const holder = holders[Math.floor(random() * holders.length)]
+      if (holder === undefined || holder.gone || holder.readers >= MAX_READERS) continue
+      leave(node)
+      node.source = holder
+      holder.readers += 1
+      node.held = true
+      return true
+    }
+    return false
   }
   const take = (node: Node, way: Way | undefined): void => {
     if (way === undefined || way.kind === 'nowhere' || node.held) return
     if (way.kind === 'upstream') {
-      if (node.source === 'upstream') return
+      if (node.source === 'upstream' || findHolder(node)) return
       leave(node)
       node.source = 'upstream'
       node.member?.takes({ kind: 'upstream' }, now, size)
       return
     }
     if (node.source instanceof Node && way.ids.includes(node.source.id)) return
+    if (findHolder(node)) return
     leave(node)
     for (const id of way.ids) {
       const peer = byId.get(id)
@@ -260,7 +267,7 @@ function simulate(conditions: Conditions): Outcome {
       } else if (source !== undefined) {
         if (source.gone) {
           // A cable that was pulled says nothing.
-          if (!source.cut) {
+          if (!source.cut || (node.held && now - source.goneAt >= PROGRESS)) {
             leave(node)
             node.held = false
             node.member?.broke([source.id], now)

@@ -6,6 +6,8 @@ const ANSWER = 500
 const ANSWER_WHILE_IT_COMES = 2000
 /** It is asked again so often meanwhile, in ms, by one that has no source. */
 const ASK_AGAIN = 150
+/** And by one that has: what was lost on the way must not make a tracker look silent. */
+const SAY_AGAIN = 500
 /** A node that did not answer is not asked for so long, in ms. */
 const SILENT = 5000
 /** After so many in a row nobody is asked any more: the circle is taken to be empty. */
@@ -19,9 +21,12 @@ const STALL_AT_FIRST = 3000
 const STALLED_PACE = 250
 /** Who waits so long for bytes, in ms, goes its own way: without an answer, and in spite of one. */
 const PATIENCE = { alone: 2500, advised: 4000 }
-/** After so many sources that failed it goes its own way, for so long, in ms. */
+/**
+ * After so many sources that failed it goes its own way, for so long, in ms, and for twice as long each time: that ends
+ * soon where many do so at once, who would share an uplink that is enough for one of them.
+ */
 const MAX_BROKEN = 6
-const ALONE = 10_000
+const ALONE = { first: 2500, most: 40_000 }
 /** A node that could not be read from is not tried again for so long, in ms: it may not have begun. */
 const FAILED = 5000
 const FAILED_AGAIN = 60_000
@@ -88,6 +93,7 @@ export class Member {
   #wrong = false
   /** Nobody is heeded until then */
   #aloneUntil = 0
+  #aloneNext = ALONE.first
 
   constructor(init: {
     self: string
@@ -173,6 +179,8 @@ export class Member {
     circle.waiting = undefined
     circle.silent.clear()
     circle.pace = Math.min(PACE.most, Math.max(PACE.least, advice.pace))
+    // It need not be said again.
+    if (circle.due > now) circle.due = Math.max(now, circle.reported + circle.pace)
     // It was asked for before there was a source, and would only change that for another one.
     if (this.#current !== undefined && advice.number <= this.#taken && circle.advice !== undefined)
       return
@@ -225,7 +233,7 @@ export class Member {
           circle.waiting ??= { since: now, number: this.#number }
           circle.reported = now
           const asks = circle.advice === undefined
-          circle.due = now + (stalled ? STALLED_PACE : asks ? ASK_AGAIN : circle.pace)
+          circle.due = now + (stalled ? STALLED_PACE : asks ? ASK_AGAIN : SAY_AGAIN)
           reports.push({ to: tracker, report: this.#report(index, circle, stalled, now) })
         }
         const answerIn = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
@@ -269,7 +277,8 @@ export class Member {
   }
 
   #goAlone(now: number): void {
-    this.#aloneUntil = now + ALONE
+    this.#aloneUntil = now + this.#aloneNext
+    this.#aloneNext = Math.min(ALONE.most, 2 * this.#aloneNext)
     this.#broken = 0
   }
 

@@ -133,6 +133,7 @@ export class Tracker {
       failed: new Set(),
       readsFrom: '',
       stalledAt: undefined,
+      missed: false,
       noUpstream: false,
       at: now,
       pace: PACE.least,
@@ -195,6 +196,7 @@ export class Tracker {
     }
     member.have = have
     member.at = now
+    member.missed = false
     member.stalledAt = report.stalled ? (member.stalledAt ?? now) : undefined
     member.noUpstream = report.noUpstream
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
@@ -246,9 +248,11 @@ export class Tracker {
         if (this.#startTrial(swarm, me, now)) return lead(swarm, me, now)
         return this.#better(swarm, me, parent, now) ?? { stay: true }
       }
-      // It waits as its parent does: whoever is next to the fault is told what to do.
+      // It waits as its parent does, which says so, too: whoever is next to the fault is told what to do.
       const root = swarm.wayTo(me)?.root
-      const waits = parent !== undefined && parent.have - me.have < LAG.bytes
+      if (parent !== undefined && hasStalled(me, now) && parent.at < me.stalledAt)
+        parent.missed = true
+      const waits = parent !== undefined && !parent.missed && parent.have - me.have < LAG.bytes
       if (
         waits &&
         root !== undefined &&
@@ -341,7 +345,11 @@ export class Tracker {
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
       const used = member === me.from ? member.children - 1 : member.children
       const late = lags(member, swarm) || member.have + LAG.bytes < me.have
-      const rank = way.depth + (used >= room ? 1e6 * used : (0.9 * used) / room) + (late ? 1e4 : 0)
+      const waits = member !== way.root && member.stalledAt !== undefined
+      const rank =
+        way.depth +
+        (used >= room ? 1e6 * used : (0.9 * used) / room) +
+        (waits ? 1e8 : late ? 1e4 : 0)
       const last = best.at(-1)
       if (best.length === 2 && last !== undefined && last.rank <= rank) continue
       if (best.length === 2) best.pop()
@@ -401,6 +409,8 @@ interface Member {
   /** The id it reports, of a node that need not be on the list */
   readsFrom: string
   stalledAt: number | undefined
+  /** Who reads from it stands still, and it says nothing */
+  missed: boolean
   noUpstream: boolean
   /** What came from it was wrong */
   tainted?: true
@@ -437,13 +447,13 @@ class Swarm {
 
   /**
    * Where what `member` gets comes from, and by how many others; undefined if that is lost. For `without`, who looks for
-   * somebody to read from, also if it leads over itself, or over one that gave wrong bytes.
+   * somebody to read from, also if it leads over itself, or over one that gave wrong bytes or is missed.
    */
   wayTo(member: Member, without?: Member): { root: Member; depth: number } | undefined {
     let at = member
     for (let depth = 0; depth <= MAX_MEMBERS; depth += 1) {
       if (at === without || this.members.get(at.id) !== at) return undefined
-      if (without !== undefined && at.tainted === true) return undefined
+      if (without !== undefined && (at.tainted === true || at.missed)) return undefined
       if (at.from === undefined) return { root: at, depth }
       at = at.from
     }

@@ -151,6 +151,43 @@ suite("one node's part", () => {
     assert.deepEqual(way, { kind: 'upstream' })
   })
 
+  test('a report that is lost is said again before its tracker is taken for silent', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b'], pace: 5000 })
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    bench.step()
+    bench.answer({ from: ['b'], pace: 5000 })
+    const tracker = bench.reports[0]?.to
+    bench.reports = []
+    for (let have = 1; have <= 650; have += 1) {
+      bench.member.grew(have, bench.now)
+      bench.pass(10)
+    }
+    // Of the one due after 5 s nobody has heard
+    assert.deepEqual(
+      bench.reports.map(({ to }) => to),
+      [tracker, tracker, tracker, tracker],
+    )
+    bench.answer({ from: ['b'], pace: 5000 })
+    bench.reports = []
+    bench.pass(500)
+    assert.deepEqual(bench.reports, [])
+  })
+
+  test('its own way it goes for a while, and for longer each time', () => {
+    const bench = new Bench()
+    const alone = (): number => {
+      for (let times = 0; times < 6; times += 1) bench.member.broke(['c'], bench.now)
+      const since = bench.now
+      while (bench.pass(10)?.kind === 'upstream') bench.answer({ from: ['b'] })
+      return bench.now - since
+    }
+    bench.step()
+    bench.answer({ from: ['b'] })
+    assert.deepEqual([alone(), alone(), alone()], [2500, 5000, 10_000])
+  })
+
   test('while bytes come it stays, also when the list is kept by nobody any more', () => {
     const bench = new Bench()
     bench.step()

@@ -118,6 +118,34 @@ suite('a list of who gets what', () => {
     assert.deepEqual(list.hear('b', stalled).from, ['a'])
   })
 
+  test('a node in the middle vanishes: who read from it goes on elsewhere, and all below stay where they are', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b']) list.join(id)
+    for (const [id, from] of Object.entries({ c: 'a', d: 'a', e: 'c', f: 'c' }))
+      list.hear(id, { state: 'follows', from })
+    const stalls = (id: string, from: string): readonly string[] =>
+      list.hear(id, { state: 'follows', from, have: MB, stalled: true }).from
+    const pass = (): void => {
+      list.now += 300
+      list.hear('leader', { state: 'leads', have: 9 * MB })
+      list.hear('b', { state: 'follows', from: 'leader', have: 9 * MB })
+    }
+    // It has said little lately: as far as the list tells it is where the others are.
+    list.hear('a', { state: 'follows', from: 'leader', have: MB })
+    const below = { c: 'a', d: 'a', e: 'c', f: 'c' }
+    pass()
+    for (const [id, from] of Object.entries(below)) assert.deepEqual(stalls(id, from), [from])
+    pass()
+    pass()
+    const moved = Object.entries(below).map(([id, from]) => [id, stalls(id, from)[0]] as const)
+    assert.deepEqual(moved.slice(2), [
+      ['e', 'c'],
+      ['f', 'c'],
+    ])
+    for (const [id, from] of moved.slice(0, 2))
+      assert.ok(from === 'leader' || from === 'b', `${id} reads from ${from}`)
+  })
+
   test('the leader stands still: another one leads, and when it goes on it follows', () => {
     const list = new Bench()
     for (const id of ['leader', 'a']) list.join(id)
