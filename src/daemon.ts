@@ -24,6 +24,7 @@ import {
   type RegistryComponents,
   type RegistryInit,
 } from './http/registry.ts'
+import { RequestLimit } from './http/request-limit.ts'
 import { SocketListener } from './http/socket-listener.ts'
 import { UploadLimit } from './http/upload-limit.ts'
 import { startAll, stopAll, type Startable } from './lifecycle.ts'
@@ -116,11 +117,11 @@ export function createDaemon(
     },
   )
   const writable = layout ?? containerd
-  const store = new HotStore(writable)
+  const store = new HotStore(writable, { maxBytes: config.limits.cache })
 
   const refusals = new Refusals({ log: component('trust') })
   const onRefused = (
-    listener: 'peer' | 'push',
+    listener: RegistryInit['listener'],
     refused: { address: string; reason: string },
   ): void => {
     metrics.refused.inc({ listener })
@@ -178,6 +179,12 @@ export function createDaemon(
       sharing: toldTo(config),
       meshSize: config.limits.meshSize,
       maxRecords: config.limits.records,
+      maxRecordsOfPeer: config.limits.recordsPerPeer,
+      maxStreams: config.limits.p2pStreams,
+      maxMessageBytes: config.limits.p2pMessage,
+      ...(config.limits.p2pConnections !== 'auto' && {
+        maxConnections: config.limits.p2pConnections,
+      }),
       banned: config.banned,
       registryScheme: trust === undefined ? 'http' : 'https',
       version: manifest.version,
@@ -241,23 +248,35 @@ export function createDaemon(
     const known = [naming.homeRegistry, ...(configured === 'all' ? [] : configured)]
     return known.includes(name) || WELL_KNOWN.has(name) ? name : OTHER_REGISTRIES
   }
+  const { limits } = config
+  const others = { total: limits.requests, perClient: limits.requestsPerClient }
+  const requests = {
+    // Of this node all clients are one.
+    local: new RequestLimit({ total: limits.requests }),
+    peer: new RequestLimit(others),
+    push: new RequestLimit(others),
+  }
   const registry = (
     listener: RegistryInit['listener'],
-    components: Omit<RegistryComponents, 'metrics' | 'log'>,
+    components: Omit<RegistryComponents, 'metrics' | 'log' | 'requests' | 'onRefused'>,
   ) =>
     createRegistryServer(
-      { metrics, log: component(`http:${listener}`), ...components },
+      {
+        metrics,
+        log: component(`http:${listener}`),
+        requests: requests[listener],
+        onRefused: (who) => onRefused(listener, who),
+        ...components,
+      },
       {
         listener,
         naming,
         labelOf,
-        maxRequests: config.limits.requests,
-        ...(listener !== 'local' && {
-          connections: {
-            total: config.limits.connections,
-            perAddress: config.limits.connectionsPerClient,
-          },
-        }),
+        limits,
+        connections: {
+          total: limits.connections,
+          ...(listener !== 'local' && { perAddress: limits.connectionsPerClient }),
+        },
       },
     )
   const drainTimeout = config.shutdownTimeout
@@ -268,7 +287,6 @@ export function createDaemon(
         open: pulls.given,
         uploads,
         secure: trust?.peerTls,
-        onRefused: (who) => onRefused('peer', who),
         // Who has the token needs no such page, and nobody else is to have it
         ...(trust === undefined && { identity: () => router.self() }),
       }),
@@ -333,7 +351,6 @@ export function createDaemon(
           registry('push', {
             open: rights.unlessVerified(pulls.local),
             ...pushes.remote,
-            onRefused: (who) => onRefused('push', who),
           }),
           { key: 'listen.push', listen: config.listen.push, drainTimeout },
         )

@@ -11,7 +11,7 @@ export function serveCommand(): Command {
   return addConfigOptions(new Command('serve').description('run a node: the daemon')).action(
     async (_options: unknown, command: Command) => {
       const { config, reconsider } = await loadFromCommand(command)
-      const log = createLogger({ level: config.log.level })
+      const log = createLogger({ level: config.log.level, maxLines: config.limits.logLines })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
       const ended = Promise.withResolvers<number>()

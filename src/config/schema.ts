@@ -241,6 +241,24 @@ function duration() {
   )
 }
 
+function count(least: number, most: number) {
+  const error = `expected a whole number from ${least} to ${most}`
+  return z.int({ error }).min(least, { error }).max(most, { error })
+}
+
+/** From `least` to `most`, both as they would be written. */
+function size(least: string, most: string) {
+  const [min = 0, max = 0] = [least, most].map((text) => parseQuantity(text, SIZE_UNITS))
+  return textual<number>(
+    `a size from ${least} to ${most}, such as ${most.replace(/^\d+/, '1')}`,
+    (text) => {
+      const bytes = parseQuantity(text, SIZE_UNITS)
+      return bytes !== undefined && bytes >= min && bytes <= max ? bytes : undefined
+    },
+    (value) => formatQuantity(value, SIZE_UNITS),
+  )
+}
+
 function address() {
   return textual('HOST:PORT, an IPv6 address in brackets', parseAddress, formatAddress)
 }
@@ -624,6 +642,10 @@ export const configSchema = z.strictObject(
               placeholder: 'N',
               description: 'Uploads that may be under way at a time; more are answered 503.',
             }),
+          uploadsPerClient: count(1, 65_536).prefault(64).register(docs, {
+            placeholder: 'N',
+            description: 'Those of one address; all clients of `listen.local` are one.',
+          }),
           uploadBytes: textual<number>(
             'a size such as 512MiB or 50GiB',
             (text) => parseQuantity(text, SIZE_UNITS) || undefined,
@@ -806,7 +828,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'Requests in work at a time on each listener; what comes beyond is answered 503, and 429 to clients of `listen.local` other than containerd, which would ask five times over.',
+                'Requests in work at a time on each listener; what comes beyond is answered 503 with `Retry-After`, and 429 to clients other than containerd and nodes: containerd would ask five times over.',
             }),
           connections: z
             .int({ error: 'expected a whole number from 16 to 65536' })
@@ -816,7 +838,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'Connections on `listen.peer`, and on `listen.push`, at a time, those too on which nothing was said yet; what comes beyond is closed.',
+                'Connections on each listener at a time, those too on which nothing was said yet; what comes beyond is closed.',
             }),
           connectionsPerClient: z
             .int({ error: 'expected a whole number from 16 to 65536' })
@@ -826,7 +848,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'N',
               description:
-                'The same from one address. A node uses a connection for each request that it makes at a time.',
+                'The same from one address, on `listen.peer` and `listen.push`. A node uses a connection for each request that it makes at a time.',
             }),
           uploadSlots: z
             .int({ error: 'expected a whole number from 1 to 65536' })
@@ -882,6 +904,72 @@ export const configSchema = z.strictObject(
                 'Records that are kept for other nodes in the DHT, at some 56 to 112 bytes each. What comes beyond takes the place of ' +
                 'the oldest, or is not kept if it comes from a node that has its even share already. 5,000 nodes of 20,000 digests each need 400,000.',
             }),
+          recordsPerPeer: count(100, 10_000_000).prefault(50_000).register(docs, {
+            placeholder: 'N',
+            description: 'Records of one other node among them.',
+          }),
+          requestsPerClient: count(1, 65_536).prefault(128).register(docs, {
+            placeholder: 'N',
+            description:
+              'Requests in work at a time from one address, on `listen.peer` and `listen.push`; of `listen.local` all clients are one. What comes beyond is answered as beyond `limits.requests`.',
+          }),
+          headers: size('1KiB', '1MiB').prefault('16KiB').register(docs, {
+            placeholder: 'SIZE',
+            description: 'Request line and headers of a request together; more is answered 431.',
+          }),
+          url: size('256B', '1MiB').prefault('8KiB').register(docs, {
+            placeholder: 'SIZE',
+            description: 'Path and query of a request; more is answered 414.',
+          }),
+          headersTimeout: duration().prefault('10s').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long a request may take to send its headers; then its connection is closed.',
+          }),
+          idleTimeout: duration().prefault('72s').register(docs, {
+            placeholder: 'DURATION',
+            description: 'How long a connection is kept on which nothing is asked.',
+          }),
+          stallTimeout: duration().prefault('2m').register(docs, {
+            placeholder: 'DURATION',
+            description:
+              'How long a client may neither send a byte of what it pushes nor take one of what it is given; then it is gone.',
+          }),
+          p2pConnections: textual<number | 'auto'>(
+            'auto or a number from 16 to 65536',
+            (text) => {
+              if (text === 'auto') return text
+              const number = /^[0-9]{1,5}$/.test(text) ? Number(text) : 0
+              return number >= 16 && number <= 65_536 ? number : undefined
+            },
+            String,
+          )
+            .prefault('auto')
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'Connections of libp2p that are kept; 100 more may come for some seconds, to learn of others that have room. `auto` is twice `limits.meshSize` and 100.',
+            }),
+          p2pStreams: count(16, 65_536).prefault(256).register(docs, {
+            placeholder: 'N',
+            description:
+              'Streams that another node may have open on a connection of libp2p; what comes beyond is reset.',
+          }),
+          p2pMessage: size('256KiB', '1MiB').prefault('256KiB').register(docs, {
+            placeholder: 'SIZE',
+            description:
+              'Longest message of the protocol between nodes; whoever sends a longer one is cut off.',
+          }),
+          cache: size('0B', '16GiB').prefault('16MiB').register(docs, {
+            placeholder: 'SIZE',
+            description:
+              'Manifests and other small documents in memory: so much of what this node holds, and as much of what it has just asked others for.',
+          }),
+          logLines: count(10, 1_000_000).prefault(1000).register(docs, {
+            placeholder: 'N',
+            description:
+              'Lines that are logged in a second on average, and five times as many at once. What comes beyond is left out, and the next line tells how many these were.',
+          }),
         },
         SECTION,
       )

@@ -113,7 +113,7 @@ export function createPulls(
     gives: (pull, name) => images.mayGive(pull, [name]),
     log: component('pull:inflight'),
   })
-  const heard = new Heard({ wanted: isShared })
+  const heard = new Heard({ wanted: isShared }, { maxBytes: config.limits.cache })
   const given = rights.whileSharing(
     rights.unlessUpstreams(
       chain([heard, { name: here.name, open: rights.onlyShared(chain([here])) }, inflight]),

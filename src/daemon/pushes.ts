@@ -49,7 +49,7 @@ export interface Pushes {
 }
 
 export function createPushes(
-  { push, registry, dataDir, topology, listen }: EffectiveConfig,
+  { push, registry, dataDir, topology, listen, limits }: EffectiveConfig,
   {
     component,
     metrics,
@@ -86,7 +86,12 @@ export function createPushes(
   )
   const uploads = new Uploads(
     { store: writable, log },
-    { maxUploads: push.uploads, maxBytes: push.uploadBytes, expiry: push.uploadExpiry },
+    {
+      maxUploads: push.uploads,
+      maxUploadsOfClient: push.uploadsPerClient,
+      maxBytes: push.uploadBytes,
+      expiry: push.uploadExpiry,
+    },
   )
   const repositories = new Repositories(
     {
@@ -115,7 +120,7 @@ export function createPushes(
         metrics,
         log,
       },
-      { homeRegistry },
+      { homeRegistry, stallTimeout: limits.stallTimeout },
     )
   const passwords =
     push.users === undefined ? undefined : new Passwords({ log }, { path: push.users })

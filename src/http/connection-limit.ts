@@ -10,8 +10,8 @@ const MAX_ADDRESSES = 4096
 export interface ConnectionLimits {
   /** From all addresses together */
   readonly total: number
-  /** From one address */
-  readonly perAddress: number
+  /** From one address, whose handshakes that come to nothing are bounded then too; without it one may have them all */
+  readonly perAddress?: number
 }
 
 /**
@@ -36,6 +36,10 @@ export function limitConnections(
     return Math.min(FAILURES, left + earned)
   }
 
+  function isTooMuch(count: number, address: string): boolean {
+    return count >= (perAddress ?? total) || patience(address) < 1
+  }
+
   function failed(address: string): void {
     const left = patience(address) - 1
     failing.delete(address)
@@ -52,7 +56,7 @@ export function limitConnections(
   server.on('connection', (socket: Socket) => {
     const address = socket.remoteAddress ?? ''
     const count = open.get(address) ?? 0
-    if (all >= total || count >= perAddress || patience(address) < 1) {
+    if (all >= total || (perAddress !== undefined && isTooMuch(count, address))) {
       onRefused(address)
       socket.destroy()
       return

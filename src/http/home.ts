@@ -49,7 +49,7 @@ type Handler<K extends HomeRequest['kind']> = (
  */
 export function createHome(
   { repositories, uploads, access, settle, metrics, log }: HomeComponents,
-  { homeRegistry }: { homeRegistry: string },
+  { homeRegistry, ...limits }: { homeRegistry: string; stallTimeout: number },
 ): Home {
   const handlers: { [K in HomeRequest['kind']]: Handler<K> } = {
     async 'begin upload'(request, reply, raw) {
@@ -59,6 +59,7 @@ export function createHome(
         return
       }
       const upload = await uploads.begin(request, {
+        client: raw.socket.remoteAddress ?? '',
         ...(digest !== undefined && { algorithm: digest.slice(0, digest.indexOf(':')) }),
         ...(algorithm !== undefined && { algorithm }),
       })
@@ -67,7 +68,7 @@ export function createHome(
         return
       }
       try {
-        await upload.complete(digest, incomingBytes(raw))
+        await upload.complete(digest, incomingBytes(raw, limits))
       } catch (error) {
         // Nobody knows its name, so nobody could go on with it.
         await upload.cancel()
@@ -83,13 +84,13 @@ export function createHome(
 
     async 'upload chunk'(request, reply, raw) {
       const upload = uploads.find(request.id, request)
-      await upload.append(incomingBytes(raw), request.range)
+      await upload.append(incomingBytes(raw, limits), request.range)
       progress(reply, request, upload, 202)
     },
 
     async 'end upload'(request, reply, raw) {
       const { digest, range } = request
-      await uploads.find(request.id, request).complete(digest, incomingBytes(raw), range)
+      await uploads.find(request.id, request).complete(digest, incomingBytes(raw, limits), range)
       await repositories.putBlob(request, digest)
       created(reply, pathOf(request, `blobs/${digest}`), digest)
     },
@@ -100,7 +101,7 @@ export function createHome(
     },
 
     async 'put manifest'(request, reply, raw) {
-      const bytes = await readRequest(raw, MAX_MANIFEST_BYTES)
+      const bytes = await readRequest(raw, { ...limits, maxBytes: MAX_MANIFEST_BYTES })
       if (bytes === undefined)
         throw new DistributionError('SIZE_INVALID', 'manifest is larger than 4 MiB', {
           status: 413,

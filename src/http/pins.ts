@@ -27,7 +27,11 @@ const MAX_REPLICAS = 100
 const DEADLINE = 3_600_000
 
 /** `POST /shoal/pins` and `DELETE /shoal/pins`, for the commands of the same names; on the local listener alone. */
-export function servePins(server: FastifyInstance, pins: PinComponents): void {
+export function servePins(
+  server: FastifyInstance,
+  pins: PinComponents,
+  limits: { readonly stallTimeout: number },
+): void {
   server.route({
     method: ['POST', 'DELETE'],
     url: '/shoal/pins',
@@ -35,7 +39,9 @@ export function servePins(server: FastifyInstance, pins: PinComponents): void {
       // A page in a browser cannot send this without being asked whether it may.
       if (request.headers['content-type'] !== 'application/json')
         throw new DistributionError('UNSUPPORTED', 'a pin is JSON', { status: 415 })
-      const { image, replicas } = parse(await readRequest(request.raw, MAX_BYTES))
+      const { image, replicas } = parse(
+        await readRequest(request.raw, { ...limits, maxBytes: MAX_BYTES }),
+      )
       const signal = AbortSignal.timeout(DEADLINE)
       const answer =
         request.method === 'POST'

@@ -26,6 +26,7 @@ import type { Content, ContentSource, SourceName } from '../pull/source.ts'
 import type { Home } from './home.ts'
 import { keepPagesOut } from './browsers.ts'
 import { limitConnections, type ConnectionLimits } from './connection-limit.ts'
+import type { RequestLimit } from './request-limit.ts'
 import { servePins, type PinComponents } from './pins.ts'
 import { ClientGoneError, ResponseSink } from './response-sink.ts'
 import { addTokenEndpoint, type Door } from './token-endpoint.ts'
@@ -42,6 +43,8 @@ export interface RegistryComponents {
   readonly history?: PullHistory
   /** What pins images; without it nobody does. */
   readonly pins?: PinComponents
+  /** What bounds the requests in work, one for all servers of a listener; without it nothing does. */
+  readonly requests?: RequestLimit
   /** What bounds the blobs that are given; without it nothing does. */
   readonly uploads?: UploadLimit
   /** Makes the server, for a listener that speaks TLS; without it in plain text. */
@@ -64,31 +67,33 @@ export interface SecureServers {
   isTrusted?(socket: Socket): boolean
 }
 
+/** What a client may cost before it has shown who it is. Sizes in bytes, times in ms. */
+export interface HttpLimits {
+  /** Request line and headers together; more is answered 431. */
+  readonly headers: number
+  /** The request's target; more is answered 414. */
+  readonly url: number
+  /** A request must have sent its headers within this time. */
+  readonly headersTimeout: number
+  /** So long a connection is kept on which nothing is asked. */
+  readonly idleTimeout: number
+  /** Who neither sends nor takes a byte of what is under way for so long is gone. */
+  readonly stallTimeout: number
+}
+
 export interface RegistryInit {
   /** Which rights this listener has; for logs and metrics */
   readonly listener: 'local' | 'peer' | 'push'
   readonly naming: HomeNaming
   /** What a registry is called in metrics: one of few names */
   readonly labelOf?: (registry: string) => string
-  /** Requests in work at once; more are answered 503, or 429 where that is understood. */
-  readonly maxRequests: number
+  readonly limits: HttpLimits
   /** Connections that are kept; more are closed. Without it there is no bound. */
   readonly connections?: ConnectionLimits
 }
 
-/** Request line and headers together, in bytes; more is answered 431. */
-const MAX_HEADER_BYTES = 16 * 1024
-/** A request must have sent its headers within this time, in ms. */
-const HEADERS_TIMEOUT = 10_000
-/** An answer may take as long as a blob does; clients keep connections for the next. */
-const SERVER_OPTIONS = {
-  maxHeaderSize: MAX_HEADER_BYTES,
-  headersTimeout: HEADERS_TIMEOUT,
-  requestTimeout: 0,
-  keepAliveTimeout: 72_000,
-  // How often it is looked who is too slow
-  connectionsCheckingInterval: 2000,
-}
+/** How often it is looked who is too slow, at most, in ms. */
+const CHECK_EVERY = 2000
 /** What all registries are called in metrics that have no label of their own. */
 export const OTHER_REGISTRIES = 'other'
 const METHODS = ['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE']
@@ -108,13 +113,22 @@ export function createRegistryServer(
   init: RegistryInit,
 ): FastifyInstance {
   const { open, metrics, log, identity, uploads, secure, door, home, history, pins } = components
-  let inWork = 0
+  const { requests } = components
+  const { limits } = init
+  const serverOptions = {
+    maxHeaderSize: limits.headers,
+    headersTimeout: limits.headersTimeout,
+    // An answer may take as long as a blob does; clients keep connections for the next.
+    requestTimeout: 0,
+    keepAliveTimeout: limits.idleTimeout,
+    connectionsCheckingInterval: Math.min(CHECK_EVERY, limits.headersTimeout),
+  }
 
   const options: FastifyServerOptions<Server> = {
     // HEAD has its own answer: the automatic one reads a whole blob to throw it away.
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
-    requestTimeout: SERVER_OPTIONS.requestTimeout,
+    requestTimeout: serverOptions.requestTimeout,
     bodyLimit: 1024,
     frameworkErrors: (error, _request, reply) => {
       sendError(reply, new DistributionError('NAME_INVALID', 'path is not valid', { cause: error }))
@@ -139,17 +153,19 @@ export function createRegistryServer(
   }
   const server: FastifyInstance =
     secure === undefined
-      ? fastify({ ...options, http: SERVER_OPTIONS })
+      ? fastify({ ...options, http: serverOptions })
       : fastify<Server>({
           ...options,
-          serverFactory: (handler) => secure.createServer(SERVER_OPTIONS, handler),
+          serverFactory: (handler) => secure.createServer(serverOptions, handler),
         })
   // Who wants a body reads it from the connection, at the pace of the store.
   server.removeAllContentTypeParsers()
   server.addContentTypeParser('*', (_request, _payload, done) => done(null))
 
-  server.addHook('onRequest', async ({ raw: { socket } }, reply) => {
+  server.addHook('onRequest', async ({ raw: { socket, url = '' } }, reply) => {
     void reply.headers(EVERY_ANSWER)
+    if (url.length > limits.url)
+      throw new DistributionError('NAME_INVALID', 'the path is too long', { status: 414 })
     // Who asks on is to show himself anew, as on any connection that was closed while nobody used it.
     if (secure?.isTrusted?.(socket) === false) socket.destroy()
   })
@@ -192,7 +208,7 @@ export function createRegistryServer(
   if (home !== undefined)
     server.get('/v2/token', async (request, reply) => home.token(request, reply))
   if (door !== undefined) addTokenEndpoint(server, door)
-  if (pins !== undefined) servePins(server, pins)
+  if (pins !== undefined) servePins(server, pins, limits)
   if (identity !== undefined) {
     server.get('/id', (_request, reply) => {
       const { id, addresses } = identity()
@@ -203,12 +219,7 @@ export function createRegistryServer(
     method: home === undefined ? ['GET', 'HEAD'] : METHODS,
     url: '/v2/*',
     async handler(request, reply) {
-      if (inWork >= init.maxRequests) {
-        throw new DistributionError(overload(request), 'too many requests at once', {
-          headers: { 'retry-after': '1' },
-        })
-      }
-      inWork += 1
+      const leave = requests?.begin(request.raw.socket.remoteAddress ?? '')
       try {
         const parts = partsOf(request)
         const parsed = home && parseHomeRequest(parts, init.naming)
@@ -216,18 +227,24 @@ export function createRegistryServer(
         if (home === undefined || parsed === undefined) await pull(parts, reply)
         else await home.handle(parsed, request, reply)
       } finally {
-        inWork -= 1
+        leave?.()
       }
     },
   })
   return server
 
-  /** containerd asks who says 429 five times over; to others it is what tells them to come later. */
-  function overload({ headers }: FastifyRequest): 'UNAVAILABLE' | 'TOOMANYREQUESTS' {
-    const agent = headers['user-agent'] ?? ''
-    return init.listener === 'peer' || agent.startsWith('containerd')
-      ? 'UNAVAILABLE'
-      : 'TOOMANYREQUESTS'
+  /** containerd asks who says 429 five times over, and so do nodes not come again; to others it is what tells them to. */
+  function sendError(reply: FastifyReply, error: DistributionError): void {
+    const { code, message, headers } = error
+    const agent = reply.request.headers['user-agent'] ?? ''
+    if (code === 'TOOMANYREQUESTS') metrics.overload.inc({ listener: init.listener })
+    const misread = init.listener === 'peer' || agent.startsWith('containerd')
+    render(
+      reply,
+      code === 'TOOMANYREQUESTS' && misread
+        ? new DistributionError('UNAVAILABLE', message, { headers: { ...headers } })
+        : error,
+    )
   }
 
   async function pull(parts: RequestParts, reply: FastifyReply): Promise<void> {
@@ -331,7 +348,7 @@ export function createRegistryServer(
     // Its bytes may be long in coming, and who waits for them must know that they will.
     if (content.source === 'inflight') raw.flushHeaders()
     if (body !== undefined) {
-      const sink = new ResponseSink(raw, signal)
+      const sink = new ResponseSink(raw, { signal, stallTimeout: limits.stallTimeout })
       const { listener, labelOf = () => OTHER_REGISTRIES } = init
       const count = (source: SourceName, bytes: number): void => {
         metrics.bytes.inc({ listener, source, registry: labelOf(request.registry) }, bytes)
@@ -352,7 +369,7 @@ function partsOf({ method, raw, headers }: FastifyRequest): RequestParts {
   return { method, url: raw.url ?? '', headers }
 }
 
-function sendError(reply: FastifyReply, error: DistributionError): void {
+function render(reply: FastifyReply, error: DistributionError): void {
   void reply
     .code(error.status)
     .headers({ ...EVERY_ANSWER, ...error.headers, 'content-type': 'application/json' })

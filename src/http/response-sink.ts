@@ -5,8 +5,6 @@ import { ContentTruncatedError, type ByteSink, type LentReader } from '../oci/bo
 import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import { FileSender } from './sendfile.ts'
 
-/** A client that takes no byte for this long, in ms, is gone. */
-const CLIENT_STALL = 120_000
 /** Of a file, by an ordinary write: the first bytes, and whenever the connection's buffer is full. */
 const WRITE_BYTES = 16 * 1024
 /** Of a file, by one system call. */
@@ -25,11 +23,14 @@ export class ClientGoneError extends Error {
 export class ResponseSink implements ByteSink {
   readonly #response: ServerResponse
   readonly #signal: AbortSignal
+  readonly #stallTimeout: number
 
-  constructor(response: ServerResponse, signal: AbortSignal) {
+  /** A client that takes no byte for `stallTimeout`, in ms, is gone. */
+  constructor(response: ServerResponse, init: { signal: AbortSignal; stallTimeout: number }) {
     this.#response = response
-    this.#signal = signal
-    response.setTimeout(CLIENT_STALL, () => response.destroy())
+    this.#signal = init.signal
+    this.#stallTimeout = init.stallTimeout
+    response.setTimeout(this.#stallTimeout, () => response.destroy())
   }
 
   async write(chunk: Uint8Array): Promise<void> {
@@ -65,7 +66,7 @@ export class ResponseSink implements ByteSink {
         this.#signal.throwIfAborted()
         sent = await sender.send(file, offset, Math.min(SEND_BYTES, end - offset))
         // Node does not see these bytes.
-        socket.setTimeout(CLIENT_STALL)
+        socket.setTimeout(this.#stallTimeout)
       }
     }
     return true
@@ -81,9 +82,9 @@ export class ResponseSink implements ByteSink {
     // Node does not see these bytes.
     socket.setTimeout(0)
     try {
-      return await use({ descriptor: lent.descriptor, stall: CLIENT_STALL })
+      return await use({ descriptor: lent.descriptor, stall: this.#stallTimeout })
     } finally {
-      socket.setTimeout(CLIENT_STALL)
+      socket.setTimeout(this.#stallTimeout)
     }
   }
 }

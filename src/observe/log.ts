@@ -6,26 +6,73 @@ export type LogLevel = 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent'
 
 /** Lines that wait for a slow reader, in bytes; what comes on top is dropped. A node must not stand still for its log. */
 const MAX_WAITING_BYTES = 1024 * 1024
+/** Lines that may come at once, in seconds of what may come on average. */
+const AT_ONCE = 5
+
+export interface LoggerInit {
+  readonly level: LogLevel
+  /** A file descriptor; standard output by default */
+  readonly destination?: number
+  /** Lines a second, on average; without it nothing bounds them */
+  readonly maxLines?: number
+}
 
 /**
- * JSON lines on `destination` (file descriptor; default standard output), secrets never among them. They are written
- * in the background, several at a time when there are many, and the last of them when the process exits.
+ * JSON lines on `destination`, secrets never among them. They are written in the background, several at a time when there are
+ * many, and the last of them when the process exits. Of those that were too many the next line tells how many they were.
  */
-export function createLogger(options: { level: LogLevel; destination?: number }): Logger {
-  const destination = pino.destination({
-    dest: options.destination ?? 1,
-    sync: false,
-    maxLength: MAX_WAITING_BYTES,
-  })
+export function createLogger({ level, destination: dest = 1, maxLines }: LoggerInit): Logger {
+  const destination = pino.destination({ dest, sync: false, maxLength: MAX_WAITING_BYTES })
   // A full disk under the log is nothing to end for.
   destination.on('error', () => {})
+  const budget = maxLines === undefined ? undefined : new LineBudget(maxLines)
   return pino(
     {
-      level: options.level,
+      level,
       base: null,
       timestamp: pino.stdTimeFunctions.isoTime,
       redact: ['authorization', '*.authorization', 'headers'],
+      ...(budget && {
+        hooks: {
+          logMethod(args, method) {
+            const leftOut = budget.take()
+            if (leftOut === undefined) return
+            if (leftOut > 0)
+              method.apply(this, [{ lines: leftOut }, 'lines of the log were left out'])
+            method.apply(this, args)
+          },
+        },
+      }),
     },
     destination,
   )
+}
+
+/** How many lines may be written now. */
+class LineBudget {
+  readonly #perSecond: number
+  #left: number
+  #at = performance.now()
+  #leftOut = 0
+
+  constructor(perSecond: number) {
+    this.#perSecond = perSecond
+    this.#left = perSecond * AT_ONCE
+  }
+
+  /** How many lines were left out before this one; undefined when it is left out itself. */
+  take(): number | undefined {
+    const now = performance.now()
+    const earned = ((now - this.#at) / 1000) * this.#perSecond
+    this.#at = now
+    this.#left = Math.min(this.#perSecond * AT_ONCE, this.#left + earned)
+    if (this.#left < 1) {
+      this.#leftOut += 1
+      return undefined
+    }
+    this.#left -= 1
+    const before = this.#leftOut
+    this.#leftOut = 0
+    return before
+  }
 }

@@ -68,7 +68,13 @@ export function createMetrics() {
     }),
     refused: new Counter({
       name: 'shoal_refused_total',
-      help: 'Connections of nodes that could not show that they are members of the mesh (peer), and pulls of private images that were not let in (local)',
+      help: 'Connections of nodes that could not show that they are members of the mesh (peer), pulls of private images that were not let in (local), and connections beyond what limits allow',
+      labelNames: ['listener'] as const,
+      registers,
+    }),
+    overload: new Counter({
+      name: 'shoal_overload_total',
+      help: 'Requests that were answered 503 or 429 because a limit of this node was reached, by listener',
       labelNames: ['listener'] as const,
       registers,
     }),

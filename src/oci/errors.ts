@@ -77,7 +77,7 @@ export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'):
     case 'ERR_UPLOAD_SIZE':
       return new DistributionError('SIZE_INVALID', error.message, options)
     case 'ERR_TOO_MANY_UPLOADS':
-      return new DistributionError('UNAVAILABLE', error.message, {
+      return new DistributionError('TOOMANYREQUESTS', error.message, {
         ...options,
         headers: { 'retry-after': '5' },
       })

@@ -52,6 +52,8 @@ export class TooManyUploadsError extends Error {
 export interface UploadsInit {
   /** Uploads at a time that have not ended */
   readonly maxUploads: number
+  /** Those of one client */
+  readonly maxUploadsOfClient: number
   /** Bytes of all of these together */
   readonly maxBytes: number
   /** After so long without a byte an upload is thrown away, in ms */
@@ -64,8 +66,9 @@ export class Uploads implements Startable {
   readonly #log: Logger
   readonly #init: UploadsInit
   readonly #uploads = new Map<string, Upload>()
-  /** Those that are being begun */
-  #beginning = 0
+  /** By client, those that are being begun among them */
+  readonly #clients = new Map<string, number>()
+  #begun = 0
   #sweep: NodeJS.Timeout | undefined
 
   constructor(
@@ -97,29 +100,48 @@ export class Uploads implements Startable {
   }
 
   /**
+   * @param options - `client` is whom it counts for
    * @throws {TooManyUploadsError | StoreFullError | StoreUnavailableError}
    */
   async begin(
     repository: RepositoryName,
-    options: { size?: number; algorithm?: string } = {},
+    { client = '', ...options }: { client?: string; size?: number; algorithm?: string } = {},
   ): Promise<Upload> {
-    if (this.#uploads.size + this.#beginning >= this.#init.maxUploads)
-      throw new TooManyUploadsError('too many uploads at once')
-    this.#beginning += 1
+    const end = this.#enter(client)
     try {
       const content = await this.#store.receive(options)
       const upload = new Upload(
         {
           content,
-          ended: () => this.#uploads.delete(upload.id),
+          ended: () => {
+            this.#uploads.delete(upload.id)
+            end()
+          },
           room: () => this.#init.maxBytes - this.bytes,
         },
         { repository: fullName(repository) },
       )
       this.#uploads.set(upload.id, upload)
       return upload
-    } finally {
-      this.#beginning -= 1
+    } catch (error) {
+      end()
+      throw error
+    }
+  }
+
+  /** Counts one more, until what it returns is called. */
+  #enter(client: string): () => void {
+    const { maxUploads, maxUploadsOfClient } = this.#init
+    const own = this.#clients.get(client) ?? 0
+    if (this.#begun >= maxUploads || own >= maxUploadsOfClient)
+      throw new TooManyUploadsError('too many uploads at once')
+    this.#begun += 1
+    this.#clients.set(client, own + 1)
+    return () => {
+      this.#begun -= 1
+      const left = (this.#clients.get(client) ?? 1) - 1
+      if (left === 0) this.#clients.delete(client)
+      else this.#clients.set(client, left)
     }
   }
 

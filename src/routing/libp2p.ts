@@ -152,6 +152,12 @@ export interface Libp2pRouterInit {
   readonly meshSize?: number
   /** Records of other nodes that it keeps for the DHT */
   readonly maxRecords?: number
+  /** Those of one of them */
+  readonly maxRecordsOfPeer?: number
+  /** Streams that another node may have open on a connection */
+  readonly maxStreams?: number
+  /** Of a message of the peer protocol, in bytes, below 2 MiB */
+  readonly maxMessageBytes?: number
   /** Connections that it keeps; by default some more than the node itself and as many others make */
   readonly maxConnections?: number
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
@@ -237,7 +243,11 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
     const needed = (): boolean =>
       this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
     const lifeMs = this.#spegel ? RECORD_LIFE_MS : LONG_RECORD_LIFE_MS
-    this.#foreign = new RecordStore({ lifeMs, maxRecords: init.maxRecords })
+    this.#foreign = new RecordStore({
+      lifeMs,
+      maxRecords: init.maxRecords,
+      maxRecordsOfProvider: init.maxRecordsOfPeer,
+    })
     this.#records = new DhtRecords(
       {
         log,
@@ -677,6 +687,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
       records: this.#foreign,
       onRequest: (direction) => this.#onMessages('dht', direction, 1),
       maxConnections: this.#maxConnections + MAX_GUESTS,
+      maxStreams: this.#init.maxStreams,
       dialTimeoutMs,
       tokens: this.#tokens,
       isCut: (peer) => this.#banned.has(peer) || protocol.isCut(peer),
@@ -696,6 +707,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
         addresses: () => ownAddresses(node),
         loopback,
         meshSize: this.#meshSize,
+        maxMessageBytes: this.#init.maxMessageBytes,
         heartbeatMs: this.#init.heartbeatMs ?? 4000,
       },
     )

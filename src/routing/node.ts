@@ -18,6 +18,8 @@ import { countRequests } from './dht/requests.ts'
 import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
+/** Streams that another node may have open on a connection, unless something else is said; kad-dht has 32 at most. */
+const MAX_STREAMS = 256
 /** What carries the bytes and counts them, where it is not TCP and Noise: a simulation's own. */
 export type Carrier = Pick<Libp2pOptions, 'transports' | 'connectionEncrypters' | 'metrics'>
 
@@ -38,6 +40,8 @@ interface NodeInit {
   /** Told of every request of the DHT, not of the answers */
   readonly onRequest: (direction: 'in' | 'out') => void
   readonly maxConnections: number
+  /** Streams that another node may have open on a connection */
+  readonly maxStreams?: number | undefined
   /** Until an address is given up */
   readonly dialTimeoutMs: number
   /** Who holds one of them may connect; none: anybody */
@@ -76,7 +80,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     transports: [tcp()],
     // With tokens `handshakes` says which
     connectionEncrypters: init.tokens.length > 0 ? [] : [noise()],
-    streamMuxers: [yamux()],
+    streamMuxers: [yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })],
     datastore: new PeerBook(),
     ...init.carrier,
     connectionGater: {

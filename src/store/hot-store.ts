@@ -7,8 +7,9 @@ import type { AbortOptions, ArrivingContent, ContentEvent, ContentStore } from '
 
 /** Manifests, configs and the like; of larger content only the descriptor is kept. */
 const MAX_ENTRY_BYTES = 256 * 1024
-/** Of all content together; an entry counts for 1 KiB at least, whatever it holds. */
+/** Of all content together, unless something else is said. */
 const MAX_BYTES = 16 * 1024 * 1024
+/** An entry counts for so much at least, whatever it holds. */
 const MIN_ENTRY_BYTES = 1024
 /** To read something small that nobody waits for any more. */
 const READ_DEADLINE_MS = 10_000
@@ -27,9 +28,12 @@ export class HotStore implements ContentStore {
   #held: Set<ContentKey> | undefined
   /** By digest, the one used last at the end */
   readonly #entries = new Map<Digest, { descriptor: Descriptor; bytes?: Uint8Array }>()
+  readonly #maxBytes: number
   #bytes = 0
 
-  constructor(store: ContentStore) {
+  /** `maxBytes` bounds what is kept in memory; 0 keeps nothing. */
+  constructor(store: ContentStore, init: { maxBytes?: number } = {}) {
+    this.#maxBytes = init.maxBytes ?? MAX_BYTES
     this.#store = store
     this.name = store.name
   }
@@ -156,7 +160,7 @@ export class HotStore implements ContentStore {
     this.#entries.set(digest, { descriptor, ...(bytes !== undefined && { bytes }) })
     this.#bytes += weight(bytes)
     for (const oldest of this.#entries.keys()) {
-      if (this.#bytes <= MAX_BYTES) break
+      if (this.#bytes <= this.#maxBytes) break
       this.#drop(oldest)
     }
   }

@@ -4,6 +4,7 @@ import { after, before, suite, test } from 'node:test'
 import { request as ask } from 'undici'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Listener } from '../../src/http/listener.ts'
+import { RequestLimit } from '../../src/http/request-limit.ts'
 import { createRegistryServer } from '../../src/http/registry.ts'
 import { createLogger } from '../../src/observe/log.ts'
 import { createMetrics } from '../../src/observe/metrics.ts'
@@ -15,6 +16,7 @@ import type { ContentSource } from '../../src/pull/source.ts'
 import { StoreUnavailableError } from '../../src/store/store.ts'
 import { MemoryStore } from '../fakes/memory-store.ts'
 import { until } from '../wait.ts'
+import { LIMITS } from '../fakes/limits.ts'
 
 const log = createLogger({ level: 'silent' })
 const HOME = 'registry.localhost'
@@ -27,6 +29,7 @@ async function startRegistry(open: ContentSource['open'], maxRequests = 64, iden
       open,
       metrics,
       log,
+      requests: new RequestLimit({ total: maxRequests }),
       ...(identity && {
         identity: () => ({ id: '12D3KooW', addresses: ['/ip4/127.0.0.1/tcp/5002'] }),
       }),
@@ -34,7 +37,7 @@ async function startRegistry(open: ContentSource['open'], maxRequests = 64, iden
     {
       listener: 'local',
       naming: { homeRegistry: HOME, ownAddresses: new Set(['10.0.0.7']) },
-      maxRequests,
+      limits: LIMITS,
     },
   )
   const listener = new Listener(server, {
@@ -369,7 +372,7 @@ suite('a registry in trouble', () => {
 function createOther() {
   return createRegistryServer(
     { open: async () => Promise.reject(new Error('unused')), metrics: createMetrics(), log },
-    { listener: 'local', naming: { homeRegistry: HOME, ownAddresses: new Set() }, maxRequests: 1 },
+    { listener: 'local', naming: { homeRegistry: HOME, ownAddresses: new Set() }, limits: LIMITS },
   )
 }
 

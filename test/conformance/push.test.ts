@@ -22,6 +22,7 @@ import { Uploads } from '../../src/push/uploads.ts'
 import { ClaimBook } from '../../src/routing/claims/claim-book.ts'
 import { MemoryStore } from '../fakes/memory-store.ts'
 import { until } from '../wait.ts'
+import { LIMITS } from '../fakes/limits.ts'
 
 const log = createLogger({ level: 'silent' })
 const HOME = 'registry.localhost'
@@ -35,7 +36,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
   const metrics = createMetrics()
   const uploads = new Uploads(
     { store, log },
-    { maxUploads: 4, maxBytes: 1024 * KiB, expiry: 60_000 },
+    { maxUploads: 4, maxUploadsOfClient: 4, maxBytes: 1024 * KiB, expiry: 60_000 },
   )
   const home = createHome(
     {
@@ -64,7 +65,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
       metrics,
       log,
     },
-    { homeRegistry: HOME },
+    { homeRegistry: HOME, stallTimeout: 60_000 },
   )
   const gives: ConstructorParameters<typeof LocalSource>[0]['gives'] = async (request) =>
     request.registry !== HOME ||
@@ -75,7 +76,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
     {
       listener: 'local',
       naming: { homeRegistry: HOME, ownAddresses: new Set() },
-      maxRequests: 64,
+      limits: LIMITS,
     },
   )
   const listener = new Listener(server, {
@@ -596,14 +597,14 @@ suite('pushes over HTTP, by the distribution spec', () => {
     assert.deepEqual(JSON.parse(tags.bytes.toString()), { name: 'library/nginx', tags: ['1.27'] })
   })
 
-  test('more uploads, or more bytes in them, than there may be are 503', async () => {
+  test('more uploads, or more bytes in them, than there may be are 429, and 503 to containerd', async () => {
     const locations = await Promise.all(Array.from({ length: 4 }, () => begin()))
     const more = await send('POST', '/v2/team/app/blobs/uploads/')
-    assertError(more, 503, 'UNAVAILABLE')
+    assertError(more, 429, 'TOOMANYREQUESTS')
     assert.equal(more.headers['retry-after'], '5')
     const [first = '', second = ''] = locations
     assert.equal((await send('PATCH', first, Buffer.alloc(900 * KiB))).status, 202)
-    assertError(await send('PATCH', second, Buffer.alloc(200 * KiB)), 503, 'UNAVAILABLE')
+    assertError(await send('PATCH', second, Buffer.alloc(200 * KiB)), 429, 'TOOMANYREQUESTS')
     for (const location of locations) await send('DELETE', location)
     assert.deepEqual([registry.uploads.count, registry.uploads.bytes], [0, 0])
   })

@@ -21,6 +21,7 @@ import {
 import { UpstreamRegistry } from '../fakes/upstream-registry.ts'
 import { Containerd, withEachContainerd } from '../harness/containerd.ts'
 import { until } from '../wait.ts'
+import { LIMITS } from '../fakes/limits.ts'
 
 const log = createLogger({ level: 'silent' })
 const A = tagName('ksd.test.com', 'ksd/a', '1')
@@ -55,7 +56,7 @@ async function startNode(containerd: Containerd, init: Partial<ContainerdStoreIn
       {
         listener: 'peer',
         naming: { homeRegistry: 'registry.localhost', ownAddresses: new Set() },
-        maxRequests: 64,
+        limits: LIMITS,
       },
     ),
     { key: 'listen.peer', listen: { host: '127.0.0.1', port: 0 }, drainTimeout: 0 },

@@ -26,6 +26,7 @@ import type {
 import { NotHeldError } from '../../src/store/store.ts'
 import { Spool } from '../../src/store/spool.ts'
 import { FixedRouter, TIERS } from './peer-zoo.ts'
+import { LIMITS } from './limits.ts'
 
 const log = createLogger({ level: 'silent' })
 const timeouts = { dial: 400, firstByte: 1000, progress: 1000 }
@@ -164,7 +165,7 @@ export class SwarmNode implements AsyncDisposable {
       const metrics = createMetrics()
       const server = createRegistryServer(
         { open, metrics, log },
-        { listener: name, naming, maxRequests: 64 },
+        { listener: name, naming, limits: LIMITS },
       )
       const listen = { host: '127.0.0.1', port: 0 }
       return new Listener(server, { key: `listen.${name}`, listen, drainTimeout: 0 })

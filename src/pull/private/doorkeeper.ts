@@ -124,7 +124,7 @@ export class Doorkeeper {
 
   /**
    * A token for who shows credentials, or none.
-   * @throws {DistributionError} 401 when the registry does not know them, 503 when it cannot be asked
+   * @throws {DistributionError} 401 when the registry does not know them, 503 when it cannot be asked, or too often
    */
   async token({ service, scope, asked, credentials }: TokenRequest): Promise<TokenAnswer> {
     const [, repository = ''] = /^repository:([^: ]+):[a-z,*]*pull[a-z,*]*/.exec(scope) ?? []

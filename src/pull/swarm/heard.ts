@@ -9,7 +9,7 @@ const LIFE = 5000
 /** How long others wait for an answer that has not come, in ms. */
 const WAIT = 2500
 const MAX_ANSWERS = 512
-/** Of manifests in memory; one is 4 MiB at most. */
+/** Of manifests in memory, unless something else is said; one is 4 MiB at most. */
 const MAX_BYTES = 16 * 1024 * 1024
 
 /** A manifest, or after a HEAD only what it is. */
@@ -31,9 +31,15 @@ export class Heard implements ContentSource {
   readonly #wanted: (registry: string) => boolean
   /** Oldest first */
   readonly #entries = new Map<string, Entry>()
+  readonly #maxBytes: number
   #bytes = 0
 
-  constructor(components: { wanted: (registry: string) => boolean }) {
+  /** `maxBytes` bounds what is kept in memory. */
+  constructor(
+    components: { wanted: (registry: string) => boolean },
+    init: { maxBytes?: number } = {},
+  ) {
+    this.#maxBytes = init.maxBytes ?? MAX_BYTES
     this.#wanted = components.wanted
   }
 
@@ -88,7 +94,7 @@ export class Heard implements ContentSource {
 
   #bound(): void {
     for (const [oldest, entry] of this.#entries) {
-      if (this.#entries.size <= MAX_ANSWERS && this.#bytes <= MAX_BYTES) break
+      if (this.#entries.size <= MAX_ANSWERS && this.#bytes <= this.#maxBytes) break
       this.#drop(oldest, entry)
     }
   }

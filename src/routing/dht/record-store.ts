@@ -38,7 +38,7 @@ interface RecordStoreInit {
   /** {@link RECORD_LIFE_MS} by default */
   readonly lifeMs?: number | undefined
   readonly maxRecords?: number | undefined
-  readonly maxRecordsOfProvider?: number
+  readonly maxRecordsOfProvider?: number | undefined
 }
 
 /**

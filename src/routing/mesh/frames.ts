@@ -2,7 +2,7 @@ import { fromBinary } from '@bufbuild/protobuf'
 import type { StreamMessageEvent } from '@libp2p/interface'
 import { PeerMessageSchema, type PeerMessage } from '../gen/peer/v1/peer_pb.ts'
 
-/** A longer message ends the peer that sends it. */
+/** A longer message ends the peer that sends it, unless something else is said. */
 export const MAX_MESSAGE_BYTES = 256 * 1024
 
 /** A peer sent what the protocol does not allow. */
@@ -17,6 +17,12 @@ export class FrameReader {
   #shift = 0
   #body: Uint8Array | undefined
   #filled = 0
+  readonly #maxBytes: number
+
+  /** `maxBytes` is below 2 MiB. */
+  constructor(maxBytes = MAX_MESSAGE_BYTES) {
+    this.#maxBytes = maxBytes
+  }
 
   /**
    * The messages that end in `data`.
@@ -49,8 +55,8 @@ export class FrameReader {
     this.#size |= (byte & 0x7f) << this.#shift
     this.#shift += 7
     // Three bytes are enough for the limit; a longer one is refused before it overflows
-    if (this.#size > MAX_MESSAGE_BYTES || (byte >= 0x80 && this.#shift >= 21)) {
-      throw new PeerProtocolError(`message is longer than ${MAX_MESSAGE_BYTES} bytes`)
+    if (this.#size > this.#maxBytes || (byte >= 0x80 && this.#shift >= 21)) {
+      throw new PeerProtocolError(`message is longer than ${this.#maxBytes} bytes`)
     }
     if (byte >= 0x80) return
     this.#body = new Uint8Array(this.#size)

@@ -59,6 +59,8 @@ interface PeerProtocolInit {
   readonly loopback: boolean
   /** The inventory is told to so many peers at most */
   readonly meshSize: number
+  /** A longer message ends the peer that sends it, in bytes */
+  readonly maxMessageBytes?: number | undefined
   /** A sign of life goes out when nothing else did for so long */
   readonly heartbeatMs: number
 }
@@ -268,7 +270,12 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   // Listening
 
   #listen(stream: Stream, connection: Connection): void {
-    const listening: Listening = { stream, connection, frames: new FrameReader(), silentBeats: 0 }
+    const listening: Listening = {
+      stream,
+      connection,
+      frames: new FrameReader(this.#init.maxMessageBytes),
+      silentBeats: 0,
+    }
     this.#listening.add(listening)
     stream.addEventListener('close', () => this.#end(listening, false))
     stream.addEventListener('remoteCloseWrite', () => this.#end(listening, false))

@@ -8,6 +8,7 @@ import { createLogger } from '../../../src/observe/log.ts'
 import { createMetrics } from '../../../src/observe/metrics.ts'
 import { PullHistory } from '../../../src/observe/pull-history.ts'
 import { ContentNotFoundError } from '../../../src/pull/source.ts'
+import { LIMITS } from '../../fakes/limits.ts'
 
 const naming = { homeRegistry: 'registry.localhost', ownAddresses: new Set(['10.0.0.7']) }
 
@@ -46,7 +47,7 @@ async function listening(kind: 'admin' | 'local' | 'peer') {
             metrics,
             log: createLogger({ level: 'silent' }),
           },
-          { listener: kind, naming, maxRequests: 10 },
+          { listener: kind, naming, limits: LIMITS },
         )
   await server.listen({ port: 0, host: '127.0.0.1' })
   const address = server.server.address()

@@ -45,7 +45,10 @@ function answering(file = path): { listener: RequestListener; errors: unknown[] 
     const run = async (): Promise<void> => {
       const body = await openFileBody(file, { start, end })
       response.writeHead(200, { 'content-length': body.length })
-      await body.writeTo(new ResponseSink(response, gone.signal), { signal: gone.signal })
+      await body.writeTo(
+        new ResponseSink(response, { signal: gone.signal, stallTimeout: 60_000 }),
+        { signal: gone.signal },
+      )
       response.end()
     }
     run().catch((error: unknown) => {
@@ -128,7 +131,10 @@ suite('a file in an answer', () => {
         const run = async (): Promise<number> => {
           await using file = await openFile(path)
           response.writeHead(200, { 'content-length': bytes.length })
-          const sink = new ResponseSink(response, new AbortController().signal)
+          const sink = new ResponseSink(response, {
+            signal: new AbortController().signal,
+            stallTimeout: 60_000,
+          })
           assert.ok(await sink.writeFile(file, { start: 0, end: bytes.length - 1 }))
           const written = response.socket?.bytesWritten ?? Infinity
           response.end()

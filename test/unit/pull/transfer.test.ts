@@ -27,6 +27,7 @@ import type { Peer } from '../../../src/routing/router.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { until } from '../../wait.ts'
+import { LIMITS } from '../../fakes/limits.ts'
 
 const bytes = randomBytes(3_000_000)
 const digest = digestOf(bytes)
@@ -77,7 +78,7 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
     {
       listener: 'local',
       naming: { homeRegistry: 'registry.localhost', ownAddresses: new Set() },
-      maxRequests: 64,
+      limits: LIMITS,
     },
   )
   const listener = new Listener(server, {

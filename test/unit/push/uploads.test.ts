@@ -14,7 +14,12 @@ const seed = 20_279
 function uploadsInto(store: MemoryStore, init: { maxBytes?: number; expiry?: number } = {}) {
   return new Uploads(
     { store, log },
-    { maxUploads: 100, maxBytes: init.maxBytes ?? 1024 ** 3, expiry: init.expiry ?? 60_000 },
+    {
+      maxUploads: 100,
+      maxUploadsOfClient: 3,
+      maxBytes: init.maxBytes ?? 1024 ** 3,
+      expiry: init.expiry ?? 60_000,
+    },
   )
 }
 
@@ -104,6 +109,21 @@ suite('uploads', () => {
     await uploads.stop()
     assert.equal(uploads.count, 0)
     await assert.rejects(sending.append(incoming(Buffer.from('b'))), UploadUnknownError)
+  })
+
+  test('one client has no more of them than it may, whatever the others have', async () => {
+    const uploads = uploadsInto(new MemoryStore())
+    const begin = (client: string) => uploads.begin(repository, { client })
+    const first = await Promise.all([begin('a'), begin('a'), begin('a')])
+    await assert.rejects(begin('a'), { code: 'ERR_TOO_MANY_UPLOADS' })
+    await begin('b')
+    await first[0].cancel()
+    await first[0].cancel()
+    await begin('a')
+    await assert.rejects(begin('a'), { code: 'ERR_TOO_MANY_UPLOADS' })
+    await uploads.stop()
+    await Promise.all([begin('a'), begin('a'), begin('a')])
+    await uploads.stop()
   })
 
   test('cancelling one that is being sent ends it', async () => {

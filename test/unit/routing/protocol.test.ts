@@ -438,6 +438,10 @@ suite('peer protocol: frames', () => {
     assert.deepEqual(reader.push(size(MAX_MESSAGE_BYTES)), [])
     assert.equal(reader.push(body)[0]?.length, MAX_MESSAGE_BYTES)
     assert.throws(() => reader.push(size(MAX_MESSAGE_BYTES + 1)), { code: 'ERR_PEER_PROTOCOL' })
+    const other = new FrameReader(2 * MAX_MESSAGE_BYTES)
+    assert.deepEqual(other.push(size(2 * MAX_MESSAGE_BYTES)), [])
+    const refuses = new FrameReader(2 * MAX_MESSAGE_BYTES)
+    assert.throws(() => refuses.push(size(2 * MAX_MESSAGE_BYTES + 1)), /524288/)
   })
 
   test('a hello with as much in it as is allowed fits', () => {

@@ -12,7 +12,7 @@ const small = Buffer.from('a small document')
 const large = randomBytes(300_000)
 
 /** A store with a hot one before it that is watched, and how often the one behind was asked. */
-async function watched(t: TestContext) {
+async function watched(t: TestContext, init: { maxBytes?: number } = {}) {
   const memory = new MemoryStore()
   const asked: string[] = []
   const behind: ContentStore = {
@@ -31,7 +31,7 @@ async function watched(t: TestContext) {
     registriesOf: (digest) => memory.registriesOf(digest),
     recheck: () => memory.recheck(),
   }
-  const hot = new HotStore(behind)
+  const hot = new HotStore(behind, init)
   const ended = new AbortController()
   const events = (async () => {
     for await (const _ of hot.watch({ signal: ended.signal }));
@@ -123,5 +123,18 @@ suite('a hot store', () => {
     }
     assert.ok(hot.bytes > 15 * 1024 * 1024)
     assert.equal(asked.length, 2 + 200)
+  })
+
+  test('takes as much as it is told', async (t) => {
+    const { hot, asked, put, read } = await watched(t, { maxBytes: 4096 })
+    const digests = []
+    for (let index = 0; index < 8; index += 1) digests.push(await put(Buffer.alloc(1500, index)))
+    for (const digest of digests) await read(digest)
+    assert.ok(hot.bytes > 2000 && hot.bytes <= 4096, `${hot.bytes}`)
+    const before = asked.length
+    await read(digests[7]!)
+    assert.equal(asked.length, before)
+    await read(digests[0]!)
+    assert.ok(asked.length > before)
   })
 })
