@@ -35,7 +35,7 @@ import { observeNode } from './observe/gauges.ts'
 import { createMetrics } from './observe/metrics.ts'
 import { PullHistory } from './observe/pull-history.ts'
 import { Refusals } from './observe/refusals.ts'
-import { isLoopback } from './oci/reference.ts'
+import { isLoopback, isTagName, registryOf } from './oci/reference.ts'
 import { Doorkeeper } from './pull/private/doorkeeper.ts'
 import { PrivateImages } from './pull/private/policy.ts'
 import { Rights } from './pull/rights.ts'
@@ -138,7 +138,8 @@ export function createDaemon(
   const claims = new ClaimBook(
     {
       log: component('claims'),
-      shares: (tag) => router.sharing && rights.shares(tag),
+      shares: (name) =>
+        isTagName(name) ? router.sharing && rights.shares(name) : rights.isShared(registryOf(name)),
       onRefused: (reason) => metrics.tagClaimsRefused.inc({ reason }),
       onConflict: () => metrics.tagConflicts.inc({ kind: 'observed' }),
     },

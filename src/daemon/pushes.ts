@@ -72,6 +72,7 @@ export function createPushes(
       router,
       fetcher,
       pins: new Pins({ dataDir }),
+      claims,
       shares: isShared,
       added: (keys) => store.added(keys),
       onFetched: (outcome) => metrics.copies.inc({ outcome }),
@@ -101,13 +102,14 @@ export function createPushes(
       added: (keys) => store.added(keys),
       removed: (keys) => store.removed(keys),
       obtain: (repository, child, options) => fetcher.obtain(repository, child, options),
+      read: (repository, digest, options) => fetcher.read(repository, digest, options),
     },
     { homeRegistry },
   )
-  claims.watch((claim) => {
+  claims.watch((change) => {
     repositories
-      .follow(claim)
-      .catch((err: unknown) => log.warn({ err, claim }, 'a tag that was deleted is here still'))
+      .follow(change)
+      .catch((err: unknown) => log.warn({ err, ...change }, 'what was deleted is here still'))
   })
   const homeFor = (access: Access): Home =>
     createHome(

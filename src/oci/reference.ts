@@ -5,6 +5,9 @@ declare const brand: unique symbol
 /** `registry/repository:tag` in full, e.g. `docker.io/library/alpine:3.20`: how a tag is named everywhere. */
 export type TagName = string & { readonly [brand]: 'TagName' }
 
+/** `registry/repository@digest` in full: how a manifest is named that is in a repository, whether a tag means it or not. */
+export type ManifestName = string & { readonly [brand]: 'ManifestName' }
+
 /** What can be looked up among the nodes: content by digest, or a tag by its full name. */
 export type ContentKey = Digest | TagName
 
@@ -110,14 +113,33 @@ export function tagName(registry: string, repository: string, tag: string): TagN
   return name as TagName
 }
 
-/** The registry in a tag's full name, or in that of a repository. */
+/** The name of a manifest in a repository. The parts must be valid. */
+export function manifestName(repository: RepositoryName, digest: Digest): ManifestName {
+  const name = `${fullName(repository)}@${digest}`
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the one place where the brand is given
+  return name as ManifestName
+}
+
+/** Tells a tag's full name from that of a manifest. */
+export function isTagName(name: TagName | ManifestName): name is TagName {
+  return !name.includes('@')
+}
+
+/** The registry in a full name: of a tag, a manifest or a repository. */
 export function registryOf(name: string): string {
   return name.slice(0, name.indexOf('/'))
 }
 
-/** A repository's full name, such as `docker.io/library/alpine`: a tag's without the tag. */
-export function repositoryOf(tag: TagName): string {
-  return tag.slice(0, tag.lastIndexOf(':'))
+/** A repository's full name, such as `docker.io/library/alpine`: that of a tag or manifest without what comes after it. */
+export function repositoryOf(name: TagName | ManifestName): string {
+  const at = name.indexOf('@')
+  return name.slice(0, at < 0 ? name.lastIndexOf(':') : at)
+}
+
+/** A repository's full name, taken apart. */
+export function splitRepository(name: string): RepositoryName {
+  const registry = registryOf(name)
+  return { registry, repository: name.slice(registry.length + 1) }
 }
 
 /** The same of its parts. */

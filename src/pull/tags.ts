@@ -147,7 +147,7 @@ export function trustedTags(
   function markLast(name: TagName, content: Content): Content {
     const { source, descriptor } = content
     if (source === 'upstream') {
-      claims.claim({ tag: name, kind: 'observed', descriptor })
+      claims.claim({ name, kind: 'observed', descriptor })
       return { ...content, tag: 'fresh' }
     }
     // It may be fresh as well: another node has asked this moment, and claims it.
@@ -177,7 +177,7 @@ export function trustedTags(
         ({ descriptor, source }) => {
           const { digest } = descriptor
           // What another node was told, that one claims.
-          if (source === 'upstream') claims.claim({ tag: name, kind: 'observed', descriptor })
+          if (source === 'upstream') claims.claim({ name, kind: 'observed', descriptor })
           known.delete(name)
           known.set(name, { digest, at: performance.now() })
           for (const oldest of known.keys()) {

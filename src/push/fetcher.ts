@@ -36,13 +36,12 @@ export class Fetcher {
     options: { signal: AbortSignal },
     depth = 0,
   ): Promise<Descriptor> {
-    const { descriptor, body } = await this.#get(repository, digest, 'manifest', options)
-    const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal: options.signal })
+    const bytes = await this.read(repository, digest, options)
     const { children, elsewhere = [], mediaType } = parseManifest(bytes)
     for (const child of children) {
       if (!elsewhere.includes(child.digest)) await this.obtain(repository, child, options, depth)
     }
-    const manifest = { digest, mediaType, size: descriptor.size }
+    const manifest = { digest, mediaType, size: bytes.length }
     if (!(await this.#isHere(digest))) {
       const ingest = await this.#store.ingest(manifest)
       try {
@@ -55,6 +54,19 @@ export class Fetcher {
     }
     await this.#store.link(digest, repository)
     return manifest
+  }
+
+  /**
+   * Reads a manifest, from wherever it is, and keeps nothing of it.
+   * @throws {ContentNotFoundError} when it is nowhere
+   */
+  async read(
+    repository: RepositoryName,
+    digest: Digest,
+    options: { signal: AbortSignal },
+  ): Promise<Uint8Array> {
+    const { body } = await this.#get(repository, digest, 'manifest', options)
+    return readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal: options.signal })
   }
 
   /**

@@ -5,14 +5,21 @@ import type { Logger } from '../observe/log.ts'
 import { readBody } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
 import { isManifestMediaType, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
-import { registryOf, repositoryOf, type RepositoryName, type TagName } from '../oci/reference.ts'
+import {
+  manifestName,
+  repositoryOf,
+  splitRepository,
+  type RepositoryName,
+  type TagName,
+} from '../oci/reference.ts'
+import type { TagClaims } from '../routing/claims.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
-import type { WritableStore } from '../store/store.ts'
+import { NotHeldError, type WritableStore } from '../store/store.ts'
 import type { Fetcher } from './fetcher.ts'
 import type { Pins } from './pins.ts'
 
 /** So often it is looked whether there are enough copies of everything, in ms. */
-const LOOK_EVERY = 15_000
+const LOOK_EVERY_MS = 15_000
 /** So often a push that waits for its copies looks whether they are there. */
 const SETTLE_EVERY = 50
 /** A node that was asked has so long, in ms, before another one is. */
@@ -30,6 +37,8 @@ export interface ReplicasComponents {
   readonly router: KeepExchange
   readonly fetcher: Fetcher
   readonly pins: Pins
+  /** What the nodes say that was pushed or deleted */
+  readonly claims: Pick<TagClaims, 'of'>
   /** Whether other nodes may be told to get what is of a registry, and this one by them */
   readonly shares: (registry: string) => boolean
   /** Told at once what is held from now on */
@@ -46,6 +55,8 @@ export interface ReplicasInit {
   /** A node that had a copy counts for so long, in ms, after it was seen last */
   readonly repairAfter: number
   readonly zone?: string | undefined
+  /** So often it is looked whether there are enough copies of everything, in ms; default 15 s */
+  readonly lookEvery?: number
 }
 
 /**
@@ -123,7 +134,9 @@ export class Replicas implements Startable {
 
   async #watch(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
-      await delay(LOOK_EVERY * (0.75 + Math.random() / 2), undefined, { signal }).catch(() => {})
+      await delay((this.#init.lookEvery ?? LOOK_EVERY_MS) * (0.75 + Math.random() / 2), undefined, {
+        signal,
+      }).catch(() => {})
       if (signal.aborted) return
       await this.#look(signal).catch((err: unknown) =>
         this.#components.log.warn({ err }, 'copies of images cannot be looked after now'),
@@ -151,12 +164,12 @@ export class Replicas implements Startable {
       if (have >= Math.min(this.#copiesOf(digest), router.keepers().length + 1)) continue
       short += 1
       for (const name of repositories) {
-        const registry = registryOf(name)
-        if (!this.#components.shares(registry)) continue
-        const repository = { registry, repository: name.slice(registry.length + 1) }
+        const repository = splitRepository(name)
+        if (!this.#components.shares(repository.registry)) continue
         const meant = [...tags]
           .filter(([tag, target]) => target === digest && repositoryOf(tag) === name)
           .map(([tag]) => tag)
+          .filter((tag) => this.#stillMeans(tag, digest))
         if (this.#answersFor(digest, contents))
           this.#ask({ repository, digest, tags: meant }, contents)
       }
@@ -296,10 +309,26 @@ export class Replicas implements Startable {
   ): Promise<void> {
     const { store, fetcher, pins, added } = this.#components
     const descriptor = await fetcher.fetch(repository, digest, { signal })
+    if (this.#isDeleted(repository, digest)) {
+      await store.unlink(digest, repository)
+      throw new NotHeldError(digest)
+    }
     await store.link(digest, repository, { keep: true })
-    for (const tag of tags) await store.tag(tag, descriptor)
+    // While it came, a tag may have moved on.
+    const meant = tags.filter((tag) => this.#stillMeans(tag, digest))
+    for (const tag of meant) await store.tag(tag, descriptor)
     if (copies !== undefined) await pins.set(digest, copies)
-    added([...(await this.#contentsOf(digest)), ...tags])
+    added([...(await this.#contentsOf(digest)), ...meant])
+  }
+
+  #stillMeans(tag: TagName, digest: Digest): boolean {
+    const [newest] = this.#components.claims.of(tag)
+    if (newest === undefined || newest.kind === 'observed') return true
+    return newest.kind === 'pushed' && newest.descriptor.digest === digest
+  }
+
+  #isDeleted(repository: RepositoryName, digest: Digest): boolean {
+    return this.#components.claims.of(manifestName(repository, digest))[0]?.kind === 'deleted'
   }
 
   // For other nodes
@@ -307,7 +336,9 @@ export class Replicas implements Startable {
   #take(from: string, request: KeepRequest): void {
     const { log } = this.#components
     const { digest, repository } = request
-    if (!this.#components.shares(repository.registry) || this.#queue.size >= MAX_QUEUE) {
+    const unwanted =
+      !this.#components.shares(repository.registry) || this.#isDeleted(repository, digest)
+    if (unwanted || this.#queue.size >= MAX_QUEUE) {
       log.warn({ from, digest, repository }, 'this node does not keep that for another')
       return
     }

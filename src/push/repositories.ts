@@ -1,5 +1,5 @@
 import { readBody } from '../oci/body.ts'
-import { digestOf, DigestVerifier, splitDigest, type Digest } from '../oci/digest.ts'
+import { digestOf, DigestVerifier, parseDigest, splitDigest, type Digest } from '../oci/digest.ts'
 import type { ManifestTarget, Page } from '../oci/home-request.ts'
 import {
   isManifestMediaType,
@@ -11,21 +11,24 @@ import {
 } from '../oci/manifest.ts'
 import {
   fullName,
+  isTagName,
+  manifestName,
   registryOf,
   repositoryOf,
+  splitRepository,
   tagName,
   type ContentKey,
   type RepositoryName,
   type TagName,
 } from '../oci/reference.ts'
-import type { TagClaim, TagClaims } from '../routing/claims.ts'
+import type { ClaimChange, ClaimedName, TagClaims } from '../routing/claims.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
 
 /** Children of one manifest that are looked at together. */
 const CONCURRENT_CHECKS = 8
 /** To get from other nodes what a manifest refers to; its client waits. */
 const OBTAIN_DEADLINE_MS = 300_000
-/** To read one manifest of this node's own store. */
+/** To read one manifest of this node's own store, or of another node's. */
 const READ_DEADLINE_MS = 10_000
 /** What an answer of referrers lists at most. @see the limit of 4 MiB for manifests */
 const MAX_REFERRERS = 2000
@@ -67,6 +70,15 @@ export interface RepositoriesComponents {
     child: Descriptor,
     options: { signal: AbortSignal },
   ) => Promise<void>
+  /**
+   * Reads a manifest of a repository that another node has.
+   * @throws {ContentNotFoundError} when none of them gives it
+   */
+  readonly read: (
+    repository: RepositoryName,
+    digest: Digest,
+    options: { signal: AbortSignal },
+  ) => Promise<Uint8Array>
 }
 
 /** An entry in a list of referrers. */
@@ -89,7 +101,10 @@ export class Repositories {
   readonly #added: RepositoriesComponents['added']
   readonly #removed: RepositoriesComponents['removed']
   readonly #obtain: RepositoriesComponents['obtain']
+  readonly #readElsewhere: RepositoriesComponents['read']
   readonly #homeRegistry: string
+  /** The change of each repository that was begun last */
+  readonly #changes = new Map<string, Promise<void>>()
 
   constructor(components: RepositoriesComponents, init: { homeRegistry: string }) {
     this.#homeRegistry = init.homeRegistry
@@ -99,6 +114,7 @@ export class Repositories {
     this.#added = components.added
     this.#removed = components.removed
     this.#obtain = components.obtain
+    this.#readElsewhere = components.read
   }
 
   /** Puts a blob that this node has received into a repository. */
@@ -142,6 +158,18 @@ export class Repositories {
     const manifest = readManifest(bytes, request.mediaType)
     await this.#check(repository, manifest)
 
+    return this.#alone(repository, async () => {
+      const tags = await this.#keepManifest(repository, { bytes, digest, manifest }, request)
+      return { digest, tags, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
+    })
+  }
+
+  async #keepManifest(
+    repository: RepositoryName,
+    content: { bytes: Uint8Array; digest: Digest; manifest: ManifestInfo },
+    { target, tags: more }: { target: ManifestTarget; tags: readonly string[] },
+  ): Promise<readonly TagName[]> {
+    const { bytes, digest, manifest } = content
     const { algorithm } = splitDigest(digest)
     const upload = await this.#store.receive({ size: bytes.length, algorithm })
     try {
@@ -153,70 +181,87 @@ export class Repositories {
     }
     // From here on a failure leaves content that is in no repository: nobody is given it, and it is garbage.
     const { registry } = repository
-    const tags = [...('tag' in target ? [target.tag] : []), ...request.tags].map((tag) =>
+    const tags = [...('tag' in target ? [target.tag] : []), ...more].map((tag) =>
       tagName(registry, repository.repository, tag),
     )
     await this.#store.link(digest, repository, { keep: true })
     const descriptor = { digest, mediaType: manifest.mediaType, size: bytes.length }
     for (const tag of tags) {
       await this.#store.tag(tag, descriptor)
-      this.#claims.claim({ tag, kind: 'pushed', descriptor })
+      this.#claims.claim({ name: tag, kind: 'pushed', descriptor })
     }
+    // By its own name where the other nodes would not know otherwise: what it is about, or that it is there again.
+    const name = manifestName(repository, digest)
+    const subject = manifest.subject !== undefined && { subject: manifest.subject }
+    if (
+      registry === this.#homeRegistry &&
+      (subject || this.#claims.of(name)[0]?.kind === 'deleted')
+    )
+      this.#claims.claim({ name, kind: 'pushed', descriptor, ...subject })
     await this.#claimed()
     this.#added([digest, ...tags])
-    return { digest, tags, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
+    return tags
   }
 
   /**
-   * Takes a tag away, or a manifest with all tags that point to it.
-   * @throws {NotHeldError}
+   * Takes a tag away, or a manifest with all tags that point to it; of the home registry on all nodes.
+   * @throws {NotHeldError} when no node has it
    */
   async deleteManifest(repository: RepositoryName, target: ManifestTarget): Promise<void> {
-    const name = fullName(repository)
-    const held = await this.#store.tags()
-    const means = (tag: TagName): Digest | undefined => {
-      const [newest] = this.#claims.of(tag)
-      if (newest === undefined || newest.kind === 'observed') return held.get(tag)
-      return newest.kind === 'pushed' ? newest.descriptor.digest : undefined
+    const elsewhere = 'digest' in target && (await this.#isElsewhere(repository, target.digest))
+    await this.#alone(repository, () => this.#deleteManifest(repository, target, elsewhere))
+  }
+
+  async #deleteManifest(
+    repository: RepositoryName,
+    target: ManifestTarget,
+    elsewhere: boolean,
+  ): Promise<void> {
+    const meanings = [...(await this.#meanings())]
+    if ('tag' in target) {
+      const tag = tagName(repository.registry, repository.repository, target.tag)
+      if (!meanings.some(([name]) => name === tag)) throw new NotHeldError(tag)
+      await this.#untag(tag)
+    } else {
+      const { digest } = target
+      const name = fullName(repository)
+      const tags = meanings.filter(([tag, means]) => repositoryOf(tag) === name && means === digest)
+      for (const [tag] of tags) await this.#untag(tag)
+      const was = await this.#unlink(repository, digest)
+      // What was only there by its tags is gone with them.
+      if (!was && tags.length === 0 && !elsewhere) throw new NotHeldError(digest)
+      // What is of another registry goes from this node alone.
+      if (repository.registry === this.#homeRegistry)
+        this.#claims.claim({ name: manifestName(repository, digest), kind: 'deleted' })
     }
-    const claimed = Iterator.from(this.#claims.newest()).map(({ tag }) => tag)
-    const tags = new Set([...held.keys(), ...claimed].filter((tag) => repositoryOf(tag) === name))
-    const isMeant = (tag: TagName): boolean =>
-      'tag' in target
-        ? tag === tagName(repository.registry, repository.repository, target.tag) &&
-          means(tag) !== undefined
-        : means(tag) === target.digest
-    const gone = [...tags].filter(isMeant)
-    for (const tag of gone) await this.#untag(tag)
-    if ('digest' in target) {
-      await this.#unlink(repository, target.digest).catch((error: unknown) => {
-        // What was only there by its tags is gone with them.
-        if (!(error instanceof NotHeldError) || gone.length === 0) throw error
-      })
-    } else if (gone.length === 0) throw new NotHeldError(target.tag)
     await this.#claimed()
   }
 
   /**
-   * Somebody has claimed something of a tag. What was deleted on another node goes here too, and the manifest with it unless another
-   * tag of the repository still means it.
+   * Something else is known of a tag or a manifest. What was deleted on another node goes here too, and with a tag the manifest, unless
+   * another tag of the repository still means it.
    */
-  async follow({ tag, kind }: TagClaim): Promise<void> {
-    if (kind !== 'deleted' || registryOf(tag) !== this.#homeRegistry) return
-    const tags = await this.#store.tags()
-    const digest = tags.get(tag)
-    if (digest === undefined) return
-    await this.#store.untag(tag)
-    this.#removed([tag])
-    const name = repositoryOf(tag)
-    if (
-      tags
-        .entries()
-        .some(([other, means]) => other !== tag && means === digest && repositoryOf(other) === name)
-    )
+  async follow({ name, kind }: ClaimChange): Promise<void> {
+    if (kind === 'pushed' || kind === 'observed' || registryOf(name) !== this.#homeRegistry) return
+    const repository = splitRepository(repositoryOf(name))
+    await this.#alone(repository, () => this.#letGo(repository, name))
+  }
+
+  async #letGo(repository: RepositoryName, name: ClaimedName): Promise<void> {
+    // It may have been pushed again since.
+    if (this.#claims.of(name)[0]?.kind === 'pushed') return
+    if (!isTagName(name)) {
+      await this.#unlink(repository, parseDigest(name.slice(name.indexOf('@') + 1)))
       return
-    const registry = registryOf(name)
-    await this.#unlink({ registry, repository: name.slice(registry.length + 1) }, digest)
+    }
+    const tags = await this.#store.tags()
+    const digest = tags.get(name)
+    if (digest === undefined) return
+    await this.#store.untag(name)
+    this.#removed([name])
+    const isMeantBy = ([other, means]: [TagName, Digest]): boolean =>
+      other !== name && means === digest && repositoryOf(other) === fullName(repository)
+    if (!tags.entries().some(isMeantBy)) await this.#unlink(repository, digest)
   }
 
   /**
@@ -224,7 +269,7 @@ export class Repositories {
    * @throws {NotHeldError}
    */
   async deleteBlob(repository: RepositoryName, digest: Digest): Promise<void> {
-    await this.#unlink(repository, digest)
+    if (!(await this.#unlink(repository, digest))) throw new NotHeldError(digest)
   }
 
   /**
@@ -233,7 +278,7 @@ export class Repositories {
    */
   async tags(repository: RepositoryName, page: Page): Promise<Listed> {
     const name = fullName(repository)
-    const tags = [...(await this.#allTags())]
+    const tags = [...(await this.#meanings()).keys()]
       .filter((tag) => repositoryOf(tag) === name)
       .map((tag) => tag.slice(name.length + 1))
     if (tags.length === 0 && !(await this.#store.repositories()).has(name))
@@ -244,19 +289,23 @@ export class Repositories {
   /** All repositories in their order: those of the home registry without its name. */
   async list(page: Page): Promise<Listed> {
     const home = this.#homeRegistry
-    const tagged = new Set([...(await this.#allTags())].map(repositoryOf))
-    const names = [...(await this.#store.repositories()).union(tagged)].map((name) =>
+    const tagged = [...(await this.#meanings()).keys()].map(repositoryOf)
+    const names = (await this.#store.repositories()).union(new Set(tagged))
+    for (const { name, kind } of this.#claims.newest())
+      if (kind === 'pushed') names.add(repositoryOf(name))
+    const listed = [...names].map((name) =>
       registryOf(name) === home ? name.slice(home.length + 1) : name,
     )
-    return pageOf(names, page)
+    return pageOf(listed, page)
   }
 
-  /** Those of this node, and those that were pushed to others; not those that were deleted last. */
-  async #allTags(): Promise<ReadonlySet<TagName>> {
-    const tags = new Set((await this.#store.tags()).keys())
-    for (const { tag, kind } of this.#claims.newest()) {
-      if (kind === 'pushed') tags.add(tag)
-      else if (kind === 'deleted') tags.delete(tag)
+  /** What tags mean: those of this node, and those that were pushed to others; not those that were deleted last. */
+  async #meanings(): Promise<ReadonlyMap<TagName, Digest>> {
+    const tags = new Map(await this.#store.tags())
+    for (const claim of this.#claims.newest()) {
+      if (!isTagName(claim.name)) continue
+      if (claim.kind === 'pushed') tags.set(claim.name, claim.descriptor.digest)
+      else if (claim.kind === 'deleted') tags.delete(claim.name)
     }
     return tags
   }
@@ -267,13 +316,13 @@ export class Repositories {
       if (!(error instanceof NotHeldError)) throw error
     })
     // What is of another registry goes from this node alone.
-    if (registryOf(tag) === this.#homeRegistry) this.#claims.claim({ tag, kind: 'deleted' })
+    if (registryOf(tag) === this.#homeRegistry) this.#claims.claim({ name: tag, kind: 'deleted' })
     this.#removed([tag])
   }
 
   /**
-   * What says something about a manifest: by its own word, and by what clients list under the tag that stands for that
-   * where a registry does not know of referrers.
+   * What says something about a manifest, on whichever node: by its own word, and by what clients list under the tag that stands for
+   * that where a registry does not know of referrers.
    * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#referrers-tag-schema
    */
   async referrers(
@@ -281,27 +330,70 @@ export class Repositories {
     subject: Digest,
     artifactType?: string,
   ): Promise<Referrer[]> {
-    const found = new Map<Digest, Referrer>()
-    for (const digest of (await this.#store.referrers(subject)).slice(0, MAX_REFERRERS)) {
-      const referrer = await this.#referrer(repository, digest)
-      if (referrer !== undefined) found.set(digest, referrer)
+    const digests = new Set(await this.#store.referrers(subject))
+    for (const digest of this.#claimedReferrers(repository, subject)) digests.add(digest)
+    for (const { digest } of await this.#listedByTag(repository, subject)) digests.add(digest)
+    const found: Referrer[] = []
+    const rest = digests.values().take(MAX_REFERRERS)
+    const worker = async (): Promise<void> => {
+      for (const digest of rest) {
+        const referrer = await this.#referrer(repository, digest)
+        if (referrer !== undefined) found.push(referrer)
+      }
     }
-    for (const { digest } of await this.#listedByTag(repository, subject)) {
-      const referrer = found.has(digest) ? undefined : await this.#referrer(repository, digest)
-      if (referrer !== undefined) found.set(digest, referrer)
-    }
-    return [...found.values()].filter(
-      (referrer) => artifactType === undefined || referrer.artifactType === artifactType,
-    )
+    await Promise.all(Array.from({ length: CONCURRENT_CHECKS }, worker))
+    return found
+      .filter((referrer) => artifactType === undefined || referrer.artifactType === artifactType)
+      .toSorted((a, b) => (a.digest < b.digest ? -1 : 1))
   }
 
-  async #unlink(repository: RepositoryName, digest: Digest): Promise<void> {
-    await this.#store.unlink(digest, repository)
+  /** One change of a repository at a time: a deletion that is heard of late must not take what is just being pushed. */
+  async #alone<T>(repository: RepositoryName, change: () => Promise<T>): Promise<T> {
+    const name = fullName(repository)
+    const result = (this.#changes.get(name) ?? Promise.resolve()).then(change)
+    const settled = result.then(
+      () => {},
+      () => {},
+    )
+    this.#changes.set(name, settled)
+    try {
+      return await result
+    } finally {
+      if (this.#changes.get(name) === settled) this.#changes.delete(name)
+    }
+  }
+
+  *#claimedReferrers(repository: RepositoryName, subject: Digest): Generator<Digest> {
+    const name = fullName(repository)
+    for (const claim of this.#claims.newest())
+      if (claim.kind === 'pushed' && claim.subject === subject && repositoryOf(claim.name) === name)
+        yield claim.descriptor.digest
+  }
+
+  /** False when it was not in the repository. */
+  async #unlink(repository: RepositoryName, digest: Digest): Promise<boolean> {
+    try {
+      await this.#store.unlink(digest, repository)
+    } catch (error) {
+      if (error instanceof NotHeldError) return false
+      throw error
+    }
     // Whether it is held still, in another repository, the store says.
-    await this.#store.stat(digest).catch((error: unknown) => {
-      if (error instanceof NotHeldError) this.#removed([digest])
-      else throw error
-    })
+    if (!(await this.#isHeld(digest))) this.#removed([digest])
+    return true
+  }
+
+  async #isHeld(digest: Digest): Promise<boolean> {
+    return (await this.#store.stat(digest).catch(ifNowhere)) !== undefined
+  }
+
+  /** Another node has it in the repository. */
+  async #isElsewhere(repository: RepositoryName, digest: Digest): Promise<boolean> {
+    if (repository.registry !== this.#homeRegistry) return false
+    const signal = AbortSignal.timeout(READ_DEADLINE_MS)
+    return (
+      (await this.#readElsewhere(repository, digest, { signal }).catch(ifNowhere)) !== undefined
+    )
   }
 
   /** All that a manifest refers to must be in its repository, as it says; from then on it is held for it. */
@@ -333,8 +425,8 @@ export class Repositories {
 
   async #referrer(repository: RepositoryName, digest: Digest): Promise<Referrer | undefined> {
     try {
-      if (!(await this.#store.belongs(digest, repository))) return undefined
-      const bytes = await this.#read(digest)
+      const bytes = await this.#read(repository, digest)
+      if (bytes === undefined) return undefined
       const { mediaType, artifactType, annotations } = parseManifest(bytes)
       return {
         mediaType,
@@ -344,7 +436,7 @@ export class Repositories {
         ...(annotations !== undefined && { annotations }),
       }
     } catch (error) {
-      if (error instanceof NotHeldError || error instanceof ManifestInvalidError) return undefined
+      if (error instanceof ManifestInvalidError) return undefined
       throw error
     }
   }
@@ -357,15 +449,29 @@ export class Repositories {
       `${algorithm}-${hex.slice(0, 64)}`,
     )
     try {
-      const { digest } = await this.#store.resolve(tag)
-      return parseManifest(await this.#read(digest)).children.slice(0, MAX_REFERRERS)
+      const [newest] = this.#claims.of(tag)
+      if (newest?.kind === 'deleted') return []
+      const { digest } = newest?.descriptor ?? (await this.#store.resolve(tag))
+      const bytes = await this.#read(repository, digest)
+      return bytes === undefined ? [] : parseManifest(bytes).children.slice(0, MAX_REFERRERS)
     } catch (error) {
       if (error instanceof NotHeldError || error instanceof ManifestInvalidError) return []
       throw error
     }
   }
 
-  async #read(digest: Digest): Promise<Uint8Array> {
+  /** A manifest of a repository: this node's, or where other nodes have what was pushed, one of theirs. Undefined if nobody gives it. */
+  async #read(repository: RepositoryName, digest: Digest): Promise<Uint8Array | undefined> {
+    if (await this.#store.belongs(digest, repository)) {
+      const bytes = await this.#readHere(digest).catch(ifNowhere)
+      if (bytes !== undefined) return bytes
+    }
+    if (repository.registry !== this.#homeRegistry) return undefined
+    const signal = AbortSignal.timeout(READ_DEADLINE_MS)
+    return this.#readElsewhere(repository, digest, { signal }).catch(ifNowhere)
+  }
+
+  async #readHere(digest: Digest): Promise<Uint8Array> {
     const signal = AbortSignal.timeout(READ_DEADLINE_MS)
     const body = await this.#store.open(digest, { signal })
     if (body.length > MAX_MANIFEST_BYTES) {

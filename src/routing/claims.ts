@@ -1,5 +1,6 @@
+import type { Digest } from '../oci/digest.ts'
 import type { Descriptor } from '../oci/manifest.ts'
-import type { TagName } from '../oci/reference.ts'
+import type { ManifestName, TagName } from '../oci/reference.ts'
 
 /**
  * When something was said, by a clock that all nodes together keep: ms since 1970, and a count of what has the same ms.
@@ -10,14 +11,22 @@ export interface Stamp {
   readonly counter: number
 }
 
-/** What is said of a tag: what the upstream, or somebody who pushed it, says that it means; or that it was deleted. */
+/** What something is said of: a tag, or a manifest in a repository. */
+export type ClaimedName = TagName | ManifestName
+
+/**
+ * What is said of a tag: what the upstream, or somebody who pushed it, says that it means; or that it was deleted. A manifest that was
+ * pushed by its digest, or deleted by it, goes by its own name.
+ */
 export type TagStatement =
   | {
-      readonly tag: TagName
+      readonly name: ClaimedName
       readonly kind: 'observed' | 'pushed'
       readonly descriptor: Descriptor
+      /** Of a manifest by its own name: the one that it says something about */
+      readonly subject?: Digest
     }
-  | { readonly tag: TagName; readonly kind: 'deleted' }
+  | { readonly name: ClaimedName; readonly kind: 'deleted' }
 
 /** Who says it, and when; its node has signed all of it. */
 export type TagClaim = TagStatement & {
@@ -26,11 +35,17 @@ export type TagClaim = TagStatement & {
   readonly node: string
 }
 
+/** What is new of a name: its newest claim; or that the other nodes know nothing of it, because it was deleted long ago. */
+export interface ClaimChange {
+  readonly name: ClaimedName
+  readonly kind: TagClaim['kind'] | 'unknown'
+}
+
 /** What the nodes say that tags mean. The newest claim counts, if what it names is there. */
 export interface TagClaims {
   /** Those of a tag, the newest first, of each node its last; only those that may be believed. */
-  of(tag: TagName): readonly TagClaim[]
-  /** The newest of every tag. */
+  of(name: ClaimedName): readonly TagClaim[]
+  /** The newest of every tag, and of every manifest by its own name. */
   newest(): Iterable<TagClaim>
   /**
    * Says something of a tag from now on, and to the other nodes. What was observed just now, by whomever, is not said

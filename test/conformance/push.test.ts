@@ -55,6 +55,11 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
             await upload.commit(digest)
             await store.link(digest, repository)
           },
+          read: async (_, digest) => {
+            const bytes = elsewhere.get(digest)
+            if (bytes === undefined) throw new NotHeldError(digest)
+            return bytes
+          },
         },
         { homeRegistry: HOME },
       ),

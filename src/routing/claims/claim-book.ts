@@ -1,9 +1,15 @@
 import { createHash, type KeyObject } from 'node:crypto'
 import type { Logger } from '../../observe/log.ts'
-import type { TagName } from '../../oci/reference.ts'
-import { newestFirst, type TagClaim, type TagClaims, type TagStatement } from '../claims.ts'
+import {
+  newestFirst,
+  type ClaimChange,
+  type ClaimedName,
+  type TagClaim,
+  type TagClaims,
+  type TagStatement,
+} from '../claims.ts'
 import type { SignedClaim } from '../gen/peer/v1/peer_pb.ts'
-import { HybridClock } from './clock.ts'
+import { HybridClock, MAX_AHEAD_MS } from './clock.ts'
 import {
   ClaimInvalidError,
   isSigned,
@@ -12,16 +18,17 @@ import {
   type WrittenClaim,
 } from './signed-claim.ts'
 
-/** Tags of which claims are kept; the oldest go first, those that only were observed before all others. */
-const MAX_TAGS = 10_000
+/** Names of which claims are kept; the oldest go first, those that only were observed before all others. */
+const MAX_NAMES = 10_000
 /** Claims of one tag, each of another node: should what the newest names not be there, the next one counts. */
-const MAX_PER_TAG = 4
+const MAX_PER_NAME = 4
 /** What was observed is not said again within this, by whomever it was: a tag that is asked for all the time costs one claim a minute. */
 const REPEAT_MS = 60_000
 /** Two nodes that saw different things within this are a conflict; later, the tag may have moved. */
 const CONFLICT_MS = 10_000
 /** What is refused is logged once in this time for each reason. */
 const LOG_PAUSE_MS = 60_000
+/** That a tag was deleted is known for so long. */
 const DELETED_MS = 30 * 24 * 3_600_000
 /** Parts of a summary */
 export const PARTS = 64
@@ -29,11 +36,19 @@ export const PARTS = 64
 /** Why a claim is not taken: it is none, it is from the future, or the node that made it may not say such things. */
 export type ClaimRefusal = 'invalid' | 'future' | 'untrusted' | 'not shared'
 
+/** Keeps claims of what was pushed or deleted on a disk. */
+export interface ClaimKeeper {
+  /** There is one more, whoever made it. */
+  add(claim: WrittenClaim): void
+  /** What is kept is {@link ClaimBook.kept} from now on, and {@link ClaimBook.forgotten} has changed. */
+  replace(): void
+}
+
 /** Whom it tells. */
 export interface ClaimBookComponents {
   readonly log: Logger
   /** Whether others may know of a tag, and this node hears of it */
-  readonly shares: (tag: TagName) => boolean
+  readonly shares: (name: ClaimedName) => boolean
   readonly onRefused?: (reason: ClaimRefusal) => void
   /** Two nodes saw different things at about the same time. */
   readonly onConflict?: () => void
@@ -50,21 +65,23 @@ export interface ClaimBookInit {
 /** What this node knows of what the nodes say that tags mean. */
 export class ClaimBook implements TagClaims {
   readonly #log: Logger
-  readonly #shares: (tag: TagName) => boolean
+  readonly #shares: (name: ClaimedName) => boolean
   readonly #onRefused: (reason: ClaimRefusal) => void
   readonly #onConflict: () => void
   readonly #trusted: boolean
   readonly #clock: HybridClock
   readonly #wall: () => number
   /** The tag that changed last is the last, the claims of one the newest first */
-  readonly #tags = new Map<TagName, readonly Entry[]>()
+  readonly #names = new Map<ClaimedName, readonly Entry[]>()
   readonly #parts = new BigUint64Array(PARTS)
   readonly #logged = new Map<ClaimRefusal, number>()
   #version = 0
+  #forgotten = 0
+  #complete = true
   #self: { readonly node: string; readonly key: KeyObject } | undefined
   #listener: (claim: WrittenClaim) => void = () => {}
-  #keeper: (claim: WrittenClaim) => void = () => {}
-  #watcher: (claim: TagClaim) => void = () => {}
+  #keeper: ClaimKeeper | undefined
+  #watcher: (change: ClaimChange) => void = () => {}
 
   constructor(components: ClaimBookComponents, init: ClaimBookInit) {
     this.#log = components.log
@@ -85,40 +102,50 @@ export class ClaimBook implements TagClaims {
     this.#listener = listener
   }
 
-  /** `keeper` hears from now on of every claim of what was pushed or deleted, whoever made it. */
-  keep(keeper: (claim: WrittenClaim) => void): void {
+  /** `keeper` hears from now on of what was pushed or deleted. */
+  keep(keeper: ClaimKeeper | undefined): void {
     this.#keeper = keeper
   }
 
-  /** `watcher` hears from now on of every claim that is the newest of its tag. */
-  watch(watcher: (claim: TagClaim) => void): void {
+  /** `watcher` hears from now on of every name of which something else is known. */
+  watch(watcher: (change: ClaimChange) => void): void {
     this.#watcher = watcher
+  }
+
+  /** Takes what was kept before this process started, {@link forgotten} and {@link complete} as they were then. */
+  recall(
+    claims: Iterable<Pick<SignedClaim, 'statement' | 'signature'>>,
+    { forgotten, complete }: Pick<ClaimBook, 'forgotten' | 'complete'>,
+  ): void {
+    for (const claim of claims) this.take(claim)
+    this.#forgotten = Math.max(this.#forgotten, forgotten)
+    this.#complete &&= complete
   }
 
   /** Claims of what was pushed or deleted, the oldest of a tag first. */
   *kept(): Generator<WrittenClaim> {
-    for (const entries of this.#tags.values())
+    for (const entries of this.#names.values())
       yield* entries.filter(({ claim }) => claim.kind !== 'observed').toReversed()
   }
 
   *newest(): Generator<TagClaim> {
-    for (const [newest] of this.#tags.values()) if (newest !== undefined) yield newest.claim
+    for (const [newest] of this.#names.values()) if (newest !== undefined) yield newest.claim
   }
 
-  /** Tags of which something is known. */
+  /** Names of which something is known. */
   get size(): number {
-    return this.#tags.size
+    return this.#names.size
   }
 
-  of(tag: TagName): readonly TagClaim[] {
-    return (this.#tags.get(tag) ?? []).map(({ claim }) => claim)
+  of(name: ClaimedName): readonly TagClaim[] {
+    return (this.#names.get(name) ?? []).map(({ claim }) => claim)
   }
 
   claim(statement: TagStatement): void {
     if (this.#self === undefined || this.#isRepeated(statement)) return
     const written = writeClaim(statement, this.#clock.next(), this.#self)
     this.#add(written)
-    if (statement.kind !== 'observed') this.#keeper(written)
+    if (statement.kind !== 'observed') this.#keeper?.add(written)
     if (this.#mayTell(written.claim)) this.#listener(written)
   }
 
@@ -137,15 +164,70 @@ export class ClaimBook implements TagClaims {
     }
     this.#clock.saw(written.claim.stamp)
     this.#add(written)
-    if (written.claim.kind !== 'observed') this.#keeper(written)
+    if (written.claim.kind !== 'observed') this.#keeper?.add(written)
     return true
   }
 
   /** What others may know has changed: what they may not is forgotten. */
   recheck(): void {
-    for (const [tag, entries] of this.#tags)
-      if (!this.#shares(tag) && entries.every(({ claim }) => claim.kind === 'observed'))
-        this.#forget(tag)
+    for (const [name, entries] of this.#names)
+      if (!this.#shares(name) && entries.every(({ claim }) => claim.kind === 'observed'))
+        this.#forget(name)
+  }
+
+  /**
+   * By the stamps of claims, in ms: deletions until then may not be known here any more, later ones are. What is no newer, and of which
+   * nothing is known here, may have been deleted.
+   */
+  get forgotten(): number {
+    return this.#forgotten
+  }
+
+  /** False once claims of what was pushed had no room: then nobody can tell by this node what is gone. */
+  get complete(): boolean {
+    return this.#complete
+  }
+
+  /** Forgets what was deleted more than 30 days ago. */
+  forgetDeleted(): void {
+    const before = this.#wall() - DELETED_MS
+    let last = 0
+    for (const [name, [newest]] of this.#names) {
+      if (newest?.claim.kind !== 'deleted' || newest.claim.stamp.ms >= before) continue
+      last = Math.max(last, newest.claim.stamp.ms)
+      this.#forget(name)
+    }
+    if (last > 0) this.#remember(last)
+  }
+
+  /** Whether another node may have forgotten deletions of which this one has not heard. */
+  isBehind(forgotten: number): boolean {
+    // Nobody forgets sooner, unless its clock is wrong
+    const latest = this.#wall() - DELETED_MS + MAX_AHEAD_MS
+    return this.#trusted && forgotten > this.#forgotten && forgotten <= latest
+  }
+
+  /**
+   * Drops what may have been deleted while this node was away: what is no newer than what another node has forgotten, and unknown to it.
+   * @param named what it knows
+   */
+  catchUp(forgotten: number, named: ReadonlySet<ClaimedName>): void {
+    const gone = [...this.#names].flatMap(([name, [newest]]) =>
+      newest !== undefined &&
+      newest.claim.kind !== 'observed' &&
+      newest.claim.stamp.ms <= forgotten &&
+      !named.has(name)
+        ? [name]
+        : [],
+    )
+    for (const name of gone) this.#forget(name)
+    this.#remember(forgotten)
+    if (gone.length > 0)
+      this.#log.warn(
+        { names: gone.slice(0, 20), count: gone.length },
+        'this node was away for more than 30 days: what the others do not know of is dropped',
+      )
+    for (const name of gone) this.#watcher({ name, kind: 'unknown' })
   }
 
   /** Grows with each change. */
@@ -160,20 +242,26 @@ export class ClaimBook implements TagClaims {
 
   /** Claims in some parts, a bit each, that others may know; the oldest first. */
   *inParts(wanted: bigint): Generator<WrittenClaim> {
-    for (const entries of this.#tags.values()) {
+    for (const entries of this.#names.values()) {
       const part = entries[0]?.part ?? 0
       if ((wanted & (1n << BigInt(part))) === 0n) continue
       yield* entries.filter(({ told }) => told).toReversed()
     }
   }
 
-  #mayTell({ tag, kind }: TagClaim): boolean {
-    return this.#shares(tag) && (kind === 'observed' || this.#trusted)
+  #remember(forgotten: number): void {
+    this.#forgotten = forgotten
+    this.#version += 1
+    this.#keeper?.replace()
+  }
+
+  #mayTell({ name, kind }: TagClaim): boolean {
+    return this.#shares(name) && (kind === 'observed' || this.#trusted)
   }
 
   #isRepeated(statement: TagStatement): boolean {
     if (statement.kind !== 'observed') return false
-    const [newest] = this.#tags.get(statement.tag) ?? []
+    const [newest] = this.#names.get(statement.name) ?? []
     return (
       newest?.claim.kind === 'observed' &&
       newest.claim.descriptor.digest === statement.descriptor.digest &&
@@ -182,20 +270,21 @@ export class ClaimBook implements TagClaims {
   }
 
   #isKnown(claim: TagClaim): boolean {
-    const entries = this.#tags.get(claim.tag) ?? []
+    const entries = this.#names.get(claim.name) ?? []
     const own = entries.find((entry) => entry.claim.node === claim.node)
-    const oldest = entries[MAX_PER_TAG - 1]
+    const oldest = entries[MAX_PER_NAME - 1]
     return [own, oldest].some((entry) => entry && newestFirst(entry.claim, claim) <= 0)
   }
 
-  /** A deletion is known for so long; a node that was away for longer brings back what it has. */
-  #isForgotten({ kind, stamp }: TagClaim): boolean {
-    return kind === 'deleted' && stamp.ms + DELETED_MS < this.#wall()
+  /** A node that was away for long brings back what it has; or one that has not forgotten it yet, that it was deleted. */
+  #isForgotten({ name, kind, stamp }: TagClaim): boolean {
+    if (kind === 'observed' || stamp.ms > this.#forgotten) return false
+    return (this.#names.get(name) ?? []).every(({ claim }) => claim.kind === 'observed')
   }
 
-  #refusal({ tag, kind, node, stamp }: TagClaim): ClaimRefusal | undefined {
+  #refusal({ name, kind, node, stamp }: TagClaim): ClaimRefusal | undefined {
     const own = node === this.#self?.node
-    if (!this.#shares(tag) && !own) return 'not shared'
+    if (!this.#shares(name) && !own) return 'not shared'
     // What this node said before it was started anew it may hear again
     if (kind !== 'observed' && !this.#trusted && !own) return 'untrusted'
     return this.#clock.beyond(stamp) > 0 ? 'future' : undefined
@@ -217,12 +306,12 @@ export class ClaimBook implements TagClaims {
   }
 
   #add(written: WrittenClaim): void {
-    const { tag, node } = written.claim
-    const before = this.#tags.get(tag) ?? []
+    const { name, node } = written.claim
+    const before = this.#names.get(name) ?? []
     for (const { claim } of before) this.#compare(claim, written.claim)
     const entry: Entry = {
       ...written,
-      part: before[0]?.part ?? partOf(tag),
+      part: before[0]?.part ?? partOf(name),
       learned: performance.now(),
       told: this.#mayTell(written.claim),
     }
@@ -230,12 +319,12 @@ export class ClaimBook implements TagClaims {
       newestFirst(a.claim, b.claim),
     )
     this.#version += 1
-    this.#forget(tag)
-    const kept = sorted.slice(0, MAX_PER_TAG)
-    this.#tags.set(tag, kept)
+    this.#forget(name)
+    const kept = sorted.slice(0, MAX_PER_NAME)
+    this.#names.set(name, kept)
     for (const each of kept) this.#count(each)
     if (kept[0] === entry) this.#watcher(entry.claim)
-    if (this.#tags.size > MAX_TAGS) this.#forgetOldest()
+    if (this.#names.size > MAX_NAMES) this.#forgetOldest()
   }
 
   #compare(a: TagClaim, b: TagClaim): void {
@@ -244,22 +333,27 @@ export class ClaimBook implements TagClaims {
     if (Math.abs(a.stamp.ms - b.stamp.ms) > CONFLICT_MS) return
     this.#onConflict()
     this.#log.warn(
-      { tag: a.tag, claims: [a, b] },
+      { name: a.name, claims: [a, b] },
       'two nodes saw a tag mean different things at the same time',
     )
   }
 
   #forgetOldest(): void {
-    for (const [tag, entries] of this.#tags) {
-      if (entries.every(({ claim }) => claim.kind === 'observed')) return this.#forget(tag)
+    for (const [name, entries] of this.#names) {
+      if (entries.every(({ claim }) => claim.kind === 'observed')) return this.#forget(name)
     }
-    const [oldest] = this.#tags.keys()
-    if (oldest !== undefined) this.#forget(oldest)
+    const [oldest] = this.#names.keys()
+    if (oldest === undefined) return
+    this.#forget(oldest)
+    if (this.#complete) {
+      this.#complete = false
+      this.#keeper?.replace()
+    }
   }
 
-  #forget(tag: TagName): void {
-    for (const entry of this.#tags.get(tag) ?? []) this.#count(entry)
-    this.#tags.delete(tag)
+  #forget(name: ClaimedName): void {
+    for (const entry of this.#names.get(name) ?? []) this.#count(entry)
+    this.#names.delete(name)
   }
 
   /** Once in, and once more out: it is an XOR. */
@@ -276,6 +370,6 @@ interface Entry extends WrittenClaim {
   readonly told: boolean
 }
 
-function partOf(tag: TagName): number {
-  return (createHash('sha256').update(tag).digest()[0] ?? 0) % PARTS
+function partOf(name: ClaimedName): number {
+  return (createHash('sha256').update(name).digest()[0] ?? 0) % PARTS
 }

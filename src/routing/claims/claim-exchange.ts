@@ -8,8 +8,9 @@ import {
   type TagClaims,
 } from '../gen/peer/v1/peer_pb.ts'
 import { PeerProtocolError } from '../mesh/frames.ts'
+import type { ClaimedName } from '../claims.ts'
 import { PARTS, type ClaimBook } from './claim-book.ts'
-import type { WrittenClaim } from './signed-claim.ts'
+import { ClaimInvalidError, readClaim, type WrittenClaim } from './signed-claim.ts'
 
 /** Claims a message; some 350 bytes each */
 const CLAIMS_PER_MESSAGE = 100
@@ -25,6 +26,8 @@ const BURST = 1000
 const CLAIMS_PER_SECOND = 50
 /** Twice what a book holds */
 const MAX_ANSWER = 80_000
+/** A bit for each part */
+const ALL_PARTS = (1n << BigInt(PARTS)) - 1n
 
 /** The streams to the other nodes. */
 export interface ClaimPeers {
@@ -119,10 +122,16 @@ export class ClaimExchange implements Startable {
         continue
       }
       if (this.#book.take(claim) && asked !== undefined) asked.news = true
+      const name = asked?.catchUp && nameIn(claim)
+      if (name !== undefined) asked?.catchUp?.named.add(name)
     }
     if (asked === undefined) return
     asked.until = performance.now() + ANSWER_MS
-    if (complete) this.#answered(asked)
+    if (complete) {
+      this.#answered(asked)
+      const { catchUp } = asked
+      if (catchUp !== undefined) this.#book.catchUp(catchUp.forgotten, catchUp.named)
+    }
     this.#askNext()
   }
 
@@ -130,7 +139,7 @@ export class ClaimExchange implements Startable {
    * A peer tells what it knows, or asks.
    * @throws {PeerProtocolError}
    */
-  takeSync(id: string, { summary, wanted }: ClaimSync): void {
+  takeSync(id: string, { summary, wanted, forgottenMs }: ClaimSync): void {
     const state = this.#state(id)
     if (wanted !== 0n) {
       state.complete = true
@@ -143,6 +152,7 @@ export class ClaimExchange implements Startable {
     state.summary = BigUint64Array.from({ length: summary.length / 8 }, (_, part) =>
       view.getBigUint64(8 * part, true),
     )
+    state.forgotten = Number(forgottenMs)
     this.#askNext()
   }
 
@@ -153,6 +163,7 @@ export class ClaimExchange implements Startable {
       owed: new Set(),
       complete: false,
       told: 0,
+      forgotten: 0,
       vain: 0,
       askAfter: 0,
       allowance: new Allowance(),
@@ -177,13 +188,14 @@ export class ClaimExchange implements Startable {
 
   #tellSummary(id: string): void {
     // Nothing is what a peer takes for granted
-    if (this.#book.size === 0) return
+    if (this.#book.size === 0 && this.#book.forgotten === 0) return
     this.#state(id).told = this.#book.version
     this.#peers.tell(id, 'claims known', () => {
       const summary = Buffer.alloc(8 * PARTS)
       for (const [part, sum] of this.#book.summary().entries())
         summary.writeBigUInt64LE(sum, 8 * part)
-      return { case: 'claimSync', value: create(ClaimSyncSchema, { summary }) }
+      const forgottenMs = BigInt(this.#book.complete ? this.#book.forgotten : 0)
+      return { case: 'claimSync', value: create(ClaimSyncSchema, { summary, forgottenMs }) }
     })
   }
 
@@ -203,17 +215,21 @@ export class ClaimExchange implements Startable {
       if (this.#asked.until > now) return
       this.#answered(this.#asked)
     }
-    const offers: { id: string; wanted: bigint }[] = []
-    for (const [id, state] of this.#states) {
-      if (state.summary === undefined || state.askAfter > now) continue
-      const wanted = unknownParts(this.#book.summary(), state.summary)
-      if (wanted === 0n) state.summary = undefined
-      else offers.push({ id, wanted })
+    const offers: Pick<Asked, 'id' | 'wanted' | 'catchUp'>[] = []
+    for (const [id, { summary, forgotten, askAfter }] of this.#states) {
+      if (askAfter > now) continue
+      if (this.#book.isBehind(forgotten))
+        offers.push({ id, wanted: ALL_PARTS, catchUp: { forgotten, named: new Set() } })
+      else if (summary !== undefined) {
+        const wanted = unknownParts(this.#book.summary(), summary)
+        if (wanted === 0n) this.#state(id).summary = undefined
+        else offers.push({ id, wanted })
+      }
     }
     const offer = offers[Math.floor(Math.random() * offers.length)]
     if (offer === undefined) return
     const { id, wanted } = offer
-    this.#asked = { id, until: now + ANSWER_MS, left: MAX_ANSWER, news: false }
+    this.#asked = { ...offer, until: now + ANSWER_MS, left: MAX_ANSWER, news: false }
     // It is out of date from here on; the peer tells when it knows more again
     this.#state(id).summary = undefined
     this.#peers.tell(id, 'claims wanted', () => ({
@@ -239,6 +255,8 @@ interface PeerState {
   complete: boolean
   /** The version of the book whose summary it was told last */
   told: number
+  /** Until when it may have forgotten deletions, as it said last; 0 if it has not */
+  forgotten: number
   /** What it said last that it knows, as long as it was not asked for it */
   summary?: BigUint64Array | undefined
   /** Answers of it, one after the other, that brought nothing new */
@@ -250,6 +268,9 @@ interface PeerState {
 /** A question that is open. */
 interface Asked {
   readonly id: string
+  readonly wanted: bigint
+  /** It has forgotten deletions of which this node does not know; and the names that it has told so far */
+  readonly catchUp?: { readonly forgotten: number; readonly named: Set<ClaimedName> }
   until: number
   /** Claims that it may bring */
   left: number
@@ -268,6 +289,16 @@ class Allowance {
     if (this.#left < 1) return false
     this.#left -= 1
     return true
+  }
+}
+
+/** Undefined for what is no claim, which the book has refused. */
+function nameIn(claim: WrittenClaim['signed']): ClaimedName | undefined {
+  try {
+    return readClaim(claim).claim.name
+  } catch (error) {
+    if (error instanceof ClaimInvalidError) return undefined
+    throw error
   }
 }
 

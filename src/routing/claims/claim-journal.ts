@@ -10,6 +10,13 @@ import type { WrittenClaim } from './signed-claim.ts'
 const MAX_SURPLUS = 10_000
 /** Some 30 MB: more than ever is in it */
 const MAX_BYTES = 64 * 1024 * 1024
+/**
+ * So often what was deleted long ago is forgotten, in ms, and not sooner after a start: nodes that were all switched off for months tell
+ * each other first.
+ */
+const FORGET_EVERY_MS = 3_600_000
+/** The first line: since when deletions are known, and whether all that was pushed is. No line of a claim looks like it. */
+const HEAD = /^!forgotten (\d+) (complete|incomplete)$/
 
 /**
  * What was pushed and deleted, as nodes have claimed it, in a file of this node: what somebody was told is done must be so after a
@@ -22,6 +29,9 @@ export class ClaimJournal implements Startable {
   readonly #waiting: string[] = []
   #file: FileHandle | undefined
   #surplus = 0
+  /** Lines are gone, so that adding to the file is not enough */
+  #replace = false
+  #forgetting: NodeJS.Timeout | undefined
   #writing: Promise<void> | undefined
 
   constructor(components: { book: ClaimBook; log: Logger }, { dataDir }: { dataDir: string }) {
@@ -33,24 +43,37 @@ export class ClaimJournal implements Startable {
   /** Tells the book what is in the file, and from then on keeps what the book is told. */
   async start(): Promise<void> {
     let broken = 0
-    for (const line of (await this.#read()).split('\n')) {
+    const lines = (await this.#read()).split('\n')
+    const [, forgotten, complete = 'complete'] = HEAD.exec(lines[0] ?? '') ?? []
+    const claims = lines.slice(forgotten === undefined ? 0 : 1).flatMap((line) => {
       const [statement, signature] = line.split(' ').map((text) => Buffer.from(text, 'base64'))
-      if (statement === undefined || signature === undefined) broken += Number(line !== '')
-      else this.#book.take({ statement, signature })
-    }
+      if (statement !== undefined && signature !== undefined) return [{ statement, signature }]
+      broken += Number(line !== '')
+      return []
+    })
+    this.#book.recall(claims, {
+      forgotten: Number(forgotten ?? 0),
+      complete: complete === 'complete',
+    })
     // A crash may leave half a line, the last one.
     if (broken > 1) this.#log.warn({ broken }, 'lines in claims.log are no claims')
     await this.#rewrite()
-    this.#book.keep((claim) => {
-      this.#waiting.push(lineOf(claim))
-      void this.flush().catch((err: unknown) =>
-        this.#log.error({ err }, 'claims cannot be written, and are lost when this node stops'),
-      )
+    this.#book.keep({
+      add: (claim) => {
+        this.#waiting.push(lineOf(claim))
+        this.#flushSoon()
+      },
+      replace: () => {
+        this.#replace = true
+        this.#flushSoon()
+      },
     })
+    this.#forgetting = setInterval(() => this.#book.forgetDeleted(), FORGET_EVERY_MS).unref()
   }
 
   async stop(): Promise<void> {
-    this.#book.keep(() => {})
+    clearInterval(this.#forgetting)
+    this.#book.keep(undefined)
     await this.flush().catch(() => {})
     await this.#file?.close()
     this.#file = undefined
@@ -62,13 +85,27 @@ export class ClaimJournal implements Startable {
    */
   async flush(): Promise<void> {
     while (this.#writing !== undefined) await this.#writing.catch(() => {})
-    if (this.#waiting.length === 0) return
+    if (this.#waiting.length === 0 && !this.#replace) return
     this.#writing = this.#write().finally(() => (this.#writing = undefined))
     await this.#writing
   }
 
+  #flushSoon(): void {
+    this.flush().catch((err: unknown) =>
+      this.#log.error({ err }, 'claims cannot be written, and are lost when this node stops'),
+    )
+  }
+
   async #write(): Promise<void> {
-    if (this.#surplus > MAX_SURPLUS) await this.#rewrite()
+    if (this.#replace || this.#surplus > MAX_SURPLUS) {
+      this.#replace = false
+      try {
+        await this.#rewrite()
+      } catch (error) {
+        this.#replace = true
+        throw error
+      }
+    }
     const lines = this.#waiting.splice(0)
     try {
       await this.#file?.appendFile(lines.join(''))
@@ -83,7 +120,9 @@ export class ClaimJournal implements Startable {
   async #rewrite(): Promise<void> {
     await this.#file?.close()
     this.#file = undefined
-    await replaceFile(this.#path, [...this.#book.kept()].map(lineOf).join(''))
+    const { forgotten, complete } = this.#book
+    const head = `!forgotten ${forgotten} ${complete ? 'complete' : 'incomplete'}\n`
+    await replaceFile(this.#path, head + [...this.#book.kept()].map(lineOf).join(''))
     this.#file = await open(this.#path, 'a', 0o600)
     this.#surplus = 0
   }

@@ -3,7 +3,7 @@ import { create, fromBinary, toBinary } from '@bufbuild/protobuf'
 import { base58btc } from 'multiformats/bases/base58'
 import { isDigest } from '../../oci/digest.ts'
 import { isManifestMediaType, MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
-import { parseReference, tagName, type TagName } from '../../oci/reference.ts'
+import { isTagName, manifestName, parseReference, tagName } from '../../oci/reference.ts'
 import type { Stamp, TagClaim, TagStatement } from '../claims.ts'
 import { ClaimKind, ClaimStatementSchema, type SignedClaim } from '../gen/peer/v1/peer_pb.ts'
 
@@ -46,13 +46,14 @@ export function writeClaim(
   const statement = toBinary(
     ClaimStatementSchema,
     create(ClaimStatementSchema, {
-      tag: said.tag,
+      name: said.name,
       node,
       kind: KINDS[said.kind],
       ...(said.kind !== 'deleted' && {
         digest: said.descriptor.digest,
         size: BigInt(said.descriptor.size),
         mediaType: said.descriptor.mediaType,
+        ...(said.subject !== undefined && { subject: said.subject }),
       }),
       ms: BigInt(stamp.ms),
       counter: stamp.counter,
@@ -81,28 +82,37 @@ export function isSigned({ claim: { node }, signed }: WrittenClaim): boolean {
 
 function toClaim(statement: Uint8Array): TagClaim {
   try {
-    const { tag, node, kind, digest, size, mediaType, ms, counter } = fromBinary(
+    const { name, node, kind, digest, size, mediaType, ms, counter, subject } = fromBinary(
       ClaimStatementSchema,
       statement,
     )
-    const base = { tag: parseTag(tag), node: parseNode(node), stamp: parseStamp(ms, counter) }
+    const base = { name: parseName(name), node: parseNode(node), stamp: parseStamp(ms, counter) }
     if (kind === ClaimKind.DELETED) return { ...base, kind: 'deleted' }
     if (kind !== ClaimKind.OBSERVED && kind !== ClaimKind.PUSHED)
       throw new ClaimInvalidError('kind of claim is not known')
     if (!isDigest(digest) || !isManifestMediaType(mediaType) || size > MAX_MANIFEST_BYTES)
       throw new ClaimInvalidError('a tag does not mean that')
-    const descriptor = { digest, mediaType, size: Number(size) }
-    return { ...base, kind: kind === ClaimKind.PUSHED ? 'pushed' : 'observed', descriptor }
+    if (subject !== '' && !isDigest(subject)) throw new ClaimInvalidError('not a digest')
+    if (!isTagName(base.name) && (kind === ClaimKind.OBSERVED || !base.name.endsWith(`@${digest}`)))
+      throw new ClaimInvalidError('a digest means nothing else')
+    return {
+      ...base,
+      kind: kind === ClaimKind.PUSHED ? 'pushed' : 'observed',
+      descriptor: { digest, mediaType, size: Number(size) },
+      ...(subject !== '' && { subject }),
+    }
   } catch (cause) {
     if (cause instanceof ClaimInvalidError) throw cause
     throw new ClaimInvalidError('claim is malformed', { cause })
   }
 }
 
-function parseTag(text: string): TagName {
+function parseName(text: string): TagClaim['name'] {
   const { registry, repository, tag, digest } = parseReference(text)
-  if (tag === undefined || digest !== undefined) throw new ClaimInvalidError('not a tag')
-  return tagName(registry, repository, tag)
+  if (tag !== undefined && digest !== undefined) throw new ClaimInvalidError('a tag and a digest')
+  return digest === undefined
+    ? tagName(registry, repository, tag ?? '')
+    : manifestName({ registry, repository }, digest)
 }
 
 function parseNode(text: string): string {

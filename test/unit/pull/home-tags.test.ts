@@ -45,7 +45,7 @@ suite('a tag of the home registry', () => {
   test('means what was pushed last, whatever this node or a peer holds under it', async () => {
     const { book, ask } = pulls(['one', 'two'], 'one')
     assert.equal(await ask(), digestOf('one'))
-    book.claim({ tag, kind: 'pushed', descriptor: descriptor('two') })
+    book.claim({ name: tag, kind: 'pushed', descriptor: descriptor('two') })
     assert.equal(await ask(), digestOf('two'))
     assert.equal(await ask('ghcr.io'), digestOf('one'))
   })
@@ -53,9 +53,9 @@ suite('a tag of the home registry', () => {
   test('means what was pushed before while nobody has the last', async () => {
     const { book, ask } = pulls(['one'], 'one')
     const other = new TestBook({ trusted: true })
-    book.claim({ tag, kind: 'pushed', descriptor: descriptor('one') })
+    book.claim({ name: tag, kind: 'pushed', descriptor: descriptor('one') })
     for (const { signed } of book.told) other.take(signed)
-    other.claim({ tag, kind: 'pushed', descriptor: descriptor('lost') })
+    other.claim({ name: tag, kind: 'pushed', descriptor: descriptor('lost') })
     for (const { signed } of other.told) book.take(signed)
     assert.equal(book.of(tag).length, 2)
     assert.equal(await ask(), digestOf('one'))
@@ -63,9 +63,9 @@ suite('a tag of the home registry', () => {
 
   test('that was deleted is not there until it is pushed again', async () => {
     const { book, ask } = pulls(['one', 'two'], 'one')
-    book.claim({ tag, kind: 'deleted' })
+    book.claim({ name: tag, kind: 'deleted' })
     await assert.rejects(ask(), ContentNotFoundError)
-    book.claim({ tag, kind: 'pushed', descriptor: descriptor('two') })
+    book.claim({ name: tag, kind: 'pushed', descriptor: descriptor('two') })
     assert.equal(await ask(), digestOf('two'))
   })
 })

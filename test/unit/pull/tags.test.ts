@@ -163,7 +163,7 @@ suite('a tag', () => {
   test('means what was claimed last where the upstream does not answer, with who has seen that and when', async () => {
     const { ask, claims, conflicts } = world(always, down)
     const other = new TestBook()
-    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    other.claim({ name: TAG, kind: 'observed', descriptor: described(NEW) })
     claims.hear(other)
     const [claim] = other.of(TAG)
     for (const method of ['GET', 'HEAD'] as const) {
@@ -179,10 +179,10 @@ suite('a tag', () => {
   test('means what a claim says only if the content is there and was read', async () => {
     const { ask, get, claims, read } = world(always, down, [OLD])
     const [first, second] = [new TestBook(), new TestBook()]
-    first.claim({ tag: TAG, kind: 'observed', descriptor: described(OLD) })
+    first.claim({ name: TAG, kind: 'observed', descriptor: described(OLD) })
     claims.hear(first)
     second.hear(first)
-    second.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    second.claim({ name: TAG, kind: 'observed', descriptor: described(NEW) })
     claims.hear(second)
     assert.deepEqual(claims.said(TAG), ['observed', NEW])
     // Nobody has the newer one, so that the one before it counts
@@ -195,7 +195,7 @@ suite('a tag', () => {
     const { get, claims, conflicts } = world([], down)
     assert.deepEqual(await get(TAG), [OLD, 'last-known-good'])
     const other = new TestBook()
-    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    other.claim({ name: TAG, kind: 'observed', descriptor: described(NEW) })
     claims.hear(other)
     assert.deepEqual(await get(TAG), [NEW, 'last-known-good'])
     assert.deepEqual(conflicts, [`${TAG} ${OLD}`])
@@ -204,7 +204,7 @@ suite('a tag', () => {
   test('that this node holds is not asked for again, if the rule says so, whatever is claimed', async () => {
     const { get, claims, conflicts } = world([], down, [OLD, NEW], 'local')
     const other = new TestBook()
-    other.claim({ tag: TAG, kind: 'observed', descriptor: described(NEW) })
+    other.claim({ name: TAG, kind: 'observed', descriptor: described(NEW) })
     claims.hear(other)
     assert.deepEqual(await get(TAG), [OLD, 'last-known-good'])
     assert.deepEqual(conflicts, [])

@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../../src/cli/demo-image.ts'
 import { createLogger } from '../../../src/observe/log.ts'
-import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
+import { digestOf } from '../../../src/oci/digest.ts'
+import { manifestName, tagName, type ContentKey } from '../../../src/oci/reference.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { LocalSource } from '../../../src/pull/local.ts'
 import { Fetcher } from '../../../src/push/fetcher.ts'
@@ -12,6 +13,7 @@ import { Pins } from '../../../src/push/pins.ts'
 import { Replicas } from '../../../src/push/replicas.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../../../src/routing/router.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
+import { TestBook } from '../../fakes/test-book.ts'
 import { until } from '../../wait.ts'
 
 const log = createLogger({ level: 'silent' })
@@ -19,11 +21,21 @@ const HOME = 'registry.localhost'
 const repository = { registry: HOME, repository: 'team/app' }
 const tag = tagName(HOME, 'team/app', 'v1')
 
+interface NodeInit {
+  readonly zone?: string
+  readonly copies?: number
+  readonly wait?: number
+  readonly keeps?: boolean
+  readonly repairAfter?: number
+}
+
 /** Nodes in one process, each with a store, that see at once what the others hold. */
 class Network {
   readonly nodes = new Map<string, Node>()
+  /** Claims reach all of them at once */
+  readonly book = new TestBook({ trusted: true })
 
-  node(id: string, init: { zone?: string; copies?: number; wait?: number; keeps?: boolean } = {}) {
+  node(id: string, init: NodeInit = {}) {
     const node = new Node(this, id, init)
     this.nodes.set(id, node)
     return node
@@ -36,14 +48,12 @@ class Node implements KeepExchange {
   readonly peer: Peer
   readonly keeps: boolean
   readonly asked: string[] = []
+  /** How often it was looked who holds something */
+  looks = 0
   readonly #network: Network
   listener: (from: string, request: KeepRequest) => void = () => {}
 
-  constructor(
-    network: Network,
-    id: string,
-    init: { zone?: string; copies?: number; wait?: number; keeps?: boolean },
-  ) {
+  constructor(network: Network, id: string, init: NodeInit) {
     this.#network = network
     this.keeps = init.keeps ?? true
     this.store = new MemoryStore()
@@ -63,6 +73,7 @@ class Node implements KeepExchange {
         router: this,
         fetcher,
         pins: new Pins({ dataDir: join(tmpdir(), `shoal-pins-${process.pid}-${Math.random()}`) }),
+        claims: network.book,
         shares: (registry) => registry === HOME,
         added: () => {},
         log,
@@ -70,7 +81,8 @@ class Node implements KeepExchange {
       {
         copies: init.copies ?? 2,
         wait: init.wait ?? 5000,
-        repairAfter: 1000,
+        repairAfter: init.repairAfter ?? 1000,
+        lookEvery: 20,
         zone,
       },
     )
@@ -87,6 +99,7 @@ class Node implements KeepExchange {
   }
 
   holdersOfAll(keys: readonly ContentKey[]): Peer[] {
+    this.looks += 1
     return this.keepers().filter(({ id }) => {
       const held = this.#network.nodes.get(id)?.store.keys
       return keys.every((key) => held?.has(key))
@@ -174,6 +187,63 @@ suite('copies of what was pushed', () => {
       network.node('b')
       assert.equal(await settle(1), 'on 1 of 2 nodes so far; the others are getting it')
       assert.deepEqual(a.asked, ['b'])
+    })
+  })
+
+  for (const [what, repairAfter, replaced] of [
+    ['is away for longer than it may be is replaced, by one other', 50, true],
+    ['is away for less is waited for', 3_600_000, false],
+  ] as const)
+    test(`of a node that ${what}`, async () => {
+      await withNetwork(async (network) => {
+        const [a] = ['a', 'b', 'c', 'd'].map((id) => network.node(id, { repairAfter }))
+        assert(a !== undefined)
+        for (const { replicas } of network.nodes.values()) await replicas.start()
+        const image = await buildImage({ layers: [3000] })
+        await a.put(image)
+        const { digest } = image.manifest.descriptor
+        assert.equal(await a.replicas.settle(repository, digest, [tag], 3), undefined)
+        // It has been looked at, and is as it should be.
+        await until(() => a.replicas.stats().images === 1 && a.replicas.stats().short === 0)
+        const [first = ''] = a.asked
+        assert.deepEqual(a.asked, [first])
+        await network.nodes.get(first)?.replicas.stop()
+        network.nodes.delete(first)
+        const looks = a.looks
+        if (replaced) {
+          await until(() => a.asked.length === 2 && a.replicas.stats().short === 0)
+          const [, second = ''] = a.asked
+          assert(second !== first)
+          assert(network.nodes.get(second)?.store.keys.has(digest))
+          assert.equal(a.looks > looks, true)
+        } else {
+          await until(() => a.looks > looks + 20)
+          assert.deepEqual(a.asked, [first])
+        }
+      })
+    })
+
+  test('of what was deleted are not made, and of a tag that has moved on it is not the old one', async () => {
+    await withNetwork(async (network) => {
+      const [a, b] = [network.node('a'), network.node('b')]
+      for (const { replicas } of network.nodes.values()) await replicas.start()
+      const image = await buildImage({ layers: [10] })
+      await a.put(image)
+      const { digest, mediaType } = image.manifest.descriptor
+      const name = manifestName(repository, digest)
+      network.book.claim({ name, kind: 'deleted' })
+      a.askToKeep('b', { repository, digest, tags: [tag] })
+      assert.equal(b.replicas.stats().fetching, 0)
+
+      const descriptor = { digest, mediaType, size: 3 }
+      network.book.claim({ name, kind: 'pushed', descriptor })
+      const other = { ...descriptor, digest: digestOf('another manifest') }
+      network.book.claim({ name: tag, kind: 'pushed', descriptor: other })
+      a.askToKeep('b', { repository, digest, tags: [tag] })
+      await until(
+        async () => (await b.store.kept()).has(digest) && b.replicas.stats().fetching === 0,
+      )
+      assert.equal(b.store.keys.has(tag), false)
     })
   })
 

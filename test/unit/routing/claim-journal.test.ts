@@ -20,14 +20,14 @@ function home(tag: string): TagName {
 
 function pushed(content: string, tag: TagName): TagStatement {
   const descriptor = { digest: digestOf(content), mediaType: MEDIA_TYPE.ociManifest, size: 3 }
-  return { tag, kind: 'pushed', descriptor }
+  return { name: tag, kind: 'pushed', descriptor }
 }
 
 /** What a book says that tags mean. */
 function meanings(book: TestBook): Record<string, string> {
   return Object.fromEntries(
     [...book.newest()].map((claim) => [
-      claim.tag,
+      claim.name,
       claim.kind === 'deleted' ? 'deleted' : claim.descriptor.digest,
     ]),
   )
@@ -58,7 +58,7 @@ suite('claims of what was pushed and deleted, on the disk', () => {
     const journal = await start(dataDir, book)
     for (const content of ['one', 'two', 'three']) book.claim(pushed(content, home('moving')))
     book.claim(pushed('gone', home('gone')))
-    book.claim({ tag: home('gone'), kind: 'deleted' })
+    book.claim({ name: home('gone'), kind: 'deleted' })
     book.claim({
       ...pushed('seen', tagName('docker.io', 'a', '1')),
       kind: 'observed',
@@ -70,7 +70,10 @@ suite('claims of what was pushed and deleted, on the disk', () => {
     const journalAgain = await start(dataDir, again)
     const expected = { [home('moving')]: digestOf('three'), [home('gone')]: 'deleted' }
     assert.deepEqual(meanings(again), expected)
-    assert.equal((await readFile(join(dataDir, 'claims.log'), 'utf8')).trim().split('\n').length, 2)
+    assert.equal(
+      (await readFile(join(dataDir, 'claims.log'), 'utf8')).trim().split('\n').length,
+      1 + 2,
+    )
 
     again.claim(pushed('four', home('moving')))
     await journalAgain.stop()
@@ -93,15 +96,44 @@ suite('claims of what was pushed and deleted, on the disk', () => {
     assert.deepEqual(meanings(again), { [home('v1')]: digestOf('there') })
   })
 
-  test('that a tag was deleted is forgotten after 30 days', async () => {
+  test('that a tag was deleted is forgotten after 30 days, and that it was forgotten is not', async () => {
     const dataDir = await directory()
-    const book = new TestBook({ trusted: true, wall: () => Date.now() - 31 * DAY })
+    const then = Date.now() - 31 * DAY
+    const book = new TestBook({ trusted: true, wall: () => then })
     const journal = await start(dataDir, book)
     book.claim(pushed('old', home('kept')))
-    book.claim({ tag: home('deleted'), kind: 'deleted' })
+    book.claim({ name: home('deleted'), kind: 'deleted' })
+    await journal.stop()
+    // All nodes may have been switched off meanwhile: it is told to the others first.
+    const again = new TestBook({ trusted: true })
+    const journalAgain = await start(dataDir, again)
+    const kept = { [home('kept')]: digestOf('old') }
+    assert.deepEqual(meanings(again), { ...kept, [home('deleted')]: 'deleted' })
+    again.forgetDeleted()
+    assert.deepEqual(meanings(again), kept)
+    await journalAgain.stop()
+    const last = new TestBook({ trusted: true })
+    const journalLast = await start(dataDir, last)
+    assert.deepEqual(meanings(last), kept)
+    assert.ok(last.forgotten >= then && last.forgotten < Date.now() - 30 * DAY)
+    assert.equal(last.complete, true)
+    // Who has not heard of it brings the tag back, in vain.
+    const away = new TestBook({ trusted: true, wall: () => then - DAY })
+    away.claim(pushed('old', home('deleted')))
+    last.hear(away)
+    assert.deepEqual(meanings(last), kept)
+    await journalLast.stop()
+  })
+
+  test('that had no room are missed after a new start too', async () => {
+    const dataDir = await directory()
+    const book = new TestBook({ trusted: true })
+    const journal = await start(dataDir, book)
+    for (let i = 0; i <= 10_000; i++) book.claim(pushed('content', home(`t${i}`)))
+    assert.deepEqual([book.size, book.complete], [10_000, false])
     await journal.stop()
     const again = new TestBook({ trusted: true })
-    await start(dataDir, again)
-    assert.deepEqual(meanings(again), { [home('kept')]: digestOf('old') })
+    await (await start(dataDir, again)).stop()
+    assert.deepEqual([again.size, again.complete], [10_000, false])
   })
 })

@@ -23,12 +23,12 @@ const HOUR = 3_600_000
 
 function observed(content: string, tag: TagName = TAG): TagStatement {
   const descriptor = { digest: digestOf(content), mediaType: MEDIA_TYPE.ociIndex, size: 3 }
-  return { tag, kind: 'observed', descriptor }
+  return { name: tag, kind: 'observed', descriptor }
 }
 
 function pushed(content: string, tag: TagName = TAG): TagStatement {
   const descriptor = { digest: digestOf(content), mediaType: MEDIA_TYPE.ociIndex, size: 3 }
-  return { tag, kind: 'pushed', descriptor }
+  return { name: tag, kind: 'pushed', descriptor }
 }
 
 suite('what nodes claim of tags', () => {
@@ -149,7 +149,7 @@ suite('what nodes claim of tags', () => {
     const friend = new TestBook({ trusted: true })
     friend.hear(pusher)
     assert.deepEqual(friend.said(TAG), ['pushed', digestOf('content')])
-    pusher.claim({ tag: TAG, kind: 'deleted' })
+    pusher.claim({ name: TAG, kind: 'deleted' })
     friend.hear(pusher)
     assert.deepEqual(friend.said(TAG), ['deleted'])
     friend.claim(pushed('again'))

@@ -64,7 +64,7 @@ export class LoopbackMesh implements RouterMesh {
         nodeAddress: '127.0.0.1',
         nodeName: `node-${this.#created.length}`,
         dataDir: init.dataDir ?? (await this.directory()),
-        bootstrap: this.nodes.slice(0, 1).map(({ router }) => wayTo(router)),
+        bootstrap: init.bootstrap ?? this.nodes.slice(0, 1).map(({ router }) => wayTo(router)),
         topology: { ...(zone !== undefined && { zone }), ...(region !== undefined && { region }) },
         ...init,
       },
