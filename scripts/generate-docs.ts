@@ -1,9 +1,10 @@
 /** Writes what is generated in docs/; with --check it only says whether they are up to date. */
 import { globSync, readFileSync } from 'node:fs'
-import { readFile, writeFile } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
+import { z } from 'zod'
 import { createProgram } from '../src/cli/program.ts'
-import { configKeys } from '../src/config/schema.ts'
+import { configKeys, configSchema } from '../src/config/schema.ts'
 import { metricsOfANode } from './metrics-of-a-node.ts'
 
 const ROOT = new URL('../', import.meta.url).pathname
@@ -59,25 +60,51 @@ const errors = globSync('**/*.ts', { cwd: `${ROOT}src`, exclude: ['**/gen/**'] }
   .map(({ code, file, words }) => `| \`${code}\` | ${words} | \`${file}\` |\n`)
 const errorTable = `| code | meaning | in |\n| --- | --- | --- |\n${errors.join('')}`
 
+/** What Helm checks `config` by, so that a typing mistake is found before any node has it. */
+const values = 'deploy/helm/shoal/values.schema.json'
+const valuesSchema: { definitions: { config: JsonSchema } } = JSON.parse(
+  readFileSync(`${ROOT}${values}`, 'utf8'),
+)
+interface JsonSchema {
+  default?: unknown
+  description?: string
+  properties?: Record<string, JsonSchema>
+}
+valuesSchema.definitions.config = (function describe(schema: JsonSchema, above: string) {
+  // Helm's values say what they are; what is left out is the daemon's to choose.
+  delete schema.default
+  for (const [name, field] of Object.entries(schema.properties ?? {})) {
+    const key = `${above}${name}`
+    const description = configKeys.find((each) => each.name === key)?.description
+    if (description !== undefined) field.description = description
+    describe(field, `${key}.`)
+  }
+  return schema
+})(z.toJSONSchema(configSchema, { io: 'input', unrepresentable: 'any' }) as JsonSchema, '')
+delete (valuesSchema.definitions.config as { $schema?: string }).$schema
+await settle(values, `${JSON.stringify(valuesSchema, null, 2)}\n`, 'src/config/schema.ts')
+
 for (const [name, source, text] of [
   ['configuration.md', 'src/config/schema.ts', table],
   ['metrics.md', 'a running node', metricsTable],
   ['cli.md', 'src/cli', commands],
   ['errors.md', 'src', errorTable],
 ] as const) {
-  const path = new URL(`../docs/${name}`, import.meta.url)
   const first = `<!-- generated from ${source} by scripts/generate-docs.ts: begin -->\n`
-  const page = await readFile(path, 'utf8')
+  const page = readFileSync(`${ROOT}docs/${name}`, 'utf8')
   const begin = page.indexOf(first)
   const end = page.indexOf(END, begin)
   if (begin < 0 || end < 0) throw new Error(`docs/${name} has lost its markers`)
   const updated = `${page.slice(0, begin)}${first}\n${text}\n${page.slice(end)}`
-  if (!process.argv.includes('--check')) {
-    await writeFile(path, updated)
-  } else if (updated !== page) {
-    console.error(
-      `docs/${name} differs from ${source}: run \`scripts/run scripts/generate-docs.ts\` and commit`,
-    )
-    process.exitCode = 1
-  }
+  await settle(`docs/${name}`, updated, source)
+}
+
+/** Writes a file, or says that it is not as it should be. */
+async function settle(path: string, text: string, source: string): Promise<void> {
+  if (readFileSync(`${ROOT}${path}`, 'utf8') === text) return
+  if (!process.argv.includes('--check')) return writeFile(`${ROOT}${path}`, text)
+  console.error(
+    `${path} differs from ${source}: run \`scripts/run scripts/generate-docs.ts\` and commit`,
+  )
+  process.exitCode = 1
 }

@@ -17,6 +17,7 @@ import { nodeStatus } from './daemon/node-status.ts'
 import { createPulls } from './daemon/pulls.ts'
 import { createPushes } from './daemon/pushes.ts'
 import { createAdminServer } from './http/admin.ts'
+import { createMetricsServer } from './http/metrics.ts'
 import { Listener, MovingListener } from './http/listener.ts'
 import {
   createRegistryServer,
@@ -452,6 +453,13 @@ export function createDaemon(
     listen: config.listen.admin,
     drainTimeout: 0,
   })
+  const metricsListener =
+    config.listen.metrics &&
+    new Listener(createMetricsServer(metrics), {
+      key: 'listen.metrics',
+      listen: config.listen.metrics,
+      drainTimeout: 0,
+    })
   observeNode(metrics, {
     router,
     advertiser,
@@ -469,6 +477,7 @@ export function createDaemon(
   // Probes answer first, and the peer listener is there before the card that names its port.
   const parts: Startable[] = [
     adminListener,
+    ...(metricsListener ? [metricsListener] : []),
     layout ?? { start: async () => {}, stop: async () => containerd.close() },
     // Before anything that strangers could reach
     ...(trust?.parts ?? []),

@@ -470,6 +470,11 @@ export const configSchema = z.strictObject(
             placeholder: 'HOST:PORT',
             description: 'Metrics and health: `/metrics`, `/livez`, `/readyz`.',
           }),
+          metrics: address().optional().register(docs, {
+            placeholder: 'HOST:PORT',
+            description:
+              'Where other machines may read `/metrics`, and nothing else: for a Prometheus that is not on this node, such as `0.0.0.0:9091`. Without it there is no such place.',
+          }),
         },
         SECTION,
       )

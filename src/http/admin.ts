@@ -4,6 +4,7 @@ import type { PullPlan } from '../observe/explain.ts'
 import type { Metrics } from '../observe/metrics.ts'
 import { parseReference, type Reference } from '../oci/reference.ts'
 import { addDashboard, type DashboardComponents } from './dashboard.ts'
+import { addMetrics } from './metrics.ts'
 import { toDistributionError } from '../oci/errors.ts'
 
 /** What the admin pages tell. */
@@ -52,9 +53,6 @@ export function createAdminServer(components: AdminComponents): FastifyInstance 
     return reply.send(await explain(image))
   })
   server.get('/config', (_request, reply) => reply.send(config))
-  server.get('/metrics', async (_request, reply) => {
-    const { contentType, text } = await metrics.render()
-    return reply.type(contentType).send(text)
-  })
+  addMetrics(server, metrics)
   return server
 }

@@ -28,6 +28,15 @@ export const tools = {
   crane: executable(join(directory, `crane-${versions['CRANE_VERSION']}`, 'crane')),
   oras: executable(join(directory, `oras-${versions['ORAS_VERSION']}`, 'oras')),
   helm: executable(join(directory, `helm-${versions['HELM_VERSION']}`, 'helm')),
+  crictl: executable(join(directory, `crictl-${versions['CRICTL_VERSION']}`, 'crictl')),
+  kubectlValidate: executable(
+    join(directory, `kubectl-validate-${versions['KUBECTL_VALIDATE_VERSION']}`, 'kubectl-validate'),
+  ),
+  buildah: find('buildah'),
+  /** What runs containers, and what containerd runs it by */
+  runc: find('runc'),
+  shim: find('containerd-shim-runc-v2'),
+  promtool: find('promtool'),
   /** The official suite of the distribution spec */
   conformance: executable(
     join(directory, `conformance-${versions['CONFORMANCE_VERSION']}`, 'conformance'),
@@ -103,6 +112,22 @@ function missing(need: Need): string | undefined {
       return tools.oras === undefined ? 'oras (built where Go is installed)' : undefined
     case 'helm':
       return tools.helm === undefined ? 'helm (built where Go is installed)' : undefined
+    case 'crictl':
+      return tools.crictl === undefined ? 'crictl (built where Go is installed)' : undefined
+    case 'kubectlValidate':
+      return tools.kubectlValidate === undefined
+        ? 'kubectl-validate (built where Go is installed)'
+        : undefined
+    case 'buildah':
+      return tools.buildah === undefined ? 'buildah (Debian package buildah)' : undefined
+    case 'runc':
+      return tools.runc === undefined ? 'runc (Debian package runc)' : undefined
+    case 'shim':
+      return tools.shim === undefined
+        ? 'containerd-shim-runc-v2 (Debian package containerd)'
+        : undefined
+    case 'promtool':
+      return tools.promtool === undefined ? 'promtool (Debian package prometheus)' : undefined
     case 'conformance':
       return tools.conformance === undefined
         ? 'the conformance suite of the distribution spec (built where Go is installed)'
