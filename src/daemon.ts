@@ -11,7 +11,7 @@ import {
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
-import { FollowedConfig, toldTo } from './daemon/followed-config.ts'
+import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'
 import { createMeshTrust } from './daemon/mesh-trust.ts'
 import { nodeStatus } from './daemon/node-status.ts'
 import { createPulls } from './daemon/pulls.ts'
@@ -50,6 +50,7 @@ import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
+import { createLinks, type LinkLimits } from './traffic/links.ts'
 import { LoopbackTls } from './trust/loopback-tls.ts'
 
 /** A running node. */
@@ -68,6 +69,8 @@ export interface DaemonComponents {
   readonly onTwin?: (twin: TwinError) => void
   /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
   readonly reconsider?: () => Promise<EffectiveConfig>
+  /** The file of its own configuration, and what it says now; without it changes of that are not followed. */
+  readonly written?: OwnFile
 }
 
 /** Registries with a label of their own in metrics beside those of registries.yaml. */
@@ -84,7 +87,7 @@ const WELL_KNOWN: ReadonlySet<string> = new Set([
 /** Puts a node together: the one place, with the rooms of `daemon/`, that knows concrete classes. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, serviceAccount, onTwin, reconsider }: DaemonComponents,
+  { log, serviceAccount, onTwin, reconsider, written }: DaemonComponents,
 ): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
@@ -208,6 +211,8 @@ export function createDaemon(
     { shares: (key) => followed.current.sharing !== 'off' && rights.shares(key) },
   )
 
+  let rates: LinkLimits = config.limits
+  const links = createLinks(() => rates)
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener?.address().port,
@@ -223,6 +228,7 @@ export function createDaemon(
     rights,
     images,
     routes,
+    links,
     peerTls: trust?.peerTls,
     onMiss: (key) => advertiser.missed(key),
   })
@@ -243,7 +249,7 @@ export function createDaemon(
   const history = new PullHistory()
   const uploads = new UploadLimit({
     slots: config.limits.uploadSlots,
-    bytesPerSecond: config.limits.uploadRate,
+    rate: () => links.upload.inForce.rate,
   })
   const labelOf = (name: string): string => {
     const configured = sharedRegistries.list()
@@ -288,6 +294,7 @@ export function createDaemon(
       registry('peer', {
         open: pulls.given,
         uploads,
+        link: links.upload,
         secure: trust?.peerTls,
         // Who has the token needs no such page, and nobody else is to have it
         ...(trust === undefined && { identity: () => router.self() }),
@@ -352,6 +359,7 @@ export function createDaemon(
       : new Listener(
           registry('push', {
             open: rights.unlessVerified(pulls.local),
+            link: links.upload,
             ...pushes.remote,
           }),
           { key: 'listen.push', listen: config.listen.push, drainTimeout },
@@ -392,6 +400,7 @@ export function createDaemon(
       log,
       component,
       reconsider,
+      written,
       routes,
       sharedRegistries,
       mirror,
@@ -399,6 +408,7 @@ export function createDaemon(
         store.recheck()
         claims.recheck()
       },
+      onWritten: ({ limits: now }) => (rates = now),
       onSharing: (sharing) => router.share(sharing),
       onK3sRegistry(now) {
         if (peer !== 'auto') return
@@ -424,6 +434,7 @@ export function createDaemon(
       router,
       replicas: pushes.replicas,
       pulls,
+      links,
       mirror,
     })
   const admin = createAdminServer({
@@ -464,6 +475,7 @@ export function createDaemon(
     router,
     advertiser,
     uploads,
+    links,
     swarm: pulls.swarm,
     inflight: pulls.inflight,
     spool: pulls.spool,

@@ -17,6 +17,7 @@ const COMPOSITION = [
   'http',
   'mirror',
   'doctor',
+  'traffic',
   'trust',
 ]
 
@@ -55,7 +56,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'pull/source.ts',
     'trust/token.ts',
   ],
+  // What bytes of all kinds share
+  traffic: ['oci', 'config/rates.ts'],
   pull: [
+    'traffic',
     'oci',
     'lifecycle.ts',
     'observe/explain.ts',
@@ -76,7 +80,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'routing/claims.ts',
     'pull/source.ts',
   ],
-  http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts', 'push'],
+  http: ['oci', 'lifecycle.ts', 'kernel', 'observe', 'pull/source.ts', 'push', 'traffic'],
   daemon: COMPOSITION,
   'daemon.ts': [...COMPOSITION, 'daemon'],
   cli: [

@@ -5,7 +5,7 @@ import { Command, Option } from 'commander'
 import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
 import { DEFAULT_CONFIG_FILE, loadConfig, printConfig, type LoadedConfig } from '../config/load.ts'
 import { readK3sConfig } from '../config/k3s.ts'
-import { configKeys, type ConfigKey } from '../config/schema.ts'
+import { configKeys, type Config, type ConfigKey } from '../config/schema.ts'
 
 /** Adds `--config` and the flags of the keys, all of them if none are named. */
 export function addConfigOptions(command: Command, names?: readonly string[]): Command {
@@ -62,6 +62,8 @@ export async function loadFromCommand(command: Command): Promise<{
   config: EffectiveConfig
   source: LoadedConfig['source']
   reconsider: () => Promise<EffectiveConfig>
+  /** Where it is written, and what it says there, and in flags and variables, when it is read */
+  written: { path: string; read: () => Promise<Config> }
 }> {
   const loaded = await loadGiven(command)
   const reconsider = async (): Promise<EffectiveConfig> => {
@@ -69,7 +71,16 @@ export async function loadFromCommand(command: Command): Promise<{
     const sharing = loaded.source('sharing')
     return effectiveConfig(loaded.config, hostFacts(), k3s, { sharing })
   }
-  return { config: await reconsider(), source: loaded.source, reconsider }
+  const { config: given } = command.opts<{ config?: string }>()
+  return {
+    config: await reconsider(),
+    source: loaded.source,
+    reconsider,
+    written: {
+      path: given ?? DEFAULT_CONFIG_FILE,
+      read: async () => (await loadGiven(command)).config,
+    },
+  }
 }
 
 /** `shoal config`. */

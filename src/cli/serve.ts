@@ -10,7 +10,7 @@ const SERVICE_ACCOUNT = '/var/run/secrets/kubernetes.io/serviceaccount'
 export function serveCommand(): Command {
   return addConfigOptions(new Command('serve').description('run a node: the daemon')).action(
     async (_options: unknown, command: Command) => {
-      const { config, reconsider } = await loadFromCommand(command)
+      const { config, reconsider, written } = await loadFromCommand(command)
       const log = createLogger({ level: config.log.level, maxLines: config.limits.logLines })
       // Not before it is needed: other commands do without the daemon's half second and 60 MB.
       const { createDaemon } = await import('../daemon.ts')
@@ -20,6 +20,7 @@ export function serveCommand(): Command {
         log,
         serviceAccount: serviceAccount(),
         reconsider,
+        written,
         onTwin: (twin) => {
           process.stderr.write(`shoal: ${twin.message}\n`)
           drain(1)

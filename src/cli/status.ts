@@ -3,7 +3,7 @@ import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
-import { printable } from './text.ts'
+import { formatBytes, printable } from './text.ts'
 
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
@@ -15,6 +15,7 @@ const STATUS_KEYS = [
   'mesh',
   'together',
   'upstream',
+  'limits',
   'mirror',
 ] as const
 
@@ -70,6 +71,7 @@ export function describeStatus(status: NodeStatus): string {
       : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
     ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
+    ['limits', describeLimits(status.limits)],
     ['mirror', describeMirror(mirror)],
   ]
   return lines.map(([name, text]) => `${name.padEnd(15)} ${printable(text)}\n`).join('')
@@ -132,6 +134,21 @@ function describeUpstream({ on, resting }: NodeStatus['upstream']): string {
       : `${url} is down, tried again ${seconds === 0 ? 'at the next pull' : `in ${seconds} s`}`
   })
   return `on; ${each.join('; ')}`
+}
+
+function describeLimits(limits: NodeStatus['limits']): string {
+  const each = limits
+    .filter(({ rate, until }) => rate !== null || until !== null)
+    .map(({ link, rate, until }) => {
+      const now = rate === null ? 'unlimited' : `${formatBytes(rate)}/s`
+      return `${link} ${now}${until === null ? '' : ` until ${formatTime(new Date(until))}`}`
+    })
+  return each.length === 0 ? 'none' : each.join(', ')
+}
+
+/** By the clock of this node, as the schedule is. */
+function formatTime(at: Date): string {
+  return at.toLocaleString('en-GB', { weekday: 'short', hour: '2-digit', minute: '2-digit' })
 }
 
 function describeMirror({ certsDir, withdrawn, complaint }: NodeStatus['mirror']): string {

@@ -2,6 +2,7 @@ import { isIP } from 'node:net'
 import { z } from 'zod'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
 import { K3S_CONFIG_FILE } from './k3s.ts'
+import { formatRates, parseRates, RATES, type RateRule } from './rates.ts'
 
 /** Where something listens or is reached. Port 0 lets the kernel choose. */
 export interface SocketAddress {
@@ -357,6 +358,21 @@ function tagRule() {
     },
     encode: ({ match, revalidate }) =>
       `${match}=${typeof revalidate === 'number' ? formatQuantity(revalidate, DURATION_UNITS) : revalidate}`,
+  })
+}
+
+/** A limit of what passes in a second. */
+function rates() {
+  const message = `expected ${RATES}`
+  const written = z.union([z.string(), z.array(z.string()).min(1)], { error: message })
+  return z.codec(written, z.custom<readonly RateRule[]>(), {
+    decode: (text, context) => {
+      const rules = parseRates([text].flat().join(','))
+      if (rules !== undefined) return rules
+      context.issues.push({ code: 'custom', message, input: text })
+      return z.NEVER
+    },
+    encode: formatRates,
   })
 }
 
@@ -865,17 +881,25 @@ export const configSchema = z.strictObject(
               description:
                 'Blobs that are given to other nodes at a time. Who asks for more is told to come again, and does so, or asks another node.',
             }),
-          uploadRate: textual<number | 'unlimited'>(
-            'unlimited or a size such as 20MiB, which is meant for a second',
-            (text) => (text === 'unlimited' ? text : parseQuantity(text, SIZE_UNITS) || undefined),
-            (value) => (value === 'unlimited' ? value : formatQuantity(value, SIZE_UNITS)),
-          )
-            .prefault('unlimited')
-            .register(docs, {
-              placeholder: 'SIZE',
-              description:
-                'Bytes of blobs that are given to other nodes in a second, on average: each blob begins only when those before it are paid for, and is then given as fast as it goes.',
-            }),
+          upload: rates().prefault('unlimited').register(docs, {
+            placeholder: 'RATES',
+            description:
+              'What all blobs together that are given to other machines may take of the link, as a rate such as `50MB`, `20MiB` (bytes) or `200Mbit` (bits) in a second, `unlimited`, or a list of these with days and hours by the clock of the node: `5Mbit mon-fri 07:00-19:00, 50Mbit`; the first that holds now counts, and without one there is no limit. Transfers share it evenly; what nobody waits for has what the others leave, and 5 % in any case. It is followed while the node runs.',
+          }),
+          download: rates().prefault('unlimited').register(docs, {
+            placeholder: 'RATES',
+            description:
+              'The same of all blobs that this node gets from other nodes and from registries. Also without a limit, what nobody waits for is got at 4 MB a second at most while something is pulled.',
+          }),
+          wan: rates().prefault('unlimited').register(docs, {
+            placeholder: 'RATES',
+            description:
+              'The same, in addition, of those among them that come from registries and from nodes of another region (or of another zone, where regions are not known).',
+          }),
+          uploadRate: rates().optional().register(docs, {
+            placeholder: 'RATES',
+            description: 'Older name of `limits.upload`.',
+          }),
           spool: textual<number>(
             'a size such as 2GiB',
             (text) => parseQuantity(text, SIZE_UNITS),
@@ -1034,7 +1058,9 @@ export function* contradictions({
   listen,
   private: rules,
   upstream,
+  limits,
 }: {
+  limits: { upload: readonly RateRule[]; uploadRate?: readonly RateRule[] | undefined }
   push: {
     access: string
     users?: string | undefined
@@ -1070,6 +1096,11 @@ export function* contradictions({
       path: ['listen', 'local'],
       message:
         'is an address that other machines reach, where all of them may do everything: say listen.exposed: true if that is meant',
+    }
+  if (limits.uploadRate !== undefined && formatRates(limits.upload) !== 'unlimited')
+    yield {
+      path: ['limits', 'uploadRate'],
+      message: 'is called limits.upload now, which is set too',
     }
   for (const [index, { policy }] of rules.entries()) {
     if (policy !== 'verify') continue

@@ -9,6 +9,7 @@ import type { Startable } from '../lifecycle.ts'
 import type { MirrorKeeper } from '../mirror/keeper.ts'
 import type { Logger } from '../observe/log.ts'
 import type { UpstreamRoutes } from '../pull/upstream/routes.ts'
+import type { Config } from '../config/schema.ts'
 import type { Sharing } from '../routing/libp2p.ts'
 
 export interface FollowedConfigComponents {
@@ -16,28 +17,39 @@ export interface FollowedConfigComponents {
   readonly component: (name: string) => Logger
   /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
   readonly reconsider: (() => Promise<EffectiveConfig>) | undefined
+  /** The file of its own configuration; without it changes of that are not followed */
+  readonly written: OwnFile | undefined
   readonly routes: UpstreamRoutes
   readonly sharedRegistries: SharedRegistries
   readonly mirror: MirrorKeeper
   /** Which registries are shared may have changed: what is known is judged again */
   readonly onRegistries: () => void
+  /** What its own configuration says now: of that, only what can change while it runs follows */
+  readonly onWritten: (config: Config) => void
   readonly onSharing: (sharing: Sharing) => void
   /** K3s, when it is started anew, needs the port of its own registry for itself, or does not any more */
   readonly onK3sRegistry: (now: EffectiveConfig) => void
 }
 
-/** What a daemon follows of its configuration while it runs: registries.yaml, and what K3s' files say of sharing. */
+/** Where a daemon's own configuration is written, and what that says when it is read. */
+export interface OwnFile {
+  readonly path: string
+  readonly read: () => Promise<Config>
+}
+
+/** What a daemon follows of its configuration while it runs: its own file, registries.yaml, and what K3s' files say of sharing. */
 export class FollowedConfig implements Startable {
   readonly #components: FollowedConfigComponents
   readonly #registries: WatchedFiles<Registries>
   readonly #k3s: WatchedFiles<EffectiveConfig> | undefined
+  readonly #written: WatchedFiles<Config> | undefined
   #current: EffectiveConfig
   #lastRead: Registries | undefined
 
   constructor(components: FollowedConfigComponents, config: EffectiveConfig) {
     this.#components = components
     this.#current = config
-    const { log, component, reconsider, sharedRegistries } = components
+    const { log, component, reconsider, written, sharedRegistries } = components
     this.#registries = new WatchedFiles(
       { log: component('registries') },
       {
@@ -66,6 +78,17 @@ export class FollowedConfig implements Startable {
           changed: (now) => this.#follow(now),
         },
       )
+    this.#written =
+      written &&
+      new WatchedFiles(
+        { log: component('config') },
+        {
+          what: 'its own configuration',
+          files: () => [written.path],
+          read: written.read,
+          changed: components.onWritten,
+        },
+      )
   }
 
   /** As the configuration at the start, but with what K3s' says now; only what concerns sharing and registries follows. */
@@ -75,10 +98,13 @@ export class FollowedConfig implements Startable {
 
   /** The files that cannot be used, and why. */
   get complaints(): string[] {
-    return [this.#k3s?.complaint, this.#registries.complaint].filter((text) => text !== undefined)
+    return [this.#written, this.#k3s, this.#registries]
+      .map((watched) => watched?.complaint)
+      .filter((text) => text !== undefined)
   }
 
   async start(): Promise<void> {
+    await this.#written?.start()
     await this.#k3s?.start()
     await this.#registries.start()
   }
@@ -86,6 +112,7 @@ export class FollowedConfig implements Startable {
   async stop(): Promise<void> {
     await this.#registries.stop()
     await this.#k3s?.stop()
+    await this.#written?.stop()
   }
 
   #follow(now: EffectiveConfig): void {

@@ -8,6 +8,7 @@ import type { Advertiser } from '../routing/advertiser.ts'
 import type { Libp2pRouter } from '../routing/libp2p.ts'
 import type { ContainerdStore } from '../store/containerd/containerd-store.ts'
 import type { HotStore } from '../store/hot-store.ts'
+import { rateStatus, type Links } from '../traffic/links.ts'
 import type { FollowedConfig } from './followed-config.ts'
 import type { Pulls } from './pulls.ts'
 
@@ -26,6 +27,7 @@ export interface NodeStatusComponents {
   readonly router: Libp2pRouter
   readonly replicas: Replicas
   readonly pulls: Pick<Pulls, 'swarm' | 'upstream'>
+  readonly links: Links
   readonly mirror: MirrorKeeper
 }
 
@@ -43,6 +45,7 @@ export async function nodeStatus(
     router,
     replicas,
     pulls: { swarm, upstream },
+    links,
     mirror,
   }: NodeStatusComponents,
 ): Promise<NodeStatus> {
@@ -96,6 +99,7 @@ export async function nodeStatus(
         .map((tree) => ({ ...tree, leaders: tree.leaders.map(nameOf) })),
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
+    limits: rateStatus(links),
     // The file that cannot be used, and why, is in the text
     complaints: followed.complaints,
     mirror: {

@@ -31,6 +31,7 @@ import type { ContainerdStore } from '../store/containerd/containerd-store.ts'
 import type { HotStore } from '../store/hot-store.ts'
 import type { LayoutStore } from '../store/layout/layout-store.ts'
 import { Spool } from '../store/spool.ts'
+import type { Links } from '../traffic/links.ts'
 import { isIdentityError, type PeerTls } from '../trust/peer-tls.ts'
 
 export interface PullsComponents {
@@ -45,6 +46,7 @@ export interface PullsComponents {
   readonly rights: Rights
   readonly images: PrivateImages
   readonly routes: UpstreamRoutes
+  readonly links: Links
   readonly peerTls: PeerTls | undefined
   /** What was announced is not there */
   readonly onMiss: (key: ContentKey) => void
@@ -79,6 +81,7 @@ export function createPulls(
     rights,
     images,
     routes,
+    links,
     peerTls,
     onMiss,
   }: PullsComponents,
@@ -192,6 +195,8 @@ export function createPulls(
   const transfers = new Transfers({
     log: component('pull'),
     onWrongContent: (digest) => poisoned.note(digest),
+    linksOf: ({ peer }) =>
+      peer === undefined || router.isFar(peer) ? [links.wan, links.download] : [links.download],
   })
   const sources = transfers.over(chain([known, holders('near'), news, swarm, holders('far')]))
   const fromNodes = transfers.over(chain([known, holders('near'), news, holders('far')]))

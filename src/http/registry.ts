@@ -23,6 +23,8 @@ import { DistributionError, toDistributionError } from '../oci/errors.ts'
 import { parseHomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource, SourceName } from '../pull/source.ts'
+import type { Link } from '../traffic/link.ts'
+import { ShapedSink } from '../traffic/shaped-sink.ts'
 import type { Home } from './home.ts'
 import { keepPagesOut } from './browsers.ts'
 import { limitConnections, type ConnectionLimits } from './connection-limit.ts'
@@ -45,8 +47,10 @@ export interface RegistryComponents {
   readonly pins?: PinComponents
   /** What bounds the requests in work, one for all servers of a listener; without it nothing does. */
   readonly requests?: RequestLimit
-  /** What bounds the blobs that are given; without it nothing does. */
+  /** What bounds the blobs that are given at a time; without it nothing does. */
   readonly uploads?: UploadLimit
+  /** What blobs are given over; nothing shapes them without it. */
+  readonly link?: Link
   /** Makes the server, for a listener that speaks TLS; without it in plain text. */
   readonly secure?: SecureServers | undefined
   /** Who decides on pulls of private images; without it everybody may pull everything that `open` finds. */
@@ -112,7 +116,8 @@ export function createRegistryServer(
   components: RegistryComponents,
   init: RegistryInit,
 ): FastifyInstance {
-  const { open, metrics, log, identity, uploads, secure, door, home, history, pins } = components
+  const { open, metrics, log, identity, uploads, link, secure, door, home, history, pins } =
+    components
   const { requests } = components
   const { limits } = init
   const serverOptions = {
@@ -310,10 +315,10 @@ export function createRegistryServer(
   }
 
   /** Takes an upload slot where that is needed, and returns what gives it back. */
-  async function enter({ kind }: PullRequest, { body }: Content): Promise<() => void> {
+  async function enter({ kind, background }: PullRequest, { body }: Content): Promise<() => void> {
     if (uploads === undefined || kind === 'manifest' || body === undefined) return () => {}
     try {
-      return uploads.begin(body.length)
+      return uploads.begin({ background: background?.() === true })
     } catch (error) {
       await body.discard()
       throw error
@@ -349,13 +354,18 @@ export function createRegistryServer(
     if (content.source === 'inflight') raw.flushHeaders()
     if (body !== undefined) {
       const sink = new ResponseSink(raw, { signal, stallTimeout: limits.stallTimeout })
+      const background = (): boolean => request.background?.() === true
+      using shaped =
+        link === undefined || request.kind === 'manifest'
+          ? undefined
+          : new ShapedSink(sink, [link], { background, signal })
       const { listener, labelOf = () => OTHER_REGISTRIES } = init
       const count = (source: SourceName, bytes: number): void => {
         metrics.bytes.inc({ listener, source, registry: labelOf(request.registry) }, bytes)
         if (listener === 'local' && source !== 'upstream') metrics.bytesSaved.inc(bytes)
       }
       try {
-        await body.writeTo(sink, { signal })
+        await body.writeTo(shaped ?? sink, { signal })
         if (content.sent === undefined) count(content.source, body.length)
       } finally {
         for (const [source, bytes] of content.sent ?? []) count(source, bytes)

@@ -49,11 +49,11 @@ export class ResponseSink implements ByteSink {
    * By sendfile(2), which costs a third of reading and writing. While the connection's buffer is full the next bytes are
    * written in the ordinary way, which waits for room; with the first of them goes the head of the answer.
    */
-  async writeFile(file: FileHandle, part: ByteRange): Promise<boolean> {
+  async writeFile(file: FileHandle, part: ByteRange): Promise<number> {
     const { socket } = this.#response
-    if (socket === null || rangeLength(part) < SEND_BYTES) return false
+    if (socket === null || rangeLength(part) < SEND_BYTES) return 0
     using sender = await FileSender.to(socket)
-    if (sender === undefined) return false
+    if (sender === undefined) return 0
     const buffer = Buffer.allocUnsafeSlow(WRITE_BYTES)
     const end = part.end + 1
     for (let offset = part.start; offset < end;) {
@@ -69,7 +69,7 @@ export class ResponseSink implements ByteSink {
         socket.setTimeout(this.#stallTimeout)
       }
     }
-    return true
+    return rangeLength(part)
   }
 
   async lend<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined> {

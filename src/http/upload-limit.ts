@@ -1,24 +1,29 @@
 import { DistributionError } from '../oci/errors.ts'
 
-/** What is owed for uploads is never waited for longer than this, in s. */
-const LONGEST_WAIT = 60
+/** An upload that is slower than this, in bytes a second, is of no use: where the rate is low, fewer run at a time. */
+const SLOWEST = 128_000
+/** When to come again, in s. */
+const RETRY_AFTER = '1'
+
+export interface UploadLimitInit {
+  /** Uploads at a time */
+  readonly slots: number
+  /** Bytes a second that all of them have together now; `Infinity` is no limit */
+  readonly rate: () => number
+}
 
 /**
- * Bounds what this node gives to others, whatever many of them ask for: so many blobs at a time, and so many bytes a
- * second on average. Who comes on top of it is told at once when to come again; manifests and questions always pass.
+ * Bounds how many blobs this node gives to others at a time, whatever many of them ask for. Who comes on top of it is told at
+ * once to come again; manifests and questions always pass. What nobody waits for has half of the slots at most.
  */
 export class UploadLimit {
-  readonly #slots: number
-  readonly #bytesPerSecond: number
+  readonly #init: UploadLimitInit
   #used = 0
+  #background = 0
   #refused = 0
-  /** When the bytes promised so far will have been due, by `performance.now()` */
-  #paidAt = 0
 
-  constructor(init: { slots: number; bytesPerSecond: number | 'unlimited' }) {
-    this.#slots = init.slots
-    this.#bytesPerSecond =
-      init.bytesPerSecond === 'unlimited' ? Number.POSITIVE_INFINITY : init.bytesPerSecond
+  constructor(init: UploadLimitInit) {
+    this.#init = init
   }
 
   /** Uploads that run. */
@@ -32,24 +37,25 @@ export class UploadLimit {
   }
 
   /**
-   * Takes a slot for an upload of `bytes`, and promises them.
+   * Takes a slot.
    * @returns gives the slot back; to be called once
-   * @throws {DistributionError} 503 with `Retry-After` when there is no slot, or more is promised than a second brings
+   * @throws {DistributionError} 503 with `Retry-After` when there is none
    */
-  begin(bytes: number): () => void {
-    const now = performance.now()
-    const owed = Math.max(0, (this.#paidAt - now) / 1000)
-    if (this.#used >= this.#slots || owed > 1) {
+  begin({ background }: { readonly background: boolean }): () => void {
+    const { slots, rate } = this.#init
+    const most = Math.max(1, Math.min(slots, Math.floor(rate() / SLOWEST)))
+    const full = this.#used >= most || (background && this.#background >= Math.ceil(most / 2))
+    if (full) {
       this.#refused += 1
-      const seconds = Math.min(LONGEST_WAIT, Math.max(1, Math.ceil(owed - 1)))
       throw new DistributionError('UNAVAILABLE', 'this node gives as much as it may', {
-        headers: { 'retry-after': String(seconds) },
+        headers: { 'retry-after': RETRY_AFTER },
       })
     }
     this.#used += 1
-    this.#paidAt = Math.max(this.#paidAt, now) + (bytes / this.#bytesPerSecond) * 1000
+    if (background) this.#background += 1
     return () => {
       this.#used -= 1
+      if (background) this.#background -= 1
     }
   }
 }

@@ -19,6 +19,12 @@ export interface ObservedNode {
   }
   readonly advertiser: { count(): number }
   readonly uploads: { readonly used: number; readonly refused: number }
+  readonly links: Readonly<
+    Record<
+      'upload' | 'download' | 'wan',
+      { readonly inForce: { readonly rate: number }; readonly waitedSeconds: number }
+    >
+  >
   readonly swarm: { readonly lists: number; list(): readonly { readonly from: string }[] }
   readonly inflight: { readonly size: number }
   readonly spool: { readonly bytes: number }
@@ -38,6 +44,7 @@ export function observeNode(
     router,
     advertiser,
     uploads,
+    links,
     swarm,
     inflight,
     spool,
@@ -56,6 +63,18 @@ export function observeNode(
     advertiser.count(),
   )
   observe('shoal_uploads', 'Blobs that are being given to other nodes', () => uploads.used)
+  for (const link of ['upload', 'download', 'wan'] as const) {
+    observe(
+      `shoal_limit_${link}_bytes_per_second`,
+      `What limits.${link} lets pass now; +Inf is no limit`,
+      () => links[link].inForce.rate,
+    )
+    observe(
+      `shoal_limit_${link}_wait_seconds`,
+      `Seconds that transfers have waited for limits.${link} since the start, all added up`,
+      () => links[link].waitedSeconds,
+    )
+  }
   for (const role of ['leads', 'follows'] as const) {
     observe(
       `shoal_pulls_together_${role}`,

@@ -75,6 +75,14 @@ export interface NodeStatus {
     /** Endpoints that are not asked now */
     readonly resting: readonly RestingEndpoint[]
   }
+  /** What may pass now */
+  readonly limits: readonly {
+    readonly link: 'upload' | 'download' | 'wan'
+    /** Bytes a second; null is no limit */
+    readonly rate: number | null
+    /** When another one will hold, in ISO 8601; null if none will */
+    readonly until: string | null
+  }[]
   /** Why what registries.yaml or K3s' configuration say now does not count; then what they said before does */
   readonly complaints: readonly string[]
   readonly mirror: {

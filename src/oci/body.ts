@@ -9,11 +9,12 @@ export interface ByteSink {
    */
   write(chunk: Uint8Array): Promise<void>
   /**
-   * Writes a part of a file without its bytes passing through this process; false, with nothing written, where that cannot
-   * be. Settles only when the file is not needed any more, soon after the reader is gone.
+   * Writes a part of a file without its bytes passing through this process. Settles only when the file is not needed any more,
+   * soon after the reader is gone.
+   * @returns how many bytes were written from its start on; where that cannot be fewer than all, or none
    * @throws like `write`, and {@link ContentTruncatedError} when the file ends before the part does
    */
-  writeFile?(file: FileHandle, part: ByteRange): Promise<boolean>
+  writeFile?(file: FileHandle, part: ByteRange): Promise<number>
   /**
    * Takes bytes out of a connection without their passing through this thread; undefined, with nothing taken, where that
    * cannot be. Settles only when the connection is not needed any more, soon after the reader is gone.

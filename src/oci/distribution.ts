@@ -35,6 +35,8 @@ export interface PullRequest {
   /** A digest, or for manifests a tag */
   readonly target: { readonly digest: Digest } | { readonly tag: string }
   readonly range?: RangeRequest
+  /** Whether nobody waits for it; without it somebody does. It may change while it is answered. */
+  readonly background?: () => boolean
 }
 
 /** Under which key the target is held and announced. */
@@ -89,7 +91,13 @@ export function parsePullRequest(request: RequestParts, naming: HomeNaming): Pul
 
   const { registry, repository } = nameRepository(name, query, request.headers, naming)
   const range = parseRange(header(request.headers, 'range'))
-  const parsed = { method, registry, repository, ...(range !== undefined && { range }) } as const
+  const parsed = {
+    method,
+    registry,
+    repository,
+    ...(range !== undefined && { range }),
+    ...(isBackground(header(request.headers, 'priority')) && { background: () => true }),
+  } as const
   if (isDigest(target)) {
     return { ...parsed, kind: kind === 'blobs' ? 'blob' : 'manifest', target: { digest: target } }
   }
@@ -172,6 +180,13 @@ function decodePath(path: string): string {
   } catch (cause) {
     throw new ReferenceInvalidError('path has a broken escape', { cause })
   }
+}
+
+/** What `Priority` says of a request that nobody waits for. @see https://www.rfc-editor.org/rfc/rfc9218.html#section-4.1 */
+export const BACKGROUND = 'u=7'
+
+function isBackground(priority = ''): boolean {
+  return priority.split(',').some((part) => part.trim() === BACKGROUND)
 }
 
 /** The first value of a header. */

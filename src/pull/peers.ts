@@ -253,6 +253,7 @@ export class PeersSource implements ContentSource {
     return {
       id: peer.id,
       name: peer.name,
+      peer,
       failed: (error) => this.#failed(peer, error),
       ...(inflight && {
         doubted: (error: unknown) => {

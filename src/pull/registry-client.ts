@@ -1,6 +1,7 @@
 import type { ByteSink } from '../oci/body.ts'
 import { isDigest, type Digest } from '../oci/digest.ts'
 import {
+  BACKGROUND,
   parseContentRange,
   rangeLength,
   resolveRange,
@@ -251,8 +252,9 @@ function render(
 ): string {
   const accept = pull.kind === 'manifest' ? `Accept: ${MANIFEST_MEDIA_TYPES.join(', ')}\r\n` : ''
   const part = range === undefined ? '' : `Range: bytes=${renderRange(range)}\r\n`
+  const priority = pull.background?.() === true ? `Priority: ${BACKGROUND}\r\n` : ''
   const host = origin.slice(origin.indexOf('//') + 2)
-  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}\r\n`
+  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}${priority}\r\n`
 }
 
 function renderRange(range: RangeRequest): string {

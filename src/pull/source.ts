@@ -1,6 +1,7 @@
 import type { ContentBody } from '../oci/body.ts'
 import type { ByteRange, PullRequest } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
+import type { Peer } from '../routing/router.ts'
 
 /** Where the bytes of an answer came from; the values of the header `Shoal-Source`. */
 export type SourceName = 'local' | 'inflight' | 'peer' | 'upstream'
@@ -33,6 +34,8 @@ export interface Giver {
   readonly id: string
   /** For people; the id where there is none */
   readonly name?: string
+  /** There for a node */
+  readonly peer?: Pick<Peer, 'zone' | 'region'>
   /** It broke off, or what it gave was wrong ({@link DigestMismatchError}): its source draws its conclusions. */
   failed(error: unknown): void
   /**

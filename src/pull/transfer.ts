@@ -2,6 +2,8 @@ import type { Logger } from '../observe/log.ts'
 import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
+import type { Link } from '../traffic/link.ts'
+import { ShapedSink } from '../traffic/shaped-sink.ts'
 import type { OpenContent } from './chain.ts'
 import { Passages, type Passage } from './passage.ts'
 import type { Content, Giver, SourceName } from './source.ts'
@@ -10,6 +12,8 @@ export interface TransfersComponents {
   readonly log: Logger
   /** Told when wrong bytes of a blob have gone to the client. */
   readonly onWrongContent?: (digest: Digest) => void
+  /** What the bytes of a giver come over; nothing shapes them where it is not said. */
+  readonly linksOf?: (giver: Giver) => readonly Link[]
 }
 
 /** Transfers for one body; a bound for a mesh in which everything breaks. */
@@ -22,9 +26,11 @@ const MAX_ATTEMPTS = 32
 export class Transfers {
   readonly #log: Logger
   readonly #onWrongContent: (digest: Digest) => void
+  readonly #linksOf: (giver: Giver) => readonly Link[]
   readonly #passages = new Passages()
 
-  constructor({ log, onWrongContent = () => {} }: TransfersComponents) {
+  constructor({ log, onWrongContent = () => {}, linksOf = () => [] }: TransfersComponents) {
+    this.#linksOf = linksOf
     this.#log = log
     this.#onWrongContent = onWrongContent
   }
@@ -109,8 +115,11 @@ export class Transfers {
     for (let attempt = 1; ; attempt += 1) {
       const { giver } = content
       if (giver !== undefined) givers.set(giver.id, giver)
+      const links = giver === undefined ? [] : this.#linksOf(giver)
       try {
-        await content.body?.writeTo(checked, { signal })
+        const background = (): boolean => request.background?.() === true
+        using shaped = new ShapedSink(checked, links, { background, signal })
+        await content.body?.writeTo(shaped, { signal })
         if (size === 0) await passage.finish()
         if (offset <= end) throw new ContentTruncatedError('ended too early')
         return

@@ -15,6 +15,12 @@ import { NotHeldError, type WritableStore } from '../store/store.ts'
 /** An index in an index, and one more */
 const MAX_DEPTH = 4
 
+export interface FetchOptions {
+  readonly signal: AbortSignal
+  /** As in {@link PullRequest}: nobody waits for it */
+  readonly background?: () => boolean
+}
+
 /** Gets images of a repository into this node's store, over the way that pulls take. */
 export class Fetcher {
   readonly #store: WritableStore
@@ -33,7 +39,7 @@ export class Fetcher {
   async fetch(
     repository: RepositoryName,
     digest: Digest,
-    options: { signal: AbortSignal },
+    options: FetchOptions,
     depth = 0,
   ): Promise<Descriptor> {
     const bytes = await this.read(repository, digest, options)
@@ -76,7 +82,7 @@ export class Fetcher {
   async obtain(
     repository: RepositoryName,
     { digest, mediaType }: Pick<Descriptor, 'digest' | 'mediaType'>,
-    options: { signal: AbortSignal },
+    options: FetchOptions,
     depth = 0,
   ): Promise<void> {
     if (isManifestMediaType(mediaType) && depth < MAX_DEPTH) {
@@ -85,14 +91,14 @@ export class Fetcher {
     }
     // That it is here, in another repository, gives nobody a right to it: somebody must have it in this one.
     if (await this.#isHere(digest))
-      await this.#open(requestFor('HEAD', 'blob', repository, digest), options)
+      await this.#open(requestFor('HEAD', 'blob', repository, digest, options), options)
     await this.#fetchBlob(repository, digest, options)
   }
 
   async #fetchBlob(
     repository: RepositoryName,
     digest: Digest,
-    options: { signal: AbortSignal },
+    options: FetchOptions,
   ): Promise<void> {
     if (!(await this.#isHere(digest))) {
       const { descriptor, body } = await this.#get(repository, digest, 'blob', options)
@@ -112,9 +118,9 @@ export class Fetcher {
     repository: RepositoryName,
     digest: Digest,
     kind: PullRequest['kind'],
-    options: { signal: AbortSignal },
+    options: FetchOptions,
   ) {
-    const content = await this.#open(requestFor('GET', kind, repository, digest), options)
+    const content = await this.#open(requestFor('GET', kind, repository, digest, options), options)
     if (content.body === undefined) throw new NotHeldError(digest)
     return { descriptor: content.descriptor, body: content.body }
   }
@@ -136,6 +142,8 @@ function requestFor(
   kind: PullRequest['kind'],
   { registry, repository }: RepositoryName,
   digest: Digest,
+  { background }: FetchOptions,
 ): PullRequest {
-  return { method, kind, registry, repository, target: { digest } }
+  const request = { method, kind, registry, repository, target: { digest } }
+  return background === undefined ? request : { ...request, background }
 }

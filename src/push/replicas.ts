@@ -15,7 +15,7 @@ import {
 import type { TagClaims } from '../routing/claims.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
-import type { Fetcher } from './fetcher.ts'
+import type { Fetcher, FetchOptions } from './fetcher.ts'
 import type { Pins } from './pins.ts'
 
 /** So often it is looked whether there are enough copies of everything, in ms. */
@@ -286,7 +286,7 @@ export class Replicas implements Startable {
     signal: AbortSignal,
   ): Promise<string | undefined> {
     const { repository, digest, tags } = request
-    await this.#fetch(request, signal)
+    await this.#fetch(request, { signal })
     if (!this.#components.shares(repository.registry))
       return `kept on this node only: ${repository.registry} is not shared`
     return this.settle(repository, digest, tags, peers)
@@ -305,10 +305,10 @@ export class Replicas implements Startable {
 
   async #fetch(
     { repository, digest, tags, copies }: KeepRequest,
-    signal: AbortSignal,
+    options: FetchOptions,
   ): Promise<void> {
     const { store, fetcher, pins, added } = this.#components
-    const descriptor = await fetcher.fetch(repository, digest, { signal })
+    const descriptor = await fetcher.fetch(repository, digest, options)
     if (this.#isDeleted(repository, digest)) {
       await store.unlink(digest, repository)
       throw new NotHeldError(digest)
@@ -365,7 +365,7 @@ export class Replicas implements Startable {
     const { repository, digest, tags } = request
     const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
     try {
-      await this.#fetch(request, deadline)
+      await this.#fetch(request, { signal: deadline, background: () => true })
       onFetched('kept')
       log.info({ digest, tags }, 'a copy is kept')
     } catch (err) {

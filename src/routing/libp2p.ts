@@ -394,6 +394,13 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
     this.#pulls = listener
   }
 
+  /** What a peer gives comes over a wide area network: from another region or, where these are not known, from another zone. */
+  isFar({ zone, region }: Pick<Peer, 'zone' | 'region'>): boolean {
+    const own = this.#topology
+    if (own.region !== undefined && region !== undefined) return own.region !== region
+    return own.zone !== undefined && zone !== undefined && own.zone !== zone
+  }
+
   keepers(): readonly Peer[] {
     if (this.#tokens.length === 0) return []
     return Array.from(this.#running?.protocol.nodes() ?? [])

@@ -66,9 +66,11 @@ export async function copyFilePart(
   signal.addEventListener('abort', onAbort, { once: true })
   try {
     signal.throwIfAborted()
-    if ((await sink.writeFile?.(file, part)) === true) return
+    const start = part.start + ((await sink.writeFile?.(file, part)) ?? 0)
+    if (start > part.end) return
     // A sink that does not take its bytes must not keep the file open after the abort.
-    await Promise.race([copyThrough(file, part, sink, signal), aborted.promise])
+    const rest = copyThrough(file, { start, end: part.end }, sink, signal)
+    await Promise.race([rest, aborted.promise])
   } finally {
     signal.removeEventListener('abort', onAbort)
   }

@@ -79,6 +79,7 @@ export function dashboardNode({
     push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
     together: { pulls: [], lists: [] },
     upstream: { on: true, resting: [] },
+    limits: [],
     complaints: [],
     mirror: { certsDir: '/etc/containerd/certs.d', withdrawn: false, complaint: null },
     ...changes,

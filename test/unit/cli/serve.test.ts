@@ -133,6 +133,35 @@ suite('shoal serve', () => {
     assert.equal(await readFile(socket, 'utf8'), 'a file')
   })
 
+  test('follows the rates in its file while it runs, and says which is in force', async () => {
+    const path = await configFile('rates.yaml', `${node('rates')}limits: {wan: 200Mbit}\n`)
+    const { output, ended, child } = shoal(['serve', '--config', path])
+    try {
+      const { admin } = await startedLine(output)
+      const inForce = async (): Promise<string | undefined> => {
+        const text = await (await request(`http://${admin}/metrics`)).body.text()
+        return /^shoal_limit_wan_bytes_per_second (.*)$/m.exec(text)?.[1]
+      }
+      assert.equal(await inForce(), '25000000')
+      await configFile('rates.yaml', `${node('rates')}limits: {wan: 64kbit}\n`)
+      await until(async () => (await inForce()) === '8000', { what: 'the new rate is in force' })
+      await configFile('rates.yaml', `${node('rates')}limits: {wan: fast}\n`)
+      const status = async () => (await shoal(['status', '--listen-admin', admin]).ended).stdout
+      await until(
+        async () => /^cannot be used +.*rates\.yaml:5.*limits\.wan/m.test(await status()),
+        {
+          what: 'what is wrong is said',
+        },
+      )
+      assert.match(await status(), /^limits +wan 8\.0 kB\/s$/m)
+      await configFile('rates.yaml', node('rates'))
+      await until(async () => (await inForce()) === '+Inf', { what: 'there is no limit' })
+    } finally {
+      child.kill('SIGTERM')
+    }
+    assert.equal((await ended).code, 0)
+  })
+
   test('refuses a store directory that cannot be one', async () => {
     const path = await configFile('file.yaml', node('file'))
     const notDirectory = await configFile('plain-file', 'x')

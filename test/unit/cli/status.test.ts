@@ -36,6 +36,7 @@ const READY: NodeStatus = {
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
+  limits: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },
 }
 
@@ -65,6 +66,18 @@ suite('the words of shoal status', () => {
   test('name containerd, and what it holds', () => {
     const what = /^store +containerd v2\.3\.4 at \/c\.sock, namespace k8s\.io: 2 images, 7 digests/m
     assert.match(describeStatus(READY), what)
+  })
+
+  test('say what may pass now, and until when', () => {
+    assert.match(describeStatus(READY), /^limits +none$/m)
+    const until = new Date(2025, 5, 2, 19).toISOString()
+    const limits: NodeStatus['limits'] = [
+      { link: 'upload', rate: 50e6, until: null },
+      { link: 'download', rate: null, until: null },
+      { link: 'wan', rate: 625_000, until },
+    ]
+    const said = /^limits +upload 50\.0 MB\/s, wan 625 kB\/s until Mon.* 19:00$/m
+    assert.match(describeStatus({ ...READY, limits }), said)
   })
 
   test('name the file that cannot be used', () => {

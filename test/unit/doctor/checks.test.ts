@@ -344,6 +344,7 @@ const STATUS = {
   mesh: MESH,
   together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
+  limits: [],
   complaints: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },
 } as const

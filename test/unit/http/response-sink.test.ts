@@ -135,7 +135,10 @@ suite('a file in an answer', () => {
             signal: new AbortController().signal,
             stallTimeout: 60_000,
           })
-          assert.ok(await sink.writeFile(file, { start: 0, end: bytes.length - 1 }))
+          assert.equal(
+            await sink.writeFile(file, { start: 0, end: bytes.length - 1 }),
+            bytes.length,
+          )
           const written = response.socket?.bytesWritten ?? Infinity
           response.end()
           return written

@@ -3,9 +3,12 @@ import { suite, test } from 'node:test'
 import { UploadLimit } from '../../../src/http/upload-limit.ts'
 import type { DistributionError } from '../../../src/oci/errors.ts'
 
-function refusal(limit: UploadLimit, bytes = 1): string | undefined {
+const foreground = { background: false }
+const background = { background: true }
+
+function refusal(limit: UploadLimit, of = foreground): string | undefined {
   try {
-    limit.begin(bytes)()
+    limit.begin(of)()
     return undefined
   } catch (error) {
     const { code, status, headers } = error as DistributionError
@@ -16,8 +19,8 @@ function refusal(limit: UploadLimit, bytes = 1): string | undefined {
 
 suite('uploads', () => {
   test('take a slot each and give it back', () => {
-    const limit = new UploadLimit({ slots: 2, bytesPerSecond: 'unlimited' })
-    const [first] = [limit.begin(1e12), limit.begin(1e12)]
+    const limit = new UploadLimit({ slots: 2, rate: () => Infinity })
+    const [first] = [limit.begin(foreground), limit.begin(foreground)]
     assert.equal(refusal(limit), '1')
     first()
     assert.equal(limit.used, 1)
@@ -25,21 +28,25 @@ suite('uploads', () => {
     assert.equal(limit.refused, 1)
   })
 
-  test('begin when those before them are paid for', (t) => {
-    let seconds = 1000
-    t.mock.method(performance, 'now', () => seconds * 1000)
-    const limit = new UploadLimit({ slots: 100, bytesPerSecond: 1e6 })
-    // A second of it may be promised at once
-    for (let count = 0; count < 10; count += 1) assert.equal(refusal(limit, 1e5), undefined)
-    assert.equal(refusal(limit, 5e6), undefined)
-    assert.equal(refusal(limit), '5')
-    seconds += 4
-    assert.equal(refusal(limit), '1')
-    seconds += 1
+  test('that nobody waits for leave half of the slots to others', () => {
+    const limit = new UploadLimit({ slots: 4, rate: () => Infinity })
+    const [first] = [limit.begin(background), limit.begin(background)]
+    assert.equal(refusal(limit, background), '1')
     assert.equal(refusal(limit), undefined)
-    // No more is saved up by giving nothing
-    seconds += 1000
-    assert.equal(refusal(limit, 3e9), undefined)
-    assert.equal(refusal(limit), '60')
+    first()
+    assert.equal(refusal(limit, background), undefined)
+  })
+
+  test('are fewer where the rate would leave each of them too little', () => {
+    let rate = 300_000
+    const limit = new UploadLimit({ slots: 100, rate: () => rate })
+    limit.begin(foreground)
+    limit.begin(foreground)
+    assert.equal(refusal(limit), '1')
+    rate = 10_000
+    assert.equal(refusal(limit), '1')
+    assert.equal(refusal(new UploadLimit({ slots: 100, rate: () => rate })), undefined)
+    rate = Infinity
+    assert.equal(refusal(limit), undefined)
   })
 })

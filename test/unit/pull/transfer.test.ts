@@ -21,9 +21,11 @@ import { chain } from '../../../src/pull/chain.ts'
 import { PeersSource } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
+import type { Giver } from '../../../src/pull/source.ts'
 import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
 import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
 import type { Peer } from '../../../src/routing/router.ts'
+import { Link } from '../../../src/traffic/link.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { until } from '../../wait.ts'
@@ -45,7 +47,11 @@ class LaterRouter extends zoo.FixedRouter {
 }
 
 /** A node with these peers and this upstream, asked over HTTP. */
-async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
+async function startNode(
+  router: zoo.FixedRouter,
+  upstreamUrl?: string,
+  linksOf: (giver: Giver) => readonly Link[] = () => [],
+) {
   await using started = new AsyncDisposableStack()
   const directory = await mkdtemp(join(tmpdir(), 'shoal-transfer-'))
   started.defer(() => rm(directory, { recursive: true }))
@@ -71,7 +77,7 @@ async function startNode(router: zoo.FixedRouter, upstreamUrl?: string) {
     { tiers: zoo.TIERS },
   )
   const wrong: string[] = []
-  const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each) })
+  const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each), linksOf })
   started.defer(() => transfers.close())
   const server = createRegistryServer(
     { open: transfers.over(chain([peers, upstream])), metrics, log },
@@ -258,6 +264,27 @@ test(
     await until(async () => (await node.given())['peer'] === bytes.length)
   },
 )
+
+test('no bytes pass the links by, be they carried on another thread or come from an upstream', async () => {
+  await using peer = await zoo.good(blob)
+  await using registry = await UpstreamRegistry.start()
+  registry.serve(BLOB, bytes)
+  const link = (rate: number) => new Link({ rate: () => ({ rate }) })
+  const [wan, download, free] = [link(2_000_000), link(2_000_000), link(Infinity)]
+  const linksOf = ({ peer: near }: Giver) => (near === undefined ? [wan, free] : [download])
+  for (const peers of [[peer], []]) {
+    await using node = await startNode(new zoo.FixedRouter(peers), registry.url, linksOf)
+    const started = performance.now()
+    const { complete, bytes: received } = await node.read(false)
+    const seconds = (performance.now() - started) / 1000
+    assert.ok(complete && received.equals(bytes))
+    // A tenth of a second's worth may have been saved up
+    assert.ok(seconds > 1.35, `it took ${seconds} s`)
+    if (peers.length > 0 && process.platform === 'linux')
+      assert.ok(node.written() < bytes.length / 2, `${node.written()} bytes were written`)
+    assert.equal(wan.waitedSeconds > 0.5, peers.length === 0)
+  }
+})
 
 test('wrong bytes of a peer are found though an honest upstream gives the end, and the peer is left alone', async () => {
   const wrong = Buffer.from(bytes)
