@@ -1,4 +1,5 @@
 import { networkInterfaces, userInfo } from 'node:os'
+import { join } from 'node:path'
 import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
@@ -246,7 +247,7 @@ export function createDaemon(
   })
 
   // The listeners: what differs is who may ask for what.
-  const history = new PullHistory()
+  const history = new PullHistory({ file: join(config.dataDir, 'pulls.json') })
   const uploads = new UploadLimit({
     slots: config.limits.uploadSlots,
     rate: () => links.upload.inForce.rate,
@@ -444,6 +445,7 @@ export function createDaemon(
     names: [config.nodeName, config.listen.admin.host],
     config,
     explain: pulls.explain,
+    roundTrips: () => pulls.roundTrips.try(),
     history,
     peers: () =>
       router.peers().map(({ name, origins: [origin = ''], zone, region }) => {
@@ -502,6 +504,7 @@ export function createDaemon(
     followed,
     advertiser,
     ...pulls.parts,
+    history,
     ...pushes.parts,
     { start: async () => {}, stop: async () => door?.close() },
     ...(loopbackTls === undefined ? [] : [loopbackTls]),

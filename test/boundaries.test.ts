@@ -38,6 +38,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   doctor: [
     'config',
     'mirror',
+    'observe/round-trip.ts',
     'observe/status.ts',
     'store/containerd/client.ts',
     'pull/upstream/client.ts',
@@ -52,6 +53,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'observe/log.ts',
+    'observe/round-trip.ts',
     'store/store.ts',
     'pull/source.ts',
     'trust/token.ts',
@@ -64,6 +66,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'lifecycle.ts',
     'observe/explain.ts',
     'observe/log.ts',
+    'observe/round-trip.ts',
     'store/store.ts',
     'routing/claims.ts',
     'routing/router.ts',

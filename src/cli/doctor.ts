@@ -5,12 +5,15 @@ import type { EffectiveConfig } from '../config/effective.ts'
 import { examine, type DaemonSays } from '../doctor/examination.ts'
 import { findings, type Finding } from '../doctor/finding.ts'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
+import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 import { printable, wrap } from './text.ts'
 
 /** How long the daemon may take to answer, in ms. */
 const ANSWER = 5000
+/** The same while it tries pulls with its peers. */
+const ROUND_TRIPS = 20_000
 /** Exit status when doctor itself could not work, so that scripts can tell that from a finding. */
 const COULD_NOT = 2
 /** Width of a terminal that does not say how wide it is, and the least that is written for. */
@@ -83,6 +86,7 @@ async function consult(command: Command): Promise<Finding[]> {
     daemon,
     version: manifest.version,
     root: process.getuid?.() === 0,
+    roundTrips: () => tryPulls(origin),
   })
   return [configuration, ...found]
 }
@@ -99,6 +103,22 @@ async function ask(
     const metrics = await (await get('/metrics')).text()
     if (!isStatus(status) || !isConfig(config)) return undefined
     return { status, config, metrics }
+  } catch {
+    return undefined
+  }
+}
+
+/** What the daemon finds when it tries pulls with its peers; undefined from one that is too old for it. */
+async function tryPulls(origin: string): Promise<readonly RoundTrip[] | undefined> {
+  try {
+    const response = await fetch(`${origin}/round-trips`, {
+      method: 'POST',
+      headers: { 'x-shoal': 'doctor' },
+      signal: AbortSignal.timeout(ROUND_TRIPS),
+    })
+    const said: unknown = await response.json()
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- nobody else answers that so
+    return response.ok && Array.isArray(said) ? (said as RoundTrip[]) : undefined
   } catch {
     return undefined
   }

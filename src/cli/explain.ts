@@ -1,6 +1,7 @@
-import { Command } from 'commander'
+import { Command, InvalidArgumentError } from 'commander'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { PullPlan } from '../observe/explain.ts'
+import type { ContentReport, PullReport } from '../observe/pull-history.ts'
 import { looksLikeRegistry } from '../oci/reference.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
@@ -19,23 +20,30 @@ const TIERS: Readonly<Record<string, string>> = {
 /** `shoal explain`. */
 export function explainCommand(): Command {
   const explain = new Command('explain')
-    .description('say who holds an image, and what a pull of it would do now and why')
+    .description(
+      'say who holds an image, what a pull of it would do now and why, and how those before went',
+    )
     .argument('<image>', 'as in docker.io/library/alpine:3.20, or alpine')
     .option('--json', 'print it as JSON')
+    .option('--pulls <N>', 'tell of so many pulls of it that were made here', whole, 3)
     .action(async (image: string) => {
       const { config } = await loadGiven(explain)
+      const origin = mirrorEndpoint(config.listen.admin)
       const path = `/explain?image=${encodeURIComponent(inFull(image))}`
-      const plan = await askDaemon<PullPlan>(mirrorEndpoint(config.listen.admin), path, [
+      const plan = await askDaemon<PullPlan>(origin, path, [
         'image',
         'claims',
         'tiers',
         'upstream',
         'content',
       ])
+      const { pulls: limit, json } = explain.opts<{ pulls: number; json?: true }>()
+      const of = encodeURIComponent(plan.image.replace(/@.*$/, ''))
+      const pulls = await askDaemon<PullReport[]>(origin, `/pulls?limit=${limit}&of=${of}`, [])
       process.stdout.write(
-        explain.opts()['json'] === true
-          ? `${JSON.stringify(plan, null, 2)}\n`
-          : describePlan(plan, Date.now()),
+        json === true
+          ? `${JSON.stringify({ ...plan, pulls }, null, 2)}\n`
+          : describePlan(plan, Date.now()) + describePulls(pulls),
       )
     })
   return addConfigOptions(explain, ['listen.admin'])
@@ -48,6 +56,12 @@ function inFull(image: string): string {
   const path = named ? image : rest.length > 0 ? `docker.io/${image}` : `docker.io/library/${image}`
   const last = path.slice(path.lastIndexOf('/'))
   return last.includes(':') ? path : `${path}:latest`
+}
+
+function whole(text: string): number {
+  if (!/^\d{1,4}$/.test(text) || Number(text) < 1)
+    throw new InvalidArgumentError('expected a number from 1 to 9999')
+  return Number(text)
 }
 
 /** A plan in words; `now` in ms since 1970. */
@@ -67,6 +81,36 @@ export function describePlan(plan: PullPlan, now: number): string {
     ...(plan.missing === null ? [] : [['', plan.missing] as [string, string]]),
   ]
   return lines.map(([name, text]) => `${name.padEnd(9)} ${printable(text)}\n`).join('')
+}
+
+/** How pulls of it went that were made here: what was asked, what answered, where the bytes came from, and why not from a peer. */
+export function describePulls(pulls: readonly PullReport[]): string {
+  if (pulls.length === 0) return 'pulled    not through this node, of what it remembers\n'
+  return pulls
+    .flatMap(({ image, startedAt, durationMs, state, bytes, missed, contents, requests }) => {
+      const at = new Date(startedAt).toISOString().replace(/\.\d+Z$/, 'Z')
+      const sources = Object.entries(bytes).map(([from, sum]) => `${formatBytes(sum)} ${from}`)
+      const reasons = Object.entries(missed).map(([why, times]) => `${why} (${times})`)
+      const earlier = requests - contents.length
+      return [
+        `pulled    ${at} ${image}, ${state} in ${(durationMs / 1000).toFixed(1)} s: ${sources.join(', ') || 'nothing'}`,
+        ...(reasons.length > 0 ? [`          the upstream was needed: ${reasons.join(', ')}`] : []),
+        ...contents.map((content) => `          ${describeReport(content)}`),
+        ...(earlier > 0 ? [`          and ${earlier} more, earlier or for the same`] : []),
+      ]
+    })
+    .map((line) => `${printable(line)}\n`)
+    .join('')
+}
+
+function describeReport(report: ContentReport): string {
+  const { kind, target, source, size, bytes, givers, missed, outcome, durationMs } = report
+  const named = Object.entries(givers).map(([from, sum]) => `${formatBytes(sum)} ${from}`)
+  const counted = Object.entries(bytes).map(([from, sum]) => `${formatBytes(sum)} ${from}`)
+  const from = (named.length > 0 ? named : counted).join(', ') || source || 'nobody'
+  const ended = outcome === undefined ? 'running' : outcome === 'ok' ? '' : `, ${outcome}`
+  const why = missed === undefined ? '' : `, no peer gave it: ${missed}`
+  return `${kind} ${target} ${formatBytes(size)}: ${from} in ${durationMs} ms${ended}${why}`
 }
 
 function describeRule({ match, revalidate, budgetMs }: NonNullable<PullPlan['tag']>): string {

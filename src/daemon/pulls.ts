@@ -17,6 +17,7 @@ import { PoisonedDownloads } from '../pull/poisoned.ts'
 import type { PrivateImages } from '../pull/private/policy.ts'
 import { RegistryClient, SPEGEL_HEADERS } from '../pull/registry-client.ts'
 import type { Rights } from '../pull/rights.ts'
+import { RoundTrips } from '../pull/round-trip.ts'
 import type { ContentSource } from '../pull/source.ts'
 import { Heard } from '../pull/swarm/heard.ts'
 import { Swarm } from '../pull/swarm/swarm.ts'
@@ -65,6 +66,7 @@ export interface Pulls {
   readonly inflight: Inflight
   readonly spool: Spool
   readonly upstream: UpstreamSource
+  readonly roundTrips: RoundTrips
   readonly parts: readonly Startable[]
 }
 
@@ -117,11 +119,6 @@ export function createPulls(
     log: component('pull:inflight'),
   })
   const heard = new Heard({ wanted: isShared }, { maxBytes: config.limits.cache })
-  const given = rights.whileSharing(
-    rights.unlessUpstreams(
-      chain([heard, { name: here.name, open: rights.onlyShared(chain([here])) }, inflight]),
-    ),
-  )
 
   // What other nodes have.
   const client = new RegistryClient({
@@ -131,6 +128,18 @@ export function createPulls(
     }),
     ...(config.mesh === 'spegel' && { headers: SPEGEL_HEADERS }),
   })
+  const roundTrips = new RoundTrips({ router, client, log: component('pull') }, { homeRegistry })
+  const given = rights.whileSharing(
+    rights.unlessUpstreams(
+      chain([
+        // Before the store, which would take what is announced and not in it for a mistake
+        roundTrips,
+        heard,
+        { name: here.name, open: rights.onlyShared(chain([here])) },
+        inflight,
+      ]),
+    ),
+  )
   const peers = new PeersSource(
     {
       router,
@@ -260,7 +269,9 @@ export function createPulls(
     inflight,
     spool,
     upstream,
+    roundTrips,
     parts: [
+      { start: async () => {}, stop: async () => roundTrips.close() },
       { start: async () => {}, stop: async () => client.close() },
       { start: async () => {}, stop: async () => transfers.close() },
       spool,

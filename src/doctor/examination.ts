@@ -1,4 +1,5 @@
 import type { EffectiveConfig } from '../config/effective.ts'
+import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { checkConfigPath, checkContainerd, checkLayers, lookAtContainerd } from './containerd.ts'
 import { checkDaemon, checkSharing } from './daemon.ts'
@@ -8,6 +9,7 @@ import { checkK3s, checkRegistries, lookAtRegistries, registriesOf } from './k3s
 import { checkMirror, lookAtMirror } from './mirror.ts'
 import { checkClock, checkMesh, checkPeers, lookAtMesh } from './peers.ts'
 import { checkPorts, lookAtPorts } from './ports.ts'
+import { checkReachable, checkRoundTrip } from './round-trip.ts'
 import { checkToken, lookAtToken } from './token.ts'
 import { listeningSockets } from './sockets.ts'
 import { checkUpstream, lookAtUpstream } from './upstream.ts'
@@ -24,6 +26,8 @@ export interface ExaminationInit {
   /** Where the daemon was asked */
   readonly origin: string
   readonly daemon: DaemonSays | undefined
+  /** Makes the daemon try pulls with some peers, which costs them some kilobytes; without it that is not tried. */
+  readonly roundTrips?: () => Promise<readonly RoundTrip[] | undefined>
   /** Of this program */
   readonly version: string
   readonly root: boolean
@@ -31,19 +35,20 @@ export interface ExaminationInit {
 
 /** Looks at everything that can explain "it does not work". Nothing is changed, and nothing outside is asked but peers and registries. */
 export async function examine(init: ExaminationInit): Promise<Finding[]> {
-  const { config, origin, daemon, version, root } = init
+  const { config, origin, daemon, version, root, roundTrips = async () => undefined } = init
   const status = daemon?.status
   const pid = daemon && (await holderOf(config.listen.admin.port))
   const registries = await lookAtRegistries(config.registries)
   const said = registriesOf(registries)
   const onContainerd = config.store === 'containerd'
-  const [containerd, mirror, ports, mesh, token, upstream] = await Promise.all([
+  const [containerd, mirror, ports, mesh, token, upstream, trips] = await Promise.all([
     onContainerd ? lookAtContainerd(config) : undefined,
     onContainerd ? lookAtMirror(config, said, status?.mirror.withdrawn === true) : undefined,
     lookAtPorts(config, pid),
     lookAtMesh(config, status),
     lookAtToken(config),
     lookAtUpstream(config, said, daemon?.metrics ?? ''),
+    daemon && roundTrips(),
   ])
   const host = await lookAtHost({
     root,
@@ -74,7 +79,9 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
     ...checkMtu(host),
     ...checkMesh(mesh),
     ...checkPeers(mesh),
-    ...checkClock(mesh),
+    ...checkReachable({ status, trips }),
+    ...checkRoundTrip({ status, trips }),
+    ...checkClock(mesh, trips),
     ...checkToken(token),
     ...checkUpstream(upstream),
     ...checkDisk(host),

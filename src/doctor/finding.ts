@@ -26,6 +26,8 @@ export const CHECKS = [
   'MTU',
   'mesh',
   'peers',
+  'reachable',
+  'round trip',
   'clock',
   'token',
   'upstream',

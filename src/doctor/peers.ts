@@ -3,6 +3,7 @@ import { connect as connectTcp, isIP } from 'node:net'
 import { connect as connectTls } from 'node:tls'
 import type { EffectiveConfig } from '../config/effective.ts'
 import { formatAddress, p2pPort, type SocketAddress } from '../config/schema.ts'
+import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { lookup } from '../pull/upstream/names.ts'
 import { findings, some, type Finding } from './finding.ts'
@@ -269,8 +270,13 @@ const CLOCK_FAIL = 300_000
 const clock = findings('clock')
 
 /** Do the clocks agree? Of most peers' with ours, it is ours that is wrong. */
-export function checkClock({ peers }: MeshFacts): Finding[] {
-  const known = peers.flatMap(({ name, ahead }) => (ahead === undefined ? [] : [{ name, ahead }]))
+export function checkClock(
+  { peers }: Pick<MeshFacts, 'peers'>,
+  trips: readonly Pick<RoundTrip, 'name' | 'ahead'>[] = [],
+): Finding[] {
+  // Of those that speak TLS only what they say over libp2p is known.
+  const all = [...trips, ...peers.filter(({ name }) => !trips.some((trip) => trip.name === name))]
+  const known = all.flatMap(({ name, ahead }) => (ahead === undefined ? [] : [{ name, ahead }]))
   if (known.length === 0) return [clock.notApplicable('no peer told its time')]
   const off = known.filter(({ ahead }) => Math.abs(ahead) > CLOCK_WARN)
   if (off.length === 0)

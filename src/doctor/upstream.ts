@@ -31,6 +31,21 @@ export interface UpstreamFacts {
 const MOST = 16
 const ALL = 10_000
 const DOCKER_HUB = 'docker.io'
+/**
+ * It costs none of what is left to ask for this image by HEAD, and the answer says how much that is.
+ * @see https://docs.docker.com/docker-hub/usage/pulls/#view-pull-rate-and-limit
+ */
+const LIMIT_IMAGE = 'ratelimitpreview/test'
+const LIMIT_QUESTION = {
+  pull: {
+    method: 'HEAD',
+    kind: 'manifest',
+    registry: DOCKER_HUB,
+    repository: LIMIT_IMAGE,
+    target: { tag: 'latest' },
+  },
+  repository: LIMIT_IMAGE,
+} as const
 const SILENT = { warn: () => {} }
 
 /** Asks each registry of registries.yaml, or Docker Hub if there are none, whether it lets this node in. */
@@ -63,7 +78,14 @@ export async function lookAtUpstream(
   // Its library takes 25 MB: it is loaded where there is somebody to ask.
   const { UpstreamClient } = await import('../pull/upstream/client.ts')
   const logins = new Logins({ log: SILENT }, { files: config.credentials })
-  const client = new UpstreamClient({ log: SILENT, logins }, { timeouts: config.uplink })
+  const said = new Map<string, UpstreamFacts['limits'][number]>()
+  const onRateLimit = (limit: UpstreamFacts['limits'][number]): void => {
+    said.set(limit.endpoint, limit)
+  }
+  const client = new UpstreamClient(
+    { log: SILENT, logins, onRateLimit },
+    { timeouts: config.uplink },
+  )
   const signal = AbortSignal.timeout(ALL)
   try {
     const endpoints = await Promise.all(
@@ -76,10 +98,20 @@ export async function lookAtUpstream(
               : String(error)
           return { failure, certificate: failure.includes('certificate') }
         })
+        if (registry === DOCKER_HUB && typeof answer === 'string')
+          await client
+            .fetch(endpoint, LIMIT_QUESTION, { signal, onConnected: () => {} })
+            .then((limited) => limited.close())
+            // What it answers is of no interest, only what it says beside it.
+            .catch(() => {})
         return { registry, url: endpoint.url, answer }
       }),
     )
-    return { on: true, endpoints, limits }
+    return {
+      on: true,
+      endpoints,
+      limits: [...said.values(), ...limits.filter(({ endpoint }) => !said.has(endpoint))],
+    }
   } finally {
     await client.close()
   }

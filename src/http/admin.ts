@@ -2,6 +2,7 @@ import { fastify, type FastifyInstance } from 'fastify'
 import { isOwnName, keepPagesOut } from './browsers.ts'
 import type { PullPlan } from '../observe/explain.ts'
 import type { Metrics } from '../observe/metrics.ts'
+import type { RoundTrip } from '../observe/round-trip.ts'
 import { parseReference, type Reference } from '../oci/reference.ts'
 import { addDashboard, type DashboardComponents } from './dashboard.ts'
 import { addMetrics } from './metrics.ts'
@@ -14,6 +15,8 @@ export interface AdminComponents extends DashboardComponents {
   readonly notReady: () => string | undefined
   /** What a pull would do now. */
   readonly explain: (image: Reference) => Promise<PullPlan>
+  /** Tries pulls between this node and some others. */
+  readonly roundTrips: () => Promise<readonly RoundTrip[]>
   /** By which this node is asked, beside its addresses */
   readonly names?: readonly string[]
   /** With what it runs, everything `auto` decided. Nothing in it is secret: secrets are in files of their own. */
@@ -22,7 +25,7 @@ export interface AdminComponents extends DashboardComponents {
 
 /** Probes, metrics and what the commands ask, for this host only. */
 export function createAdminServer(components: AdminComponents): FastifyInstance {
-  const { metrics, notReady, status, explain, names = [], config } = components
+  const { metrics, notReady, status, explain, roundTrips, names = [], config } = components
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
   server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
@@ -52,6 +55,8 @@ export function createAdminServer(components: AdminComponents): FastifyInstance 
     }
     return reply.send(await explain(image))
   })
+  // No GET: it makes other nodes do something.
+  server.post('/round-trips', async (_request, reply) => reply.send(await roundTrips()))
   server.get('/config', (_request, reply) => reply.send(config))
   addMetrics(server, metrics)
   return server

@@ -66,10 +66,11 @@ export function addDashboard(server: FastifyInstance, components: DashboardCompo
     events.add(reply.raw)
     return reply
   })
-  server.get<{ Querystring: { limit?: string } }>('/pulls', (request, reply) => {
-    const limit = Number(request.query.limit ?? PULLS)
+  server.get<{ Querystring: { limit?: string; of?: string } }>('/pulls', (request, reply) => {
+    const { limit: text = PULLS, of } = request.query
+    const limit = Number(text)
     return Number.isInteger(limit) && limit > 0
-      ? reply.send(history.pulls(limit))
+      ? reply.send(history.pulls({ limit, ...(of !== undefined && { of }) }))
       : reply.code(400).send('limit is how many, at least 1\n')
   })
   server.get<{ Querystring: { match?: string; from?: string } }>('/images', (request, reply) => {
@@ -168,7 +169,7 @@ class Events {
     const sections = {
       node: JSON.stringify({ ...node, mesh: { ...mesh, peers: mesh.peers.length } }),
       peers: JSON.stringify(peers()),
-      pulls: JSON.stringify(history.pulls(PULLS)),
+      pulls: JSON.stringify(history.pulls({ limit: PULLS })),
       traffic: JSON.stringify(traffic),
     }
     const latest = JSON.stringify(traffic.slice(-2) satisfies TrafficStep[])

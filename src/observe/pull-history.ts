@@ -1,3 +1,6 @@
+import { mkdir, open, rename, writeFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
+
 /** What a client of this node asks for; of the room that answers, as far as it matters here. */
 interface Asked {
   readonly method: string
@@ -14,6 +17,8 @@ interface Answered {
   readonly body?: { readonly length: number }
   /** Grows while the body is written */
   readonly sent?: ReadonlyMap<string, number>
+  /** The same by the names of those who gave them */
+  readonly givenBy?: ReadonlyMap<string, number>
   readonly missed?: string
 }
 
@@ -31,6 +36,8 @@ export interface ContentReport {
   readonly size: number
   /** Bytes so far, by where they came from */
   readonly bytes: Readonly<Record<string, number>>
+  /** The same by who gave them: the names of nodes, or `upstream`; empty for what was here */
+  readonly givers: Readonly<Record<string, number>>
   /** Why no peer gave it, where the upstream did */
   readonly missed: string | undefined
   /** Undefined while it runs */
@@ -73,6 +80,8 @@ const PAUSE = 30_000
 /** Length of a step in ms, and how many are kept: an hour. */
 export const TRAFFIC_STEP = 5000
 const MAX_STEPS = 720
+/** What a thousand pulls take in a file at most, in bytes: a larger one is none of ours. */
+const MAX_FILE = 32 * 1024 * 1024
 
 interface Content {
   readonly asked: Asked
@@ -106,7 +115,8 @@ export interface OngoingPull {
 
 /**
  * The last thousand pulls of this node's clients, what answered each, and the traffic of the last hour. It has no timer and touches no
- * byte: what runs is looked at when somebody asks.
+ * byte: what runs is looked at when somebody asks. Pulls outlive the daemon that is stopped, in a file that the next one reads, but
+ * not one that is killed: what is written while it runs would cost every node, for what few ask.
  */
 export class PullHistory {
   readonly #now: () => number
@@ -116,9 +126,27 @@ export class PullHistory {
   readonly #running = new Map<Content, Pull>()
   #steps: { at: number; bytes: Map<string, number> }[] = []
   #ids = 0
+  readonly #file: string | undefined
+  /** Of the daemons before, newest first */
+  #past: readonly PullReport[] = []
 
-  constructor(init: { now?: () => number } = {}) {
+  constructor(init: { now?: () => number; file?: string } = {}) {
     this.#now = init.now ?? Date.now
+    this.#file = init.file
+  }
+
+  /** Reads what the daemon before has written. It is for people: of a file that cannot be used nothing is told. */
+  async start(): Promise<void> {
+    if (this.#file === undefined) return
+    this.#past = await readReports(this.#file).catch(() => [])
+    this.#ids = Math.max(this.#ids, ...this.#past.map(({ id }) => id))
+  }
+
+  async stop(): Promise<void> {
+    if (this.#file === undefined || this.#pulls.size === 0) return
+    await mkdir(dirname(this.#file), { recursive: true })
+    await writeFile(`${this.#file}.new`, JSON.stringify(this.pulls()), { mode: 0o600 })
+    await rename(`${this.#file}.new`, this.#file)
   }
 
   /** A client asks for something. */
@@ -166,14 +194,17 @@ export class PullHistory {
     }
   }
 
-  /** The newest first. */
-  pulls(limit = MAX_PULLS): PullReport[] {
+  /** The newest first; `of` are those of one image, by any of its tags or by all where `of` has none. */
+  pulls({ limit = MAX_PULLS, of }: { limit?: number; of?: string } = {}): PullReport[] {
     this.#countRunning()
-    return [...this.#pulls.values()]
-      .filter(({ requests }) => requests > 0)
-      .slice(-limit)
+    const most = Math.min(limit, MAX_PULLS)
+    const now = [...this.#pulls.values()]
+      .filter((pull) => pull.requests > 0 && isOf(imageOf(pull), of))
+      .slice(-most)
       .toReversed()
       .map((pull) => this.#report(pull))
+    const before = this.#past.filter(({ image }) => isOf(image, of))
+    return [...now, ...before].slice(0, most)
   }
 
   /** The last hour, oldest first; steps without traffic are left out. */
@@ -253,6 +284,7 @@ export class PullHistory {
         source: answered?.source,
         size: answered?.body?.length ?? answered?.descriptor.size ?? 0,
         bytes: Object.fromEntries(counted),
+        givers: Object.fromEntries(answered?.givenBy ?? []),
         missed: answered?.source === 'upstream' ? answered.missed : undefined,
         outcome,
         durationMs: (outcome === undefined ? now : endedAt) - startedAt,
@@ -261,7 +293,7 @@ export class PullHistory {
     const failed = contents.some(({ outcome }) => outcome === 'failed' || outcome === 'not found')
     return {
       id: pull.id,
-      image: pull.tag === undefined ? pull.name : `${pull.name}:${pull.tag}`,
+      image: imageOf(pull),
       startedAt: pull.startedAt,
       durationMs: (pull.running > 0 ? now : pull.lastAt) - pull.startedAt,
       state: pull.running > 0 ? 'running' : failed ? 'failed' : 'done',
@@ -272,6 +304,46 @@ export class PullHistory {
       contents,
     }
   }
+}
+
+function imageOf({ name, tag }: Pull): string {
+  return tag === undefined ? name : `${name}:${tag}`
+}
+
+function isOf(image: string, of: string | undefined): boolean {
+  return of === undefined || image === of || image.startsWith(`${of}:`)
+}
+
+/** @throws when it is no file of ours */
+async function readReports(path: string): Promise<PullReport[]> {
+  const file = await open(path)
+  try {
+    const { size } = await file.stat()
+    if (size > MAX_FILE) throw new RangeError(`${path} is too large`)
+    const read: unknown = JSON.parse(await file.readFile('utf8'))
+    if (!Array.isArray(read) || !read.every(isReport)) throw new TypeError(`${path} is not ours`)
+    // What ran when it was stopped ended with it.
+    return read.slice(0, MAX_PULLS).map((report) => {
+      return report.state === 'running' ? { ...report, state: 'failed' as const } : report
+    })
+  } finally {
+    await file.close()
+  }
+}
+
+function isReport(value: unknown): value is PullReport {
+  return (
+    typeof value === 'object' &&
+    value !== null &&
+    'id' in value &&
+    typeof value.id === 'number' &&
+    'image' in value &&
+    typeof value.image === 'string' &&
+    'state' in value &&
+    'bytes' in value &&
+    'contents' in value &&
+    Array.isArray(value.contents)
+  )
 }
 
 function keep(pull: Pull, content: Content): void {

@@ -34,11 +34,23 @@ import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
 import { adviceMessage, PULLS, readAdvice, readReport, reportMessage } from './mesh/pulls.ts'
 import { KEEPS, keepMessage, readKeepRequest } from './mesh/keeps.ts'
+import {
+  probeAnswerMessage,
+  probeRequestMessage,
+  PROBES,
+  readProbeAnswer,
+  readProbeRequest,
+} from './mesh/probes.ts'
 import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
 import type {
   LookupOptions,
   KeepExchange,
+  ProbeAnswer,
+  ProbeExchange,
+  ProbeListener,
+  Prober,
+  ProbeRequest,
   KeepRequest,
   Peer,
   PullAdvice,
@@ -189,7 +201,7 @@ interface Running {
  * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
  * is asked for.
  */
-export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startable {
+export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeExchange, Startable {
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
@@ -221,6 +233,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
   #leader: string | undefined
   #pulls: PullListener | undefined
   #keep: ((from: string, request: KeepRequest) => void) | undefined
+  #probes: ProbeListener | undefined
   #circles: readonly (readonly Peer[])[] | undefined
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
@@ -423,6 +436,24 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
 
   onKeepRequest(listener: (from: string, request: KeepRequest) => void): void {
     this.#keep = listener
+  }
+
+  probers(): readonly Prober[] {
+    return Array.from(this.#running?.protocol.nodes() ?? [])
+      .filter(({ probes, sharing }) => probes && sharing)
+      .map(toProber)
+  }
+
+  askToProbe(to: string, request: ProbeRequest): void {
+    this.#running?.protocol.tell(to, `probe ${request.id}`, () => probeRequestMessage(request))
+  }
+
+  answerProbe(to: string, answer: ProbeAnswer): void {
+    this.#running?.protocol.tell(to, `probed ${answer.id}`, () => probeAnswerMessage(answer))
+  }
+
+  onProbe(listener: ProbeListener): void {
+    this.#probes = listener
   }
 
   /**
@@ -807,13 +838,18 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
         this.#followOthers(protocol)
       })
     }
-    protocol.on('said', ({ peer, reports }, message) => {
+    protocol.on('said', (from, message) => {
+      const { peer, reports } = from
       if (message.case === 'pullAdvice') this.#pulls?.advised(peer.id, readAdvice(message.value))
       else if (message.case === 'pullReport' && reports.take())
         this.#pulls?.reported(peer.id, readReport(message.value))
       // Without a token anybody may be a node.
       else if (message.case === 'keepRequest' && this.#tokens.length > 0)
         this.#keep?.(peer.id, readKeepRequest(message.value))
+      else if (message.case === 'probeRequest')
+        this.#probes?.asked(toProber(from), readProbeRequest(message.value))
+      else if (message.case === 'probeAnswer')
+        this.#probes?.answered(peer.id, readProbeAnswer(message.value))
     })
     protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     const here = new Set<string>()
@@ -906,6 +942,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, Startab
       sharing: this.#sharing,
       features: [
         PULLS,
+        PROBES,
         ...(this.#told === 'follow' ? [] : [LEADS_SHARING]),
         ...(this.#tokens.length > 0 ? [KEEPS] : []),
       ],
@@ -1016,4 +1053,18 @@ function isNear(peer: Peer, { zone, region }: NodeTopology): boolean {
 /** Those equally near in random order, so that they share the load. */
 function nearestFirst({ distance = 2 }: Peer): number {
   return distance + Math.random()
+}
+
+/** Only at the host from which it is connected: what it says of others is nothing to be tried, for anybody. */
+function toProber({ peer, addresses, seenAt }: RemoteNode): Prober {
+  return {
+    ...peer,
+    origins: peer.origins.filter(
+      (origin) => new URL(origin).hostname.replace(/^\[|\]$/g, '') === seenAt,
+    ),
+    p2p: addresses
+      .map((address) => parseMultiaddr(address))
+      .filter((at) => at !== undefined)
+      .filter(({ host }) => host === seenAt),
+  }
 }

@@ -1,3 +1,4 @@
+import type { ProbeOutcome } from '../observe/round-trip.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { ContentKey, RepositoryName, TagName } from '../oci/reference.ts'
 
@@ -138,4 +139,47 @@ export interface KeepExchange {
   askToKeep(to: string, request: KeepRequest): void
   /** Who hears what other nodes ask of this one; one listener. */
   onKeepRequest(listener: (from: string, request: KeepRequest) => void): void
+}
+
+/** A node is asked to try whether a pull between it and the one that asks works. */
+export interface ProbeRequest {
+  /** Chosen at random by who asks */
+  readonly id: bigint
+  /** Of a small image that who asks holds; undefined when what was made for this id may go */
+  readonly digest: Digest | undefined
+}
+
+/** How it went, as the node asked saw it. */
+export interface ProbeAnswer {
+  /** Of the request */
+  readonly id: bigint
+  /** How it got the image, and in how many ms */
+  readonly pulled: { readonly outcome: ProbeOutcome; readonly ms: number }
+  /** Whether it reaches the registry of who asks, and where that listens for libp2p */
+  readonly registry: ProbeOutcome
+  readonly p2p: ProbeOutcome
+  /** Of a small image that it holds for a moment, for the other way */
+  readonly digest: Digest | undefined
+  /** By its clock, in ms since 1970 */
+  readonly now: number
+}
+
+/** A connected node, with where it says it listens, as far as that is at the host from which it is connected. */
+export interface Prober extends Peer {
+  readonly p2p: readonly { readonly host: string; readonly port: number }[]
+}
+
+/** How nodes try out what is between them. Messages may be lost. */
+export interface ProbeExchange {
+  /** Connected nodes that do so. */
+  probers(): readonly Prober[]
+  askToProbe(to: string, request: ProbeRequest): void
+  answerProbe(to: string, answer: ProbeAnswer): void
+  /** Who hears of it; one listener. */
+  onProbe(listener: ProbeListener): void
+}
+
+export interface ProbeListener {
+  asked(from: Prober, request: ProbeRequest): void
+  answered(from: string, answer: ProbeAnswer): void
 }

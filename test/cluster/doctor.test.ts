@@ -231,6 +231,42 @@ listen: {peer: "127.0.0.1:5003"}
       mend: () => peer.link.losePacketsNoMore(),
     },
     {
+      how: 'full packets to a peer are lost',
+      check: 'round trip',
+      verdict: 'fail',
+      said: /node2 did not get an image that this node announced: no answer/,
+      remedy: /the MTU that the network has/,
+      break: () => peer.link.loseLongPackets(1000),
+      mend: () => peer.link.losePacketsNoMore(),
+    },
+    ...(
+      [
+        ['registry', 5001],
+        ['libp2p', 5002],
+      ] as const
+    ).map(([what, port]) => ({
+      how: `its firewall drops what comes for ${what}`,
+      check: 'reachable' as const,
+      verdict: 'fail' as const,
+      said: new RegExp(
+        `node2 cannot connect to .*${what} of this node at 10\\.77\\.1\\.1:${port}: no answer`,
+      ),
+      remedy: /in the firewall of this node/,
+      // The rule has to be asked before that by which the kernel takes what is for itself.
+      break: () =>
+        patient.exec([
+          'sh',
+          '-c',
+          `ip rule add pref 9 lookup local && ip rule add pref 1 iif eth0 ipproto tcp dport ${port} blackhole && ip rule del pref 0`,
+        ]),
+      mend: () =>
+        patient.exec([
+          'sh',
+          '-c',
+          'ip rule add pref 0 lookup local && ip rule del pref 1 && ip rule del pref 9',
+        ]),
+    })),
+    {
       how: 'its interface has an MTU nobody has',
       check: 'MTU',
       verdict: 'warn',
@@ -389,6 +425,12 @@ listen: {peer: "127.0.0.1:5003"}
     assert.deepEqual(
       wrong.map(({ check, said }) => (check === 'token' ? check : said)),
       ['token'],
+    )
+    const said = (name: Finding['check']) => found.find(({ check }) => check === name)
+    assert.match(said('reachable')?.said ?? '', /^node2 can connect to both ports of this node$/)
+    assert.match(
+      said('round trip')?.said ?? '',
+      /^a small image went to node2, and one came back from each, in \d+ to \d+ ms$/,
     )
     assert.equal(status, 0)
   })

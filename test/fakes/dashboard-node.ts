@@ -7,6 +7,7 @@ import { tagName, type ContentKey } from '../../src/oci/reference.ts'
 export interface DashboardNode extends DashboardComponents {
   readonly notReady: () => string | undefined
   readonly explain: () => Promise<never>
+  readonly roundTrips: () => Promise<never[]>
   /** What is wrong from now on, besides what always is */
   degrade(changes: Partial<NodeStatus>): void
   /** So many peers from now on */
@@ -101,6 +102,7 @@ export function dashboardNode({
   }
   return {
     explain: () => Promise.reject(new Error('the dashboard does not ask')),
+    roundTrips: async () => [],
     history,
     notReady: () => status().notReady ?? undefined,
     status: async () => status(),

@@ -326,6 +326,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'tagClaims':
       case 'claimSync':
       case 'keepRequest':
+      case 'probeRequest':
+      case 'probeAnswer':
         this.emit('said', node, message)
         break
     }

@@ -6,6 +6,7 @@ import { PeerProtocolError } from './frames.ts'
 import { KEY_BYTES } from './inventory.ts'
 import { KeySet } from './key-set.ts'
 import { KEEPS } from './keeps.ts'
+import { PROBES } from './probes.ts'
 import { PULLS, ReportLimit } from './pulls.ts'
 
 /** Nodes that one hello may name. */
@@ -33,8 +34,12 @@ export interface RemoteNode {
   readonly reports: ReportLimit
   /** It keeps images that others ask it to */
   readonly keeps: boolean
+  /** It tries pulls with others that ask it to */
+  readonly probes: boolean
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
+  /** The host it is connected from; undefined where that is not known */
+  readonly seenAt: string | undefined
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
   readonly inventory: 'none' | 'arriving' | 'complete'
   readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
@@ -42,7 +47,7 @@ export interface RemoteNode {
 
 type SelfDescription = Pick<
   RemoteNode,
-  'peer' | 'sharing' | 'leads' | 'pulls' | 'keeps' | 'addresses'
+  'peer' | 'sharing' | 'leads' | 'pulls' | 'keeps' | 'probes' | 'addresses'
 >
 
 /** Among a card's features: the node was told whether to share. */
@@ -90,6 +95,14 @@ export class Remote implements RemoteNode {
     return this.#self.keeps
   }
 
+  get probes(): boolean {
+    return this.#self.probes
+  }
+
+  get seenAt(): string | undefined {
+    return parseMultiaddr(this.#connection.remoteAddr.toString())?.host
+  }
+
   get addresses(): readonly string[] {
     return this.#self.addresses
   }
@@ -108,6 +121,7 @@ export class Remote implements RemoteNode {
       leads: card.features.includes(LEADS_SHARING),
       pulls: card.features.includes(PULLS),
       keeps: card.features.includes(KEEPS),
+      probes: card.features.includes(PROBES),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { buildImage, type DemoImage } from '../../../src/cli/demo-image.ts'
 import { describePlan } from '../../../src/cli/explain.ts'
+import type { PullReport } from '../../../src/observe/pull-history.ts'
 import type { PullPlan } from '../../../src/observe/explain.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { LoopbackNode } from '../../harness/loopback-node.ts'
@@ -189,6 +190,16 @@ suite('a tag that moves while nodes watch', () => {
     assert.deepEqual([endpoint?.url, endpoint?.tier, others], [registry.url, 'mirrors', []])
     assert.match(endpoint?.passedOver ?? '', /is left alone/)
     assert.match((await shoal('up.test/org/app:latest')).stdout, /^claims +sha256:.* ago by two$/m)
+    const { pulls } = JSON.parse(stdout) as { pulls: PullReport[] }
+    assert.ok(pulls.length > 0)
+    const givers = pulls.flatMap(({ contents }) =>
+      contents.flatMap(({ givers: by }) => Object.keys(by)),
+    )
+    assert.ok(givers.includes('two'), JSON.stringify(pulls))
+    assert.match(
+      (await shoal('up.test/org/app:latest', '--pulls=1')).stdout,
+      /^pulled {4}20\d\d-\S+Z up\.test\/org\/app:latest, done in [\d.]+ s: .*\n(?:.*\n)* {10}blob sha256:\w+ 4\d\.\d kB: 4\d\.\d kB two in \d+ ms$/m,
+    )
     await assert.rejects(shoal('UP.test/Org/app'), /shoal: repository must be lower-case/)
     const unknown = JSON.parse((await shoal('up.test/org/none:1', '--json')).stdout) as PullPlan
     assert.deepEqual([unknown.digest, unknown.content], [null, []])

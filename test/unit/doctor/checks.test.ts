@@ -20,6 +20,8 @@ import {
   type PeerFacts,
 } from '../../../src/doctor/peers.ts'
 import { checkPorts, lookAtPorts } from '../../../src/doctor/ports.ts'
+import { checkReachable, checkRoundTrip } from '../../../src/doctor/round-trip.ts'
+import type { RoundTrip } from '../../../src/observe/round-trip.ts'
 import { parseSockets } from '../../../src/doctor/sockets.ts'
 import { checkToken, lookAtToken } from '../../../src/doctor/token.ts'
 import { newToken } from '../../../src/trust/token.ts'
@@ -50,7 +52,87 @@ const mesh = (...peers: PeerFacts[]) => ({
   peers,
 })
 
+const TRIP = {
+  name: 'b',
+  answered: true,
+  there: { outcome: 'ok', ms: 12 },
+  back: { outcome: 'ok', ms: 7 },
+  registry: 'ok',
+  p2p: 'ok',
+  ahead: 3,
+} as const satisfies RoundTrip
+
 suite('the checks of shoal doctor', () => {
+  test('round trips: what each outcome means, and what to do', () => {
+    const status = { ...STATUS, listen: LISTEN }
+    const trip = (changes: Partial<RoundTrip>) =>
+      only(checkRoundTrip({ status, trips: [{ ...TRIP, ...changes }] }))
+    assert.match(trip({}).said, /went to b, and one came back from each, in 7 to 12 ms$/)
+    const untried = { outcome: 'untried', ms: 0 } as const
+    assert.match(trip({ there: untried, back: untried }).said, /busy with other nodes/)
+    assert.match(trip({ answered: false, there: untried, back: untried }).remedy ?? '', /restart/)
+    for (const [outcome, remedy] of [
+      ['untrusted', /the same cluster token: this node does not show b/],
+      ['not given', /in the log of this node/],
+      ['not announced', /restart Shoal on both/],
+      ['wrong', /a proxy/],
+      ['no answer', /of the registry of this node in the firewalls between it and b/],
+      ['refused', /firewalls/],
+      ['no route', /firewalls/],
+    ] as const) {
+      const found = trip({ there: { outcome, ms: 1 } })
+      assert.equal(found.verdict, 'fail')
+      assert.equal(found.said, `b did not get an image that this node announced: ${outcome}`)
+      assert.match(found.remedy ?? '', remedy)
+    }
+    assert.match(
+      trip({ back: { outcome: 'untrusted', ms: 1 } }).remedy ?? '',
+      /b does not show this node/,
+    )
+    const none = (changes: Partial<Parameters<typeof checkRoundTrip>[0]>) =>
+      only(checkRoundTrip({ status, trips: [], ...changes }))
+    assert.match(none({ status: undefined }).said, /only the running daemon/)
+    assert.match(none({}).said, /of an older version/)
+    assert.match(none({ trips: undefined }).said, /was not asked/)
+    assert.match(
+      none({ status: { ...status, mesh: { ...MESH, peers: [] } } }).said,
+      /no peer is connected/,
+    )
+  })
+
+  test('reachable: each port is told of by itself, with its address', () => {
+    const status = { ...STATUS, listen: LISTEN }
+    const seen = (changes: Partial<RoundTrip>) =>
+      checkReachable({
+        status,
+        trips: [
+          { ...TRIP, ...changes },
+          { ...TRIP, name: 'c' },
+        ],
+      })
+    assert.equal(only(seen({})).said, 'b, c can connect to both ports of this node')
+    assert.deepEqual(
+      seen({ registry: 'no answer', p2p: 'refused' }).map(({ verdict, said }) => [verdict, said]),
+      [
+        ['fail', 'b cannot connect to the registry of this node at 10.0.0.1:5001: no answer'],
+        ['fail', 'b cannot connect to libp2p of this node at 10.0.0.1:5002: refused'],
+      ],
+    )
+    assert.match(only(seen({ registry: 'no route' })).remedy ?? '', /routes/)
+    const nat = only(seen({ registry: 'elsewhere' }))
+    assert.equal(nat.verdict, 'warn')
+    assert.match(nat.remedy ?? '', /set nodeAddress/)
+    const nobody = only(checkReachable({ status, trips: undefined }))
+    assert.equal(nobody.verdict, 'not applicable')
+  })
+
+  test('clocks of peers that speak TLS are those they tell of themselves', () => {
+    const silent = { ...PEER, ahead: undefined }
+    assert.match(only(checkClock(mesh(silent))).said, /no peer told its time/)
+    assert.equal(only(checkClock(mesh(silent), [TRIP])).verdict, 'pass')
+    assert.equal(only(checkClock(mesh(silent), [{ ...TRIP, ahead: -400_000 }])).verdict, 'fail')
+  })
+
   test('clocks: of one peer its own, of most ours', () => {
     const ahead = { ...PEER, ahead: 3600_000 }
     assert.equal(only(checkClock(mesh(PEER))).verdict, 'pass')
@@ -301,6 +383,26 @@ suite('the checks of shoal doctor', () => {
       registry.closeAllConnections()
       registry.close()
     }
+    const hub = createServer((request, response) => {
+      const limited = request.method === 'HEAD' && request.url?.includes('/ratelimitpreview/test/')
+      const digest = { 'docker-content-digest': `sha256:${'0'.repeat(64)}`, 'content-length': 0 }
+      const said = { 'ratelimit-limit': '100;w=21600', 'ratelimit-remaining': '7;w=21600' }
+      response.writeHead(200, limited === true ? { ...digest, ...said } : {}).end()
+    }).listen(0, '127.0.0.1')
+    await once(hub, 'listening')
+    const at = `127.0.0.1:${(hub.address() as AddressInfo).port}`
+    try {
+      const text = `mirrors: {docker.io: {endpoint: ["http://${at}"]}}`
+      const before = `shoal_upstream_ratelimit_limit{endpoint="${at}"} 100\nshoal_upstream_ratelimit_remaining{endpoint="${at}"} 99\n`
+      const facts = await lookAtUpstream(config, parseRegistries(text, 'r.yaml'), before)
+      const here = { ...facts, endpoints: facts.endpoints.filter(({ url }) => url.includes(at)) }
+      const little = only(checkUpstream(here))
+      assert.equal(little.said, `${at} allows 7 of 100 more requests`)
+      assert.match(little.remedy ?? '', /log in there/)
+    } finally {
+      hub.closeAllConnections()
+      hub.close()
+    }
     const limits = readLimits(
       'shoal_upstream_ratelimit_limit{endpoint="r.test"} 100\nshoal_upstream_ratelimit_remaining{endpoint="r.test"} 3\n',
     )
@@ -316,6 +418,12 @@ suite('the checks of shoal doctor', () => {
 })
 
 const ANY = { host: '127.0.0.1', port: 0 }
+const LISTEN = {
+  local: '127.0.0.1:5001',
+  peer: '10.0.0.1:5001',
+  p2p: '10.0.0.1:5002',
+  admin: '127.0.0.1:9090',
+}
 const HOST = { root: true, disks: [], files: 1, link: undefined, peerListener: undefined }
 const STATUS = {
   version: '1.2.3',

@@ -31,6 +31,7 @@ async function listening(kind: 'admin' | 'local' | 'peer') {
           notReady: () => undefined,
           status: () => Promise.reject(new Error('not asked')),
           explain: () => Promise.reject(new Error('not asked')),
+          roundTrips: () => Promise.reject(new Error('not asked')),
           names: ['worker-1'],
           config: {},
           peers: () => [],

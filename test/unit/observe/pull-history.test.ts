@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { PullHistory } from '../../../src/observe/pull-history.ts'
 
@@ -86,6 +89,55 @@ suite('the history of pulls', () => {
     assert.deepEqual([pull?.image, pull?.state, pull?.requests], ['x.test/a/b:1', 'failed', 1])
   })
 
+  test('says who gave what, finds the pulls of an image, and outlives a daemon that is stopped', async () => {
+    await using stack = new AsyncDisposableStack()
+    const directory = await mkdtemp(join(tmpdir(), 'shoal-history-'))
+    stack.defer(() => rm(directory, { recursive: true }))
+    const file = join(directory, 'state', 'pulls.json')
+    const before = new PullHistory({ file })
+    await before.start()
+    for (const [repository, tag] of [
+      ['a/b', '1'],
+      ['a/bc', '1'],
+      ['a/b', '2'],
+    ] as const) {
+      const ongoing = before.begin({ ...MANIFEST, repository, target: { tag } })
+      ongoing.answered({ ...whole('peer', 7), givenBy: new Map([['node-7', 7]]) })
+      if (tag === '1') ongoing.ended('ok')
+    }
+    assert.equal(before.pulls().length, 2)
+    await before.stop()
+    const after = new PullHistory({ file })
+    await after.start()
+    // What was on its way then did not come to its end.
+    assert.deepEqual(
+      after.pulls().map(({ image, state }) => [image, state]),
+      [
+        ['x.test/a/bc:1', 'done'],
+        ['x.test/a/b:2', 'failed'],
+      ],
+    )
+    after.begin(blob('sha256:1')).ended('ok')
+    const found = after.pulls({ of: 'x.test/a/b' })
+    assert.deepEqual(
+      found.map(({ id, image }) => [id, image]),
+      [
+        [3, 'x.test/a/b'],
+        [1, 'x.test/a/b:2'],
+      ],
+    )
+    assert.deepEqual(found[1]?.contents[0]?.givers, { 'node-7': 7 })
+    assert.equal(after.pulls({ of: 'x.test/a/b:2' }).length, 1)
+    assert.equal(after.pulls({ limit: 1 }).length, 1)
+    await after.stop()
+    for (const text of ['[{"id":1', '{}', '[{"id":"1"}]', 'null']) {
+      await writeFile(file, text)
+      const none = new PullHistory({ file })
+      await none.start()
+      assert.deepEqual(none.pulls(), [], text)
+    }
+  })
+
   test('keeps a thousand pulls, 32 contents of each, and an hour of traffic', () => {
     let now = 0
     const history = new PullHistory({ now: () => now })
@@ -98,11 +150,11 @@ suite('the history of pulls', () => {
     const pulls = history.pulls()
     assert.equal(pulls.length, 1000)
     assert.equal(pulls[0]?.image, 'x.test/r/1199')
-    assert.equal(history.pulls(3).length, 3)
+    assert.equal(history.pulls({ limit: 3 }).length, 3)
     assert.equal(history.traffic().length, 720)
     for (let index = 0; index < 100; index += 1)
       history.begin(blob(`sha256:${index}`, 'big')).ended('ok')
-    const [big] = history.pulls(1)
+    const [big] = history.pulls({ limit: 1 })
     assert.equal(big?.requests, 100)
     assert.equal(big.contents.length, 32)
     assert.equal(big.contents.at(-1)?.target, 'sha256:99')

@@ -23,7 +23,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEijAQKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SABCCQoHbWVzc2FnZSJ4CgVIZWxsbxIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCRImCgdtZW1iZXJzGAMgAygLMhUuc2hvYWwucGVlci52MS5NZW1iZXISEQoJaW52ZW50b3J5GAQgASgIIsABCgRDYXJkEgwKBG5hbWUYASABKAkSFwoPcmVnaXN0cnlfc2NoZW1lGAIgASgJEhUKDXJlZ2lzdHJ5X3BvcnQYAyABKA0SGgoScmVnaXN0cnlfYWRkcmVzc2VzGAQgAygJEgwKBHpvbmUYBSABKAkSDgoGcmVnaW9uGAYgASgJEg8KB3ZlcnNpb24YByABKAkSEAoIZmVhdHVyZXMYCCADKAkSDAoEbG9hZBgJIAEoDRIPCgdzaGFyaW5nGAogASgIIj4KBlVwZGF0ZRIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCSInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiFwoHR29vZGJ5ZRIMCgRmdWxsGAEgASgIIgcKBUFsaXZlIhUKB1N1c3BlY3QSCgoCaWQYASABKAkiSQoJVGFnQ2xhaW1zEioKBmNsYWltcxgBIAMoCzIaLnNob2FsLnBlZXIudjEuU2lnbmVkQ2xhaW0SEAoIY29tcGxldGUYAiABKAgiMwoLU2lnbmVkQ2xhaW0SEQoJc3RhdGVtZW50GAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoDCK0AQoOQ2xhaW1TdGF0ZW1lbnQSDAoEbmFtZRgBIAEoCRIMCgRub2RlGAIgASgJEiYKBGtpbmQYAyABKA4yGC5zaG9hbC5wZWVyLnYxLkNsYWltS2luZBIOCgZkaWdlc3QYBCABKAkSDAoEc2l6ZRgFIAEoBBISCgptZWRpYV90eXBlGAYgASgJEgoKAm1zGAcgASgEEg8KB2NvdW50ZXIYCCABKA0SDwoHc3ViamVjdBgJIAEoCSJCCglDbGFpbVN5bmMSDwoHc3VtbWFyeRgBIAEoDBIOCgZ3YW50ZWQYAiABKAYSFAoMZm9yZ290dGVuX21zGAMgASgEIqUCCgpQdWxsUmVwb3J0Eg0KBXNjb3BlGAEgASgNEgsKA2tleRgCIAEoDBIOCgZudW1iZXIYAyABKA0SLgoFc3RhdGUYBCABKA4yHy5zaG9hbC5wZWVyLnYxLlB1bGxSZXBvcnQuU3RhdGUSDAoEaGF2ZRgFIAEoBBIMCgRzaXplGAYgASgEEgwKBGZyb20YByABKAkSDgoGZmFpbGVkGAggAygJEg8KB3N0YWxsZWQYCSABKAgSEwoLbm9fdXBzdHJlYW0YCiABKAgSDQoFc21hbGwYCyABKAgSDQoFd3JvbmcYDCABKAgiPQoFU3RhdGUSCAoEQVNLUxAAEgkKBUxFQURTEAESCwoHRk9MTE9XUxACEggKBERPTkUQAxIICgRHT05FEAQiYgoKUHVsbEFkdmljZRINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEgwKBGxlYWQYBCABKAgSDAoEZnJvbRgFIAMoCRIMCgRwYWNlGAYgASgNIk8KC0tlZXBSZXF1ZXN0EhIKCnJlcG9zaXRvcnkYASABKAkSDgoGZGlnZXN0GAIgASgJEgwKBHRhZ3MYAyADKAkSDgoGY29waWVzGAQgASgNKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi9gQKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASNAoNcHJvYmVfcmVxdWVzdBgRIAEoCzIbLnNob2FsLnBlZXIudjEuUHJvYmVSZXF1ZXN0SAASMgoMcHJvYmVfYW5zd2VyGBIgASgLMhouc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlckgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwitAEKDkNsYWltU3RhdGVtZW50EgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRImCgRraW5kGAMgASgOMhguc2hvYWwucGVlci52MS5DbGFpbUtpbmQSDgoGZGlnZXN0GAQgASgJEgwKBHNpemUYBSABKAQSEgoKbWVkaWFfdHlwZRgGIAEoCRIKCgJtcxgHIAEoBBIPCgdjb3VudGVyGAggASgNEg8KB3N1YmplY3QYCSABKAkiQgoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGEhQKDGZvcmdvdHRlbl9tcxgDIAEoBCKlAgoKUHVsbFJlcG9ydBINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEi4KBXN0YXRlGAQgASgOMh8uc2hvYWwucGVlci52MS5QdWxsUmVwb3J0LlN0YXRlEgwKBGhhdmUYBSABKAQSDAoEc2l6ZRgGIAEoBBIMCgRmcm9tGAcgASgJEg4KBmZhaWxlZBgIIAMoCRIPCgdzdGFsbGVkGAkgASgIEhMKC25vX3Vwc3RyZWFtGAogASgIEg0KBXNtYWxsGAsgASgIEg0KBXdyb25nGAwgASgIIj0KBVN0YXRlEggKBEFTS1MQABIJCgVMRUFEUxABEgsKB0ZPTExPV1MQAhIICgRET05FEAMSCAoER09ORRAEImIKClB1bGxBZHZpY2USDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIMCgRsZWFkGAQgASgIEgwKBGZyb20YBSADKAkSDAoEcGFjZRgGIAEoDSJPCgtLZWVwUmVxdWVzdBISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEg4KBmNvcGllcxgEIAEoDSIqCgxQcm9iZVJlcXVlc3QSCgoCaWQYASABKAYSDgoGZGlnZXN0GAIgASgJIvoCCgtQcm9iZUFuc3dlchIKCgJpZBgBIAEoBhIyCgZwdWxsZWQYAiABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSEQoJcHVsbGVkX21zGAMgASgNEjQKCHJlZ2lzdHJ5GAQgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEi8KA3AycBgFIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIOCgZkaWdlc3QYBiABKAkSCwoDbm93GAcgASgEIpMBCgdPdXRjb21lEgsKB1VOVFJJRUQQABIGCgJPSxABEhEKDU5PVF9BTk5PVU5DRUQQAhILCgdSRUZVU0VEEAMSDAoITk9fUk9VVEUQBBINCglOT19BTlNXRVIQBRINCglVTlRSVVNURUQQBhINCglOT1RfR0lWRU4QBxIJCgVXUk9ORxAIEg0KCUVMU0VXSEVSRRAJKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -98,6 +98,18 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: KeepRequest;
     case: "keepRequest";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.ProbeRequest probe_request = 17;
+     */
+    value: ProbeRequest;
+    case: "probeRequest";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.ProbeAnswer probe_answer = 18;
+     */
+    value: ProbeAnswer;
+    case: "probeAnswer";
   } | { case: undefined; value?: undefined };
 };
 
@@ -795,6 +807,171 @@ export type KeepRequest = Message<"shoal.peer.v1.KeepRequest"> & {
  */
 export const KeepRequestSchema: GenMessage<KeepRequest> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 15);
+
+/**
+ * Asks a node to try whether what a pull needs works between the two: whether the other hears what this one announces,
+ * reaches its ports, and gets a small image from it. Only nodes whose cards have the feature "probes" are asked. They
+ * get nothing from anybody but who asks, at the address from which it is connected, some kilobytes at most; they keep
+ * nothing of it, and do so rarely.
+ *
+ * @generated from message shoal.peer.v1.ProbeRequest
+ */
+export type ProbeRequest = Message<"shoal.peer.v1.ProbeRequest"> & {
+  /**
+   * Chosen at random by who asks; the answer repeats it
+   *
+   * @generated from field: fixed64 id = 1;
+   */
+  id: bigint;
+
+  /**
+   * Of a manifest of a few kilobytes in all that who asks holds in the repository "shoal/doctor" of the home registry.
+   * Empty: what was made for this id is not needed any more.
+   *
+   * @generated from field: string digest = 2;
+   */
+  digest: string;
+};
+
+/**
+ * Describes the message shoal.peer.v1.ProbeRequest.
+ * Use `create(ProbeRequestSchema)` to create a new message.
+ */
+export const ProbeRequestSchema: GenMessage<ProbeRequest> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 16);
+
+/**
+ * @generated from message shoal.peer.v1.ProbeAnswer
+ */
+export type ProbeAnswer = Message<"shoal.peer.v1.ProbeAnswer"> & {
+  /**
+   * @generated from field: fixed64 id = 1;
+   */
+  id: bigint;
+
+  /**
+   * @generated from field: shoal.peer.v1.ProbeAnswer.Outcome pulled = 2;
+   */
+  pulled: ProbeAnswer_Outcome;
+
+  /**
+   * From the question who has it to the last byte, in ms
+   *
+   * @generated from field: uint32 pulled_ms = 3;
+   */
+  pulledMs: number;
+
+  /**
+   * Whether a connection could be made to the registry of who asks, and to where it listens for libp2p
+   *
+   * @generated from field: shoal.peer.v1.ProbeAnswer.Outcome registry = 4;
+   */
+  registry: ProbeAnswer_Outcome;
+
+  /**
+   * @generated from field: shoal.peer.v1.ProbeAnswer.Outcome p2p = 5;
+   */
+  p2p: ProbeAnswer_Outcome;
+
+  /**
+   * Of such an image that the node asked holds for a moment, for the other way
+   *
+   * @generated from field: string digest = 6;
+   */
+  digest: string;
+
+  /**
+   * By its clock, in ms since 1970
+   *
+   * @generated from field: uint64 now = 7;
+   */
+  now: bigint;
+};
+
+/**
+ * Describes the message shoal.peer.v1.ProbeAnswer.
+ * Use `create(ProbeAnswerSchema)` to create a new message.
+ */
+export const ProbeAnswerSchema: GenMessage<ProbeAnswer> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 17);
+
+/**
+ * @generated from enum shoal.peer.v1.ProbeAnswer.Outcome
+ */
+export const ProbeAnswer_Outcome = {
+  /**
+   * @generated from enum value: UNTRIED = 0;
+   */
+  UNTRIED: 0,
+
+  /**
+   * @generated from enum value: OK = 1;
+   */
+  OK: 1,
+
+  /**
+   * The node asked does not hear that it is held
+   *
+   * @generated from enum value: NOT_ANNOUNCED = 2;
+   */
+  NOT_ANNOUNCED: 2,
+
+  /**
+   * Nothing listens there
+   *
+   * @generated from enum value: REFUSED = 3;
+   */
+  REFUSED: 3,
+
+  /**
+   * @generated from enum value: NO_ROUTE = 4;
+   */
+  NO_ROUTE: 4,
+
+  /**
+   * @generated from enum value: NO_ANSWER = 5;
+   */
+  NO_ANSWER: 5,
+
+  /**
+   * It does not show who it is
+   *
+   * @generated from enum value: UNTRUSTED = 6;
+   */
+  UNTRUSTED: 6,
+
+  /**
+   * It has not got it, or does not give it
+   *
+   * @generated from enum value: NOT_GIVEN = 7;
+   */
+  NOT_GIVEN: 7,
+
+  /**
+   * It is not what was asked for
+   *
+   * @generated from enum value: WRONG = 8;
+   */
+  WRONG: 8,
+
+  /**
+   * It comes from an address at which it does not say that it listens
+   *
+   * @generated from enum value: ELSEWHERE = 9;
+   */
+  ELSEWHERE: 9,
+} as const;
+
+/**
+ * @generated from enum shoal.peer.v1.ProbeAnswer.Outcome
+ */
+export type ProbeAnswer_Outcome = (typeof ProbeAnswer_Outcome)[keyof typeof ProbeAnswer_Outcome] | UnknownEnum;
+
+/**
+ * Describes the enum shoal.peer.v1.ProbeAnswer.Outcome.
+ */
+export const ProbeAnswer_OutcomeSchema: GenEnum<ProbeAnswer_Outcome> = /*@__PURE__*/
+  enumDesc(file_peer_v1_peer, 17, 0);
 
 /**
  * @generated from enum shoal.peer.v1.ClaimKind
