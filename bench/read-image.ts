@@ -1,4 +1,7 @@
 import { createHash } from 'node:crypto'
+import { get, type IncomingMessage } from 'node:http'
+import { json } from 'node:stream/consumers'
+import { finished } from 'node:stream/promises'
 import { parseArgs } from 'node:util'
 
 /**
@@ -25,11 +28,15 @@ interface Manifest {
   readonly layers: readonly { readonly digest: string; readonly size: number }[]
 }
 
-async function ask(path: string, headers: Record<string, string> = {}): Promise<Response> {
+async function ask(path: string, headers: Record<string, string> = {}): Promise<IncomingMessage> {
   const url = `${values.registry}/v2/${repository}/${path}?ns=${values.ns}`
-  const answer = await fetch(url, { headers })
-  if (!answer.ok) throw new Error(`${path}: ${answer.status}`)
-  return answer
+  const answer = await new Promise<IncomingMessage>((resolve, reject) => {
+    get(url, { headers }, resolve).on('error', reject)
+  })
+  const { statusCode = 0 } = answer
+  if (statusCode < 300) return answer
+  answer.resume()
+  throw new Error(`${path}: ${statusCode}`)
 }
 
 let failures = 0
@@ -40,10 +47,11 @@ async function read({ digest, size }: { digest: string; size: number }): Promise
   for (let attempt = 1; at < size; attempt += 1) {
     try {
       const answer = await ask(`blobs/${digest}`, at > 0 ? { range: `bytes=${at}-` } : {})
-      for await (const chunk of answer.body ?? []) {
+      answer.on('data', (chunk: Buffer) => {
         at += chunk.length
         if (values.verify) hash.update(chunk)
-      }
+      })
+      await finished(answer)
     } catch (error) {
       failures += 1
       if (attempt === ATTEMPTS) throw error
@@ -53,9 +61,7 @@ async function read({ digest, size }: { digest: string; size: number }): Promise
     throw new Error(`${digest} is wrong`)
 }
 
-const manifest = (await (
-  await ask(`manifests/${tag}`, { accept: manifestType })
-).json()) as Manifest
+const manifest = (await json(await ask(`manifests/${tag}`, { accept: manifestType }))) as Manifest
 const left = [manifest.config, ...manifest.layers]
 await Promise.all(
   Array.from({ length: 3 }, async () => {

@@ -254,8 +254,8 @@ function simulate(conditions: Conditions): Outcome {
       if (node.gone) continue
       if (node.done === undefined) open += 1
       if (node.member === undefined && node.starts <= now && node.done === undefined) {
-        const init = { self: node.id, key: 'k', small: false, noUpstream: false, have: 0, now }
-        node.member = new Member(init)
+        const about = { key: 'k', small: false, noUpstream: false, wary: false }
+        node.member = new Member({ ...about, self: node.id, have: 0, now })
         findHolder(node)
       }
       const { source } = node

@@ -80,3 +80,9 @@ export class ContentNotFoundError extends Error {
     this.reason = options.reason
   }
 }
+
+/** A transfer was ended by whoever gave it, to go on with somebody better: nobody is to blame, and the giver may be asked again. */
+export class SwitchedError extends Error {
+  override readonly name = 'SwitchedError'
+  readonly code = 'ERR_SWITCHED'
+}

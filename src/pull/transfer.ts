@@ -6,7 +6,7 @@ import type { Link } from '../traffic/link.ts'
 import { ShapedSink } from '../traffic/shaped-sink.ts'
 import type { OpenContent } from './chain.ts'
 import { Passages, type Passage } from './passage.ts'
-import type { Content, Giver, SourceName } from './source.ts'
+import { SwitchedError, type Content, type Giver, type SourceName } from './source.ts'
 
 export interface TransfersComponents {
   readonly log: Logger
@@ -16,8 +16,9 @@ export interface TransfersComponents {
   readonly linksOf?: (giver: Giver) => readonly Link[]
 }
 
-/** Transfers for one body; a bound for a mesh in which everything breaks. */
+/** Transfers in a row that bring less than so many bytes; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
+const PROGRESS = 1024 * 1024
 
 /**
  * Makes right what comes from others. A blob is hashed as it passes, whoever it comes from, and its last bytes are held
@@ -112,7 +113,11 @@ export class Transfers {
         return carried
       },
     }
-    for (let attempt = 1; ; attempt += 1) {
+    for (let attempt = 1, from = offset; ; attempt += 1) {
+      if (offset - from >= PROGRESS) {
+        from = offset
+        attempt = 1
+      }
       const { giver } = content
       if (giver !== undefined) givers.set(giver.id, giver)
       const links = giver === undefined ? [] : this.#linksOf(giver)
@@ -141,7 +146,7 @@ export class Transfers {
         giver?.failed(error)
         if (offset > end) return
         if (attempt >= MAX_ATTEMPTS) throw error
-        if (giver !== undefined) asked.add(giver.id)
+        if (giver !== undefined && !(error instanceof SwitchedError)) asked.add(giver.id)
       }
       try {
         const rest: PullRequest = { ...request, range: { kind: 'from', start: offset, end } }

@@ -22,10 +22,11 @@ import type {
   PullExchange,
   PullListener,
   PullReport,
+  Router,
 } from '../../src/routing/router.ts'
 import { NotHeldError } from '../../src/store/store.ts'
 import { Spool } from '../../src/store/spool.ts'
-import { FixedRouter, TIERS } from './peer-zoo.ts'
+import { TIERS } from './peer-zoo.ts'
 import { LIMITS } from './limits.ts'
 
 const log = createLogger({ level: 'silent' })
@@ -36,6 +37,8 @@ export class PullNet {
   readonly #nodes = new Map<string, MemoryExchange>()
   /** Reports that were sent, by anybody */
   readonly reports: PullReport[] = []
+  /** Who has got all of what, and so says that it holds it */
+  readonly holders = new Map<string, Peer[]>()
   /** Says of a message whether it is lost */
   loses: (from: string, to: string) => boolean = () => false
 
@@ -50,8 +53,28 @@ export class PullNet {
   /** A node is gone, and the others notice. */
   leave(id: string): void {
     this.#nodes.delete(id)
+    for (const [digest, holders] of this.holders)
+      this.holders.set(
+        digest,
+        holders.filter((peer) => peer.id !== id),
+      )
     this.#changed()
     for (const node of this.#nodes.values()) node.listener?.left(id)
+  }
+
+  /** Finds holders. */
+  router(): Router {
+    const { holders } = this
+    return {
+      ready: () => true,
+      peers: () => this.peers(),
+      async *lookup(key) {
+        yield* holders.get(key) ?? []
+      },
+      suspect() {},
+      advertise() {},
+      withdraw() {},
+    }
   }
 
   peers(): Peer[] {
@@ -119,22 +142,33 @@ export interface Got {
   readonly bytes: number
 }
 
-/** A node with everything that a pull passes, over real sockets and files, but a store that never holds anything. */
+/**
+ * A node with everything that a pull passes, over real sockets and files, but a store that never holds anything: what it has got it
+ * gives from the spool for some seconds.
+ */
 export class SwarmNode implements AsyncDisposable {
   readonly id: string
   readonly swarm: Swarm
   readonly #local: Listener
   readonly #peer: Listener
+  readonly #onHeld: (digest: string) => void
   readonly #stack: AsyncDisposableStack
 
   private constructor(
     id: string,
-    parts: { swarm: Swarm; local: Listener; peer: Listener; stack: AsyncDisposableStack },
+    parts: {
+      swarm: Swarm
+      local: Listener
+      peer: Listener
+      onHeld: (digest: string) => void
+      stack: AsyncDisposableStack
+    },
   ) {
     this.id = id
     this.swarm = parts.swarm
     this.#local = parts.local
     this.#peer = parts.peer
+    this.#onHeld = parts.onHeld
     this.#stack = parts.stack
   }
 
@@ -183,7 +217,7 @@ export class SwarmNode implements AsyncDisposable {
     })
     stack.defer(() => net.leave(id))
     const client = stack.adopt(new RegistryClient({ timeouts }), (each) => each.close())
-    const router = new FixedRouter([])
+    const router = net.router()
     const peers = new PeersSource(
       { router, client, log },
       { lookup: 1000, hedge: 250, busy: 500, tiers: TIERS },
@@ -217,7 +251,11 @@ export class SwarmNode implements AsyncDisposable {
     const local = listener('local', inflight.over(transfers.over(chain([swarm]))))
     await local.start()
     stack.defer(() => local.stop())
-    return new SwarmNode(id, { swarm, local, peer, stack: stack.move() })
+    const onHeld = (digest: string): void => {
+      const others = net.holders.get(digest) ?? []
+      if (!others.includes(exchange.peer)) net.holders.set(digest, [...others, exchange.peer])
+    }
+    return new SwarmNode(id, { swarm, local, peer, onHeld, stack: stack.move() })
   }
 
   /** Asks this node as its containerd does. */
@@ -232,7 +270,9 @@ export class SwarmNode implements AsyncDisposable {
       response.on('close', () => {
         const all = Buffer.concat(chunks)
         const { statusCode: status = 0, complete } = response
-        resolve({ status, complete, digest: digestOf(all), bytes: all.length })
+        const digest = digestOf(all)
+        if (complete && path.endsWith(digest)) this.#onHeld(digest)
+        resolve({ status, complete, digest, bytes: all.length })
       })
     })
     request.on('error', () => resolve({ status: 0, complete: false, digest: '', bytes: 0 }))

@@ -19,6 +19,8 @@ export interface ExecOptions {
   /** Default 60 s */
   timeoutMs?: number
   env?: Readonly<Record<string, string>>
+  /** Kills it */
+  signal?: AbortSignal
 }
 
 /** What a {@link Machine.get} was answered. */
@@ -129,6 +131,7 @@ export class Machine implements AsyncDisposable {
     const { stdout } = await promisify(execFile)('nsenter', this.#enter(argv), {
       env: { ...ENVIRONMENT, ...options.env },
       timeout: options.timeoutMs ?? 60_000,
+      ...(options.signal && { signal: options.signal }),
       killSignal: 'SIGKILL',
       maxBuffer: 16 * 1024 * 1024,
     })

@@ -90,7 +90,8 @@ export class Member {
   /** Of the last report before it was read from there */
   #taken = 0
   #broken = 0
-  #wrong = false
+  /** What came before was wrong: its word is `wrong`, now and at the end. */
+  #wrong: boolean
   /** Nobody is heeded until then */
   #aloneUntil = 0
   #aloneNext = ALONE.first
@@ -100,6 +101,8 @@ export class Member {
     key: string
     small: boolean
     noUpstream: boolean
+    /** What this node got of it before was wrong: it reads from nobody who has not got all of it. */
+    wary: boolean
     have: number
     now: number
   }) {
@@ -107,6 +110,7 @@ export class Member {
     this.#key = init.key
     this.#small = init.small
     this.#noUpstream = init.noUpstream
+    this.#wrong = init.wary
     this.#have = init.have
     this.#grewAt = init.now
   }
@@ -171,10 +175,13 @@ export class Member {
     }
   }
 
-  /** Advice from whoever keeps the list; what is late, or from anybody else, is not heard. */
+  /** Advice from whoever keeps the list; what is old, or from anybody else, is not heard. */
   hear(from: string, advice: PullAdvice, now: number): void {
     const circle = this.#circles[advice.circle]
-    if (circle === undefined || circle.tracker !== from || circle.waiting === undefined) return
+    if (circle === undefined) return
+    // It is only slow, and keeps the list that the others are on: who stepped in for it knows less.
+    if (circle.tracker !== from && circle.silent.delete(from)) return
+    if (circle.tracker !== from || circle.waiting === undefined) return
     if (advice.number < circle.waiting.number || advice.number > this.#number) return
     circle.waiting = undefined
     circle.silent.clear()
@@ -186,6 +193,11 @@ export class Member {
       return
     const ids = advice.from.filter((id) => id !== this.#self && !this.#isFailed(id, now))
     circle.advice = { ...advice, from: ids }
+  }
+
+  /** The agreement takes too long: from now on it goes its own way for a while. */
+  loseHeart(now: number): void {
+    this.#goAlone(now)
   }
 
   /** All that came is to be thrown away: these gave it, or passed it on. */

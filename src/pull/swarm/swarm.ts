@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../../observe/log.ts'
 import { bytesBody, readBody, type ContentBody } from '../../oci/body.ts'
 import { DigestMismatchError } from '../../oci/digest.ts'
@@ -7,6 +8,7 @@ import { MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
 import type { Peer, PullExchange } from '../../routing/router.ts'
 import {
   ContentNotFoundError,
+  SwitchedError,
   type Content,
   type ContentSource,
   type OpenOptions,
@@ -22,9 +24,19 @@ const MAX_WAYS = 10
 const REST = 3000
 /** For a manifest, whoever waits for it. */
 const MANIFEST_DEADLINE = 30_000
+/**
+ * Who got wrong bytes reads them for so long from nobody who has not verified all of them, in ms, and waits so long for the first who
+ * has, looking so often. Of so many blobs that is remembered.
+ */
+const WARY = { lasts: 60_000, waits: 8000, looks: 250, most: 1024 }
+/** A timer that is so late, in ms, says that this very process stood still. */
+const STOOD_STILL = 50
 
-/** Reads from certain peers. */
+/** Reads from other nodes. */
 export interface AmongPeers {
+  /** From those that hold it */
+  open(request: PullRequest, options: OpenOptions): Promise<Content>
+  /** From certain ones, which are receiving it */
   openAmong(peers: readonly Peer[], request: PullRequest, options: OpenOptions): Promise<Content>
 }
 
@@ -48,12 +60,6 @@ export interface SharedPull {
   readonly size: number
 }
 
-/** Somebody nearer to the source is there: it goes on elsewhere, and nobody is to blame. */
-class SwitchedError extends Error {
-  override readonly name = 'SwitchedError'
-  readonly code = 'ERR_SWITCHED'
-}
-
 /**
  * The upstream, asked once for all nodes that want the same at the same time. It agrees with the others of its zone, and then
  * of its region, who asks the upstream ({@link Tracker}, {@link Member}), and reads from those who are receiving it. While
@@ -69,6 +75,8 @@ export class Swarm implements ContentSource {
   readonly #log: Logger
   readonly #tracker = new Tracker({ now: () => performance.now() })
   readonly #jobs = new Map<string, Job>()
+  /** What came wrong, by its name, until when that counts */
+  readonly #wary = new Map<string, number>()
   /** One answer for all who wait for the same manifest */
   readonly #asking = new Map<string, Promise<Content & HeardAnswer>>()
   readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
@@ -142,6 +150,10 @@ export class Swarm implements ContentSource {
   async #openBlob(request: PullRequest, options: OpenOptions): Promise<Content> {
     const have = request.range?.kind === 'from' ? request.range.start : 0
     const job = this.#join(request, have)
+    if (job.wary) {
+      const held = await this.#awaitHolder(job, request, options)
+      if (held !== undefined) return held
+    }
     const { content, turn } = await this.#openSomehow(job, request, options)
     const { body, giver, descriptor, range } = content
     job.member.takes(turn.source, performance.now(), descriptor.size)
@@ -157,17 +169,71 @@ export class Swarm implements ContentSource {
         giver: {
           ...giver,
           failed: (error) => {
-            if (turn.abort.signal.aborted) return
-            giver.failed(error)
             const ids = turn.source.kind === 'peer' ? [turn.source.id] : []
             if (error instanceof DigestMismatchError) {
-              job.member.wasWrong(ids, performance.now())
-              this.#end(job, false)
-            } else if (ids.length > 0) this.#broke(job, ids)
+              giver.failed(error)
+              this.#wasWrong(job, ids)
+            } else if (!turn.abort.signal.aborted) {
+              giver.failed(error)
+              if (ids.length > 0) this.#broke(job, ids)
+            }
           },
+          ...(giver.doubted !== undefined && {
+            doubted: (error: unknown) => {
+              giver.doubted?.(error)
+              this.#wasWrong(job, turn.source.kind === 'peer' ? [turn.source.id] : [])
+            },
+          }),
         },
       }),
     }
+  }
+
+  /**
+   * One who has all of it, as soon as there is one: whoever passes on what it has not verified may have it from the same liar.
+   * Undefined when this node is to ask the upstream.
+   */
+  async #awaitHolder(
+    job: Job,
+    request: PullRequest,
+    options: OpenOptions,
+  ): Promise<Content | undefined> {
+    const { signal } = options
+    const patience = performance.now() + WARY.waits
+    try {
+      while ((await this.#way(job, signal)).kind === 'peers') {
+        try {
+          const content = await this.#peers.open(request, options)
+          this.#leave(job, false)
+          return content
+        } catch (error) {
+          signal.throwIfAborted()
+          if (!(error instanceof ContentNotFoundError)) throw error
+        }
+        if (performance.now() < patience) {
+          await delay(WARY.looks, undefined, { signal })
+          continue
+        }
+        job.member.loseHeart(performance.now())
+        this.#drive(job)
+      }
+    } catch (error) {
+      this.#leave(job, false)
+      throw error
+    }
+    return undefined
+  }
+
+  #wasWrong(job: Job, ids: readonly string[]): void {
+    const now = performance.now()
+    this.#wary.delete(job.key)
+    this.#wary.set(job.key, now + WARY.lasts)
+    for (const [key, until] of this.#wary) {
+      if (until > now && this.#wary.size <= WARY.most) break
+      this.#wary.delete(key)
+    }
+    job.member.wasWrong(ids, now)
+    this.#end(job, false)
   }
 
   /** Manifests are small, and are handed on as a whole: this node asks for one once, whoever wants it. */
@@ -220,7 +286,8 @@ export class Swarm implements ContentSource {
     const { signal } = options
     try {
       for (let ways = 0; ways < MAX_WAYS; ways += 1) {
-        const way = await this.#way(job, signal)
+        // Nobody who is receiving it will do, whatever is advised meanwhile.
+        const way: Way = job.wary ? { kind: 'upstream' } : await this.#way(job, signal)
         if (way.kind === 'nowhere') break
         const peers = way.kind === 'peers' ? this.#peersOf(way.ids) : []
         if (way.kind === 'peers' && peers.length === 0) {
@@ -316,15 +383,18 @@ export class Swarm implements ContentSource {
       return known
     }
     const now = performance.now()
+    const wary = (this.#wary.get(key) ?? 0) > now
     const job: Job = {
       key,
       what: keyOf(request),
+      wary,
       users: 1,
       member: new Member({
         self: this.#exchange.id ?? '',
         key,
         small: request.kind === 'manifest',
         noUpstream: this.#upstream === undefined,
+        wary,
         have,
         now,
       }),
@@ -353,9 +423,19 @@ export class Swarm implements ContentSource {
       }
       if (own) continue
       this.#decide(job, way)
-      job.timer = setTimeout(() => this.#drive(job), wakeAt - now).unref()
+      this.#wakeAt(job, wakeAt)
       return
     }
+  }
+
+  /** Answers that arrived while this process stood still are heard before somebody is said to be silent. */
+  #wakeAt(job: Job, at: number): void {
+    const onTime = (): void => {
+      const late = performance.now() - at
+      if (late < STOOD_STILL) this.#drive(job)
+      else job.timer = setTimeout(() => this.#drive(job), late).unref()
+    }
+    job.timer = setTimeout(onTime, at - performance.now()).unref()
   }
 
   #decide(job: Job, way: Way | undefined): void {
@@ -364,7 +444,7 @@ export class Swarm implements ContentSource {
     job.decided.resolve()
     job.decided = Promise.withResolvers()
     const { turn } = job
-    if (turn === undefined || isOn(turn, way)) return
+    if (turn === undefined || job.wary || isOn(turn, way)) return
     this.#log.debug({ what: job.what, from: turn.from, way }, 'goes on elsewhere')
     job.turn = undefined
     turn.abort.abort(new SwitchedError('it goes on elsewhere'))
@@ -433,6 +513,7 @@ export class Swarm implements ContentSource {
 interface Job {
   readonly key: string
   readonly what: string
+  readonly wary: boolean
   readonly member: Member
   /** Answers that are being opened or written */
   users: number

@@ -135,6 +135,7 @@ export class Tracker {
       stalledAt: undefined,
       missed: false,
       noUpstream: false,
+      wary: false,
       at: now,
       pace: PACE.least,
       rate: 0,
@@ -199,6 +200,7 @@ export class Tracker {
     member.missed = false
     member.stalledAt = report.stalled ? (member.stalledAt ?? now) : undefined
     member.noUpstream = report.noUpstream
+    member.wary = report.wrong
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
     for (const id of failed) if (!member.failed.has(id)) this.#accuse(id, member.id, now)
     member.failed = failed
@@ -270,9 +272,10 @@ export class Tracker {
     const from = this.#candidates(swarm, me, now)
     const [first] = from
     if (first !== undefined) {
+      if (me.wary) return { from }
       swarm.attach(me, first)
       me.state = 'follows'
-      return { from: from.slice(0, 2) }
+      return { from }
     }
     const stalled = [...swarm.members.values()].filter(
       (each) => each !== me && each.state === 'leads' && hasStalled(each, now),
@@ -412,6 +415,8 @@ interface Member {
   /** Who reads from it stands still, and it says nothing */
   missed: boolean
   noUpstream: boolean
+  /** It had wrong bytes, and waits until somebody has all of it */
+  wary: boolean
   /** What came from it was wrong */
   tainted?: true
   /** A trial has shown that another gets it faster */

@@ -15,11 +15,13 @@ import { createRegistryServer } from '../../../src/http/registry.ts'
 import { createLogger } from '../../../src/observe/log.ts'
 import { createMetrics } from '../../../src/observe/metrics.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
+import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { ContentKey } from '../../../src/oci/reference.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { PeersSource } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
+import { SwitchedError, type Content, type OpenOptions } from '../../../src/pull/source.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
 import type { Giver } from '../../../src/pull/source.ts'
 import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
@@ -300,4 +302,42 @@ test('wrong bytes of a peer are found though an honest upstream gives the end, a
   const before = liar.requests.length
   await node.read(false)
   assert.equal(liar.requests.length, before)
+})
+
+test('whoever gives it may change as often as somebody better comes, and may come again', async () => {
+  const log = createLogger({ level: 'silent' })
+  await using stack = new AsyncDisposableStack()
+  const transfers = stack.adopt(new Transfers({ log }), (each) => each.close())
+  const part = 50_000
+  let opened = 0
+  const open = async (request: PullRequest, { rest }: OpenOptions): Promise<Content> => {
+    opened += 1
+    assert.deepEqual([...(rest?.asked ?? [])], [], 'somebody is not asked again')
+    const start = request.range?.kind === 'from' ? request.range.start : 0
+    return {
+      source: 'peer',
+      descriptor: { digest, mediaType: MEDIA_TYPE.octets, size: bytes.length },
+      ...(start > 0 && { range: { start, end: bytes.length - 1 } }),
+      giver: { id: 'the same', failed() {} },
+      body: {
+        length: bytes.length - start,
+        async discard() {},
+        async writeTo(sink) {
+          await sink.write(bytes.subarray(start, start + part))
+          if (start + part < bytes.length) throw new SwitchedError('it goes on elsewhere')
+        },
+      },
+    }
+  }
+  const got: Buffer[] = []
+  const { signal } = new AbortController()
+  const request = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
+  const content = await transfers.over(open)(
+    { ...request, repository: 'library/alpine', target: { digest } },
+    { signal },
+  )
+  const write = async (chunk: Uint8Array): Promise<void> => void got.push(Buffer.from(chunk))
+  await content.body?.writeTo({ write }, { signal })
+  assert.equal(digestOf(Buffer.concat(got)), digest)
+  assert.equal(opened, bytes.length / part)
 })

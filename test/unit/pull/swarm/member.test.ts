@@ -21,7 +21,7 @@ class Bench {
   constructor(circles: readonly (readonly string[])[] = [others], noUpstream = false) {
     this.circles = circles
     assert.ok(key)
-    const init = { self: 'me', key, small: false, have: 0, now: this.now, noUpstream }
+    const init = { self: 'me', key, small: false, wary: false, have: 0, now: this.now, noUpstream }
     this.member = new Member(init)
   }
 
@@ -99,6 +99,21 @@ suite("one node's part", () => {
     assert.equal(bench.pass(900), undefined)
     assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 2)
     assert.deepEqual(bench.pass(200), { kind: 'upstream' })
+  })
+
+  test('a tracker whose answer is late is asked again at once, instead of who stepped in for it', () => {
+    const bench = new Bench()
+    bench.step()
+    const [{ to: slow, report } = { to: '', report: undefined }] = bench.reports
+    assert.ok(report)
+    bench.pass(550)
+    const second = bench.reports.at(-1)?.to
+    assert.notEqual(second, slow)
+    const { circle, key: what, number } = report
+    const late = { circle, key: what, number, lead: false, from: ['b'], pace: 250 }
+    bench.member.hear(slow, late, bench.now)
+    bench.step()
+    assert.equal(bench.reports.at(-1)?.to, slow)
   })
 
   test('an answer of somebody it did not ask, or that is too late, is not heard', () => {

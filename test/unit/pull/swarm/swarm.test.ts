@@ -2,15 +2,20 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import type { ServerResponse } from 'node:http'
 import { suite, test } from 'node:test'
-import { digestOf } from '../../../../src/oci/digest.ts'
+import { digestOf, type Digest } from '../../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { pullKey } from '../../../../src/pull/swarm/swarm.ts'
+import { winner } from '../../../../src/pull/swarm/tracker.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
 import { until } from '../../../wait.ts'
 
+/** Something of which no list is kept by the liar of these tests: he could say that nobody is to ask the upstream. */
 const bytes = randomBytes(4_000_000)
+const LIAR = 'liar'
+const ids = [LIAR, ...Array.from({ length: 6 }, (_, index) => `node-${index}`)]
+while (winner(keyOfBlob(digestOf(bytes)), ids) === LIAR) bytes[0]! += 1
 const digest = digestOf(bytes)
 const BLOB = `/v2/library/alpine/blobs/${digest}`
 const manifest = Buffer.from(
@@ -22,9 +27,14 @@ const manifest = Buffer.from(
   }),
 )
 
+function keyOfBlob(of: Digest): string {
+  const base = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
+  return pullKey({ ...base, repository: 'library/alpine', target: { digest: of } })
+}
+
 /** An upstream that gives the blob so fast, in bytes a ms, and counts what it gave. */
 async function startUpstream(
-  pace = 4000,
+  pace = 10_000,
 ): Promise<UpstreamRegistry & { given: { bytes: number; open: Set<ServerResponse> } }> {
   const upstream = await UpstreamRegistry.start()
   const given = { bytes: 0, open: new Set<ServerResponse>() }
@@ -77,7 +87,7 @@ function assertRight(got: readonly Got[]): void {
 suite('what many want at once', () => {
   test('a blob crosses the uplink once, whoever asks when', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
+    const upstream = stack.use(await startUpstream(4000))
     const { nodes } = await startNodes(stack, 7, upstream.url)
     const early = nodes.slice(0, 5).map((node) => node.get(BLOB))
     await until(() => upstream.given.bytes > bytes.length / 3)
@@ -120,7 +130,7 @@ suite('what many want at once', () => {
     assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
     // Twice, unless the machine is so busy that an answer comes too late.
     const copies = upstream.given.bytes / bytes.length
-    assert.ok(copies >= 2 && copies < 4, `${copies} copies`)
+    assert.ok(copies >= 2 && copies < 2.5, `${copies} copies`)
   })
 
   test('what the upstream does not have is not found, by everybody', async () => {
@@ -136,7 +146,7 @@ suite('what many want at once', () => {
 
   test('a node without an upstream follows one that has it, and finds nothing alone', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
+    const upstream = stack.use(await startUpstream(4000))
     const { net, nodes } = await startNodes(stack, 1, upstream.url)
     const offline = stack.use(await SwarmNode.start(net, { id: 'offline' }))
     assert.equal((await offline.get(BLOB)).status, 404)
@@ -150,7 +160,7 @@ suite('what many want at once', () => {
 suite('what goes wrong meanwhile', () => {
   test('the leader is killed: another one goes on at its byte', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(1500))
+    const upstream = stack.use(await startUpstream(4000))
     const { net, nodes } = await startNodes(stack, 5, upstream.url)
     const pulls = nodes.map((node) => node.get(BLOB))
     await until(() => upstream.given.bytes > bytes.length / 4)
@@ -162,7 +172,7 @@ suite('what goes wrong meanwhile', () => {
 
   test('the upstream breaks off in the middle, of every answer once', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(1500))
+    const upstream = stack.use(await startUpstream(4000))
     const { nodes } = await startNodes(stack, 4, upstream.url)
     const pulls = nodes.map((node) => node.get(BLOB))
     await until(() => upstream.given.bytes > bytes.length / 2)
@@ -173,7 +183,7 @@ suite('what goes wrong meanwhile', () => {
 
   test('the upstream stands still for whoever asked first', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(1500))
+    const upstream = stack.use(await startUpstream(4000))
     const { nodes } = await startNodes(stack, 4, upstream.url)
     const pulls = nodes.map((node) => node.get(BLOB))
     await until(() => upstream.given.bytes > bytes.length / 4)
@@ -200,7 +210,7 @@ suite('what goes wrong meanwhile', () => {
 
   test('a client goes away: those who read from its node go on elsewhere', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(1500))
+    const upstream = stack.use(await startUpstream(4000))
     const { nodes } = await startNodes(stack, 4, upstream.url)
     const gone = new AbortController()
     const first = nodes[0]!.get(BLOB, {}, gone.signal)
@@ -215,7 +225,7 @@ suite('what goes wrong meanwhile', () => {
 
   test('a client goes on in the middle, and its node reads only the rest', async () => {
     await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
+    const upstream = stack.use(await startUpstream(4000))
     const { nodes } = await startNodes(stack, 2, upstream.url)
     const whole = nodes[0]!.get(BLOB)
     await until(() => upstream.given.bytes > 0)
@@ -238,8 +248,8 @@ async function startLiar(
   wrong: Uint8Array,
 ): Promise<{ requests: readonly string[]; claim: (nodes: readonly SwarmNode[]) => void }> {
   const liar = stack.use(await zoo.good({ digest, mediaType: MEDIA_TYPE.octets, bytes: wrong }))
-  const exchange = net.join(liar.peer)
-  const from = [liar.peer.id]
+  const exchange = net.join({ ...liar.peer, id: LIAR })
+  const from = [LIAR]
   exchange.listen({
     reported(to, { circle, key, number }) {
       exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
@@ -247,9 +257,7 @@ async function startLiar(
     advised() {},
     left() {},
   })
-  const target = { digest }
-  const base = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
-  const key = pullKey({ ...base, repository: 'library/alpine', target })
+  const key = keyOfBlob(digest)
   return {
     requests: liar.requests,
     claim(nodes) {
@@ -289,8 +297,7 @@ suite('liars', () => {
       }),
     )
     assert.ok(
-      // One, unless it is so busy here that the next attempt comes before the others know.
-      failures.every((count) => count <= 2),
+      failures.every((count) => count <= 1),
       `attempts that failed: ${failures.join()}`,
     )
     assert.ok(liar.requests.length > 0, 'the liar was never asked')

@@ -198,6 +198,17 @@ suite('a list of who gets what', () => {
     }
   })
 
+  test('who had wrong bytes is told of who gets it, and gives to nobody while it waits', () => {
+    const list = new Bench()
+    assert.equal(list.hear('a', { wrong: true }).lead, true)
+    list.hear('a', { state: 'leads', wrong: true })
+    assert.deepEqual(list.hear('b', { wrong: true }).from, ['a'])
+    for (const id of ['c', 'd', 'e', 'f']) assert.notEqual(list.join(id), 'b')
+    list.tracker.forget('a')
+    for (const id of ['c', 'd', 'e', 'f']) list.tracker.forget(id)
+    assert.equal(list.hear('b', { wrong: true }).lead, true)
+  })
+
   test('a node on a slow link keeps nobody back', () => {
     const list = new Bench()
     list.join('leader')
