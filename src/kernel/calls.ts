@@ -1,13 +1,17 @@
 import type { Socket } from 'node:net'
+import { constants } from 'node:os'
 import { TLSSocket } from 'node:tls'
 
 /** @see https://man7.org/linux/man-pages/man2/cachestat.2.html; the number is the same on every architecture. */
 const CACHESTAT = 451
 /** The smallest there is: where pages are larger, a part that is in memory is at worst taken for one that is not. */
 const PAGE = 4096
-const MSG_DONTWAIT = 0x40
-const MSG_NOSIGNAL = 0x4000
-const EFD_CLOEXEC_NONBLOCK = 0o2004000
+const CLOEXEC_NONBLOCK = 0o2004000
+const F_SETPIPE_SZ = 1031
+const SPLICE_MOVE_NONBLOCK = 0x3
+
+/** What `splice` and `tee` return where they would have to wait. */
+export const WOULD_WAIT = -constants.errno.EAGAIN
 
 /** Events of poll(2). */
 export const POLL = { in: 0x1, out: 0x4, error: 0x8, hangUp: 0x10 } as const
@@ -22,9 +26,16 @@ export interface KernelCalls {
   sendfileAside(out: number, file: number, offset: number, count: number): Promise<number>
   /** True if all of that part is in memory; false also where the kernel cannot tell (before Linux 6.5). */
   isCached(file: number, offset: number, count: number): boolean
-  /** @returns how many bytes; 0 when the other side has sent all it will */
-  receive(socket: number, into: Uint8Array, count: number): number
-  send(socket: number, bytes: Uint8Array): number
+  /** For up to `bytes`, or for less where the system allows no more: its ends, or undefined where there is none to be had. */
+  pipe(bytes: number): Pipe | undefined
+  /**
+   * Moves up to `count` bytes into a pipe or out of one: the kernel hands its pages on, nothing is copied.
+   * @returns how many; 0 when the other side has sent all it will, and below that the number of the error
+   */
+  splice(from: number, to: number, count: number): number
+  /** Puts what is in a pipe into another one too. Returns what `splice` does. */
+  tee(from: number, to: number, count: number): number
+  read(descriptor: number, into: Uint8Array, count: number): number
   /**
    * Waits for `timeoutMs` at most. `polled` has two numbers for each of `count` descriptors: itself, and the events wanted;
    * above their lowest 16 bits are then those that have come.
@@ -36,6 +47,12 @@ export interface KernelCalls {
   lower(flag: number): void
   dup(descriptor: number): number
   close(descriptor: number): number
+}
+
+/** Descriptors of its two ends. */
+export interface Pipe {
+  readonly out: number
+  readonly in: number
 }
 
 let calls: Promise<KernelCalls | undefined> | undefined
@@ -58,8 +75,12 @@ async function load(): Promise<KernelCalls | undefined> {
     const cachestat = libc.func(
       'int64_t syscall(int64_t number, int file, void *range, void *found, uint32_t flags)',
     )
-    const recv = libc.func('int64_t recv(int socket, void *into, size_t count, int flags)')
-    const send = libc.func('int64_t send(int socket, void *bytes, size_t count, int flags)')
+    const pipe2 = libc.func('int pipe2(void *ends, int flags)')
+    const fcntl = libc.func('int fcntl(int descriptor, int command, int value)')
+    const splice = libc.func(
+      'int64_t splice(int from, void *at, int to, void *there, size_t count, unsigned int flags)',
+    )
+    const tee = libc.func('int64_t tee(int from, int to, size_t count, unsigned int flags)')
     const poll = libc.func('int poll(void *polled, uint64_t count, int timeout)')
     const eventfd = libc.func('int eventfd(unsigned int initial, int flags)')
     const read = libc.func('int64_t read(int descriptor, void *into, size_t count)')
@@ -68,6 +89,11 @@ async function load(): Promise<KernelCalls | undefined> {
     const found = new BigUint64Array(5)
     const one = new BigUint64Array([1n])
     const counter = new BigUint64Array(1)
+    const ends = new Int32Array(2)
+    const orError = (result: unknown): number => {
+      const count = Number(result)
+      return count < 0 ? -koffi.errno() : count
+    }
     return {
       sendfile: (out, file, offset, count) => Number(sendfile(out, file, [offset], count)),
       async sendfileAside(out, file, offset, count) {
@@ -84,11 +110,18 @@ async function load(): Promise<KernelCalls | undefined> {
         const pages = Math.floor((offset + count - 1) / PAGE) - Math.floor(offset / PAGE) + 1
         return Number(found[0]) >= pages
       },
-      receive: (socket, into, count) => Number(recv(socket, into, count, MSG_DONTWAIT)),
-      send: (socket, bytes) =>
-        Number(send(socket, bytes, bytes.length, MSG_DONTWAIT | MSG_NOSIGNAL)),
+      pipe(bytes) {
+        if (Number(pipe2(ends, CLOEXEC_NONBLOCK)) < 0) return undefined
+        const [out = -1, into = -1] = ends
+        fcntl(into, F_SETPIPE_SZ, bytes)
+        return { out, in: into }
+      },
+      splice: (from, to, count) =>
+        orError(splice(from, null, to, null, count, SPLICE_MOVE_NONBLOCK)),
+      tee: (from, to, count) => orError(tee(from, to, count, SPLICE_MOVE_NONBLOCK)),
+      read: (descriptor, into, count) => Number(read(descriptor, into, count)),
       poll: (polled, count, timeoutMs) => Number(poll(polled, count, timeoutMs)),
-      flag: () => Number(eventfd(0, EFD_CLOEXEC_NONBLOCK)),
+      flag: () => Number(eventfd(0, CLOEXEC_NONBLOCK)),
       raise: (flag) => void write(flag, one, 8),
       lower: (flag) => void read(flag, counter, 8),
       dup: (descriptor) => Number(dup(descriptor)),

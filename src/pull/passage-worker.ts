@@ -1,6 +1,7 @@
 import { createHash, type Hash } from 'node:crypto'
+import { constants } from 'node:os'
 import { parentPort, receiveMessageOnPort, workerData, type MessagePort } from 'node:worker_threads'
-import { kernelCalls, POLL, type KernelCalls } from '../kernel/calls.ts'
+import { kernelCalls, POLL, WOULD_WAIT, type KernelCalls, type Pipe } from '../kernel/calls.ts'
 
 /**
  * What the thread is told: a transfer begins; a buffer of its ring is full and to be hashed; bytes are to be carried from one
@@ -24,6 +25,10 @@ interface CarryOrder {
   readonly do: 'carry'
   readonly from: number
   readonly to: number
+  /** What bytes go through; empty before it and after it, unless the reader is gone */
+  readonly through: Pipe
+  /** What they go through once more, to be hashed */
+  readonly aside: Pipe | undefined
   readonly count: number
   /** In ms, for the next byte to come */
   readonly progress: number
@@ -42,23 +47,37 @@ export interface CarryEnd {
   readonly bytes: number
   /** In ms, for bytes to come */
   readonly waited: number
-  readonly end: 'done' | 'closed' | 'stalled' | 'reader gone' | 'reader stalled' | 'stopped'
+  readonly end:
+    | 'done'
+    | 'closed'
+    | 'stalled'
+    | 'reader gone'
+    | 'reader stalled'
+    | 'stopped'
+    | 'unable'
 }
 
-/** What is read at once, hashed and written while it is still in the core's own cache. */
+/** What is hashed at once, while it is still in the core's own cache. */
 const BUFFER_BYTES = 256 * 1024
-/** Buffers kept for readers that take less than was read. */
-const MAX_SPARE = 4
+/** Errors that say that this system cannot do it, whoever is there. */
+const UNABLE: ReadonlySet<number> = new Set([
+  -constants.errno.EINVAL,
+  -constants.errno.ENOSYS,
+  -constants.errno.EPERM,
+])
 /** After so long, in ms, it is said how far it came. */
 const SLICE = 1000
 
-const spare: Uint8Array[] = []
+const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
 const hashes = new Map<number, { hash: Hash | undefined; ring: SharedArrayBuffer | undefined }>()
 const carries = new Map<number, Carry>()
 /** Two numbers for each descriptor that is waited for */
 let polled = new Int32Array(2 * 16)
 
-/** Bytes on their way from one socket to another. */
+/**
+ * Bytes on their way from one socket to another: the kernel hands them on from the one to a pipe and from there to the other,
+ * and to a second pipe to be hashed. So only what is hashed is copied, once.
+ */
 class Carry {
   readonly #order: CarryOrder
   readonly #hash: Hash | undefined
@@ -66,8 +85,10 @@ class Carry {
   readonly #sliceEnd = performance.now() + SLICE
   #bytes = 0
   #waited = 0
-  /** What was read and is not written yet; nothing else is read before it is. */
-  #held: { buffer: Uint8Array; start: number; end: number } | undefined
+  /** What is in the pipe; nothing else is taken before it is out. */
+  #held = 0
+  /** What of it is hashed, and may go on */
+  #hashed = 0
   #waitingSince: number | undefined
 
   constructor(order: CarryOrder, hash: Hash | undefined, calls: KernelCalls) {
@@ -76,46 +97,42 @@ class Carry {
     this.#calls = calls
   }
 
-  /** Goes as far as one buffer. @returns false when nothing moved, because it has to wait */
+  /** Goes as far as what one pipe holds. @returns false when nothing moved, because it has to wait */
   step(): boolean {
-    if (this.#held !== undefined) return this.#write()
-    const { from, count } = this.#order
+    if (this.#held > 0) return this.#handOn()
+    const { from, through, count } = this.#order
     if (this.#bytes === count) return this.#over('done')
-    const buffer = spare.pop() ?? Buffer.allocUnsafeSlow(BUFFER_BYTES)
-    const read = this.#calls.receive(from, buffer, Math.min(buffer.length, count - this.#bytes))
-    if (read <= 0) {
-      release(buffer)
-      // A connection that broke is readable, and then at its end.
-      if (read === 0) return this.#over('closed')
+    const taken = this.#calls.splice(from, through.in, count - this.#bytes)
+    if (taken === WOULD_WAIT) {
       this.#waitingSince ??= performance.now()
       return false
     }
+    if (taken <= 0) return this.#over(UNABLE.has(taken) ? 'unable' : 'closed')
     if (this.#waitingSince !== undefined) this.#waited += performance.now() - this.#waitingSince
     this.#waitingSince = undefined
-    this.#bytes += read
-    this.#hash?.update(read === buffer.length ? buffer : buffer.subarray(0, read))
-    this.#held = { buffer, start: 0, end: read }
-    this.#write()
+    this.#bytes += taken
+    this.#held = taken
+    this.#handOn()
     return true
   }
 
   /** The descriptor and its events to wait for when `step` had to. */
   waitsFor(): [descriptor: number, events: number] {
     const { from, to } = this.#order
-    return this.#held === undefined ? [from, POLL.in] : [to, POLL.out]
+    return this.#held === 0 ? [from, POLL.in] : [to, POLL.out]
   }
 
   /** Until when, by `performance.now()`. */
   deadline(): number {
     const { progress, stall } = this.#order
     const since = this.#waitingSince ?? 0
-    return this.#held === undefined ? Math.min(since + progress, this.#sliceEnd) : since + stall
+    return this.#held === 0 ? Math.min(since + progress, this.#sliceEnd) : since + stall
   }
 
   /** What has become of that, with the events that have come. */
   waited(now: number, events: number): void {
     const since = this.#waitingSince ?? now
-    if (this.#held !== undefined) {
+    if (this.#held > 0) {
       if ((events & (POLL.error | POLL.hangUp)) !== 0) this.#over('reader gone')
       else if (events === 0 && now - since >= this.#order.stall) this.#over('reader stalled')
     } else if (events === 0 && now - since >= this.#order.progress) this.#over('stalled')
@@ -126,35 +143,45 @@ class Carry {
     this.#over('stopped')
   }
 
-  #write(): boolean {
-    const held = this.#held
-    if (held === undefined) return false
-    const written = this.#calls.send(this.#order.to, held.buffer.subarray(held.start, held.end))
-    if (written <= 0) {
-      this.#waitingSince ??= performance.now()
-      return false
+  #handOn(): boolean {
+    const { through, aside, to } = this.#order
+    let copied = 0
+    if (aside === undefined) this.#hashed = this.#held
+    else if (this.#hashed === 0) {
+      copied = this.#calls.tee(through.out, aside.in, this.#held)
+      if (copied <= 0) return this.#over('unable')
+      this.#hashed = copied
     }
+    const given = this.#calls.splice(through.out, to, this.#hashed)
+    // The reader has them meanwhile.
+    if (aside !== undefined) this.#update(aside.out, copied)
+    if (given === WOULD_WAIT) {
+      this.#waitingSince ??= performance.now()
+      return copied > 0
+    }
+    if (given <= 0) return this.#over('reader gone')
     this.#waitingSince = undefined
-    held.start += written
-    if (held.start < held.end) return true
-    this.#held = undefined
-    release(held.buffer)
+    this.#held -= given
+    this.#hashed -= given
     return true
+  }
+
+  #update(from: number, count: number): void {
+    for (let left = count; left > 0;) {
+      const read = this.#calls.read(from, buffer, Math.min(buffer.length, left))
+      if (read <= 0) throw new Error('what was put into a pipe is not in it')
+      this.#hash?.update(read === buffer.length ? buffer : buffer.subarray(0, read))
+      left -= read
+    }
   }
 
   #over(end: CarryEnd['end']): true {
     const { id } = this.#order
-    if (this.#held !== undefined) release(this.#held.buffer)
-    this.#held = undefined
     if (this.#waitingSince !== undefined) this.#waited += performance.now() - this.#waitingSince
     carries.delete(id)
     answer({ id, answer: 'carried', bytes: this.#bytes, waited: this.#waited, end })
     return true
   }
-}
-
-function release(buffer: Uint8Array): void {
-  if (spare.length < MAX_SPARE) spare.push(buffer)
 }
 
 function answer(message: PassageAnswer): void {

@@ -1,6 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
-import { kernelCalls, type KernelCalls } from '../kernel/calls.ts'
+import { kernelCalls, type KernelCalls, type Pipe } from '../kernel/calls.ts'
 import type { Carried, CarryLoad, LentReader } from '../oci/body.ts'
 import { DigestMismatchError, DigestVerifier, splitDigest, type Digest } from '../oci/digest.ts'
 import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
@@ -16,6 +16,8 @@ const SPARE_RINGS = 16
 const MAX_THREADS = 4
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
 const IDLE = 30_000
+/** What is taken out of a socket at once, if the system allows pipes of that size. */
+const PIPE_BYTES = 1024 * 1024
 /** What is carried before it is said how far it came. */
 const LOAD_BYTES = 32 * 1024 * 1024
 
@@ -48,8 +50,8 @@ export interface Passage {
 }
 
 /**
- * Large content passes through other threads: to read a socket into a small buffer, hash it and write it to the next
- * socket, while it is in the cache of one core, costs half of what it costs with the event loop in between.
+ * Large content passes through other threads: there the kernel hands it on from socket to socket, and only what is hashed is
+ * copied. That costs half of what it costs with the event loop in between.
  */
 export class Passages {
   readonly #threads: Thread[] = []
@@ -191,6 +193,8 @@ class RemotePassage implements Passage {
   #given = 0
   #hex: string | undefined
   #carried: CarryEnd | undefined
+  /** What carried bytes go through, and once more to be hashed */
+  #pipes: readonly Pipe[] = []
   #failure: Error | undefined
   #over = false
   #waiting: PromiseWithResolvers<void> | undefined
@@ -235,11 +239,13 @@ class RemotePassage implements Passage {
     { descriptor: to, stall }: LentReader,
     { signal }: { signal: AbortSignal },
   ): Promise<Carried | undefined> {
-    if (this.#thread.calls === undefined) return undefined
     signal.throwIfAborted()
+    const [through, aside] = this.#openPipes()
+    if (through === undefined) return undefined
     if (this.#filled > 0) this.#giveOut()
     const id = this.#id
-    const load = { from, to, progress, stall, count: Math.min(count, LOAD_BYTES) }
+    const most = Math.min(count, LOAD_BYTES)
+    const load = { from, to, through, aside, progress, stall, count: most }
     this.#carried = undefined
     this.#thread.tell({ id, do: 'carry', ...load })
     const stop = (): void => this.#thread.tell({ id, do: 'stop' })
@@ -254,6 +260,9 @@ class RemotePassage implements Passage {
         throw new ReaderGoneError('the reader closed its connection')
       case 'reader stalled':
         throw new ReaderGoneError('the reader took nothing for too long')
+      case 'unable':
+        if (bytes === 0) return undefined
+        throw new Error('the kernel does not carry any further')
       case 'done':
         return { bytes, waited, giver: 'sends' }
       case 'closed':
@@ -264,11 +273,14 @@ class RemotePassage implements Passage {
 
   async finish(): Promise<void> {
     this.#over = true
-    if (this.#digest === undefined) return this.#leave()
-    if (this.#filled > 0) this.#giveOut()
-    this.#thread.tell({ id: this.#id, do: 'finish' })
-    while (this.#hex === undefined) await this.#answered()
-    this.#leave()
+    try {
+      if (this.#digest === undefined) return
+      if (this.#filled > 0) this.#giveOut()
+      this.#thread.tell({ id: this.#id, do: 'finish' })
+      while (this.#hex === undefined) await this.#answered()
+    } finally {
+      this.#leave()
+    }
     const actual = `${this.#algorithm}:${this.#hex}`
     if (actual !== this.#digest) throw new DigestMismatchError(this.#digest, actual)
   }
@@ -280,8 +292,23 @@ class RemotePassage implements Passage {
     this.#leave()
   }
 
+  /** None where this system, or its table of descriptors, has none. */
+  #openPipes(): readonly Pipe[] {
+    const { calls } = this.#thread
+    const wanted = this.#digest === undefined ? 1 : 2
+    while (calls !== undefined && this.#pipes.length < wanted) {
+      const pipe = calls.pipe(PIPE_BYTES)
+      if (pipe === undefined) return []
+      this.#pipes = [...this.#pipes, pipe]
+    }
+    return this.#pipes
+  }
+
   #leave(): void {
     this.#thread.leave(this.#id)
+    for (const end of this.#pipes.flatMap((pipe) => [pipe.in, pipe.out]))
+      this.#thread.calls?.close(end)
+    this.#pipes = []
     if (this.#bytes !== undefined) this.#thread.giveRing(this.#bytes.buffer)
   }
 
