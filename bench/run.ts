@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { appendFile, mkdir, writeFile } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { createProgress } from '../src/cli/progress.ts'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
@@ -236,9 +236,6 @@ await using cluster = await Cluster.create({ nodes: Array(4).fill(binaries) as n
 const [holder, first, second, third] = cluster.nodes
 if (!holder || !first || !second || !third) throw new Error('a node is missing')
 await cluster.upstream.stop()
-// The client stands for containerd, whose own partial downloads other nodes read; for any other a copy would be written.
-for (const node of cluster.nodes)
-  await appendFile(node.machine.path('/etc/shoal/config.yaml'), '\nlimits:\n  spool: 1KiB\n')
 if (flags.congestion !== 'machine') {
   const setting = `net.ipv4.tcp_congestion_control=${flags.congestion}`
   for (const node of cluster.nodes) await node.exec(['sysctl', '-w', setting])

@@ -17,7 +17,8 @@ export interface ByteSink {
   writeFile?(file: FileHandle, part: ByteRange): Promise<number>
   /**
    * Takes bytes out of a connection without their passing through this thread; undefined, with nothing taken, where that
-   * cannot be. Settles only when the connection is not needed any more, soon after the reader is gone.
+   * cannot be. Settles only when the connection is not needed any more, soon after the reader is gone or `signal` aborts; how
+   * far it came is not known then.
    * @throws like `write`
    */
   carry?(load: CarryLoad, options: { signal: AbortSignal }): Promise<Carried | undefined>
@@ -36,6 +37,8 @@ export interface CarryLoad {
   readonly count: number
   /** In ms; it is given up when no byte has come for so long. */
   readonly progress: number
+  /** In ms: after so long it ends, for the caller to see how far it is. A second where nothing is said. */
+  readonly slice?: number
 }
 
 /** How far that came. */

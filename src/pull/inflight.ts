@@ -150,15 +150,16 @@ export class Inflight implements ContentSource {
 
   async #receive(
     arrival: Arrival,
-    { descriptor: { digest, size }, range }: Content,
+    { descriptor: { digest, size }, range, awaited }: Content,
     body: ContentBody,
     sink: ByteSink,
     signal: AbortSignal,
   ): Promise<void> {
-    // What begins in the middle is readable only where the beginning is, too.
     const here = await this.#store.arriving(digest)
-    const spooled =
-      here === undefined && range === undefined ? await this.#spool.begin(size) : undefined
+    // What begins in the middle is readable only where the beginning is, too. And what some node holds others get from there:
+    // to write it aside as well would take three times as long.
+    const spools = here === undefined && range === undefined && awaited === true
+    const spooled = spools ? await this.#spool.begin(size) : undefined
     arrival.readable(here ?? spooled?.content)
     this.#log.debug(
       {

@@ -34,6 +34,8 @@ interface CarryOrder {
   readonly progress: number
   /** In ms, for the reader to take one */
   readonly stall: number
+  /** In ms, after which it is said how far it came */
+  readonly slice: number
 }
 
 /** What it answers: a buffer may be used again, this is the hash, or so much was carried. */
@@ -65,8 +67,6 @@ const UNABLE: ReadonlySet<number> = new Set([
   -constants.errno.ENOSYS,
   -constants.errno.EPERM,
 ])
-/** After so long, in ms, it is said how far it came. */
-const SLICE = 1000
 
 const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
 const hashes = new Map<number, { hash: Hash | undefined; ring: SharedArrayBuffer | undefined }>()
@@ -82,7 +82,7 @@ class Carry {
   readonly #order: CarryOrder
   readonly #hash: Hash | undefined
   readonly #calls: KernelCalls
-  readonly #sliceEnd = performance.now() + SLICE
+  readonly #sliceEnd: number
   #bytes = 0
   #waited = 0
   /** What is in the pipe; nothing else is taken before it is out. */
@@ -95,6 +95,7 @@ class Carry {
     this.#order = order
     this.#hash = hash
     this.#calls = calls
+    this.#sliceEnd = performance.now() + order.slice
   }
 
   /** Goes as far as what one pipe holds. @returns false when nothing moved, because it has to wait */

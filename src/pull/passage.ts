@@ -20,6 +20,8 @@ const IDLE = 30_000
 const PIPE_BYTES = 1024 * 1024
 /** What is carried before it is said how far it came. */
 const LOAD_BYTES = 32 * 1024 * 1024
+/** The same in ms, where nothing else is said. */
+const SLICE = 1000
 
 /** The reader of a transfer went away, or took nothing for too long. */
 export class ReaderGoneError extends Error {
@@ -235,7 +237,7 @@ class RemotePassage implements Passage {
   }
 
   async carry(
-    { from, count, progress }: CarryLoad,
+    { from, count, progress, slice = SLICE }: CarryLoad,
     { descriptor: to, stall }: LentReader,
     { signal }: { signal: AbortSignal },
   ): Promise<Carried | undefined> {
@@ -245,7 +247,7 @@ class RemotePassage implements Passage {
     if (this.#filled > 0) this.#giveOut()
     const id = this.#id
     const most = Math.min(count, LOAD_BYTES)
-    const load = { from, to, through, aside, progress, stall, count: most }
+    const load = { from, to, through, aside, progress, stall, slice, count: most }
     this.#carried = undefined
     this.#thread.tell({ id, do: 'carry', ...load })
     const stop = (): void => this.#thread.tell({ id, do: 'stop' })

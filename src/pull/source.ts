@@ -54,6 +54,8 @@ export interface Content {
   readonly body?: ContentBody
   /** Set by a source when the body comes from somebody who may break off or lie; `Transfers` sees to that. */
   readonly giver?: Giver
+  /** Set when other nodes may be told to read it from this one while it comes */
+  readonly awaited?: true
   /** Bytes of the body that were written so far, where not all of them need come from `source` */
   readonly sent?: ReadonlyMap<SourceName, number>
   /** The same by the names of those who gave them */

@@ -174,12 +174,12 @@ export class SwarmNode implements AsyncDisposable {
 
   static async start(
     net: PullNet,
-    init: { id: string; upstream?: string; zone?: string; region?: string },
+    init: { id: string; upstream?: string; zone?: string; region?: string; spool?: number },
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
     const directory = await mkdtemp(join(tmpdir(), 'shoal-swarm-'))
     stack.defer(() => rm(directory, { recursive: true, force: true }))
-    const spool = new Spool({ log }, { directory, maxBytes: 1e9 })
+    const spool = new Spool({ log }, { directory, maxBytes: init.spool ?? 1e9 })
     await spool.start()
     const notHeld = async (digest: ReturnType<typeof digestOf>): Promise<never> => {
       throw new NotHeldError(digest)

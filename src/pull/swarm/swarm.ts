@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../../observe/log.ts'
-import { bytesBody, readBody, type ContentBody } from '../../oci/body.ts'
+import { bytesBody, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { DigestMismatchError } from '../../oci/digest.ts'
 import { keyOf, type PullRequest } from '../../oci/distribution.ts'
 import { MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
@@ -31,6 +31,8 @@ const MANIFEST_DEADLINE = 30_000
 const WARY = { lasts: 60_000, waits: 8000, looks: 250, most: 1024 }
 /** A timer that is so late, in ms, says that this very process stood still. */
 const STOOD_STILL = 50
+/** What is carried past this thread tells so often how far it is, in ms: the others are told four times a second. */
+const CARRY_SLICE = 100
 
 /** Reads from other nodes. */
 export interface AmongPeers {
@@ -164,6 +166,7 @@ export class Swarm implements ContentSource {
     const start = range?.start ?? 0
     return {
       ...content,
+      awaited: true,
       body: this.#follow(job, turn, body, start, descriptor.size),
       ...(giver !== undefined && {
         giver: {
@@ -352,11 +355,20 @@ export class Swarm implements ContentSource {
       },
       writeTo: async (sink, { signal }) => {
         let at = start
-        const counted = {
-          write: async (chunk: Uint8Array): Promise<void> => {
+        const grew = (bytes: number): void => {
+          at += bytes
+          if (bytes > 0) job.member.grew(at, performance.now())
+        }
+        const counted: ByteSink = {
+          write: async (chunk) => {
             await sink.write(chunk)
-            at += chunk.length
-            job.member.grew(at, performance.now())
+            grew(chunk.length)
+          },
+          // Who changes to another source waits until it is known how far it is; only when the client is gone nobody cares.
+          carry: async (load) => {
+            const carried = await sink.carry?.({ ...load, slice: CARRY_SLICE }, { signal })
+            grew(carried?.bytes ?? 0)
+            return carried
           },
         }
         try {
