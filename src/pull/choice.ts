@@ -19,6 +19,8 @@ const MAX_FACTOR = 4
 /** Times to the first byte, of which the hedge delay is taken, and how many there must be first. */
 const SAMPLES = 256
 const MIN_SAMPLES = 20
+/** After so many more of them the hedge delay is found anew. */
+const SAMPLES_BETWEEN = 16
 /** In ms: a peer that was answered within is never doubted. */
 const SHORTEST_HEDGE = 10
 
@@ -46,6 +48,7 @@ export class PeerChoice {
   readonly #firstBytes: number[] = []
   #samples = 0
   readonly #longestHedge: number
+  #hedge: { readonly ms: number; readonly until: number } | undefined
 
   /** `hedge` is how long the first peer is waited for at most, in ms, and as long as too little was measured. */
   constructor(init: { hedge: number }) {
@@ -64,9 +67,13 @@ export class PeerChoice {
   /** How long to wait for the first peer before a second one is asked, in ms: nine of ten answers come sooner. */
   hedge(): number {
     if (this.#firstBytes.length < MIN_SAMPLES) return this.#longestHedge
-    const sorted = this.#firstBytes.toSorted((a, b) => a - b)
-    const p90 = sorted[Math.floor(sorted.length * 0.9)] ?? 0
-    return Math.min(this.#longestHedge, Math.max(SHORTEST_HEDGE, 2 * p90))
+    if (this.#hedge === undefined || this.#samples >= this.#hedge.until) {
+      const sorted = this.#firstBytes.toSorted((a, b) => a - b)
+      const p90 = sorted[Math.floor(sorted.length * 0.9)] ?? 0
+      const ms = Math.min(this.#longestHedge, Math.max(SHORTEST_HEDGE, 2 * p90))
+      this.#hedge = { ms, until: this.#samples + SAMPLES_BETWEEN }
+    }
+    return this.#hedge.ms
   }
 
   /** Its addresses, that first which answered last: a family may lead nowhere, and that costs a dial. */

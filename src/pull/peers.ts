@@ -324,7 +324,7 @@ export class PeersSource implements ContentSource {
     { find, timeouts, hedge, patient, silent }: Asked,
   ): Promise<Transfer> {
     // Those that are receiving it themselves have times of their own
-    const clock = patient ? new TierClock(this.#init.tiers) : undefined
+    using clock = patient ? new TierClock(this.#init.tiers) : undefined
     const looking = new AbortController()
     const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
     const lookup = AbortSignal.any([signal, looking.signal])

@@ -6,10 +6,11 @@ export type Tier = 'zone' | 'region' | 'elsewhere' | 'mirrors' | 'origin'
 /** How long a request may wait for the first byte from all of a tier together, in ms. */
 export type TierBudgets = Readonly<Record<Tier, number>>
 
-/** One request's way through the tiers. */
-export class TierClock {
+/** One request's way through the tiers; when it is there, nothing is timed any more. */
+export class TierClock implements Disposable {
   readonly #budgets: TierBudgets
   readonly #signals = new Map<Tier, AbortSignal>()
+  readonly #timers: NodeJS.Timeout[] = []
 
   constructor(budgets: TierBudgets) {
     this.#budgets = budgets
@@ -19,14 +20,20 @@ export class TierClock {
   enter(tier: Tier): AbortSignal {
     const begun = this.#signals.get(tier)
     if (begun !== undefined) return begun
-    const signal = AbortSignal.timeout(this.#budgets[tier])
-    this.#signals.set(tier, signal)
-    return signal
+    // AbortSignal.timeout cannot be cleared: of each request one would be left, until its time is over.
+    const late = new AbortController()
+    this.#timers.push(setTimeout(() => late.abort(), this.#budgets[tier]))
+    this.#signals.set(tier, late.signal)
+    return late.signal
   }
 
   /** Its time is over: nobody of it is to be asked any more. */
   isOver(tier: Tier): boolean {
     return this.#signals.get(tier)?.aborted === true
+  }
+
+  [Symbol.dispose](): void {
+    for (const timer of this.#timers) clearTimeout(timer)
   }
 }
 

@@ -202,7 +202,7 @@ export class UpstreamSource implements ContentSource {
   ): Promise<T> {
     const reasons: string[] = []
     const fetcher = await this.#fetcher()
-    const clock = new TierClock(this.#tiers)
+    using clock = new TierClock(this.#tiers)
     const found = await inTurn(
       this.#candidates(pull, reasons, broken, clock),
       async ({ endpoint, repository, path }, turn) => {
