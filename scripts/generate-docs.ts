@@ -3,6 +3,7 @@ import { globSync, readFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import type { Command } from 'commander'
 import { z } from 'zod'
+import { remedyFor } from '../src/cli/failure.ts'
 import { createProgram } from '../src/cli/program.ts'
 import { configKeys, configSchema } from '../src/config/schema.ts'
 import { metricsOfANode } from './metrics-of-a-node.ts'
@@ -57,8 +58,11 @@ const errors = globSync('**/*.ts', { cwd: `${ROOT}src`, exclude: ['**/gen/**'] }
     ),
   )
   .toSorted((a, b) => (a.code < b.code ? -1 : 1))
-  .map(({ code, file, words }) => `| \`${code}\` | ${words} | \`${file}\` |\n`)
-const errorTable = `| code | meaning | in |\n| --- | --- | --- |\n${errors.join('')}`
+  .map(({ code, file, words }) => {
+    const remedy = remedyFor(Object.assign(new Error(''), { code })) ?? ''
+    return `| \`${code}\` | ${words} | ${remedy} | \`${file}\` |\n`
+  })
+const errorTable = `| code | meaning | what to do | in |\n| --- | --- | --- | --- |\n${errors.join('')}`
 
 /** What Helm checks `config` by, so that a typing mistake is found before any node has it. */
 const values = 'deploy/helm/shoal/values.schema.json'

@@ -30,22 +30,27 @@ export async function stopAll(parts: readonly Startable[]): Promise<void> {
 }
 
 /** Why an address cannot be listened on, by the system's code, and what to do. */
-const LISTEN_ADVICE: Readonly<Record<string, (key: string) => string>> = {
-  EADDRINUSE: (key) => `another process listens there; stop it or set ${key}`,
-  EACCES: () => 'no permission; ports below 1024 and directories of others need more rights',
-  EADDRNOTAVAIL: () => 'this node has no such address',
+const LISTEN_ADVICE: Readonly<Record<string, (key: string) => readonly [string, string]>> = {
+  EADDRINUSE: (key) => ['another process listens there', `stop it, or set ${key} to another`],
+  EACCES: (key) => [
+    'no permission',
+    `set ${key} to a port from 1024 on or a directory of this user, or run it as root`,
+  ],
+  EADDRNOTAVAIL: (key) => ['this node has no such address', `set ${key} to one that it has`],
 }
 
 /** An address that cannot be listened on. The message names the configuration key. */
 export class ListenError extends Error {
   override readonly name = 'ListenError'
   readonly code = 'ERR_LISTEN'
+  readonly remedy: string
   /** `listen` is what cannot be listened on, as text or as a host and a port. */
   constructor(key: string, listen: string | { host: string; port: number }, cause: unknown) {
     const reason = cause instanceof Error ? cause : new Error(String(cause))
     const advice = 'code' in reason ? LISTEN_ADVICE[String(reason.code)] : undefined
-    const why = advice?.(key) ?? reason.message
+    const [why, remedy] = advice?.(key) ?? [reason.message, `set ${key} to another`]
     const where = typeof listen === 'string' ? listen : `${listen.host}:${listen.port}`
     super(`${key}: cannot listen on ${where}: ${why}`, { cause })
+    this.remedy = remedy
   }
 }

@@ -5,6 +5,7 @@ const ANSWER = 10_000
 export class DaemonSilentError extends Error {
   override readonly name = 'DaemonSilentError'
   readonly code = 'ERR_DAEMON_SILENT'
+  readonly remedy = 'start it with shoal serve, or name where it is with --listen-admin'
 }
 
 /** The daemon will not answer that, and says why. */
@@ -29,10 +30,7 @@ export async function askDaemon<T extends object>(
     const response = await fetch(`${origin}${path}`, { signal: AbortSignal.timeout(ANSWER) })
     said = await response.json()
   } catch (error) {
-    const running = 'start it with shoal serve, or name where it is with --listen-admin'
-    throw new DaemonSilentError(`no daemon of Shoal answers at ${origin}: ${running}`, {
-      cause: error,
-    })
+    throw new DaemonSilentError(`no daemon of Shoal answers at ${origin}`, { cause: error })
   }
   if (has<T>(said, keys)) return said
   if (has<{ error: unknown }>(said, ['error']) && typeof said.error === 'string')

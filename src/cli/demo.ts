@@ -23,6 +23,12 @@ const LAYERS = [32, 24, 16, 8, 4, 1].map((mebibytes) => mebibytes * 1024 * 1024)
 /** The whole demo is given up after this long, in ms. */
 const DEADLINE = 120_000
 
+/** The demo did not show what it is to show. */
+class DemoFailedError extends Error {
+  override readonly name = 'DemoFailedError'
+  readonly code = 'ERR_DEMO_FAILED'
+}
+
 /** `shoal demo`: three nodes on loopback, an image in one of them, pulls on the two others. */
 export function demoCommand(): Command {
   const command = new Command('demo')
@@ -97,7 +103,7 @@ async function demo(
   )
   const strangers = pulls.flatMap(({ sources }) => [...sources]).filter((from) => from !== 'peer')
   if (traffic.count() > 0 || strangers.length > 0) {
-    throw new Error('the demo failed: not everything came from a peer')
+    throw new DemoFailedError('not everything came from a peer')
   }
 }
 
@@ -221,7 +227,7 @@ async function fetchFrom(agent: Agent, url: string, signal: AbortSignal): Promis
   const response = await promise
   if (response.statusCode !== 200) {
     response.resume()
-    throw new Error(`${url} answered ${response.statusCode}`)
+    throw new DemoFailedError(`${url} answered ${response.statusCode}`)
   }
   return response
 }

@@ -76,7 +76,10 @@ export function uninstallCommand(): Command {
       const { config } = await loadFromCommand(uninstall)
       const journal = await Journal.open(journalOf(config))
       if (journal.empty)
-        throw new InstallError('nothing is installed here: shoal install was not run, or is undone')
+        throw new InstallError(
+          'nothing is installed here',
+          'nothing: shoal install was not run with this data directory, or is undone',
+        )
       const force = uninstall.opts<{ purge?: true }>().purge === true
       const left = await takeAway(config, journal, {
         force,
@@ -166,6 +169,7 @@ function unitText(): string {
   }
   throw new InstallError(
     `the systemd unit that belongs to this program is missing: ${UNIT_SOURCES[0]}`,
+    'unpack Shoal anew',
   )
 }
 
@@ -173,21 +177,24 @@ function unitText(): string {
 function realProgram(): string {
   const said = process.env['SHOAL_PROGRAM']
   if (said !== undefined && existsSync(said)) return said
-  throw new InstallError('start it by its launcher: bin/shoal install')
+  throw new InstallError('it is not known which program this is', 'start it by bin/shoal')
 }
 
 function assertRoot(what: string): void {
   if (process.getuid?.() !== 0)
     throw new InstallError(
-      `shoal ${what} changes files in /etc: run it as root (sudo shoal ${what})`,
+      `shoal ${what} changes files in /etc`,
+      `run it as root (sudo shoal ${what})`,
     )
 }
 
 async function assertSystemd(): Promise<void> {
   await systemctl('--version').catch((error: unknown) => {
-    const what =
-      'this host has no systemd: use --no-start, and have another supervisor run shoal serve'
-    throw new InstallError(what, { cause: error })
+    throw new InstallError(
+      'this host has no systemd',
+      'use --no-start, and have another supervisor run shoal serve',
+      { cause: error },
+    )
   })
 }
 
@@ -196,6 +203,10 @@ async function systemctl(...args: readonly string[]): Promise<void> {
     await promisify(execFile)('systemctl', args, { timeout: SYSTEMCTL })
   } catch (error) {
     const reason = error instanceof Error ? error.message.trim() : String(error)
-    throw new InstallError(`systemctl ${args.join(' ')} failed: ${reason}`, { cause: error })
+    throw new InstallError(
+      `systemctl ${args.join(' ')} failed: ${reason}`,
+      'its log says why: journalctl -u shoal',
+      { cause: error },
+    )
   }
 }

@@ -19,7 +19,7 @@ export function createProgram(): Command {
       'Every node of a cluster a small OCI registry: pulls come from this node, from peers, then the upstream',
     )
     .version(manifest.version)
-    .option('--verbose', 'print the stack of an error')
+    .option('--verbose', 'when something fails, print where, and what caused it')
     .showHelpAfterError('(run with --help for what there is)')
     .addCommand(serveCommand())
     .addCommand(statusCommand())

@@ -23,6 +23,11 @@ import { addProgressOptions, progressOf, type Progress } from './progress.ts'
 class RolloutFailedError extends Error {
   override readonly name = 'RolloutFailedError'
   readonly code = 'ERR_ROLLOUT_FAILED'
+  readonly remedy: string
+  constructor(what: string, remedy: string) {
+    super(what)
+    this.remedy = remedy
+  }
 }
 
 interface Options {
@@ -177,7 +182,8 @@ function conclude(results: readonly NodeResult[], undo: boolean): void {
     ? 'put the cause right and run the same again'
     : 'put the cause right and run the same again, or take it back: the same with --undo'
   throw new RolloutFailedError(
-    `${count('failed')} of ${results.length} nodes failed, ${count('untouched')} were not begun; ${ways}`,
+    `${count('failed')} of ${results.length} nodes failed, ${count('untouched')} were not begun`,
+    ways,
   )
 }
 

@@ -44,6 +44,11 @@ const MAX_BYTES = 1024 * 1024
 export class InstallError extends Error {
   override readonly name = 'InstallError'
   readonly code = 'ERR_INSTALL'
+  readonly remedy: string
+  constructor(what: string, remedy: string, options?: ErrorOptions) {
+    super(what, options)
+    this.remedy = remedy
+  }
 }
 
 /**
@@ -70,7 +75,10 @@ export class Journal {
     }
     const entries: unknown = JSON.parse(text)
     if (!Array.isArray(entries) || !entries.every(isEntry))
-      throw new InstallError(`${path} is not what shoal install wrote`)
+      throw new InstallError(
+        `${path} is not what shoal install wrote`,
+        'restore that file, or remove it and what was installed by hand',
+      )
     return new Journal(path, entries)
   }
 
@@ -151,7 +159,8 @@ async function look(path: string): Promise<Before> {
   if (found.isSymbolicLink()) return { kind: 'link', target: await readlink(path) }
   if (!found.isFile() || found.size > MAX_BYTES)
     throw new InstallError(
-      `${path} is there already, and is nothing that could be put back: move it away`,
+      `${path} is there already, and is nothing that could be put back`,
+      'move it away, and run it again',
     )
   const { mode, uid, gid } = found
   return {

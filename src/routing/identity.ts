@@ -43,10 +43,7 @@ export async function loadIdentityKey(
   try {
     key = createPrivateKey(pem)
   } catch (cause) {
-    throw new IdentityInvalidError(
-      `${path} is not a private key in PEM; restore it, or remove it and this node gets a new identity`,
-      { cause },
-    )
+    throw new IdentityInvalidError(`${path} is not a private key in PEM`, { cause })
   }
   if (key.asymmetricKeyType !== 'ed25519') {
     throw new IdentityInvalidError(`${path} holds a key of another kind than Ed25519`)

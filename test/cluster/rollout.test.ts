@@ -220,7 +220,7 @@ Host *
       failed.out,
       /^server: done\nagent1: failed: k3s-agent after its restart: Job for k3s-agent\.service failed; see "journalctl -u k3s-agent" there\nagent2: untouched\nplain: untouched\n$/,
     )
-    assert.match(failed.err, /1 of 4 nodes failed, 2 were not begun; .*--undo/)
+    assert.match(failed.err, /1 of 4 nodes failed, 2 were not begun\n {2}=> .*--undo/)
     assert.equal(await textOf('agent2'), undefined)
 
     await rm(node('agent1').path('/run/broken'))

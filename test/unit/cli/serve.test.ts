@@ -263,7 +263,7 @@ suite('shoal serve', () => {
   test('is missed in one sentence by status', async () => {
     await assertRefused(
       ['status', '--listen-admin', '127.0.0.1:1'],
-      /^shoal: no daemon of Shoal answers at http:\/\/127\.0\.0\.1:1: start it with shoal serve[^\n]*\n$/,
+      /^shoal: no daemon of Shoal answers at http:\/\/127\.0\.0\.1:1\n {2}=> start it with shoal serve[^\n]*\n$/,
     )
   })
 
