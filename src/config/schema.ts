@@ -770,6 +770,16 @@ export const configSchema = z.strictObject(
             description:
               'How long a transfer from an upstream may stand still before it is resumed.',
           }),
+          connections: z
+            .int({ error: 'expected a whole number from 1 to 64' })
+            .min(1)
+            .max(64)
+            .prefault(8)
+            .register(docs, {
+              placeholder: 'NUMBER',
+              description:
+                'Connections at most over which one blob is read, where each of them is slower than the uplink. More than one are used only where that is a gain, and 64 MiB of memory at most.',
+            }),
           revalidate: duration().prefault('500ms').register(docs, {
             placeholder: 'DURATION',
             description:

@@ -175,7 +175,7 @@ export function createPulls(
       log: component('pull:upstream'),
       onAttempt: (outcome) => metrics.upstreamAttempts.inc({ outcome }),
     },
-    { tiers: config.tiers },
+    { tiers: config.tiers, connections: config.uplink.connections },
   )
   const upstreams = config.upstream === 'on' ? upstream : undefined
 

@@ -235,7 +235,7 @@ export class SwarmNode implements AsyncDisposable {
         endpointsOf: () => [{ ...endpoint, tier: 'origin' }],
         log,
       },
-      { tiers: TIERS },
+      { tiers: TIERS, connections: 1 },
     )
     const swarm = new Swarm({
       exchange,

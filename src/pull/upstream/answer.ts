@@ -38,6 +38,8 @@ export interface UpstreamAnswer {
   /** Bytes of the whole content */
   readonly size: number
   readonly body: AsyncIterable<Uint8Array>
+  /** It sends everything from the first byte on, and the range asked for was cut out of it here */
+  readonly ignoresRange?: boolean
   close(): void
 }
 

@@ -5,7 +5,7 @@ import type { Endpoint } from '../../config/endpoints.ts'
 import type { RegistryAuth } from '../../config/registries.ts'
 import type { Logger } from '../../observe/log.ts'
 import { isDigest } from '../../oci/digest.ts'
-import { parseContentRange, rangeLength } from '../../oci/distribution.ts'
+import { parseContentRange, rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import { MANIFEST_MEDIA_TYPES, MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
 import type { StageTimeouts } from '../registry-client.ts'
 import {
@@ -352,13 +352,17 @@ function readAnswer(
   if (statusCode === 429)
     return fail('rate limited', 'answered 429', retryAfter(header('retry-after')))
   if (statusCode >= 500) return fail('unreachable', `answered ${statusCode}`)
-  if (statusCode !== (range === undefined ? 200 : 206))
+  // Who understands no range gives the whole; of a manifest no range is asked for.
+  const ignoresRange = range !== undefined && statusCode === 200
+  if (statusCode !== (range === undefined || ignoresRange ? 200 : 206))
     return fail('bad answer', `answered ${statusCode}`)
   const length = Number(header('content-length') ?? Number.NaN)
   if (!Number.isSafeInteger(length) || length < 0)
     return fail('bad answer', 'answered without a length')
   let size = length
-  if (range !== undefined) {
+  if (ignoresRange) {
+    if (length <= range.end) return fail('bad answer', 'answered with less than the range')
+  } else if (range !== undefined) {
     const part = parseContentRange(header('content-range'))
     if (part?.start !== range.start || part.end !== range.end || length !== rangeLength(part))
       return fail('bad answer', 'answered with another range')
@@ -371,8 +375,23 @@ function readAnswer(
     mediaType: header('content-type') ?? 'application/octet-stream',
     size,
     ...(digest !== undefined && isDigest(digest) && { digest }),
-    body: translated(body),
+    body: ignoresRange ? partOf(translated(body), range) : translated(body),
+    ...(ignoresRange && { ignoresRange }),
     close: () => void body.on('error', () => {}).destroy(),
+  }
+}
+
+/** What is in the range; what comes before it is read and thrown away, and nothing is read after it. */
+async function* partOf(
+  body: AsyncIterable<Uint8Array>,
+  { start, end }: ByteRange,
+): AsyncGenerator<Uint8Array> {
+  let at = 0
+  for await (const chunk of body) {
+    const part = chunk.subarray(Math.max(0, start - at), end + 1 - at)
+    at += chunk.length
+    if (part.length > 0) yield part
+    if (at > end) return
   }
 }
 

@@ -1,13 +1,8 @@
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { Logger } from '../../observe/log.ts'
-import { bytesBody, type ContentBody } from '../../oci/body.ts'
+import { bytesBody } from '../../oci/body.ts'
 import { digestOf, DigestMismatchError } from '../../oci/digest.ts'
-import {
-  rangeLength,
-  resolveRange,
-  type ByteRange,
-  type PullRequest,
-} from '../../oci/distribution.ts'
+import { resolveRange, type ByteRange, type PullRequest } from '../../oci/distribution.ts'
 import {
   isManifestMediaType,
   MAX_MANIFEST_BYTES,
@@ -24,6 +19,7 @@ import {
 } from '../source.ts'
 import { UpstreamError, type UpstreamAnswer, type UpstreamFetcher } from './answer.ts'
 import { EndpointHealth } from './health.ts'
+import { ParallelReader, type PartReader } from './parallel.ts'
 import type { RoutedEndpoint } from './routes.ts'
 import { rewrite } from './rewrite.ts'
 import { TierClock, type TierBudgets } from '../tiers.ts'
@@ -56,9 +52,15 @@ export class UpstreamSource implements ContentSource {
   readonly #onAttempt: (outcome: UpstreamOutcome) => void
   readonly #health: EndpointHealth
   readonly #tiers: TierBudgets
+  readonly #parallel: ParallelReader
 
-  constructor(components: UpstreamComponents, init: { readonly tiers: TierBudgets }) {
+  constructor(
+    components: UpstreamComponents,
+    /** `connections`: at most for one blob */
+    init: { readonly tiers: TierBudgets; readonly connections: number },
+  ) {
     this.#tiers = init.tiers
+    this.#parallel = new ParallelReader(components, { most: init.connections })
     this.#connect = components.connect
     this.#endpointsOf = components.endpointsOf
     this.#log = components.log
@@ -105,7 +107,7 @@ export class UpstreamSource implements ContentSource {
       source: this.name,
       descriptor: descriptorOf(found.answer),
       ...(range !== undefined && { range }),
-      body: bodyOf(found.answer, range),
+      body: this.#parallel.body(found.answer, range, this.#partsOf(pull, found)),
       giver: this.#giver(found),
     })
     if (pull.method === 'GET' && pull.range === undefined)
@@ -172,6 +174,21 @@ export class UpstreamSource implements ContentSource {
     }
   }
 
+  /** More of a blob from the same endpoint. */
+  #partsOf(pull: PullRequest, { endpoint, repository }: Asked): PartReader {
+    return {
+      endpoint: endpoint.url,
+      read: async (range, signal) => {
+        const asked = { pull, repository, range }
+        const fetcher = await this.#fetcher()
+        const answer = await fetcher.fetch(endpoint, asked, { signal, onConnected() {} })
+        if (answer.ignoresRange !== true) return answer
+        answer.close()
+        throw new UpstreamError('bad answer', 'gives no ranges')
+      },
+    }
+  }
+
   #fetcher(): Promise<UpstreamFetcher> {
     return (this.#client ??= this.#connect())
   }
@@ -226,7 +243,7 @@ export class UpstreamSource implements ContentSource {
               turn.connected()
             },
           })
-          const accepted = await accept(answer, { endpoint, path })
+          const accepted = await accept(answer, { endpoint, repository, path })
           this.#health.well(endpoint)
           this.#onAttempt('ok')
           return { accepted }
@@ -278,7 +295,7 @@ export class UpstreamSource implements ContentSource {
     reasons: string[],
     broken: ReadonlySet<string> | undefined,
     clock: TierClock,
-  ): Generator<Asked & { endpoint: RoutedEndpoint; repository: string }, void> {
+  ): Generator<Asked & { endpoint: RoutedEndpoint }, void> {
     for (const { endpoint, repository, path } of this.#inOrder(
       { registry, repository: name, target },
       broken,
@@ -323,6 +340,8 @@ interface AskOptions<T> {
 /** Who was asked, and for what. */
 interface Asked {
   readonly endpoint: Endpoint
+  /** As the endpoint knows it */
+  readonly repository: string
   /** Names it for {@link EndpointHealth} */
   readonly path: string
 }
@@ -330,17 +349,6 @@ interface Asked {
 /** An answer that is being read, and whose it is. */
 interface Found extends Asked {
   readonly answer: UpstreamAnswer
-}
-
-function bodyOf(answer: UpstreamAnswer, range: ByteRange | undefined): ContentBody {
-  return {
-    length: range === undefined ? answer.size : rangeLength(range),
-    discard: async () => answer.close(),
-    // A loop that is left early closes the answer.
-    writeTo: async (sink) => {
-      for await (const chunk of answer.body) await sink.write(chunk)
-    },
-  }
 }
 
 async function collect(answer: UpstreamAnswer): Promise<Uint8Array> {

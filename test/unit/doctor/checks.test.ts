@@ -357,7 +357,7 @@ suite('the checks of shoal doctor', () => {
       },
       private: [] as { match: string; policy: 'open' }[],
       credentials: [] as string[],
-      uplink: { dial: 1000, firstByte: 1000, progress: 1000, revalidate: 1000 },
+      uplink: { dial: 1000, firstByte: 1000, progress: 1000, connections: 8, revalidate: 1000 },
     } as const
     const look = async (password: string | undefined, endpoint = `http://${host}`) => {
       const auth =

@@ -76,7 +76,7 @@ async function startNode(
       endpointsOf: () => (upstreamUrl === undefined ? [] : [{ ...endpoint, url: upstreamUrl }]),
       log,
     },
-    { tiers: zoo.TIERS },
+    { tiers: zoo.TIERS, connections: 8 },
   )
   const wrong: string[] = []
   const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each), linksOf })

@@ -85,7 +85,7 @@ function upstreamWith(
       log,
       onAttempt: (outcome) => outcomes.push(outcome),
     },
-    { tiers: { ...TIERS, ...tiers } },
+    { tiers: { ...TIERS, ...tiers }, connections: 8 },
   )
   return {
     source: {

@@ -1,0 +1,364 @@
+import type { Logger } from '../../observe/log.ts'
+import { ContentTruncatedError, type ByteSink, type ContentBody } from '../../oci/body.ts'
+import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
+import type { UpstreamAnswer } from './answer.ts'
+
+/** A connection that brings so many bytes a ms is fast enough, and hardly held back: 100 Mbit/s. */
+const FAST = 12_500
+/** How long is looked before anything is concluded, in ms. */
+const WATCH = 1000
+/** What one connection brings in so many times as long is not worth it. */
+const WORTH = 3
+/**
+ * Twice the connections must bring so much more. Where each is held back it is twice as much; on an uplink that is full they only
+ * take away from those who share it.
+ */
+const BETTER = 1.7
+/** Of a part, which is about what a connection brings meanwhile. */
+const PART = { least: 256 * 1024, most: 4 * 1024 * 1024 }
+/** Parts of all blobs that are waited for, or wait in memory for those before them. */
+const MAX_BYTES = 64 * 1024 * 1024
+/** Where it is no gain is remembered of so many endpoints for so long, in ms. */
+const REMEMBERED = { endpoints: 256, lasts: 3_600_000 }
+
+/** What more connections are opened to. */
+export interface PartReader {
+  readonly endpoint: string
+  /** @throws {UpstreamError} */
+  read(part: ByteRange, signal: AbortSignal): Promise<UpstreamAnswer>
+}
+
+/**
+ * Reads a blob over several connections where each of them is slower than the uplink, as it is with many CDNs. It begins with one.
+ * If that is slow, and not because of whoever reads here, a second one brings what comes later, and then more as long as twice as
+ * many bring much more. Parts wait in memory for those before them, 64 MiB of all blobs at most.
+ */
+export class ParallelReader {
+  readonly #log: Logger
+  readonly #most: number
+  readonly #watch: number
+  /** Endpoints where one connection is as good, or the only way, until when */
+  readonly #useless = new Map<string, number>()
+  readonly #memory = new Memory()
+
+  /** `most`: connections for one blob; with 1 there is never another one. `watch`: how long each number of them is tried, in ms */
+  constructor(components: { log: Logger }, init: { most: number; watch?: number }) {
+    this.#log = components.log
+    this.#most = init.most
+    this.#watch = init.watch ?? WATCH
+  }
+
+  /** Bytes that parts take in memory, or may take. */
+  get bytes(): number {
+    return this.#memory.taken
+  }
+
+  body(answer: UpstreamAnswer, range: ByteRange | undefined, reader: PartReader): ContentBody {
+    const whole = range ?? { start: 0, end: answer.size - 1 }
+    return {
+      length: range === undefined ? answer.size : rangeLength(range),
+      discard: async () => answer.close(),
+      writeTo: (sink, { signal }) => this.#write(answer, whole, reader, sink, signal),
+    }
+  }
+
+  async #write(
+    answer: UpstreamAnswer,
+    { start, end }: ByteRange,
+    reader: PartReader,
+    sink: ByteSink,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const watch = this.#watch
+    const init = { end, most: this.#most, watch }
+    using lanes = new Lanes({ reader, memory: this.#memory, signal }, init)
+    const began = performance.now()
+    let waited = 0
+    let at = start
+    let decided = this.#most < 2 || (this.#useless.get(reader.endpoint) ?? 0) > Date.now()
+    try {
+      const chunks = answer.body[Symbol.asyncIterator]()
+      for (;;) {
+        const asked = performance.now()
+        const { done, value: chunk } = await chunks.next()
+        if (done === true) return
+        const now = performance.now()
+        waited += now - asked
+        const left = lanes.from - at
+        if (chunk.length >= left && lanes.ready()) {
+          await sink.write(chunk.subarray(0, left))
+          break
+        }
+        await sink.write(chunk)
+        at += chunk.length
+        if (decided || now - began < watch) continue
+        decided = true
+        const pace = (at - start) / (now - began)
+        // What the client does not take is not the upstream's fault.
+        if (waited < (now - began) / 2 || pace > FAST || end - at < WORTH * watch * pace) continue
+        lanes.open(at, pace)
+      }
+    } finally {
+      answer.close()
+      if (lanes.useless !== undefined) this.#forget(reader.endpoint, lanes.useless)
+    }
+    try {
+      await lanes.write(sink)
+    } finally {
+      if (lanes.useless !== undefined) this.#forget(reader.endpoint, lanes.useless)
+    }
+  }
+
+  /** It is not tried there for a while. */
+  #forget(endpoint: string, reason: string): void {
+    this.#useless.delete(endpoint)
+    this.#useless.set(endpoint, Date.now() + REMEMBERED.lasts)
+    for (const oldest of this.#useless.keys()) {
+      if (this.#useless.size <= REMEMBERED.endpoints) break
+      this.#useless.delete(oldest)
+    }
+    this.#log.debug({ endpoint, reason }, 'read over one connection from now on')
+  }
+}
+
+/** A bound for all. */
+class Memory {
+  taken = 0
+
+  take(bytes: number): boolean {
+    if (this.taken + bytes > MAX_BYTES) return false
+    this.taken += bytes
+    return true
+  }
+}
+
+interface LanesComponents {
+  readonly reader: PartReader
+  readonly memory: Memory
+  readonly signal: AbortSignal
+}
+
+/** The rest of a blob, in parts that several connections bring at the same time. */
+class Lanes implements Disposable {
+  readonly #reader: PartReader
+  readonly #memory: Memory
+  readonly #abort = new AbortController()
+  readonly #signal: AbortSignal
+  readonly #end: number
+  readonly #most: number
+  readonly #watch: number
+  /** Those that are not written yet, in their order */
+  readonly #parts: Part[] = []
+  /** Where the next part begins, and how long one is */
+  #next = Infinity
+  #size: number = PART.most
+  #width = 1
+  #settled = false
+  /** Bytes a ms that the last number of connections brought, and since when this one is looked at */
+  #pace = 0
+  #since: { at: number; received: number } | undefined
+  #received = 0
+  #changed = Promise.withResolvers<void>()
+  /** Why another connection is not to be tried at this endpoint */
+  useless: string | undefined
+
+  constructor(
+    { reader, memory, signal }: LanesComponents,
+    { end, most, watch }: { end: number; most: number; watch: number },
+  ) {
+    this.#watch = watch
+    this.#reader = reader
+    this.#memory = memory
+    this.#signal = AbortSignal.any([signal, this.#abort.signal])
+    this.#end = end
+    this.#most = most
+  }
+
+  /** Where they begin; beyond everything while there are none. */
+  get from(): number {
+    return this.#parts[0]?.start ?? Infinity
+  }
+
+  /** Whether they go on by themselves where they begin. If not, they are let go. */
+  ready(): boolean {
+    const [first] = this.#parts
+    if (first === undefined) return false
+    if (first.state === 'gives' || first.state === 'whole') return true
+    if (first.state === 'failed') this.useless = 'it gives no parts'
+    this.#drop(first)
+    return false
+  }
+
+  /** A second connection, beside one of this pace that is at `at` and goes on for one part. */
+  open(at: number, pace: number): void {
+    this.#size = Math.round(Math.min(PART.most, Math.max(PART.least, pace * this.#watch)))
+    if (at + this.#size > this.#end || !this.#memory.take(this.#size)) return
+    this.#pace = pace
+    this.#width = 2
+    this.#next = at + this.#size
+    this.#begin(this.#size)
+  }
+
+  async write(sink: ByteSink): Promise<void> {
+    let again = true
+    for (;;) {
+      this.#fill()
+      const [head] = this.#parts
+      if (head === undefined) return
+      const chunk = head.take()
+      if (chunk !== undefined) await sink.write(chunk)
+      else if (head.state === 'whole') this.#drop(head)
+      else if (head.state === 'failed') {
+        if (!again) throw head.error
+        again = false
+        this.#settle(1, 'connections broke')
+        this.#parts[0] = this.#part(head.at, head.end)
+      } else await this.#changed.promise
+      this.#signal.throwIfAborted()
+      this.#judge()
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#abort.abort()
+    for (const part of this.#parts.splice(0)) this.#release(part)
+  }
+
+  #fill(): void {
+    const running = (): number => this.#parts.filter(({ isRunning }) => isRunning).length
+    while (this.#next <= this.#end && running() < this.#width) {
+      // One that is needed now has its room from what was written before it.
+      if (!this.#memory.take(this.#size)) {
+        if (this.#parts.length > 0) return
+        this.#memory.taken += this.#size
+      }
+      // Alone it goes to the end, as fast as it is read.
+      this.#begin(this.#width === 1 ? Infinity : this.#size)
+    }
+  }
+
+  #begin(length: number): void {
+    const end = Math.min(this.#end, this.#next + length - 1)
+    this.#parts.push(this.#part(this.#next, end))
+    this.#next = end + 1
+  }
+
+  #part(start: number, end: number): Part {
+    const part = new Part({ start, end }, this.#size)
+    const onChange = (received: number): void => {
+      this.#received += received
+      if (part.state === 'failed' && !this.#settled) this.#settle(1, 'connections were refused')
+      this.#changed.resolve()
+      this.#changed = Promise.withResolvers()
+    }
+    void part.fetch(this.#reader, this.#signal, onChange)
+    return part
+  }
+
+  #drop(part: Part): void {
+    this.#parts.splice(this.#parts.indexOf(part), 1)
+    this.#release(part)
+  }
+
+  #release(part: Part): void {
+    part.close()
+    this.#memory.taken -= this.#size
+  }
+
+  /** Twice as many, as long as that is a gain. */
+  #judge(): void {
+    if (this.#settled) return
+    const now = performance.now()
+    if (this.#since === undefined) {
+      const giving = this.#parts.filter(({ state }) => state === 'gives').length
+      if (giving >= this.#width) this.#since = { at: now, received: this.#received }
+      return
+    }
+    const passed = now - this.#since.at
+    if (passed < this.#watch) return
+    const pace = (this.#received - this.#since.received) / passed
+    this.#since = undefined
+    if (pace < BETTER * this.#pace) this.#settle(this.#width / 2, 'more of them bring no more')
+    else if (2 * this.#width > this.#most) this.#settled = true
+    else this.#width *= 2
+    this.#pace = pace
+  }
+
+  #settle(width: number, reason: string): void {
+    this.#settled = true
+    this.#width = width
+    if (width === 1) this.useless = reason
+  }
+}
+
+/** A part that one connection brings. */
+class Part {
+  readonly start: number
+  readonly end: number
+  readonly #limit: number
+  readonly #chunks: Uint8Array[] = []
+  #waiting = 0
+  #room = Promise.withResolvers<void>()
+  #closed = false
+  /** The next byte that is to be taken out */
+  at: number
+  state: 'asked' | 'gives' | 'whole' | 'failed' = 'asked'
+  error: unknown
+
+  /** `limit`: bytes that may wait in memory */
+  constructor({ start, end }: ByteRange, limit: number) {
+    this.start = start
+    this.end = end
+    this.at = start
+    this.#limit = limit
+  }
+
+  get isRunning(): boolean {
+    return this.state === 'asked' || this.state === 'gives'
+  }
+
+  /** Never fails: that is its state. Tells `onChange` of so many more bytes, or of another state. */
+  async fetch(
+    reader: PartReader,
+    signal: AbortSignal,
+    onChange: (received: number) => void,
+  ): Promise<void> {
+    try {
+      const answer = await reader.read({ start: this.start, end: this.end }, signal)
+      if (this.#closed) return answer.close()
+      this.state = 'gives'
+      let left = this.end + 1 - this.start
+      for await (const chunk of answer.body) {
+        if (chunk.length > left) throw new ContentTruncatedError('sent too much')
+        left -= chunk.length
+        this.#chunks.push(chunk)
+        this.#waiting += chunk.length
+        onChange(chunk.length)
+        while (left > 0 && this.#waiting >= this.#limit && !this.#closed) await this.#room.promise
+        if (this.#closed) return
+      }
+      if (left > 0) throw new ContentTruncatedError('ended too early')
+      this.state = 'whole'
+    } catch (error) {
+      this.error = error
+      this.state = 'failed'
+    }
+    onChange(0)
+  }
+
+  take(): Uint8Array | undefined {
+    const chunk = this.#chunks.shift()
+    if (chunk === undefined) return undefined
+    this.at += chunk.length
+    this.#waiting -= chunk.length
+    this.#room.resolve()
+    this.#room = Promise.withResolvers()
+    return chunk
+  }
+
+  close(): void {
+    this.#closed = true
+    this.#chunks.length = 0
+    this.#room.resolve()
+  }
+}
