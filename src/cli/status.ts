@@ -117,9 +117,18 @@ function describeTogether({ pulls, lists }: NodeStatus['together']): [string, st
       'receives',
       `${what} from ${from === '' ? 'nobody yet' : from === 'upstream' ? 'the upstream, for all' : from}: ${far(have, size)}`,
     ]),
-    ...lists.map(({ members, leaders, depth, have, size }): [string, string] => [
-      'keeps the list',
-      `of ${members} nodes that get the same, ${far(have, size)}: ${leaders.length === 0 ? 'none leads' : `${leaders.join(', ')} from the upstream`}, the others at most ${depth} away`,
+    ...lists.flatMap(({ members, leaders, depth, have, size, reads }): [string, string][] => [
+      [
+        'keeps the list',
+        `of ${members} nodes that get the same, ${far(have, size)}: ${leaders.length === 0 ? 'none leads' : `${leaders.join(', ')} from the upstream`}, the others at most ${depth} away`,
+      ],
+      ...Array.from(
+        Map.groupBy(reads, ({ from }) => from),
+        ([from, readers]): [string, string] => [
+          '',
+          `${from} gives it to ${readers.map(({ by }) => by).join(', ')}`,
+        ],
+      ),
     ]),
   ]
 }

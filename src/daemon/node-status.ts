@@ -96,7 +96,11 @@ export async function nodeStatus(
         .filter(({ members }) => members > 1)
         .toSorted((a, b) => b.members - a.members)
         .slice(0, LISTED_TREES)
-        .map((tree) => ({ ...tree, leaders: tree.leaders.map(nameOf) })),
+        .map((tree) => ({
+          ...tree,
+          leaders: tree.leaders.map(nameOf),
+          reads: tree.reads.map(({ by, from }) => ({ by: nameOf(by), from: nameOf(from) })),
+        })),
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
     limits: rateStatus(links),

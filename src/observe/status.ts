@@ -68,6 +68,8 @@ export interface NodeStatus {
       readonly depth: number
       readonly have: number
       readonly size: number
+      /** Who reads from whom, by name; 32 at most */
+      readonly reads: readonly { readonly by: string; readonly from: string }[]
     }[]
   }
   readonly upstream: {

@@ -40,6 +40,10 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  * That costs the uplink what both get twice, so it is tried only where the leader needs long.
  */
 const TRIAL = { after: 1500, worth: 8000, lasts: 1000, again: 60_000, better: 1.5 }
+/** Whoever falls behind has read from its source for so long, in ms, and so many sources are tried before its own way. */
+const SLOW = { after: 2500, sources: 2 }
+/** Of a list, for people */
+const MAX_SHOWN = 32
 
 /**
  * Keeps lists of who gets what, and says from whom. One for each circle of nodes and each key, on the node that
@@ -66,7 +70,15 @@ export class Tracker {
   }
 
   /** The nodes on a list and from whom each reads, for people; `leads` have the upstream for it. */
-  trees(): { members: number; leaders: string[]; depth: number; have: number; size: number }[] {
+  trees(): {
+    members: number
+    leaders: string[]
+    depth: number
+    have: number
+    size: number
+    /** Who reads from whom, of the first {@link MAX_SHOWN} */
+    reads: { by: string; from: string }[]
+  }[] {
     return Array.from(this.#swarms.values(), (swarm) => {
       const members = [...swarm.members.values()]
       return {
@@ -75,6 +87,9 @@ export class Tracker {
         depth: Math.max(0, ...members.map((member) => swarm.wayTo(member)?.depth ?? 0)),
         have: Math.max(0, ...members.map(({ have }) => have)),
         size: Math.max(0, ...members.map(({ size }) => size)),
+        reads: members
+          .flatMap(({ id, from }) => (from === undefined ? [] : { by: id, from: from.id }))
+          .slice(0, MAX_SHOWN),
       }
     })
   }
@@ -139,6 +154,11 @@ export class Tracker {
       at: now,
       pace: PACE.least,
       rate: 0,
+      placedAt: now,
+      slow: new Set(),
+      own: undefined,
+      ownAgain: 0,
+      faster: false,
       since: now,
       mark: { at: now, have: 0 },
     }
@@ -248,7 +268,10 @@ export class Tracker {
         // As long as bytes come nothing is known better than by whom they come, also if it says nothing here.
         if (parent === undefined) return { stay: true }
         if (this.#startTrial(swarm, me, now)) return lead(swarm, me, now)
-        return this.#better(swarm, me, parent, now) ?? { stay: true }
+        return (
+          this.#better(swarm, me, parent, now) ??
+          this.#faster(swarm, me, parent, now) ?? { stay: true }
+        )
       }
       // It waits as its parent does, which says so, too: whoever is next to the fault is told what to do.
       const root = swarm.wayTo(me)?.root
@@ -287,6 +310,14 @@ export class Tracker {
 
   #adviseLeader(swarm: Swarm, me: Member, now: number): Choice {
     const { trial } = swarm
+    if (me.own !== undefined) {
+      const passed = now - me.own.at
+      if (passed < TRIAL.lasts) return { lead: true }
+      me.faster = (me.have - me.own.have) / passed > TRIAL.better * me.own.rate
+      me.own = undefined
+    }
+    // What the others have comes to it more slowly, whoever gives it.
+    if (me.faster) return { lead: true }
     if (trial !== undefined && (trial.by === me || trial.of === me)) {
       const still = isAlive(trial.by, now) && isAlive(trial.of, now)
       if (still && now - trial.at < TRIAL.lasts) return { lead: true }
@@ -323,6 +354,30 @@ export class Tracker {
     if (first.have - me.have < LAG.bytes) return undefined
     swarm.attach(me, first)
     return { from: from.slice(0, 2) }
+  }
+
+  /**
+   * Who falls behind a source that does not is badly connected to it: it is given another one, and if that is no better it tries its
+   * own way to the upstream. It keeps to that where it is faster: nobody is to be slower than alone.
+   */
+  #faster(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
+    if (now - me.placedAt < SLOW.after || !lags(me, swarm)) return undefined
+    if ((me.size - me.have) / Math.max(me.rate, 1e-6) < TRIAL.worth) return undefined
+    me.slow.add(parent)
+    if (me.slow.size < SLOW.sources) {
+      const [first] = this.#candidates(swarm, me, now).filter(
+        (each) => !me.slow.has(each) && each.have > me.have && !lags(each, swarm),
+      )
+      if (first !== undefined) {
+        swarm.attach(me, first)
+        me.placedAt = now
+        return { from: [first] }
+      }
+    }
+    if (me.noUpstream || now < me.ownAgain) return undefined
+    me.ownAgain = now + TRIAL.again
+    me.own = { at: now, have: me.have, rate: me.rate }
+    return lead(swarm, me, now)
   }
 
   #startTrial(swarm: Swarm, me: Member, now: number): boolean {
@@ -425,6 +480,15 @@ interface Member {
   pace: number
   /** Bytes a ms, of late */
   rate: number
+  /** When it was given another source because its own was slow */
+  placedAt: number
+  /** Sources that were slow for it */
+  readonly slow: Set<Member>
+  /** It tries its own way: since when, with how much, and how fast it was */
+  own: { at: number; have: number; rate: number } | undefined
+  ownAgain: number
+  /** Its own way has proved faster */
+  faster: boolean
   /** When it began to lead */
   since: number
   mark: { at: number; have: number }

@@ -94,12 +94,26 @@ suite('the words of shoal status', () => {
         { what: 'sha256:1', from: 'upstream', have: 3e6, size: 10e6 },
         { what: 'sha256:2', from: 'node-b', have: 0, size: 0 },
       ],
-      lists: [{ members: 6, leaders: ['node-a'], depth: 2, have: 5e6, size: 10e6 }],
+      lists: [
+        {
+          members: 6,
+          leaders: ['node-a'],
+          depth: 2,
+          have: 5e6,
+          size: 10e6,
+          reads: [
+            { by: 'node-b', from: 'node-a' },
+            { by: 'node-c', from: 'node-b' },
+            { by: 'node-d', from: 'node-a' },
+          ],
+        },
+      ],
     }
     const text = describeStatus({ ...READY, together })
     assert.match(text, /^receives +sha256:1 from the upstream, for all: 30 % of 10\.0 MB$/m)
     assert.match(text, /^receives +sha256:2 from node-b: begins$/m)
     assert.match(text, /^keeps the list +of 6 nodes .*50 % .*node-a from the upstream.* 2 away$/m)
+    assert.match(text, /^ +node-a gives it to node-b, node-d\n +node-b gives it to node-c$/m)
   })
 
   test('say what to do when it is not ready', () => {

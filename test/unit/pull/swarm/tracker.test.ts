@@ -247,6 +247,42 @@ suite('a list of who gets what', () => {
     assert.equal(roles.at(-1), 'a leads')
   })
 
+  /** The leader gets 4 MB in each step, `a` so much less from others, and so much alone. @returns what `a` did in each step */
+  const slowReader = (shared: number, alone: number): string[] => {
+    const list = new Bench()
+    list.join('leader', { size: 1000 * MB })
+    let from = list.join('a', { size: 1000 * MB })
+    list.hear('b', { state: 'follows', from: 'leader', size: 1000 * MB })
+    let have = 0
+    const did: string[] = []
+    for (let step = 1; step <= 60; step += 1) {
+      list.now += 400
+      const leads = did.at(-1) === ''
+      have += leads ? alone : shared
+      const size = 1000 * MB
+      const ahead = 4 * MB * step
+      list.hear('leader', { state: 'leads', have: ahead, size })
+      list.hear('b', { state: 'follows', from: 'leader', have: ahead, size })
+      const report = { state: leads ? ('leads' as const) : ('follows' as const), from, have, size }
+      const advice = list.hear('a', report)
+      from = advice.lead ? '' : (advice.from[0] ?? '')
+      did.push(from)
+    }
+    return did
+  }
+
+  test('who would be faster alone goes its own way, once another source has not helped', () => {
+    const did = slowReader(0.4 * MB, 2 * MB)
+    assert.deepEqual([...new Set(did)], ['leader', 'b', ''])
+    assert.equal(did.at(-1), '')
+  })
+
+  test('who is slow whatever it does tries its own way for a second, and not again soon', () => {
+    const did = slowReader(0.4 * MB, 0.4 * MB)
+    assert.ok(did.filter((from) => from === '').length <= 4, did.join())
+    assert.notEqual(did.at(-1), '')
+  })
+
   test('a node without an upstream never leads', () => {
     const list = new Bench()
     assert.deepEqual(list.hear('offline', { noUpstream: true }).from, [])
