@@ -122,12 +122,12 @@ function describeRule({ match, revalidate, budgetMs }: NonNullable<PullPlan['tag
 }
 
 function describeClaim(
-  { kind, digest, node, name, at }: PullPlan['claims'][number],
+  { kind, digest, node, name, at, lost }: PullPlan['claims'][number],
   now: number,
 ): string {
   const ago = Math.max(0, Math.round((now - at) / 1000))
   const what = kind === 'observed' ? 'seen at the upstream' : kind
-  return `${digest ?? ''} ${what} ${ago} s ago by ${name ?? node}`.trim()
+  return `${digest ?? ''} ${what} ${ago} s ago by ${name ?? node}${lost ? ', and lost' : ''}`.trim()
 }
 
 function describeTier({ tier, budgetMs }: PullPlan['tiers'][number]): string {

@@ -68,10 +68,12 @@ async function ask(
   let answer: unknown
   try {
     const { address, socket } = listen.local
+    const body = Buffer.from(JSON.stringify(question))
     const options = {
       method,
       path: '/shoal/pins',
-      headers: { 'content-type': 'application/json' },
+      // Of a DELETE Node says by itself neither that there is a body nor how long it is.
+      headers: { 'content-type': 'application/json', 'content-length': body.length },
       signal: AbortSignal.timeout(DEADLINE),
     }
     const request =
@@ -83,7 +85,7 @@ async function ask(
               ...options,
               ca: await readFile(localCertificate),
             })
-    request.end(JSON.stringify(question))
+    request.end(body)
     const [response]: IncomingMessage[] = await once(request, 'response')
     answer = JSON.parse(response === undefined ? '' : await text(response))
   } catch (cause) {

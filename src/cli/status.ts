@@ -7,6 +7,8 @@ import { formatBytes, printable } from './text.ts'
 
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
+/** Images with too few copies that are named */
+const NAMED_IMAGES = 3
 const STATUS_KEYS = [
   'notReady',
   'sharing',
@@ -91,11 +93,25 @@ function whoSays({ configured, setBy, leader }: NodeStatus['sharing']): string {
     : `${setBy}, as ${leader} says`
 }
 
-function describePush({ access, copies, images, short, fetching }: NodeStatus['push']): string {
+function describePush({
+  access,
+  copies,
+  images,
+  short,
+  fetching,
+  waiting,
+  getting,
+}: NodeStatus['push']): string {
   const parts = [
     `${access}: ${images} ${images === 1 ? 'image' : 'images'} kept, ${copies} ${copies === 1 ? 'copy' : 'copies'} of each`,
     ...(short > 0 ? [`${short} on too few nodes`] : []),
+    ...waiting
+      .slice(0, NAMED_IMAGES)
+      .map(({ image, have, wanted }) => `${image} on ${have} of ${wanted}`),
     ...(fetching > 0 ? [`getting ${fetching} for other nodes`] : []),
+    ...getting
+      .filter(({ size }) => size > 0)
+      .map(({ image, bytes, size }) => `${image} ${formatBytes(bytes)} of ${formatBytes(size)}`),
   ]
   return parts.join(', ')
 }

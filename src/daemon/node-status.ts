@@ -83,6 +83,7 @@ export async function nodeStatus(
       access: config.push.access,
       copies: config.push.replicas,
       ...replicas.stats(),
+      ...replicas.list(),
     },
     mesh: {
       kind: config.mesh,

@@ -24,6 +24,8 @@ export interface PullPlan {
     readonly name: string | null
     /** ms since 1970, by the clock the nodes keep together */
     readonly at: number
+    /** Another node has claimed something since */
+    readonly lost: boolean
   }[]
   /** What it means without the upstream; null if no node knows */
   readonly digest: string | null

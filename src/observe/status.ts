@@ -44,6 +44,18 @@ export interface NodeStatus {
     readonly short: number
     /** Images that it is getting for other nodes */
     readonly fetching: number
+    /** Some of those with too few copies: nodes that have one, and that are to have one */
+    readonly waiting: readonly {
+      readonly image: string
+      readonly have: number
+      readonly wanted: number
+    }[]
+    /** Some of those it is getting, in bytes; of those it has not begun with nothing is known */
+    readonly getting: readonly {
+      readonly image: string
+      readonly bytes: number
+      readonly size: number
+    }[]
   }
   readonly mesh: {
     readonly kind: 'shoal' | 'spegel'

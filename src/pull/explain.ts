@@ -63,12 +63,13 @@ export async function explainPull(
       rule === undefined || digest !== undefined
         ? null
         : { match: rule.match, revalidate: rule.revalidate, budgetMs: revalidate },
-    claims: said.map((claim) => ({
+    claims: said.map((claim, index) => ({
       kind: claim.kind,
       digest: claim.kind === 'deleted' ? null : claim.descriptor.digest,
       node: claim.node,
       name: names.get(claim.node) ?? null,
       at: claim.stamp.ms,
+      lost: index > 0,
     })),
     digest: meant.digest ?? null,
     because: meant.because,
@@ -81,7 +82,7 @@ export async function explainPull(
     missing,
   }
 
-  /** In the order of `trustedTags`, but for the upstream. */
+  /** In the order of `trustedTags`, but for the upstream; of the home registry in that of `homeTags`. */
   async function meaning(): Promise<{ digest?: Digest; because: string }> {
     if (digest !== undefined) return { digest, because: 'it is named' }
     if (name === undefined) return { because: 'neither a tag nor a digest is named' }
@@ -98,8 +99,12 @@ export async function explainPull(
       }
       return undefined
     }
+    if (registry === homeRegistry && said[0]?.kind === 'deleted')
+      return { because: 'it was deleted last' }
     const first =
-      rule === undefined || rule.revalidate === 'never' ? [held, claimed] : [claimed, held]
+      registry !== homeRegistry && (rule === undefined || rule.revalidate === 'never')
+        ? [held, claimed]
+        : [claimed, held]
     for (const find of first) {
       const found = await find()
       if (found !== undefined) return found

@@ -19,6 +19,14 @@ export interface FetchOptions {
   readonly signal: AbortSignal
   /** As in {@link PullRequest}: nobody waits for it */
   readonly background?: () => boolean
+  /** Kept up to date meanwhile */
+  readonly progress?: FetchProgress
+}
+
+/** How much of an image is here, in bytes, and how much there is as far as its manifests were read. */
+export interface FetchProgress {
+  bytes: number
+  size: number
 }
 
 /** Gets images of a repository into this node's store, over the way that pulls take. */
@@ -42,10 +50,17 @@ export class Fetcher {
     options: FetchOptions,
     depth = 0,
   ): Promise<Descriptor> {
+    const { progress } = options
     const bytes = await this.read(repository, digest, options)
     const { children, elsewhere = [], mediaType } = parseManifest(bytes)
-    for (const child of children) {
-      if (!elsewhere.includes(child.digest)) await this.obtain(repository, child, options, depth)
+    const wanted = children.filter((child) => !elsewhere.includes(child.digest))
+    const blobs = wanted.filter((child) => !isManifestMediaType(child.mediaType))
+    if (progress) progress.size += blobs.reduce((sum, { size }) => sum + size, 0)
+    for (const child of wanted) {
+      const before = progress?.bytes ?? 0
+      await this.obtain(repository, child, options, depth)
+      // What was here already, and what had to be asked for twice
+      if (progress && blobs.includes(child)) progress.bytes = before + child.size
     }
     const manifest = { digest, mediaType, size: bytes.length }
     if (!(await this.#isHere(digest))) {
@@ -103,8 +118,12 @@ export class Fetcher {
     if (!(await this.#isHere(digest))) {
       const { descriptor, body } = await this.#get(repository, digest, 'blob', options)
       const ingest = await this.#store.ingest({ ...descriptor, mediaType: MEDIA_TYPE.octets })
+      const write = async (chunk: Uint8Array): Promise<void> => {
+        await ingest.write(chunk)
+        if (options.progress) options.progress.bytes += chunk.length
+      }
       try {
-        await body.writeTo(ingest, options)
+        await body.writeTo({ write }, options)
         await ingest.commit()
       } catch (error) {
         await ingest.abort()

@@ -15,7 +15,7 @@ import {
 import type { TagClaims } from '../routing/claims.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
-import type { Fetcher, FetchOptions } from './fetcher.ts'
+import type { Fetcher, FetchOptions, FetchProgress } from './fetcher.ts'
 import type { Pins } from './pins.ts'
 
 /** So often it is looked whether there are enough copies of everything, in ms. */
@@ -29,6 +29,8 @@ const MAX_QUEUE = 1000
 /** One that cannot be got within this, in ms, is given up. */
 const FETCH_DEADLINE = 3_600_000
 const READ_DEADLINE = 10_000
+/** Of images with too few copies, and of those that are being got, so many are listed. */
+const MAX_LISTED = 20
 /** Images of which it is remembered what they consist of; it never changes. */
 const MAX_IMAGES = 10_000
 
@@ -72,7 +74,11 @@ export class Replicas implements Startable {
   readonly #seen = new Map<Digest, Map<string, number>>()
   readonly #asked = new Map<Digest, Map<string, number>>()
   readonly #queue = new Map<Digest, KeepRequest>()
-  #counts = { images: 0, short: 0 }
+  /** Images with too few copies, and how many there are */
+  readonly #short = new Map<Digest, { image: string; have: number; wanted: number }>()
+  /** Of the first in the queue */
+  #progress: FetchProgress = { bytes: 0, size: 0 }
+  #images = 0
   #stopped = new AbortController()
   #running: Promise<unknown> | undefined
   #wake = (): void => {}
@@ -100,7 +106,19 @@ export class Replicas implements Startable {
 
   /** Images of this node that are to be on several, of which too few nodes have one, and images that it is getting for others. */
   stats(): { images: number; short: number; fetching: number } {
-    return { ...this.#counts, fetching: this.#queue.size }
+    return { images: this.#images, short: this.#short.size, fetching: this.#queue.size }
+  }
+
+  /** The first of these. */
+  list() {
+    const nothing = { bytes: 0, size: 0 }
+    return {
+      waiting: [...this.#short.values().take(MAX_LISTED)],
+      getting: [...this.#queue.values().take(MAX_LISTED)].map((request, index) => ({
+        image: imageOf(request),
+        ...(index === 0 ? this.#progress : nothing),
+      })),
+    }
   }
 
   /**
@@ -125,6 +143,7 @@ export class Replicas implements Startable {
     const deadline = performance.now() + wait
     for (;;) {
       const have = this.#keeping(digest, contents).length + 1
+      this.#noteCopies({ repository, digest, tags }, have, wanted)
       if (have >= wanted) return undefined
       if (performance.now() > deadline || this.#stopped.signal.aborted)
         return `on ${have} of ${wanted} nodes so far; the others are getting it`
@@ -153,7 +172,8 @@ export class Replicas implements Startable {
     for (const digest of kept.keys())
       for (const part of await this.#contentsOf(digest)) if (part !== digest) parts.add(part)
     const tags = await store.tags()
-    let [images, short] = [0, 0]
+    let images = 0
+    for (const digest of this.#short.keys()) if (!kept.has(digest)) this.#short.delete(digest)
     for (const [digest, repositories] of kept) {
       if (signal.aborted) return
       // What is part of an index goes with it.
@@ -161,8 +181,7 @@ export class Replicas implements Startable {
       images += 1
       const contents = await this.#contentsOf(digest)
       const have = this.#present(digest, contents).size + 1
-      if (have >= Math.min(this.#copiesOf(digest), router.keepers().length + 1)) continue
-      short += 1
+      const wanted = Math.min(this.#copiesOf(digest), router.keepers().length + 1)
       for (const name of repositories) {
         const repository = splitRepository(name)
         if (!this.#components.shares(repository.registry)) continue
@@ -170,12 +189,18 @@ export class Replicas implements Startable {
           .filter(([tag, target]) => target === digest && repositoryOf(tag) === name)
           .map(([tag]) => tag)
           .filter((tag) => this.#stillMeans(tag, digest))
-        if (this.#answersFor(digest, contents))
-          this.#ask({ repository, digest, tags: meant }, contents)
+        const image = { repository, digest, tags: meant }
+        this.#noteCopies(image, have, wanted)
+        if (have < wanted && this.#answersFor(digest, contents)) this.#ask(image, contents)
       }
     }
-    this.#counts = { images, short }
+    this.#images = images
     this.#forget(kept)
+  }
+
+  #noteCopies(image: KeepRequest, have: number, wanted: number): void {
+    if (have >= wanted) this.#short.delete(image.digest)
+    else this.#short.set(image.digest, { image: imageOf(image), have, wanted })
   }
 
   #ask(request: KeepRequest, contents: readonly Digest[]): void {
@@ -365,7 +390,8 @@ export class Replicas implements Startable {
     const { repository, digest, tags } = request
     const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
     try {
-      await this.#fetch(request, { signal: deadline, background: () => true })
+      const progress = (this.#progress = { bytes: 0, size: 0 })
+      await this.#fetch(request, { signal: deadline, background: () => true, progress })
       onFetched('kept')
       log.info({ digest, tags }, 'a copy is kept')
     } catch (err) {
@@ -374,6 +400,11 @@ export class Replicas implements Startable {
       log.warn({ err, digest, repository }, 'a copy cannot be kept')
     }
   }
+}
+
+/** As people know it. */
+function imageOf({ repository, digest, tags: [tag] }: KeepRequest): string {
+  return tag ?? manifestName(repository, digest)
 }
 
 /** From 0 to 1; all nodes agree on whose is the greatest. @see https://en.wikipedia.org/wiki/Rendezvous_hashing */

@@ -387,9 +387,10 @@ export class Repositories {
     return (await this.#store.stat(digest).catch(ifNowhere)) !== undefined
   }
 
-  /** Another node has it in the repository. */
+  /** Another node has it in the repository, and this one has not. */
   async #isElsewhere(repository: RepositoryName, digest: Digest): Promise<boolean> {
     if (repository.registry !== this.#homeRegistry) return false
+    if (await this.#store.belongs(digest, repository)) return false
     const signal = AbortSignal.timeout(READ_DEADLINE_MS)
     return (
       (await this.#readElsewhere(repository, digest, { signal }).catch(ifNowhere)) !== undefined

@@ -2,14 +2,25 @@ import assert from 'node:assert/strict'
 import { after, before, suite, test } from 'node:test'
 import { buildImage, imageArchive, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { staticProgram } from '../harness/static-program.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
 const CERTS = '/etc/containerd/certs.d'
 const HOME = 'registry.localhost'
+/** What is pushed to a node that dies right after it; 1024 for a GiB. */
+const MIB = Number(process.env['PUSH_MIB'] ?? 40)
 
 for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
-  const skip = skipWithout('namespaces', 'skopeo', 'crane', `containerd ${version}`)
+  const skip = skipWithout(
+    'namespaces',
+    'skopeo',
+    'crane',
+    'buildah',
+    'runc',
+    'shims',
+    `containerd ${version}`,
+  )
   const binaries = containerdBinaries().find((each) => each.version.startsWith(`${index + 1}.`))
 
   suite(`three nodes with containerd ${version}, to which images are pushed`, { skip }, () => {
@@ -56,13 +67,27 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await node.writeFile('/run/push.tar', imageArchive(image, ['image']))
       const copy = ['copy', '--quiet', '--insecure-policy', '--preserve-digests']
       const target = `docker://127.0.0.1:5001/${name}`
-      await node.exec([
-        'skopeo',
-        ...copy,
-        '--dest-tls-verify=false',
-        'oci-archive:/run/push.tar',
-        target,
-      ])
+      await node.exec(
+        ['skopeo', ...copy, '--dest-tls-verify=false', 'oci-archive:/run/push.tar', target],
+        { timeoutMs: 100_000 },
+      )
+      await node.exec(['rm', '/run/push.tar'])
+    }
+
+    /** What a container of an image prints. */
+    async function run(node: ClusterNode, name: string): Promise<string> {
+      return node.ctr('run', '--rm', name, 'test')
+    }
+
+    /** Digests of what a node's containerd gives as the content of an image. */
+    async function given(node: ClusterNode, image: DemoImage): Promise<string[]> {
+      const digests: string[] = []
+      for (const { descriptor } of image.blobs()) {
+        const get = `ctr -n k8s.io content get ${descriptor.digest} | sha256sum`
+        const line = await node.exec(['sh', '-c', get])
+        digests.push(`sha256:${line.slice(0, 64)}`)
+      }
+      return digests
     }
 
     async function digestOn(node: ClusterNode, name: string): Promise<string> {
@@ -106,6 +131,15 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         await until(
           async () => (await digestOn(node, 'team/moving:v1')) === two.manifest.descriptor.digest,
         )
+      const explained = (): Promise<string> =>
+        c.exec(['shoal', 'explain', `${HOME}/team/moving:v1`])
+      assert.match(
+        await explained(),
+        new RegExp(
+          `claims +${two.manifest.descriptor.digest} pushed \\d+ s ago by node2\n` +
+            ` +${one.manifest.descriptor.digest} pushed \\d+ s ago by node1, and lost\n`,
+        ),
+      )
       await c.exec(['crane', 'delete', '--insecure', '127.0.0.1:5001/team/moving:v1'])
       for (const node of [a, b, c])
         await until(async () =>
@@ -114,6 +148,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
             () => true,
           ),
         )
+      assert.match(await explained(), /means +it was deleted last\n/)
       // A node that is started anew knows it still.
       await b.daemon.kill()
       await b.startDaemon()
@@ -135,7 +170,10 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
     })
 
     test('when its node dies right after the push, another has a copy, and a third gets one', async () => {
-      const image = await buildImage({ layers: [40_000_000, 3000], seed: `${version} survives` })
+      const image = await buildImage({
+        layers: [MIB * 1024 * 1024, 3000],
+        seed: `${version} survives`,
+      })
       await push(a, image, 'team/survives:v1')
       a.daemon.signal('SIGKILL')
       await a.link.cut()
@@ -151,6 +189,30 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await until(async () => (await peersOf(a)) === 2, { timeoutMs: 30_000 })
       assert.equal(await digestOn(a, 'team/survives:v1'), image.manifest.descriptor.digest)
       assert.match(await a.ctr('image', 'check', `name==${name}`), /complete/)
+      for (const node of [a, holder, without])
+        assert.deepEqual(
+          await given(node, image),
+          image.blobs().map(({ descriptor }) => descriptor.digest),
+        )
+    })
+
+    test('a manifest that is deleted by its digest, where it is not held, is gone from all nodes', async () => {
+      const image = await buildImage({ layers: [700], seed: `${version} deleted` })
+      await push(a, image, 'team/deleted:v1')
+      const other = (await holds(b, image)) ? c : b
+      const { digest } = image.manifest.descriptor
+      await other.exec(['crane', 'delete', '--insecure', `127.0.0.1:5001/team/deleted@${digest}`])
+      for (const node of [a, b, c]) {
+        for (const reference of [':v1', `@${digest}`])
+          await until(async () =>
+            digestOn(node, `team/deleted${reference}`).then(
+              () => false,
+              () => true,
+            ),
+          )
+        const listed = await node.ctr('images', 'ls', '-q')
+        assert.doesNotMatch(listed, /team\/deleted/)
+      }
     })
 
     test('any image is kept on as many nodes as its pin says, until it is unpinned', async () => {
@@ -169,20 +231,31 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await assert.rejects(a.exec(['shoal', 'unpin', name]), /not kept on this node/)
     })
 
-    test('what was pushed can be run there with no network, and is pinned', async () => {
-      const image = await buildImage({ layers: [300_000, 1000], seed: `${version} runs` })
+    test('what buildah builds and pushes on a node runs there with no network, is pinned, and runs on others', async () => {
       const name = `${HOME}/team/runs:v1`
+      const buildah = (...args: readonly string[]) =>
+        a.exec(['buildah', ...args], { env: { STORAGE_DRIVER: 'vfs' } })
+      await a.writeFile('/run/hello', staticProgram('it runs\n'))
+      await a.exec(['chmod', '755', '/run/hello'])
       await a.link.cut()
       try {
-        await push(a, image, 'team/runs:v1')
-        assert.match(await a.rootfs(name), /shoal\/layer-1\.txt/)
+        const container = (await buildah('from', 'scratch')).trim()
+        await buildah('copy', '--quiet', container, '/run/hello', '/hello')
+        await buildah('config', '--entrypoint', '["/hello"]', '--cmd', '', container)
+        const built = '127.0.0.1:5001/team/runs:v1'
+        await buildah('commit', '--quiet', container, built)
+        await buildah('push', '--quiet', '--tls-verify=false', built)
         assert.equal(await isPinned(a, name), true)
+        assert.equal(await run(a, name), 'it runs\n')
         await a.cri.pull(name)
       } finally {
         await a.link.restore()
       }
       // The CRI plugin has written its record anew.
       await until(() => isPinned(a, name), { timeoutMs: 30_000 })
+      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 30_000 })
+      await c.cri.pull(name)
+      assert.equal(await run(c, name), 'it runs\n')
     })
   })
 }

@@ -33,9 +33,13 @@ class Pushing implements AsyncDisposable {
     this.#stack = stack
   }
 
-  static async open(binaries?: ContainerdBinaries, ...args: string[]): Promise<Pushing> {
+  /** With the embedded store, or with a containerd that has not been started. */
+  static async open(containerd?: Containerd, ...args: string[]): Promise<Pushing> {
     await using stack = new AsyncDisposableStack()
-    const containerd = binaries && stack.use(await Containerd.start(binaries))
+    if (containerd !== undefined) {
+      stack.use(containerd)
+      await containerd.start()
+    }
     const store =
       containerd === undefined
         ? ['--store=layout']
@@ -106,7 +110,7 @@ class Pushing implements AsyncDisposable {
 function faultsSuite(name: string, binaries?: ContainerdBinaries): void {
   suite(`pushes that go wrong, into ${name}`, () => {
     test('an upload that is cut at 20 points goes on from there, and is right in the end', async () => {
-      await using pushing = await Pushing.open(binaries)
+      await using pushing = await Pushing.open(binaries && (await Containerd.create(binaries)))
       const bytes = randomBytes(6 * MiB + randomInt(1000))
       const location = await pushing.begin('team/cut')
       for (let cut = 0; cut < 20; cut++) {
@@ -135,7 +139,7 @@ function faultsSuite(name: string, binaries?: ContainerdBinaries): void {
     })
 
     test('20 clients at once push what they share and what is their own, which is stored once', async () => {
-      await using pushing = await Pushing.open(binaries)
+      await using pushing = await Pushing.open(binaries && (await Containerd.create(binaries)))
       const shared = randomBytes(2 * MiB)
       const results = await Promise.all(
         Array.from({ length: 20 }, async (_, index) => {
@@ -182,7 +186,7 @@ function faultsSuite(name: string, binaries?: ContainerdBinaries): void {
     })
 
     test('what was answered 201 is there after kill -9 and a new start, and half an upload is not', async () => {
-      await using pushing = await Pushing.open(binaries)
+      await using pushing = await Pushing.open(binaries && (await Containerd.create(binaries)))
       const config = Buffer.from('{"kept": true}')
       await pushing.put('team/kept', config)
       const manifest = Buffer.from(
@@ -222,31 +226,39 @@ for (const need of ['containerd 1.x', 'containerd 2.x'] as const) {
   suite(need, { skip: skipWithout(need) }, () => faultsSuite(need, binaries))
 }
 
-test(
-  'a disk that is full is 507, nothing is left, and the next push finds room',
-  { skip: skipWithout('namespaces') },
-  async () => {
-    await using stack = new AsyncDisposableStack()
-    const disk = join(await LoopbackNode.directory(stack), 'disk')
-    await mkdir(disk)
-    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk])
-    stack.defer(() => void execFileSync('umount', ['-l', disk]))
-    await using pushing = await Pushing.open(
-      undefined,
-      `--layout-path=${disk}/store`,
-      '--layout-max-bytes=1GiB',
-    )
-    const large = randomBytes(12 * MiB)
-    const location = await pushing.begin('team/full')
-    const refused = await pushing.ask('PUT', `${location}?digest=${digestOf(large)}`, large)
-    assert.equal(refused.status, 507)
-    const { errors } = (await refused.json()) as { errors: { code: string }[] }
-    assert.deepEqual(
-      errors.map(({ code }) => code),
-      ['UNAVAILABLE'],
-    )
-    assert.equal((await pushing.ask('GET', location)).status, 404)
-    await until(async () => (await readdir(`${disk}/store/ingest`)).length === 0)
-    await pushing.put('team/full', randomBytes(2 * MiB))
-  },
-)
+suite('a disk that is full is 507, nothing is left, and the next push finds room', () => {
+  for (const need of ['the embedded store', 'containerd 1.x', 'containerd 2.x'] as const) {
+    const embedded = need === 'the embedded store'
+    const skip = embedded ? skipWithout('namespaces') : skipWithout('namespaces', need)
+    test(need, { skip }, async () => {
+      await using stack = new AsyncDisposableStack()
+      const major = need.slice('containerd '.length, -1)
+      const binaries = containerdBinaries().find(({ version }) => version.startsWith(major))
+      const containerd =
+        embedded || binaries === undefined ? undefined : await Containerd.create(binaries)
+      const disk = containerd?.contentPath ?? join(await LoopbackNode.directory(stack), 'disk')
+      await mkdir(disk, { recursive: true })
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk])
+      stack.defer(() => void execFileSync('umount', ['-l', disk]))
+      // It ends before its disk is taken away.
+      await using pushing = await Pushing.open(
+        containerd,
+        ...(embedded ? [`--layout-path=${disk}/store`, '--layout-max-bytes=1GiB'] : []),
+      )
+      const large = randomBytes(12 * MiB)
+      const location = await pushing.begin('team/full')
+      const refused = await pushing.ask('PUT', `${location}?digest=${digestOf(large)}`, large)
+      assert.equal(refused.status, 507)
+      const { errors } = (await refused.json()) as { errors: { code: string }[] }
+      assert.deepEqual(
+        errors.map(({ code }) => code),
+        ['UNAVAILABLE'],
+      )
+      assert.equal((await pushing.ask('GET', location)).status, 404)
+      await until(
+        async () => (await readdir(join(disk, embedded ? 'store/ingest' : 'ingest'))).length === 0,
+      )
+      await pushing.put('team/full', randomBytes(2 * MiB))
+    })
+  }
+})

@@ -77,7 +77,7 @@ export function dashboardNode({
       peers: list().map(({ name, at }) => ({ name, origins: [`http://${at}`] })),
       keys: count * 40_000,
     },
-    push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
+    push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0, waiting: [], getting: [] },
     together: { pulls: [], lists: [] },
     upstream: { on: true, resting: [] },
     limits: [],

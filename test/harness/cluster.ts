@@ -275,6 +275,8 @@ export class ClusterNode implements AsyncDisposable {
       shoal: '/opt/shoal/bin/shoal',
       containerd: this.#binaries?.containerd,
       ctr: this.#binaries?.ctr,
+      'containerd-shim-runc-v2': this.#binaries?.shim,
+      runc: tools.runc,
       skopeo: tools.skopeo,
       crane: tools.crane,
     }

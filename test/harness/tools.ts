@@ -20,6 +20,8 @@ export interface ContainerdBinaries {
   readonly version: string
   readonly containerd: string
   readonly ctr: string
+  /** What starts containers for it */
+  readonly shim: string | undefined
 }
 
 /** Programs that tests run. One that is missing is undefined; say so with {@link skipWithout}. */
@@ -56,18 +58,27 @@ export const sshdEnvironment = {
 /** The distribution's containerd (1.6 on Debian 12) and the 2.x built from its Go module; those that are there. */
 export function containerdBinaries(): ContainerdBinaries[] {
   const built = join(directory, `containerd-${versions['CONTAINERD_VERSION']}`)
+  const shim = join(directory, `containerd-shim-${versions['CONTAINERD_VERSION']}`)
   return [
-    { containerd: find('containerd'), ctr: find('ctr') },
-    { containerd: executable(join(built, 'containerd')), ctr: executable(join(built, 'ctr')) },
-  ].flatMap(({ containerd, ctr }) =>
+    {
+      containerd: find('containerd'),
+      ctr: find('ctr'),
+      shim: find('containerd-shim-runc-v2'),
+    },
+    {
+      containerd: executable(join(built, 'containerd')),
+      ctr: executable(join(built, 'ctr')),
+      shim: executable(join(shim, 'containerd-shim-runc-v2')),
+    },
+  ].flatMap(({ containerd, ctr, shim }) =>
     containerd === undefined || ctr === undefined
       ? []
-      : [{ version: versionOf(containerd), containerd, ctr }],
+      : [{ version: versionOf(containerd), containerd, ctr, shim }],
   )
 }
 
 /** What a test can need beyond Node. */
-export type Need = 'containerd 1.x' | 'containerd 2.x' | 'namespaces' | keyof typeof tools
+export type Need = 'containerd 1.x' | 'containerd 2.x' | 'shims' | 'namespaces' | keyof typeof tools
 
 /**
  * For the `skip` option of a test: false when all is there, else one line saying what is missing and why.
@@ -92,6 +103,10 @@ function missing(need: Need): string | undefined {
         ? 'containerd 1.x (Debian package containerd)'
         : 'containerd 2.x (built where Go is installed)'
     }
+    case 'shims':
+      return containerdBinaries().every(({ shim }) => shim !== undefined)
+        ? undefined
+        : "containerd's shim (Debian package containerd; for 2.x built where Go is installed)"
     case 'namespaces':
       if (process.platform !== 'linux') return 'Linux (network namespaces)'
       if (process.getuid?.() !== 0) return 'root (network and mount namespaces)'

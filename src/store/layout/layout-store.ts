@@ -103,6 +103,8 @@ interface HeldBlob {
   readonly size: number
   /** When it was last asked for, in ms since the epoch; after a start: when it came. */
   usedMs: number
+  /** Somebody has sent it; the repository it goes to may be noted a moment later. */
+  readonly sent?: boolean
 }
 
 /**
@@ -258,7 +260,11 @@ export class LayoutStore implements WritableStore, Startable {
       const keep = (digest: Digest, size: number): Promise<void> =>
         this.#exclusive(async () => {
           await this.#moveIntoPlace(path, this.#blobPath(digest))
-          this.#blobs.set(digest, { size, usedMs: Date.now() })
+          this.#blobs.set(digest, {
+            size,
+            usedMs: Date.now(),
+            sent: options.digest === undefined,
+          })
           this.#publish()
         })
       const algorithm = options.algorithm ?? 'sha256'
@@ -680,12 +686,10 @@ export class LayoutStore implements WritableStore, Startable {
 
   /** True while a manifest may still come that refers to it. */
   #awaits(digest: Digest): boolean {
-    const usedMs = this.#blobs.get(digest)?.usedMs
-    return (
-      usedMs !== undefined &&
-      this.#links.of(digest).size > 0 &&
-      usedMs + GARBAGE_AFTER_MS > Date.now()
-    )
+    const blob = this.#blobs.get(digest)
+    if (blob === undefined || (this.#links.of(digest).size === 0 && blob.sent !== true))
+      return false
+    return blob.usedMs + GARBAGE_AFTER_MS > Date.now()
   }
 
   /** All that some image consists of; nothing is garbage when one cannot be read. */

@@ -32,7 +32,7 @@ const READY: NodeStatus = {
     announced: 7,
   },
   complaints: [],
-  push: { access: 'auth', copies: 2, images: 3, short: 0, fetching: 0 },
+  push: { access: 'auth', copies: 2, images: 3, short: 0, fetching: 0, waiting: [], getting: [] },
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
@@ -47,10 +47,23 @@ suite('the words of shoal status', () => {
 
   test('say what is kept, and whether there are copies of it', () => {
     assert.match(describeStatus(READY), /^push +auth: 3 images kept, 2 copies of each$/m)
-    const short = { ...READY, push: { ...READY.push, images: 1, short: 1, fetching: 2 } }
+    const short = {
+      ...READY,
+      push: {
+        ...READY.push,
+        images: 1,
+        short: 1,
+        fetching: 2,
+        waiting: [{ image: 'registry.localhost/a:1', have: 1, wanted: 2 }],
+        getting: [
+          { image: 'registry.localhost/b:1', bytes: 3_000_000, size: 40_000_000 },
+          { image: 'registry.localhost/c:1', bytes: 0, size: 0 },
+        ],
+      },
+    }
     assert.match(
       describeStatus(short),
-      /^push +auth: 1 image kept, 2 copies of each, 1 on too few nodes, getting 2 for other nodes$/m,
+      /^push +auth: 1 image kept, 2 copies of each, 1 on too few nodes, registry.localhost\/a:1 on 1 of 2, getting 2 for other nodes, registry.localhost\/b:1 3.0 MB of 40.0 MB$/m,
     )
   })
 

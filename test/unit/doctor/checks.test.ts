@@ -439,7 +439,7 @@ const STATUS = {
     registries: 'all',
     because: 'it is so',
   },
-  push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0 },
+  push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0, waiting: [], getting: [] },
   store: {
     kind: 'layout',
     at: '/s',

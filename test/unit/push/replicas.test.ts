@@ -186,6 +186,7 @@ suite('copies of what was pushed', () => {
       // It is there, and does not do what it is asked to.
       network.node('b')
       assert.equal(await settle(1), 'on 1 of 2 nodes so far; the others are getting it')
+      assert.deepEqual(a.replicas.list().waiting, [{ image: tag, have: 1, wanted: 2 }])
       assert.deepEqual(a.asked, ['b'])
     })
   })
@@ -244,6 +245,37 @@ suite('copies of what was pushed', () => {
         async () => (await b.store.kept()).has(digest) && b.replicas.stats().fetching === 0,
       )
       assert.equal(b.store.keys.has(tag), false)
+    })
+  })
+
+  test('are seen as they come', async () => {
+    await withNetwork(async (network) => {
+      const [a, b] = [network.node('a'), network.node('b')]
+      const gate = Promise.withResolvers<void>()
+      for (const { replicas } of network.nodes.values()) await replicas.start()
+      const image = await buildImage({ layers: [5000, 3000] })
+      await a.put(image)
+      const { digest } = image.manifest.descriptor
+      const [, last] = image.layers
+      assert(last !== undefined)
+      const open = a.store.open.bind(a.store)
+      a.store.open = async (...args) => {
+        if (args[0] === last.descriptor.digest) await gate.promise
+        return open(...args)
+      }
+      const settled = a.replicas.settle(repository, digest, [tag], 1)
+      const size = [image.config, ...image.layers].reduce(
+        (sum, { descriptor }) => sum + descriptor.size,
+        0,
+      )
+      const bytes = size - last.descriptor.size
+      await until(() => b.replicas.list().getting[0]?.bytes === bytes)
+      assert.deepEqual(b.replicas.list().getting, [{ image: tag, bytes, size }])
+      assert.deepEqual(a.replicas.list().waiting, [{ image: tag, have: 1, wanted: 2 }])
+      gate.resolve()
+      assert.equal(await settled, undefined)
+      await until(() => b.replicas.list().getting.length === 0)
+      assert.deepEqual(a.replicas.list().waiting, [])
     })
   })
 

@@ -525,6 +525,140 @@ suite('a layout with a limit', () => {
   )
 })
 
+suite('what is taken away beside pushes and pulls', () => {
+  const repository = { registry: 'registry.localhost', repository: 'team/app' }
+  const HOUR = 3_600_000
+
+  /** As a client sends a blob. */
+  async function send(store: LayoutStore, { descriptor, bytes }: Blob): Promise<void> {
+    const upload = await store.receive({ size: bytes.length })
+    await upload.write(bytes)
+    await upload.commit(descriptor.digest)
+  }
+
+  /** As a push ends, whose layers are there. */
+  async function finish(store: LayoutStore, image: DemoImage, name: TagName): Promise<void> {
+    for (const { descriptor } of [image.config, ...image.layers])
+      await store.hold(descriptor.digest, repository)
+    const { descriptor } = image.manifest
+    await send(store, image.manifest)
+    await store.link(descriptor.digest, repository, { keep: true })
+    await store.tag(name, descriptor)
+  }
+
+  async function read(store: LayoutStore, digest: Digest): Promise<Digest> {
+    const body = await store.open(digest)
+    const chunks: Uint8Array[] = []
+    const write = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk.slice())
+    await body.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    return digestOf(Buffer.concat(chunks))
+  }
+
+  test('is no blob that has been sent and not been put into its repository yet', async () => {
+    await using given = await temporaryStore({ maxBytes: 100_000 })
+    const { store } = given
+    const image = await buildImage({ layers: [60_000] })
+    const [layer] = image.layers
+    assert(layer !== undefined)
+    await send(store, layer)
+    const other = await buildImage({ layers: [60_000], seed: 'other' })
+    await assert.rejects(putImage(store, other, tag, { pulled: true }), StoreFullError)
+    await store.link(layer.descriptor.digest, repository)
+    assert.equal(await read(store, layer.descriptor.digest), layer.descriptor.digest)
+  })
+
+  test('is what nothing refers to for a day, and not what a new manifest does meanwhile', async (t) => {
+    t.mock.timers.enable({ apis: ['Date'], now: Date.now() })
+    await using given = await temporaryStore({ rescanMs: 20 })
+    const { store } = given
+    const [wanted, unwanted] = [
+      await buildImage({ layers: [3000], seed: 'wanted' }),
+      await buildImage({ layers: [3000], seed: 'unwanted' }),
+    ]
+    for (const image of [wanted, unwanted])
+      for (const blob of [image.config, ...image.layers]) {
+        await send(store, blob)
+        await store.link(blob.descriptor.digest, repository)
+      }
+    const isGone = (digest: Digest): Promise<boolean> =>
+      store.stat(digest).then(
+        () => false,
+        () => true,
+      )
+    const [garbage] = unwanted.layers
+    assert(garbage !== undefined)
+    const reader = await store.open(garbage.descriptor.digest)
+    // The collection of each hour is due from here on, and runs beside the push.
+    t.mock.timers.setTime(Date.now() + 23 * HOUR)
+    const { descriptor } = wanted.config
+    await store.hold(descriptor.digest, repository)
+    t.mock.timers.setTime(Date.now() + 2 * HOUR)
+    await until(() => isGone(garbage.descriptor.digest))
+    assert.equal(await isGone(descriptor.digest), false)
+    // A layer that was waited for too long is refused when its manifest comes, never found missing later.
+    await assert.rejects(finish(store, wanted, tag), NotHeldError)
+    // Who was reading has all of it.
+    const chunks: Uint8Array[] = []
+    const write = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk.slice())
+    await reader.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    assert.equal(digestOf(Buffer.concat(chunks)), garbage.descriptor.digest)
+  })
+
+  test('is nothing of what was pushed while pulls need all the room there is', async () => {
+    await using given = await temporaryStore({ maxBytes: 600_000, rescanMs: 20 })
+    const { store } = given
+    const pushed: DemoImage[] = []
+    const done = new AbortController()
+    const pulls = (async () => {
+      for (let i = 0; !done.signal.aborted; i++) {
+        const image = await buildImage({ layers: [50_000, 30_000], seed: `pulled ${i}` })
+        const name = tagName('docker.io', 'library/many', `t${i}`)
+        await putImage(store, image, name, { pulled: true }).catch((error: unknown) => {
+          // Its own layers may have made room for one another.
+          if (!(error instanceof StoreFullError || error instanceof NotHeldError)) throw error
+        })
+      }
+    })()
+    const reads = (async () => {
+      for (let i = 0; !done.signal.aborted; i++) {
+        await new Promise(setImmediate)
+        const image = pushed[i % Math.max(pushed.length, 1)]
+        for (const { descriptor } of image?.blobs() ?? [])
+          assert.equal(await read(store, descriptor.digest), descriptor.digest)
+      }
+    })()
+    try {
+      for (const client of ['a', 'b'])
+        await Promise.all(
+          [1, 2].map(async (version) => {
+            const image = await buildImage({
+              layers: [30_000, 20_000],
+              seed: `${client} ${version}`,
+            })
+            for (const blob of [image.config, ...image.layers]) {
+              await send(store, blob)
+              await new Promise(setImmediate)
+              await store.link(blob.descriptor.digest, repository)
+            }
+            await finish(
+              store,
+              image,
+              tagName('registry.localhost', 'team/app', `${client}${version}`),
+            )
+            pushed.push(image)
+          }),
+        )
+    } finally {
+      done.abort()
+      await Promise.all([pulls, reads])
+    }
+    assert.equal(pushed.length, 4)
+    for (const image of pushed)
+      for (const { descriptor } of image.blobs())
+        assert.equal(await read(store, descriptor.digest), descriptor.digest)
+  })
+})
+
 suite('a layout shared with skopeo', { skip: skipWithout('skopeo') }, () => {
   const skopeo = (...args: string[]) => run(tools.skopeo ?? 'skopeo', args)
 
