@@ -32,6 +32,8 @@ const FAILED = 5000
 const FAILED_AGAIN = 60_000
 const MAX_FAILED = 16
 const PACE = { first: 250, least: 100, most: 10_000 }
+/** A node that is alone looks so often, in ms, whether it still is. */
+const LOOK_AROUND = 1000
 
 /** Where to get it from. `nowhere`: nobody has it, and there is no upstream. */
 export type Way =
@@ -226,6 +228,7 @@ export class Member {
         if (tracker === undefined) {
           circle.tracker = undefined
           circle.waiting = undefined
+          wakeAt = Math.min(wakeAt, now + LOOK_AROUND)
           // What was said before holds as long as bytes come.
           if (members.length === 0 || stalled) circle.advice = undefined
           if (circle.advice !== undefined && !circle.advice.lead) {

@@ -132,12 +132,9 @@ export class Swarm implements ContentSource {
   }
 
   async open(request: PullRequest, options: OpenOptions): Promise<Content> {
-    const circles = this.#exchange.circles()
+    // Also alone: others may come while it lasts, who are getting the same.
     const together =
-      !this.#closed &&
-      this.#exchange.id !== undefined &&
-      circles.some((others) => others.length > 0) &&
-      this.#shares(request.registry)
+      !this.#closed && this.#exchange.id !== undefined && this.#shares(request.registry)
     if (!together || !isShareable(request, options)) return this.#openUpstream(request, options)
     return request.kind === 'manifest'
       ? this.#openManifest(request, options)

@@ -40,8 +40,8 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  * That costs the uplink what both get twice, so it is tried only where the leader needs long.
  */
 const TRIAL = { after: 1500, worth: 8000, lasts: 1000, again: 60_000, better: 1.5 }
-/** Whoever falls behind has read from its source for so long, in ms, and so many sources are tried before its own way. */
-const SLOW = { after: 2500, sources: 2 }
+/** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way: one of a list each so often, in ms. */
+const SLOW = { after: 2500, sources: 2, each: 2000 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -154,7 +154,7 @@ export class Tracker {
       at: now,
       pace: PACE.least,
       rate: 0,
-      placedAt: now,
+      lagsSince: undefined,
       slow: new Set(),
       own: undefined,
       ownAgain: 0,
@@ -361,20 +361,25 @@ export class Tracker {
    * own way to the upstream. It keeps to that where it is faster: nobody is to be slower than alone.
    */
   #faster(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
-    if (now - me.placedAt < SLOW.after || !lags(me, swarm)) return undefined
-    if ((me.size - me.have) / Math.max(me.rate, 1e-6) < TRIAL.worth) return undefined
+    const left = (me.size - me.have) / Math.max(me.rate, 1e-6)
+    if (!lags(me, swarm) || left < TRIAL.worth) {
+      me.lagsSince = undefined
+      return undefined
+    }
+    me.lagsSince ??= now
+    if (now - me.lagsSince < SLOW.after) return undefined
+    me.lagsSince = undefined
     me.slow.add(parent)
-    if (me.slow.size < SLOW.sources) {
+    if (me.slow.size < Math.min(SLOW.sources, swarm.members.size - 1)) {
       const [first] = this.#candidates(swarm, me, now).filter(
         (each) => !me.slow.has(each) && each.have > me.have && !lags(each, swarm),
       )
-      if (first !== undefined) {
-        swarm.attach(me, first)
-        me.placedAt = now
-        return { from: [first] }
-      }
+      if (first === undefined) return undefined
+      swarm.attach(me, first)
+      return { from: [first] }
     }
-    if (me.noUpstream || now < me.ownAgain) return undefined
+    if (me.noUpstream || now < me.ownAgain || now < swarm.nextOwn) return undefined
+    swarm.nextOwn = now + SLOW.each
     me.ownAgain = now + TRIAL.again
     me.own = { at: now, have: me.have, rate: me.rate }
     return lead(swarm, me, now)
@@ -480,8 +485,8 @@ interface Member {
   pace: number
   /** Bytes a ms, of late */
   rate: number
-  /** When it was given another source because its own was slow */
-  placedAt: number
+  /** Since when it falls behind its source */
+  lagsSince: number | undefined
   /** Sources that were slow for it */
   readonly slow: Set<Member>
   /** It tries its own way: since when, with how much, and how fast it was */
@@ -501,6 +506,8 @@ class Swarm {
   order = 0
   prunedAt = 0
   nextTrial = 0
+  /** When somebody may try its own way */
+  nextOwn = 0
   trial: { by: Member; of: Member; at: number; haveBy: number; haveOf: number } | undefined
 
   constructor(small: boolean) {

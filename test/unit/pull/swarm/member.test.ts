@@ -58,6 +58,22 @@ suite("one node's part", () => {
     assert.deepEqual(alone.reports, [])
   })
 
+  test('alone it looks whether others have come, and tells them that it leads', () => {
+    const circles: (readonly string[])[] = [[]]
+    const bench = new Bench(circles)
+    bench.step()
+    bench.member.takes({ kind: 'upstream' }, bench.now)
+    const { wakeAt } = bench.member.step(bench.now, circles)
+    assert.ok(wakeAt <= bench.now + 1000)
+    circles[0] = others
+    bench.now = wakeAt
+    assert.equal(bench.step(), undefined, 'it leaves its source before it is told to')
+    assert.deepEqual(
+      bench.reports.map(({ report }) => report.state),
+      ['leads'],
+    )
+  })
+
   test('it asks whoever keeps the list, and does as it is told', () => {
     const bench = new Bench()
     assert.equal(bench.step(), undefined)
