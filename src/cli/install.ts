@@ -4,7 +4,7 @@ import { readdir, rm } from 'node:fs/promises'
 import { promisify } from 'node:util'
 import { Command } from 'commander'
 import type { EffectiveConfig } from '../config/effective.ts'
-import { DEFAULT_CONFIG_FILE } from '../config/load.ts'
+import { DEFAULT_CONFIG_FILE, printFlags } from '../config/load.ts'
 import { InstallError, Journal } from '../install/journal.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 import { applyMirror, restoreMirror } from './mirror.ts'
@@ -16,13 +16,13 @@ const UNIT = '/etc/systemd/system/shoal.service'
 const JOURNAL = 'install.json'
 /** The unit as it comes with the program: seen from the bundle, and from the sources. */
 const UNIT_SOURCES = ['../deploy/systemd/shoal.service', '../../deploy/systemd/shoal.service']
+/** Where the single executable has unpacked itself */
+const CACHE = '/var/cache/shoal'
 /** How long systemd may take, in ms: a stop waits for transfers. */
 const SYSTEMCTL = 60_000
 
 /** Tells of a step, in one line. */
 type Say = NonNullable<Parameters<typeof applyMirror>[2]>
-
-const KEYS = ['bootstrap', 'tokenFile', 'certsDir', 'dataDir', 'registries', 'k3s.config']
 
 /** `shoal install`. */
 export function installCommand(): Command {
@@ -35,14 +35,14 @@ export function installCommand(): Command {
       const progress = progressOf(install)
       const say = (line: string) => progress.step(line)
       assertRoot('install')
-      const { config } = await loadFromCommand(install)
+      const { config, source } = await loadFromCommand(install)
       const { start } = install.opts<{ start: boolean }>()
       if (start) await assertSystemd()
       const stateful = existsSync(config.dataDir)
       const journal = await Journal.open(journalOf(config))
       const first = journal.empty
       try {
-        await put(journal, config, say)
+        await put(journal, renderConfig(config, source), say)
         await applyMirror(config, [], say)
         if (start) {
           await systemctl('daemon-reload')
@@ -62,7 +62,7 @@ export function installCommand(): Command {
         { installed: true, started: start },
       )
     })
-  return addConfigOptions(addProgressOptions(install), KEYS)
+  return addConfigOptions(addProgressOptions(install))
 }
 
 /** `shoal uninstall`. */
@@ -97,13 +97,13 @@ export function uninstallCommand(): Command {
   ])
 }
 
-async function put(journal: Journal, config: EffectiveConfig, say: Say): Promise<void> {
+async function put(journal: Journal, config: string, say: Say): Promise<void> {
   const program = realProgram()
   if (program !== PROGRAM) await journal.link(PROGRAM, program)
   if (existsSync(DEFAULT_CONFIG_FILE)) {
     say(`${DEFAULT_CONFIG_FILE}: kept as it is`)
   } else {
-    await journal.write(DEFAULT_CONFIG_FILE, renderConfig(config))
+    await journal.write(DEFAULT_CONFIG_FILE, config)
     say(`${DEFAULT_CONFIG_FILE}: created`)
   }
   await journal.write(UNIT, unitText())
@@ -124,6 +124,7 @@ async function takeAway(
   )
   if (stop) await systemctl('daemon-reload').catch(() => {})
   if (!state) return left
+  await rm(CACHE, { recursive: true, force: true })
   const store = config.layout.path
   const holds = (await readdir(store).catch(() => [])).length > 0
   if (holds && !force) {
@@ -136,30 +137,11 @@ function journalOf({ dataDir }: EffectiveConfig): string {
   return `${dataDir}/${JOURNAL}`
 }
 
-/** The keys that were given, as a file a person may go on with. */
-function renderConfig({ bootstrap, tokenFile }: EffectiveConfig): string {
-  const ways = bootstrap.map((entry) => {
-    switch (entry.type) {
-      case 'host':
-        return `${entry.host.includes(':') ? `[${entry.host}]` : entry.host}:${entry.port}`
-      case 'multiaddr':
-        return entry.multiaddr
-      case 'http':
-        return entry.url
-      case 'kubernetes':
-        return entry.service === undefined
-          ? 'kubernetes'
-          : `kubernetes:${entry.service.namespace}/${entry.service.name}`
-    }
-  })
-  return [
-    '# Configuration of Shoal: docs/configuration.md has all keys, `shoal config print` what they are now.',
-    ...(ways.length === 0
-      ? ['# bootstrap: [10.0.0.11, 10.0.0.12]   # some other nodes; any of them will do']
-      : ['bootstrap:', ...ways.map((way) => `  - ${JSON.stringify(way)}`)]),
-    ...(tokenFile === undefined ? [] : [`tokenFile: ${JSON.stringify(tokenFile)}`]),
-    '',
-  ].join('\n')
+/** What was given, as a file a person may go on with. */
+function renderConfig(config: EffectiveConfig, source: (name: string) => string): string {
+  const hint = '# bootstrap: [10.0.0.11, 10.0.0.12]   # some other nodes; any of them will do\n'
+  return `# Configuration of Shoal: docs/configuration.md has all keys, \`shoal config print\` what they are now.
+${config.bootstrap.length === 0 ? hint : ''}${printFlags(config, source)}`
 }
 
 function unitText(): string {

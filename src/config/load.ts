@@ -100,6 +100,14 @@ export function printConfig(config: Config, source: (name: string) => string): s
   return document.toString({ lineWidth: 0 })
 }
 
+/** What was given by flags, as a file that says the same; empty if nothing was. */
+export function printFlags(config: Config, source: (name: string) => string): string {
+  const document = new Document({})
+  const given = configKeys.filter(({ name, flag }) => source(name) === flag)
+  for (const { path, encode } of given) document.setIn(path, encode(valueAt(config, path)))
+  return given.length === 0 ? '' : document.toString({ lineWidth: 0 })
+}
+
 function valueAt(root: unknown, path: KeyPath): unknown {
   let value = root
   for (const segment of path) {

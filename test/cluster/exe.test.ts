@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
-import { chmod, chown, copyFile, mkdir, mkdtemp, readdir, rm } from 'node:fs/promises'
+import { chmod, chown, copyFile, mkdir, mkdtemp, open, readdir, rm } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -40,6 +40,19 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
     const { stdout, stderr } = await shoal('demo', '--exit')
     assert.match(stdout, /Every blob has the digest it was asked for by\./)
     assert.doesNotMatch(stderr, /Warning/)
+  })
+
+  test('is made for arm64 too, of which only the head can be looked at here', async () => {
+    await run(process.execPath, [BUILD, 'arm64'], { timeout: 110_000 })
+    const file = await open(new URL('../../dist/shoal-linux-arm64', import.meta.url))
+    const head = Buffer.alloc(20)
+    await file.read(head)
+    const { size } = await file.stat()
+    await file.close()
+    // 64 bits, little-endian, for AArch64. @see https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html
+    assert.equal(head.subarray(0, 6).toString('latin1'), '\x7fELF\x02\x01')
+    assert.equal(head.readUInt16LE(18), 183)
+    assert.ok(size > 50_000_000)
   })
 
   test('unpacks itself once, for its user alone, with the library that calls the kernel', async () => {

@@ -73,7 +73,7 @@ suite('shoal install and uninstall', { skip }, () => {
       )
       assert.match(
         await node.exec(['cat', '/etc/shoal/config.yaml']),
-        new RegExp(`- "${holder.address}:5002"`),
+        new RegExp(`^bootstrap:\n *- ${holder.address}$`, 'm'),
       )
       await node.startDaemon()
       await until(

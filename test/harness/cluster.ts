@@ -16,6 +16,8 @@ export const UNIT = '/etc/systemd/system/shoal.service'
 
 const SWITCH = '10.77.0.1'
 const UPSTREAM = '10.77.0.2'
+/** What keeps a pod's namespaces; a test that runs pods brings it. */
+export const PAUSE_IMAGE = 'localhost/pause:1'
 /** Reached over the default route, as the machine that answers names usually is. */
 const NAME_SERVER = '192.0.2.53'
 
@@ -279,6 +281,7 @@ export class ClusterNode implements AsyncDisposable {
       runc: tools.runc,
       skopeo: tools.skopeo,
       crane: tools.crane,
+      crictl: tools.crictl,
     }
     for (const [name, target] of Object.entries(programs)) {
       const link = `/usr/local/bin/${name}`
@@ -408,11 +411,15 @@ export class ClusterNode implements AsyncDisposable {
   }
 }
 
-/** As a Kubernetes node has it: the CRI plugin on, registries configured by hosts.toml files. */
+/** As a Kubernetes node has it: the CRI plugin on, registries configured by hosts.toml files, and what pods take to run. */
 function containerdConfig(version: string, paths: ContainerdPaths): string {
-  const [format, plugin] = version.startsWith('1.')
-    ? [2, 'io.containerd.grpc.v1.cri']
-    : [3, 'io.containerd.cri.v1.images']
+  const old = version.startsWith('1.')
+  const [format, plugin, runtime] = old
+    ? [2, 'io.containerd.grpc.v1.cri', 'io.containerd.grpc.v1.cri']
+    : [3, 'io.containerd.cri.v1.images', 'io.containerd.cri.v1.runtime']
+  const sandbox = old
+    ? `[plugins."${plugin}"]\n  sandbox_image = "${PAUSE_IMAGE}"`
+    : `[plugins."${plugin}".pinned_images]\n  sandbox = "${PAUSE_IMAGE}"\n[plugins."${runtime}"]`
   return `version = ${format}
 root = "${paths.root}"
 state = "${paths.state}"
@@ -420,5 +427,12 @@ state = "${paths.state}"
   address = "${paths.socket}"
 [plugins."${plugin}".registry]
   config_path = "${paths.certs}"
+${sandbox}
+  # A test may have no right to make less of the chance that the kernel ends a program.
+  restrict_oom_score_adj = true
+[plugins."${runtime}".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins."${runtime}".containerd.runtimes.runc.options]
+  BinaryName = "${tools.runc ?? 'runc'}"
 `
 }

@@ -10,7 +10,7 @@ export interface UnitStart {
 
 /** Settings that restrict or supervise the program but do not change how it is started. */
 const SUPERVISION =
-  /^(Type|Restart|RestartSec|TimeoutStopSec|KillMode|KillSignal|Limit\w+|Protect\w+|Private\w+|Restrict\w+|Lock\w+|NoNewPrivileges|MemoryDenyWriteExecute|System\w+|Capability\w+|AmbientCapabilities|UMask|OOMScoreAdjust|ReadWritePaths|ReadOnlyPaths|StateDirectoryMode|Nice|DevicePolicy|RemoveIPC|KeyringMode)$/
+  /^(Type|Restart|RestartSec|TimeoutStopSec|KillMode|KillSignal|Limit\w+|Protect\w+|Private\w+|Restrict\w+|Lock\w+|NoNewPrivileges|MemoryDenyWriteExecute|System\w+|Capability\w+|AmbientCapabilities|UMask|OOMScoreAdjust|ReadWritePaths|ReadOnlyPaths|StateDirectoryMode|CacheDirectory|CacheDirectoryMode|Nice|DevicePolicy|RemoveIPC|KeyringMode)$/
 
 /**
  * Reads the start of a `[Service]`, in the part of systemd's language that our unit is written in.
