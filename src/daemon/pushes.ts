@@ -103,6 +103,7 @@ export function createPushes(
       removed: (keys) => store.removed(keys),
       obtain: (repository, child, options) => fetcher.obtain(repository, child, options),
       read: (repository, digest, options) => fetcher.read(repository, digest, options),
+      has: (repository, content, options) => fetcher.has(repository, content, options),
     },
     { homeRegistry },
   )
@@ -119,6 +120,12 @@ export function createPushes(
         access,
         settle: (repository, digest, tags) =>
           replicas.settle(repository, digest, tags, router.peers().length),
+        deleted: (repository) =>
+          repository.registry === homeRegistry &&
+          router.peers().length > 0 &&
+          router.keepers().length === 0
+            ? 'deleted on this node only: without a token no other node is told'
+            : undefined,
         metrics,
         log,
       },

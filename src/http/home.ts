@@ -21,6 +21,8 @@ export interface HomeComponents {
     digest: Digest,
     tags: readonly TagName[],
   ) => Promise<string | undefined>
+  /** What whoever has deleted something is told. */
+  readonly deleted: (repository: RepositoryName) => string | undefined
   readonly metrics: Metrics
   readonly log: Logger
 }
@@ -48,7 +50,7 @@ type Handler<K extends HomeRequest['kind']> = (
  * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#push
  */
 export function createHome(
-  { repositories, uploads, access, settle, metrics, log }: HomeComponents,
+  { repositories, uploads, access, settle, deleted, metrics, log }: HomeComponents,
   { homeRegistry, ...limits }: { homeRegistry: string; stallTimeout: number },
 ): Home {
   const handlers: { [K in HomeRequest['kind']]: Handler<K> } = {
@@ -109,8 +111,7 @@ export function createHome(
         })
       const { digest, subject, tags } = await repositories.putManifest(request, bytes, request)
       const warning = await settle(request, digest, tags)
-      // @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#warnings
-      if (warning !== undefined) void reply.header('warning', `299 - "${warning}"`)
+      warn(reply, warning)
       if (subject !== undefined) void reply.header('oci-subject', subject)
       if (request.tags.length > 0) void reply.header('oci-tag', request.tags.join(', '))
       created(reply, pathOf(request, `manifests/${digest}`), digest)
@@ -118,11 +119,13 @@ export function createHome(
 
     async 'delete manifest'(request, reply) {
       await repositories.deleteManifest(request, request.target)
+      warn(reply, deleted(request))
       void reply.code(202).send()
     },
 
     async 'delete blob'(request, reply) {
       await repositories.deleteBlob(request, request.digest)
+      warn(reply, deleted(request))
       void reply.code(202).send()
     },
 
@@ -223,6 +226,11 @@ function pathOf({ name }: { name: string }, rest: string): string {
 
 function created(reply: FastifyReply, location: string, digest: string): void {
   void reply.code(201).headers({ location, 'docker-content-digest': digest }).send()
+}
+
+/** @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#warnings */
+function warn(reply: FastifyReply, warning: string | undefined): void {
+  if (warning !== undefined) void reply.header('warning', `299 - "${warning}"`)
 }
 
 function progress(

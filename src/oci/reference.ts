@@ -5,8 +5,8 @@ declare const brand: unique symbol
 /** `registry/repository:tag` in full, e.g. `docker.io/library/alpine:3.20`: how a tag is named everywhere. */
 export type TagName = string & { readonly [brand]: 'TagName' }
 
-/** `registry/repository@digest` in full: how a manifest is named that is in a repository, whether a tag means it or not. */
-export type ManifestName = string & { readonly [brand]: 'ManifestName' }
+/** `registry/repository@digest` in full: how a manifest or blob is named that is in a repository. */
+export type ContentName = string & { readonly [brand]: 'ContentName' }
 
 /** What can be looked up among the nodes: content by digest, or a tag by its full name. */
 export type ContentKey = Digest | TagName
@@ -113,25 +113,25 @@ export function tagName(registry: string, repository: string, tag: string): TagN
   return name as TagName
 }
 
-/** The name of a manifest in a repository. The parts must be valid. */
-export function manifestName(repository: RepositoryName, digest: Digest): ManifestName {
+/** The name of a manifest or blob in a repository. The parts must be valid. */
+export function contentName(repository: RepositoryName, digest: Digest): ContentName {
   const name = `${fullName(repository)}@${digest}`
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the one place where the brand is given
-  return name as ManifestName
+  return name as ContentName
 }
 
-/** Tells a tag's full name from that of a manifest. */
-export function isTagName(name: TagName | ManifestName): name is TagName {
+/** Tells a tag's full name from that of content. */
+export function isTagName(name: TagName | ContentName): name is TagName {
   return !name.includes('@')
 }
 
-/** The registry in a full name: of a tag, a manifest or a repository. */
+/** The registry in a full name: of a tag, of content or of a repository. */
 export function registryOf(name: string): string {
   return name.slice(0, name.indexOf('/'))
 }
 
-/** A repository's full name, such as `docker.io/library/alpine`: that of a tag or manifest without what comes after it. */
-export function repositoryOf(name: TagName | ManifestName): string {
+/** A repository's full name, such as `docker.io/library/alpine`: that of a tag or of content without what comes after it. */
+export function repositoryOf(name: TagName | ContentName): string {
   const at = name.indexOf('@')
   return name.slice(0, at < 0 ? name.lastIndexOf(':') : at)
 }

@@ -9,7 +9,7 @@ import {
   type Descriptor,
 } from '../oci/manifest.ts'
 import type { RepositoryName } from '../oci/reference.ts'
-import type { ContentSource } from '../pull/source.ts'
+import { ContentNotFoundError, type ContentSource } from '../pull/source.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
 
 /** An index in an index, and one more */
@@ -88,6 +88,21 @@ export class Fetcher {
   ): Promise<Uint8Array> {
     const { body } = await this.#get(repository, digest, 'manifest', options)
     return readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal: options.signal })
+  }
+
+  /** Whether it is anywhere. */
+  async has(
+    repository: RepositoryName,
+    { digest, kind }: { digest: Digest; kind: PullRequest['kind'] },
+    options: FetchOptions,
+  ): Promise<boolean> {
+    try {
+      await this.#open(requestFor('HEAD', kind, repository, digest, options), options)
+      return true
+    } catch (error) {
+      if (error instanceof ContentNotFoundError) return false
+      throw error
+    }
   }
 
   /**

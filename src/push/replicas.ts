@@ -6,7 +6,7 @@ import { readBody } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
 import { isManifestMediaType, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
 import {
-  manifestName,
+  contentName,
   repositoryOf,
   splitRepository,
   type RepositoryName,
@@ -353,7 +353,7 @@ export class Replicas implements Startable {
   }
 
   #isDeleted(repository: RepositoryName, digest: Digest): boolean {
-    return this.#components.claims.of(manifestName(repository, digest))[0]?.kind === 'deleted'
+    return this.#components.claims.of(contentName(repository, digest))[0]?.kind === 'deleted'
   }
 
   // For other nodes
@@ -404,7 +404,7 @@ export class Replicas implements Startable {
 
 /** As people know it. */
 function imageOf({ repository, digest, tags: [tag] }: KeepRequest): string {
-  return tag ?? manifestName(repository, digest)
+  return tag ?? contentName(repository, digest)
 }
 
 /** From 0 to 1; all nodes agree on whose is the greatest. @see https://en.wikipedia.org/wiki/Rendezvous_hashing */

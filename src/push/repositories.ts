@@ -12,7 +12,7 @@ import {
 import {
   fullName,
   isTagName,
-  manifestName,
+  contentName,
   registryOf,
   repositoryOf,
   splitRepository,
@@ -79,6 +79,12 @@ export interface RepositoriesComponents {
     digest: Digest,
     options: { signal: AbortSignal },
   ) => Promise<Uint8Array>
+  /** Whether another node has content of a repository. */
+  readonly has: (
+    repository: RepositoryName,
+    content: { digest: Digest; kind: 'manifest' | 'blob' },
+    options: { signal: AbortSignal },
+  ) => Promise<boolean>
 }
 
 /** An entry in a list of referrers. */
@@ -102,6 +108,7 @@ export class Repositories {
   readonly #removed: RepositoriesComponents['removed']
   readonly #obtain: RepositoriesComponents['obtain']
   readonly #readElsewhere: RepositoriesComponents['read']
+  readonly #hasElsewhere: RepositoriesComponents['has']
   readonly #homeRegistry: string
   /** The change of each repository that was begun last */
   readonly #changes = new Map<string, Promise<void>>()
@@ -115,11 +122,18 @@ export class Repositories {
     this.#removed = components.removed
     this.#obtain = components.obtain
     this.#readElsewhere = components.read
+    this.#hasElsewhere = components.has
   }
 
   /** Puts a blob that this node has received into a repository. */
   async putBlob(repository: RepositoryName, digest: Digest): Promise<void> {
-    await this.#store.link(digest, repository)
+    await this.#alone(repository, async () => {
+      await this.#store.link(digest, repository)
+      const name = contentName(repository, digest)
+      if (this.#claims.of(name)[0]?.kind === 'deleted')
+        this.#claims.claim({ name, kind: 'pushed', descriptor: await this.#store.stat(digest) })
+    })
+    await this.#claimed()
     this.#added([digest])
   }
 
@@ -191,7 +205,7 @@ export class Repositories {
       this.#claims.claim({ name: tag, kind: 'pushed', descriptor })
     }
     // By its own name where the other nodes would not know otherwise: what it is about, or that it is there again.
-    const name = manifestName(repository, digest)
+    const name = contentName(repository, digest)
     const subject = manifest.subject !== undefined && { subject: manifest.subject }
     if (
       registry === this.#homeRegistry &&
@@ -208,7 +222,9 @@ export class Repositories {
    * @throws {NotHeldError} when no node has it
    */
   async deleteManifest(repository: RepositoryName, target: ManifestTarget): Promise<void> {
-    const elsewhere = 'digest' in target && (await this.#isElsewhere(repository, target.digest))
+    const elsewhere =
+      'digest' in target &&
+      (await this.#isElsewhere(repository, { digest: target.digest, kind: 'manifest' }))
     await this.#alone(repository, () => this.#deleteManifest(repository, target, elsewhere))
   }
 
@@ -232,7 +248,7 @@ export class Repositories {
       if (!was && tags.length === 0 && !elsewhere) throw new NotHeldError(digest)
       // What is of another registry goes from this node alone.
       if (repository.registry === this.#homeRegistry)
-        this.#claims.claim({ name: manifestName(repository, digest), kind: 'deleted' })
+        this.#claims.claim({ name: contentName(repository, digest), kind: 'deleted' })
     }
     await this.#claimed()
   }
@@ -265,11 +281,17 @@ export class Repositories {
   }
 
   /**
-   * Takes a blob out of a repository.
-   * @throws {NotHeldError}
+   * Takes a blob out of a repository; of the home registry on all nodes.
+   * @throws {NotHeldError} when no node has it
    */
   async deleteBlob(repository: RepositoryName, digest: Digest): Promise<void> {
-    if (!(await this.#unlink(repository, digest))) throw new NotHeldError(digest)
+    const elsewhere = await this.#isElsewhere(repository, { digest, kind: 'blob' })
+    await this.#alone(repository, async () => {
+      if (!(await this.#unlink(repository, digest)) && !elsewhere) throw new NotHeldError(digest)
+      if (repository.registry === this.#homeRegistry)
+        this.#claims.claim({ name: contentName(repository, digest), kind: 'deleted' })
+    })
+    await this.#claimed()
   }
 
   /**
@@ -388,13 +410,14 @@ export class Repositories {
   }
 
   /** Another node has it in the repository, and this one has not. */
-  async #isElsewhere(repository: RepositoryName, digest: Digest): Promise<boolean> {
+  async #isElsewhere(
+    repository: RepositoryName,
+    content: { digest: Digest; kind: 'manifest' | 'blob' },
+  ): Promise<boolean> {
     if (repository.registry !== this.#homeRegistry) return false
-    if (await this.#store.belongs(digest, repository)) return false
+    if (await this.#store.belongs(content.digest, repository)) return false
     const signal = AbortSignal.timeout(READ_DEADLINE_MS)
-    return (
-      (await this.#readElsewhere(repository, digest, { signal }).catch(ifNowhere)) !== undefined
-    )
+    return this.#hasElsewhere(repository, content, { signal })
   }
 
   /** All that a manifest refers to must be in its repository, as it says; from then on it is held for it. */

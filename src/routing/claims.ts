@@ -1,6 +1,6 @@
 import type { Digest } from '../oci/digest.ts'
 import type { Descriptor } from '../oci/manifest.ts'
-import type { ManifestName, TagName } from '../oci/reference.ts'
+import type { ContentName, TagName } from '../oci/reference.ts'
 
 /**
  * When something was said, by a clock that all nodes together keep: ms since 1970, and a count of what has the same ms.
@@ -11,11 +11,11 @@ export interface Stamp {
   readonly counter: number
 }
 
-/** What something is said of: a tag, or a manifest in a repository. */
-export type ClaimedName = TagName | ManifestName
+/** What something is said of: a tag, or content in a repository. */
+export type ClaimedName = TagName | ContentName
 
 /**
- * What is said of a tag: what the upstream, or somebody who pushed it, says that it means; or that it was deleted. A manifest that was
+ * What is said of a tag: what the upstream, or somebody who pushed it, says that it means; or that it was deleted. Content that was
  * pushed by its digest, or deleted by it, goes by its own name.
  */
 export type TagStatement =
@@ -45,7 +45,7 @@ export interface ClaimChange {
 export interface TagClaims {
   /** Those of a tag, the newest first, of each node its last; only those that may be believed. */
   of(name: ClaimedName): readonly TagClaim[]
-  /** The newest of every tag, and of every manifest by its own name. */
+  /** The newest of every tag, and of content by its own name. */
   newest(): Iterable<TagClaim>
   /**
    * Says something of a tag from now on, and to the other nodes. What was observed just now, by whomever, is not said

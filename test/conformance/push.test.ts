@@ -60,6 +60,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
             if (bytes === undefined) throw new NotHeldError(digest)
             return bytes
           },
+          has: async (_, { digest }) => elsewhere.has(digest),
         },
         { homeRegistry: HOME },
       ),
@@ -67,6 +68,8 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
       access: openAccess(access),
       settle: async (_, __, [tag]) =>
         tag?.endsWith(':lonely') ? 'kept on this node only' : undefined,
+      deleted: ({ repository }) =>
+        repository === 'team/lonely' ? 'deleted on this node only' : undefined,
       metrics,
       log,
     },
@@ -347,6 +350,21 @@ suite('pushes over HTTP, by the distribution spec', () => {
     const put = (tag: string) => send('PUT', `/v2/team/named/manifests/${tag}`, bytes, manifestType)
     assert.equal((await put('lonely')).headers['warning'], '299 - "kept on this node only"')
     assert.equal((await put('v1')).headers['warning'], undefined)
+  })
+
+  test('and whoever deletes, where it was deleted', async () => {
+    for (const [repository, warning] of [
+      ['team/lonely', '299 - "deleted on this node only"'],
+      ['team/gone', undefined],
+    ] as const) {
+      const { bytes } = await manifestOf(repository)
+      await send('PUT', `/v2/${repository}/manifests/v1`, bytes, manifestType)
+      const blob = await putBlob(Buffer.from('a blob'), repository)
+      for (const path of ['manifests/v1', `manifests/${digestOf(bytes)}`, `blobs/${blob}`]) {
+        const { status, headers } = await send('DELETE', `/v2/${repository}/${path}`)
+        assert.deepEqual([status, headers['warning']], [202, warning])
+      }
+    }
   })
 
   test('another registry takes no pushes here', async () => {

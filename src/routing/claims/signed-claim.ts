@@ -2,8 +2,8 @@ import { createHash, createPublicKey, sign, verify, type KeyObject } from 'node:
 import { create, fromBinary, toBinary } from '@bufbuild/protobuf'
 import { base58btc } from 'multiformats/bases/base58'
 import { isDigest } from '../../oci/digest.ts'
-import { isManifestMediaType, MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
-import { isTagName, manifestName, parseReference, tagName } from '../../oci/reference.ts'
+import { isManifestMediaType, MAX_MANIFEST_BYTES, MEDIA_TYPE } from '../../oci/manifest.ts'
+import { isTagName, contentName, parseReference, tagName } from '../../oci/reference.ts'
 import type { Stamp, TagClaim, TagStatement } from '../claims.ts'
 import { ClaimKind, ClaimStatementSchema, type SignedClaim } from '../gen/peer/v1/peer_pb.ts'
 
@@ -90,7 +90,9 @@ function toClaim(statement: Uint8Array): TagClaim {
     if (kind === ClaimKind.DELETED) return { ...base, kind: 'deleted' }
     if (kind !== ClaimKind.OBSERVED && kind !== ClaimKind.PUSHED)
       throw new ClaimInvalidError('kind of claim is not known')
-    if (!isDigest(digest) || !isManifestMediaType(mediaType) || size > MAX_MANIFEST_BYTES)
+    const isManifest = isManifestMediaType(mediaType) && size <= MAX_MANIFEST_BYTES
+    const isBlob = mediaType === MEDIA_TYPE.octets && size <= BigInt(Number.MAX_SAFE_INTEGER)
+    if (!isDigest(digest) || !(isManifest || (isBlob && !isTagName(base.name))))
       throw new ClaimInvalidError('a tag does not mean that')
     if (subject !== '' && !isDigest(subject)) throw new ClaimInvalidError('not a digest')
     if (!isTagName(base.name) && (kind === ClaimKind.OBSERVED || !base.name.endsWith(`@${digest}`)))
@@ -112,7 +114,7 @@ function parseName(text: string): TagClaim['name'] {
   if (tag !== undefined && digest !== undefined) throw new ClaimInvalidError('a tag and a digest')
   return digest === undefined
     ? tagName(registry, repository, tag ?? '')
-    : manifestName({ registry, repository }, digest)
+    : contentName({ registry, repository }, digest)
 }
 
 function parseNode(text: string): string {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { digestOf, type Digest } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
-import { tagName } from '../../../src/oci/reference.ts'
+import { contentName, tagName } from '../../../src/oci/reference.ts'
 import { Repositories } from '../../../src/push/repositories.ts'
 import type { Libp2pRouter } from '../../../src/routing/libp2p.ts'
 import { ClaimJournal } from '../../../src/routing/claims/claim-journal.ts'
@@ -71,6 +71,8 @@ class Node {
           if (holder === undefined) throw new ContentNotFoundError('nobody has it')
           return holder.bytes(digest)
         },
+        has: async (_, { digest }) =>
+          (await Promise.all(nodes.map((node) => node.holds(digest)))).includes(true),
       },
       { homeRegistry: HOME },
     )
@@ -263,6 +265,29 @@ suite('what was pushed or deleted by its digest is so on every node', () => {
     const later = { bytes: manifest('later').bytes, tag: 'later' }
     await b.repositories.putManifest(repository, later.bytes, { target: later, tags: [] })
     await until(() => a.means('later') !== undefined)
+    assert.equal(await b.holds(digest), true)
+  })
+
+  test('a blob, which may come again too', async () => {
+    await using cluster = new Cluster()
+    const [a, b] = [await cluster.add(), await cluster.add()]
+    const bytes = Buffer.from('a blob')
+    const digest = digestOf(bytes)
+    const push = async (node: Node): Promise<void> => {
+      const upload = await node.store.receive({ size: bytes.length })
+      await upload.write(bytes)
+      await upload.commit(digest)
+      await node.repositories.putBlob(repository, digest)
+    }
+    await push(a)
+    assert.equal(await a.holds(digest), true)
+    await b.repositories.deleteBlob(repository, digest)
+    await until(async () => !(await a.holds(digest)))
+    await assert.rejects(b.repositories.deleteBlob(repository, digest), NotHeldError)
+    await push(b)
+    const [claim] = b.book.of(contentName(repository, digest))
+    assert.equal(claim?.kind, 'pushed')
+    await until(() => a.book.of(contentName(repository, digest))[0]?.kind === 'pushed')
     assert.equal(await b.holds(digest), true)
   })
 

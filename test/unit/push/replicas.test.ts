@@ -5,7 +5,7 @@ import { suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../../src/cli/demo-image.ts'
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
-import { manifestName, tagName, type ContentKey } from '../../../src/oci/reference.ts'
+import { contentName, tagName, type ContentKey } from '../../../src/oci/reference.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { LocalSource } from '../../../src/pull/local.ts'
 import { Fetcher } from '../../../src/push/fetcher.ts'
@@ -231,7 +231,7 @@ suite('copies of what was pushed', () => {
       const image = await buildImage({ layers: [10] })
       await a.put(image)
       const { digest, mediaType } = image.manifest.descriptor
-      const name = manifestName(repository, digest)
+      const name = contentName(repository, digest)
       network.book.claim({ name, kind: 'deleted' })
       a.askToKeep('b', { repository, digest, tags: [tag] })
       assert.equal(b.replicas.stats().fetching, 0)

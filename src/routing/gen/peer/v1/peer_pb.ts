@@ -462,8 +462,8 @@ export const SignedClaimSchema: GenMessage<SignedClaim> = /*@__PURE__*/
  */
 export type ClaimStatement = Message<"shoal.peer.v1.ClaimStatement"> & {
   /**
-   * "registry/repository:tag"; or "registry/repository@digest", of which nothing is observed: a manifest that was put
-   * there, or taken out, by its digest
+   * "registry/repository:tag"; or "registry/repository@digest", of which nothing is observed: a manifest or blob
+   * that was put there, or taken out, by its digest
    *
    * @generated from field: string name = 1;
    */
@@ -482,7 +482,7 @@ export type ClaimStatement = Message<"shoal.peer.v1.ClaimStatement"> & {
   kind: ClaimKind;
 
   /**
-   * What the name means: a manifest or an index. Nothing of it in a claim that it is deleted.
+   * What the name means: a manifest or an index, or the content itself. Nothing of it in a claim that it is deleted.
    *
    * @generated from field: string digest = 4;
    */
