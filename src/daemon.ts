@@ -12,6 +12,7 @@ import {
   SPEGEL_PEER_PORT,
 } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
+import { DataDirectory } from './daemon/data-directory.ts'
 import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'
 import { createMeshTrust } from './daemon/mesh-trust.ts'
 import { nodeStatus } from './daemon/node-status.ts'
@@ -492,6 +493,11 @@ export function createDaemon(
   const parts: Startable[] = [
     adminListener,
     ...(metricsListener ? [metricsListener] : []),
+    // Before anything that reads what is in it
+    new DataDirectory(
+      { log: component('data') },
+      { path: config.dataDir, version: manifest.version },
+    ),
     layout ?? { start: async () => {}, stop: async () => containerd.close() },
     // Before anything that strangers could reach
     ...(trust?.parts ?? []),

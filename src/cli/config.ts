@@ -5,6 +5,7 @@ import { Command, Option } from 'commander'
 import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
 import { DEFAULT_CONFIG_FILE, loadConfig, printConfig, type LoadedConfig } from '../config/load.ts'
 import { readK3sConfig } from '../config/k3s.ts'
+import { formatProblem } from '../config/yaml-file.ts'
 import { configKeys, type Config, type ConfigKey } from '../config/schema.ts'
 
 /** Adds `--config` and the flags of the keys, all of them if none are named. */
@@ -50,17 +51,21 @@ export async function loadGiven(command: Command): Promise<LoadedConfig> {
   const { config: file, embeddedRegistry } = options
   if (embeddedRegistry !== undefined && !flags.has('sharing'))
     flags.set('sharing', embeddedRegistry === 'true' ? 'on' : 'off')
-  return loadConfig({
+  const loaded = await loadConfig({
     file: typeof file === 'string' ? file : undefined,
     flags,
     env: process.env,
   })
+  for (const warning of loaded.warnings)
+    process.stderr.write(`warning: ${formatProblem(warning)}\n`)
+  return loaded
 }
 
 /** The same with everything `auto` decided. `reconsider` decides that again, should K3s' configuration have changed. */
 export async function loadFromCommand(command: Command): Promise<{
   config: EffectiveConfig
   source: LoadedConfig['source']
+  warnings: LoadedConfig['warnings']
   reconsider: () => Promise<EffectiveConfig>
   /** Where it is written, and what it says there, and in flags and variables, when it is read */
   written: { path: string; read: () => Promise<Config> }
@@ -75,6 +80,7 @@ export async function loadFromCommand(command: Command): Promise<{
   return {
     config: await reconsider(),
     source: loaded.source,
+    warnings: loaded.warnings,
     reconsider,
     written: {
       path: given ?? DEFAULT_CONFIG_FILE,

@@ -1,6 +1,6 @@
 import { Command } from 'commander'
 import manifest from '../../package.json' with { type: 'json' }
-import { ConfigInvalidError } from '../config/yaml-file.ts'
+import { ConfigInvalidError, formatProblem, type ConfigProblem } from '../config/yaml-file.ts'
 import type { EffectiveConfig } from '../config/effective.ts'
 import { examine, type DaemonSays } from '../doctor/examination.ts'
 import { findings, type Finding } from '../doctor/finding.ts'
@@ -57,8 +57,9 @@ export function doctorCommand(): Command {
 
 async function consult(command: Command): Promise<Finding[]> {
   let config: EffectiveConfig
+  let warnings: readonly ConfigProblem[]
   try {
-    ;({ config } = await loadFromCommand(command))
+    ;({ config, warnings } = await loadFromCommand(command))
   } catch (error) {
     if (!(error instanceof ConfigInvalidError)) throw error
     const { fail } = findings('configuration')
@@ -88,7 +89,8 @@ async function consult(command: Command): Promise<Finding[]> {
     root: process.getuid?.() === 0,
     roundTrips: () => tryPulls(origin),
   })
-  return [configuration, ...found]
+  const old = warnings.map((warning) => warn(formatProblem(warning), 'rename it there'))
+  return [configuration, ...old, ...found]
 }
 
 /** What the daemon says of itself; undefined when none answers. */

@@ -1,4 +1,5 @@
 import { Document } from 'yaml'
+import { RENAMED_KEYS, renameKeys, type RenamedKey } from './deprecations.ts'
 import { configKeys, configSchema, contradictions, type Config, type ConfigKey } from './schema.ts'
 import { nearest } from './suggest.ts'
 import {
@@ -20,6 +21,8 @@ export interface LoadConfigOptions {
   /** Values of flags by key name, e.g. `listen.local`; lists are arrays */
   flags?: ReadonlyMap<string, string | readonly string[]>
   env?: Readonly<Record<string, string | undefined>>
+  /** {@link RENAMED_KEYS}, unless a test has others */
+  renamed?: readonly RenamedKey[]
 }
 
 /** A configuration, and who said what. */
@@ -27,6 +30,8 @@ export interface LoadedConfig {
   readonly config: Config
   /** Where the value of a key comes from: `default`, `FILE:LINE`, a flag or a variable */
   readonly source: (name: string) => string
+  /** What is understood now and will not always be */
+  readonly warnings: readonly ConfigProblem[]
 }
 
 /** A value that did not come from the file. */
@@ -46,11 +51,24 @@ export async function loadConfig(options: LoadConfigOptions = {}): Promise<Loade
   if (yaml === undefined && options.file !== undefined) {
     throw new ConfigInvalidError([{ file: path, message: 'does not exist' }])
   }
-  const root = yaml?.root ?? {}
-  if (!isMapping(root)) {
-    const message = `expected a mapping, found ${describe(root)}`
+  const written = yaml?.root ?? {}
+  if (!isMapping(written)) {
+    const message = `expected a mapping, found ${describe(written)}`
     throw new ConfigInvalidError([{ file: path, line: yaml?.lineOf([]) ?? 1, message }])
   }
+
+  const { tree: root, found: renamed } = renameKeys(written, options.renamed ?? RENAMED_KEYS)
+  /** Where a key of today is written, by the name it has there */
+  const writtenAs = new Map(renamed.map(({ now, path: old }) => [now, old]))
+  const told = renamed.map(({ old, now, until, both, path: place }) => ({
+    ...(yaml && { file: yaml.file, line: yaml.lineOf(place) }),
+    key: old,
+    message: both
+      ? `is called ${now} now, which is set too: remove this one`
+      : `is called ${now} now, and is not understood from version ${until} on`,
+  }))
+  const doubled = told.filter((_, index) => renamed[index]?.both)
+  if (doubled.length > 0) throw new ConfigInvalidError(doubled)
 
   const overrides = new Map<string, Override>()
   for (const { name, flag, env } of configKeys) {
@@ -79,11 +97,12 @@ export async function loadConfig(options: LoadConfigOptions = {}): Promise<Loade
     source: (name) => {
       const override = overrides.get(name)
       if (override !== undefined) return override.origin
-      const path = name.split('.')
-      return yaml !== undefined && valueAt(root, path) !== undefined
+      const path = writtenAs.get(name) ?? name.split('.')
+      return yaml !== undefined && valueAt(written, path) !== undefined
         ? `${yaml.file}:${yaml.lineOf(path)}`
         : 'default'
     },
+    warnings: told,
   }
 }
 

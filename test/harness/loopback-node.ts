@@ -13,6 +13,8 @@ const LAUNCHER = fileURLToPath(new URL('../../bin/shoal', import.meta.url))
 export class LoopbackNode implements AsyncDisposable {
   readonly directory: string
   readonly #args: readonly string[]
+  /** With what the daemon is started; another version than this one knows no launcher */
+  #program: readonly string[] = [LAUNCHER]
   #process: ChildProcess | undefined
   #starts = 0
   /** By listener, as `host:port` */
@@ -49,7 +51,20 @@ export class LoopbackNode implements AsyncDisposable {
 
   /** Resolves when it is ready. `args` come after those that keep it on loopback and off the uplink. */
   static async start(...args: readonly string[]): Promise<LoopbackNode> {
+    return LoopbackNode.startAs([LAUNCHER], ...args)
+  }
+
+  /** From now on another program runs it, with the data it has and on the ports it had: an upgrade, or the way back. */
+  async restartAs(program: readonly string[] = [LAUNCHER]): Promise<void> {
+    await this.end('SIGTERM')
+    this.#program = program
+    await this.start()
+  }
+
+  /** As {@link start}, by another program. */
+  static async startAs(program: readonly string[], ...args: string[]): Promise<LoopbackNode> {
     const node = new LoopbackNode(await mkdtemp(join(tmpdir(), 'shoal-node-')), args)
+    node.#program = program
     try {
       await node.start()
       return node
@@ -67,9 +82,11 @@ export class LoopbackNode implements AsyncDisposable {
       `--listen-${name}`,
       this.addresses[name] || any,
     ])
+    const [program = '', ...before] = this.#program
     const child = spawn(
-      LAUNCHER,
+      program,
       [
+        ...before,
         'serve',
         `--data-dir=${join(this.directory, 'data')}`,
         '--node-address=127.0.0.1',

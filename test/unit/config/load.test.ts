@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { loadConfig, printConfig, type LoadConfigOptions } from '../../../src/config/load.ts'
-import type { ConfigInvalidError } from '../../../src/config/yaml-file.ts'
+import { formatProblem, type ConfigInvalidError } from '../../../src/config/yaml-file.ts'
 
 async function configFile(t: TestContext, content: string | Uint8Array): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-config-'))
@@ -231,5 +231,37 @@ suite('a configuration that is wrong', () => {
       code: 'ERR_CONFIG_INVALID',
       message: /cannot be read: ENOTDIR/,
     })
+  })
+
+  test('with a key of an older name works, with a warning that says where and until when', async (t) => {
+    const renamed = [
+      { old: 'listen.mirror', now: 'listen.local', until: '0.4' },
+      { old: 'zone', now: 'topology.zone', until: '0.4' },
+      { old: 'peering.dial', now: 'peers.dial', until: '0.5' },
+    ]
+    const text =
+      'listen:\n  mirror: 127.0.0.1:7\nzone: rack-1\npeers: {lookup: 2s}\npeering:\n  dial: 3s\n'
+    const file = await configFile(t, text)
+    const { config, warnings, source } = await loadConfig({ file, renamed })
+    assert.deepEqual(config.listen.local.address, { host: '127.0.0.1', port: 7 })
+    assert.equal(config.topology.zone, 'rack-1')
+    assert.deepEqual([config.peers.lookup, config.peers.dial], [2000, 3000])
+    assert.deepEqual(
+      warnings.map((warning) => formatProblem(warning).replace(file, 'FILE')),
+      [
+        'FILE:2: listen.mirror: is called listen.local now, and is not understood from version 0.4 on',
+        'FILE:3: zone: is called topology.zone now, and is not understood from version 0.4 on',
+        'FILE:6: peering.dial: is called peers.dial now, and is not understood from version 0.5 on',
+      ],
+    )
+    assert.equal(source('topology.zone'), `${file}:3`)
+    // Later it is a key like any other that there is not.
+    assert.match((await problemsOf(t, text)).join('\n'), /FILE:2: listen\.mirror: unknown key/)
+    const both = 'zone: a\ntopology: {zone: b}\n'
+    assert.deepEqual(await problemsOf(t, both, { renamed }), [
+      'FILE:1: zone: is called topology.zone now, which is set too: remove this one',
+    ])
+    assert.match((await problemsOf(t, 'zone: [1]\n', { renamed })).join(), /topology\.zone/)
+    assert.deepEqual((await loadConfig({ file: await configFile(t, '') })).warnings, [])
   })
 })
