@@ -681,6 +681,11 @@ export const configSchema = z.strictObject(
             placeholder: 'DURATION',
             description: 'An upload that gets no byte for so long is thrown away.',
           }),
+          keepUntagged: count(0, 3650).prefault(0).register(docs, {
+            placeholder: 'DAYS',
+            description:
+              'For so many days a manifest of the home registry stays on all nodes to which no tag leads any more, such as what a tag meant that was pushed again; then it is deleted. What was pinned stays, and so does what says something about a manifest that stays. 0: nothing goes that is not deleted by somebody.',
+          }),
         },
         SECTION,
       )

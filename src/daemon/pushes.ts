@@ -13,6 +13,7 @@ import { Passwords } from '../push/passwords.ts'
 import { Pins } from '../push/pins.ts'
 import { Replicas } from '../push/replicas.ts'
 import { Repositories } from '../push/repositories.ts'
+import { Retention } from '../push/retention.ts'
 import { Uploads } from '../push/uploads.ts'
 import type { ClaimBook } from '../routing/claims/claim-book.ts'
 import type { ClaimJournal } from '../routing/claims/claim-journal.ts'
@@ -66,12 +67,13 @@ export function createPushes(
   const log = component('push')
   const homeRegistry = registry.name
   const fetcher = new Fetcher({ store: writable, open: pulls.fetched })
+  const kept = new Pins({ dataDir })
   const replicas = new Replicas(
     {
       store: writable,
       router,
       fetcher,
-      pins: new Pins({ dataDir }),
+      pins: kept,
       claims,
       shares: isShared,
       added: (keys) => store.added(keys),
@@ -106,6 +108,10 @@ export function createPushes(
       has: (repository, content, options) => fetcher.has(repository, content, options),
     },
     { homeRegistry },
+  )
+  const retention = new Retention(
+    { repositories, pins: kept, log },
+    { dataDir, days: push.keepUntagged },
   )
   claims.watch((change) => {
     repositories
@@ -180,6 +186,7 @@ export function createPushes(
     replicas,
     parts: [
       replicas,
+      retention,
       uploads,
       { start: async () => {}, stop: async () => passwords?.stop() },
       ...(secure ? [secure] : []),

@@ -1,6 +1,7 @@
-import { readFile, rename, writeFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isDigest, type Digest } from '../oci/digest.ts'
+import { writeJson } from './json-file.ts'
 
 /** On how many nodes images are to be that were pinned, in a file of this node; of those that were pushed it keeps nothing. */
 export class Pins {
@@ -46,11 +47,7 @@ export class Pins {
   async #write(): Promise<void> {
     this.#writing = this.#writing
       .catch(() => {})
-      .then(async () => {
-        const text = JSON.stringify(Object.fromEntries(this.#copies))
-        await writeFile(`${this.#path}.tmp`, text, { mode: 0o600, flush: true })
-        await rename(`${this.#path}.tmp`, this.#path)
-      })
+      .then(() => writeJson(this.#path, Object.fromEntries(this.#copies)))
     await this.#writing
   }
 }

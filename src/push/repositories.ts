@@ -18,6 +18,7 @@ import {
   splitRepository,
   tagName,
   type ContentKey,
+  type ContentName,
   type RepositoryName,
   type TagName,
 } from '../oci/reference.ts'
@@ -91,6 +92,12 @@ export interface RepositoriesComponents {
 export interface Referrer extends Descriptor {
   readonly artifactType?: string
   readonly annotations?: Readonly<Record<string, string>>
+}
+
+/** Content in a repository. */
+export interface Content {
+  readonly repository: RepositoryName
+  readonly digest: Digest
 }
 
 /** A part of a list, and whether there is more of it. */
@@ -251,6 +258,51 @@ export class Repositories {
         this.#claims.claim({ name: contentName(repository, digest), kind: 'deleted' })
     }
     await this.#claimed()
+  }
+
+  /** Manifests of the home registry that are kept on this node and of no use: no tag leads to them, nor to what they are about. */
+  async untagged(): Promise<ReadonlyMap<ContentName, Content>> {
+    const meanings = await this.#meanings()
+    const all = new Map<ContentName, Content & Pick<ManifestInfo, 'children' | 'subject'>>()
+    const used = new Set<ContentName>()
+    for (const [tag, digest] of meanings)
+      used.add(contentName(splitRepository(repositoryOf(tag)), digest))
+    for (const [digest, names] of await this.#store.kept()) {
+      const bytes = await this.#readHere(digest).catch(ifNowhere)
+      for (const repository of names.map(splitRepository)) {
+        if (repository.registry !== this.#homeRegistry || bytes === undefined) continue
+        const { children, subject } = parseManifest(bytes)
+        const about = subject !== undefined && { subject }
+        all.set(contentName(repository, digest), { repository, digest, children, ...about })
+      }
+    }
+    // What is part of something used is used, and so is what says something about it.
+    for (let before = -1; before !== used.size;) {
+      before = used.size
+      for (const [name, { repository, children, subject }] of all) {
+        if (subject !== undefined && used.has(contentName(repository, subject))) used.add(name)
+        if (!used.has(name)) continue
+        for (const child of children) used.add(contentName(repository, child.digest))
+      }
+    }
+    return new Map(
+      [...all].flatMap(([name, { repository, digest }]) =>
+        used.has(name) ? [] : [[name, { repository, digest }] as const],
+      ),
+    )
+  }
+
+  /** Deletes a manifest as {@link deleteManifest} does, on all nodes, unless a tag means it after all: then it is false. */
+  async deleteUntagged({ repository, digest }: Content): Promise<boolean> {
+    const deleted = await this.#alone(repository, async () => {
+      for (const [tag, means] of await this.#meanings())
+        if (means === digest && repositoryOf(tag) === fullName(repository)) return false
+      await this.#unlink(repository, digest)
+      this.#claims.claim({ name: contentName(repository, digest), kind: 'deleted' })
+      return true
+    })
+    await this.#claimed()
+    return deleted
   }
 
   /**

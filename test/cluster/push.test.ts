@@ -131,10 +131,11 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         await until(
           async () => (await digestOn(node, 'team/moving:v1')) === two.manifest.descriptor.digest,
         )
-      const explained = (): Promise<string> =>
-        c.exec(['shoal', 'explain', `${HOME}/team/moving:v1`])
-      assert.match(
-        await explained(),
+      const explains = (pattern: RegExp) =>
+        until(async () =>
+          pattern.test(await c.exec(['shoal', 'explain', `${HOME}/team/moving:v1`])),
+        )
+      await explains(
         new RegExp(
           `claims +${two.manifest.descriptor.digest} pushed \\d+ s ago by node2\n` +
             ` +${one.manifest.descriptor.digest} pushed \\d+ s ago by node1, and lost\n`,
@@ -148,7 +149,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
             () => true,
           ),
         )
-      assert.match(await explained(), /means +it was deleted last\n/)
+      await explains(/means +it was deleted last\n/)
       // A node that is started anew knows it still.
       await b.daemon.kill()
       await b.startDaemon()
@@ -210,8 +211,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
               () => true,
             ),
           )
-        const listed = await node.ctr('images', 'ls', '-q')
-        assert.doesNotMatch(listed, /team\/deleted/)
+        await until(async () => !(await node.ctr('images', 'ls', '-q')).includes('team/deleted'))
       }
     })
 
@@ -251,11 +251,18 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       } finally {
         await a.link.restore()
       }
-      // The CRI plugin has written its record anew.
-      await until(() => isPinned(a, name), { timeoutMs: 30_000 })
-      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 30_000 })
+      for (const node of [a, c])
+        await until(async () => (await peersOf(node)) === 2, { timeoutMs: 30_000 })
+      const isThere = (): Promise<boolean> =>
+        digestOn(c, 'team/runs:v1').then(
+          () => true,
+          () => false,
+        )
+      await until(isThere, { timeoutMs: 30_000 })
       await c.cri.pull(name)
       assert.equal(await run(c, name), 'it runs\n')
+      // The CRI plugin has written its record anew.
+      await until(() => isPinned(a, name), { timeoutMs: 30_000 })
     })
   })
 }
