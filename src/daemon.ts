@@ -43,6 +43,7 @@ import { Doorkeeper } from './pull/private/doorkeeper.ts'
 import { PrivateImages } from './pull/private/policy.ts'
 import { Rights } from './pull/rights.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
+import { ReadyLabel } from './routing/bootstrap/ready-label.ts'
 import { Advertiser } from './routing/advertiser.ts'
 import { ClaimBook } from './routing/claims/claim-book.ts'
 import { ClaimJournal } from './routing/claims/claim-journal.ts'
@@ -140,6 +141,13 @@ export function createDaemon(
     onTokens: (tokens) => router.useTokens(tokens),
   })
 
+  const apiAccess = () =>
+    readKubernetesAccess({
+      // Who names a file means it
+      serviceAccount: config.kubernetes.kubeconfig === 'auto' ? serviceAccount : undefined,
+      kubeconfigs: config.kubernetes.kubeconfigs,
+    })
+
   // The mesh: who the others are, what they hold and claim, and what they are told.
   const claims = new ClaimBook(
     {
@@ -171,12 +179,7 @@ export function createDaemon(
       dataDir: config.dataDir,
       bootstrap: config.bootstrap,
       cluster: {
-        access: () =>
-          readKubernetesAccess({
-            // Who names a file means it
-            serviceAccount: config.kubernetes.kubeconfig === 'auto' ? serviceAccount : undefined,
-            kubeconfigs: config.kubernetes.kubeconfigs,
-          }),
+        access: apiAccess,
         port: (config.listen.p2p !== 'auto' && config.listen.p2p.port) || p2pPort(config.mesh),
       },
       mesh: config.mesh,
@@ -489,6 +492,14 @@ export function createDaemon(
     mirror,
   })
 
+  const { readyLabel } = config.kubernetes
+  const label =
+    readyLabel &&
+    new ReadyLabel(
+      { log: component('routing'), notReady },
+      { access: apiAccess, nodeName: config.nodeName, label: readyLabel },
+    )
+
   // Probes answer first, and the peer listener is there before the card that names its port.
   const parts: Startable[] = [
     adminListener,
@@ -518,6 +529,7 @@ export function createDaemon(
     ...(socketListener ? [socketListener] : []),
     ...(pushListener ? [pushListener] : []),
     mirror,
+    ...(label ? [label] : []),
   ]
   return {
     addresses,

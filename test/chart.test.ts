@@ -36,6 +36,7 @@ const VALUES = {
     '--set=platform=k3s,token.secret=shoal-token,metrics.enabled=true,dashboard.enabled=true',
     '--set=networkPolicy.enabled=true,networkPolicy.nodes={10.0.0.0/16,fd00::/64},networkPolicy.metrics={10.1.0.0/16}',
     '--set=mirror.registries={docker.io,ghcr.io},image.pullSecrets={login}',
+    '--set=nodeReadyLabel=shoal.example.com/ready',
   ],
   'containerd elsewhere, with a configuration of its own': [
     '--set=containerd.socketDirectory=/run/c,containerd.root=/data/c,containerd.configDirectory=/opt/c',
@@ -103,6 +104,7 @@ suite('the Helm chart', { skip: skipWithout('helm', 'kubectlValidate', 'promtool
     assert.equal(k3s.sharing, 'on')
     assert.equal(k3s.tokenFile, '/run/secrets/shoal/token')
     assert.equal(k3s.tokenRequired, true)
+    assert.equal(k3s.kubernetes.readyLabel, 'shoal.example.com/ready')
     assert.deepEqual(k3s.listen.metrics, { host: '0.0.0.0', port: 9091 })
     const own = configOf(
       await manifests(...VALUES['containerd elsewhere, with a configuration of its own']),

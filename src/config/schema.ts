@@ -291,6 +291,13 @@ function autoPath() {
   )
 }
 
+/** @see https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#syntax-and-character-set */
+function labelKey() {
+  const name =
+    /^(?:(?=[^/]{1,253}\/)[a-z0-9](?:[-.a-z0-9]*[a-z0-9])?\/)?[a-zA-Z0-9](?:[-._a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$/
+  return plain('the key of a label, such as shoal.example.com/ready', (text) => name.test(text))
+}
+
 function label() {
   return plain('a word of up to 253 letters, digits and . _ -', (text) =>
     /^[a-zA-Z0-9](?:[a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$/.test(text),
@@ -591,6 +598,11 @@ export const configSchema = z.strictObject(
             placeholder: 'FILE',
             description:
               "How to get to the API server that `kubernetes` in `bootstrap` means. `auto` is the service account in a pod; elsewhere the first that exists of `/etc/rancher/k3s/k3s.yaml` (K3s servers) and `agent/kubelet.kubeconfig` in K3s' data directory (agents; newer Kubernetes lets a kubelet read its own Node only, so that the node has a zone but finds nobody). Tokens and client certificates are understood, as data or as files, and read anew for each request.",
+          }),
+          readyLabel: labelKey().optional().register(docs, {
+            placeholder: 'KEY',
+            description:
+              'A label, such as `shoal.example.com/ready`, that the Node called `nodeName` has, with the value `true`, while this daemon is ready, and no longer: for the `nodeSelector` of pods that are not to start where all pulls would go to the registry. It takes the right to patch nodes, which Kubernetes can give for all of them only. Without it no Node is changed.',
           }),
         },
         SECTION,

@@ -62,7 +62,7 @@ const WATCH_SECONDS = 300
 const MAX_RETRY_AFTER_SECONDS = 60
 
 /**
- * The little of the Kubernetes API that finding nodes takes: a list in pages, and a watch.
+ * The little of the Kubernetes API that nodes need: a list in pages, a watch, and a change of one object.
  * @see https://kubernetes.io/docs/reference/using-api/api-concepts/
  */
 export class ApiServer {
@@ -137,11 +137,32 @@ export class ApiServer {
     }
   }
 
-  /** The body of an answer of 200. */
-  async #get(
+  /**
+   * Changes an object by a merge patch. The answer has 5 s to arrive.
+   * @throws {ApiServerError} and whatever a connection may fail by
+   * @see https://www.rfc-editor.org/rfc/rfc7386
+   */
+  async merge(path: string, patch: object, signal: AbortSignal): Promise<void> {
+    const deadline = AbortSignal.any([signal, AbortSignal.timeout(this.#answerMs)])
+    const response = await this.#ask('PATCH', path, deadline, JSON.stringify(patch))
+    response.destroy()
+  }
+
+  #get(
     { path, query: selection }: ApiResource,
     query: Readonly<Record<string, string>>,
     signal: AbortSignal,
+  ): Promise<IncomingMessage> {
+    const search = new URLSearchParams({ ...selection, ...query }).toString()
+    return this.#ask('GET', `${path}?${search}`, signal)
+  }
+
+  /** The body of an answer of 200. */
+  async #ask(
+    method: 'GET' | 'PATCH',
+    path: string,
+    signal: AbortSignal,
+    patch?: string,
   ): Promise<IncomingMessage> {
     const access = await this.#access()
     const { hostname, port, pathname } = new URL(access.server)
@@ -151,9 +172,11 @@ export class ApiServer {
     const asking = request({
       host,
       port: port === '' ? 443 : Number(port),
-      path: `${pathname.replace(/\/$/, '')}${path}?${new URLSearchParams({ ...selection, ...query }).toString()}`,
+      method,
+      path: pathname.replace(/\/$/, '') + path,
       headers: {
         accept: 'application/json',
+        ...(patch !== undefined && { 'content-type': 'application/merge-patch+json' }),
         ...(access.token !== undefined && { authorization: `Bearer ${access.token}` }),
       },
       ...(access.ca !== undefined && { ca: access.ca }),
@@ -167,7 +190,7 @@ export class ApiServer {
     asking.on('socket', (socket) => socket.setKeepAlive(true, 15_000))
     asking.on('response', resolve)
     asking.on('error', (error) => reject(late(error)))
-    asking.end()
+    asking.end(patch)
     const response = await promise
     if (response.statusCode === 200) return response
     response.destroy()

@@ -10,6 +10,7 @@ import { after, suite, test } from 'node:test'
 import type { FindApiAccess } from '../../../src/routing/bootstrap/api-server.ts'
 import { Bootstrapper } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { KubernetesNodes, watchTopology } from '../../../src/routing/bootstrap/kubernetes.ts'
+import { ReadyLabel } from '../../../src/routing/bootstrap/ready-label.ts'
 import { until } from '../../wait.ts'
 import { captureLog, LoopbackMesh, silent, wayTo } from './nodes.ts'
 
@@ -29,6 +30,78 @@ type Options = Partial<ConstructorParameters<typeof KubernetesNodes>[1]> & {
   readonly log?: ReturnType<typeof captureLog>['log']
 }
 type Answer = (query: URLSearchParams, response: ServerResponse, request: IncomingMessage) => void
+
+suite('the label of a Node that is ready', { timeout: 60_000 }, () => {
+  const LABEL = 'shoal.example.com/ready'
+
+  /** The labels that a Node was given, one after the other. */
+  async function labelled(refuse: () => number | undefined = () => undefined) {
+    writeFileSync(join(directory, 'token'), 'first\n')
+    const given: unknown[] = []
+    const server = await serving(
+      (_, response, request) => {
+        assert.equal(request.method, 'PATCH')
+        assert.equal(request.headers['content-type'], 'application/merge-patch+json')
+        let body = ''
+        request.setEncoding('utf8').on('data', (part: string) => (body += part))
+        request.on('end', () => {
+          const status = refuse()
+          if (status === undefined) given.push(JSON.parse(body))
+          response.writeHead(status ?? 200).end('{}')
+        })
+      },
+      ['/api/v1/nodes/node1'],
+    )
+    const { log, lines } = captureLog()
+    let reason: string | undefined = 'starting'
+    const label = new ReadyLabel(
+      { log, notReady: () => reason },
+      { access: access(server.port), nodeName: 'node1', label: LABEL, interval: 10 },
+    )
+    await label.start()
+    return {
+      given,
+      lines,
+      label,
+      become: (why: string | undefined) => void (reason = why),
+      async [Symbol.asyncDispose]() {
+        await label.stop()
+        server.close()
+      },
+    }
+  }
+  const patch = (value: string | null) => ({ metadata: { labels: { [LABEL]: value } } })
+
+  test('is there while the daemon is ready, and gone when it is not and when it ends', async () => {
+    await using node = await labelled()
+    await until(() => node.given.length === 1)
+    node.become(undefined)
+    await until(() => node.given.length === 2)
+    node.become('containerd is away')
+    await until(() => node.given.length === 3)
+    node.become(undefined)
+    await until(() => node.given.length === 4)
+    await node.label.stop()
+    assert.deepEqual(node.given, [null, 'true', null, 'true', null].map(patch))
+  })
+
+  test('is tried again when the API server refuses, which is said once', async () => {
+    let refusing = true
+    let asked = 0
+    await using node = await labelled(() => {
+      asked += 1
+      return refusing ? 403 : undefined
+    })
+    await until(() => asked >= 3)
+    refusing = false
+    await until(() => node.given.length === 1)
+    const said = node.lines.filter(({ msg }) => msg === 'label of the Node not set')
+    assert.deepEqual(
+      said.map(({ needs }) => needs),
+      ['a ClusterRole with patch on nodes'],
+    )
+  })
+})
 
 suite('bootstrap: the API server', { timeout: 60_000 }, () => {
   test('lists nodes in pages, of which those that are ready count', async () => {

@@ -43,6 +43,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if .Values.containerd.socketDirectory }}{{ $_ := set $config "containerd" (dict "address" (printf "%s/containerd.sock" .Values.containerd.socketDirectory)) }}{{ end }}
 {{- if .Values.containerd.configDirectory }}{{ $_ := set $config "certsDir" (printf "%s/certs.d" .Values.containerd.configDirectory) }}{{ end }}
 {{- if eq .Values.platform "k3s" }}{{ $_ := set $config "sharing" "on" }}{{ end }}
+{{- if .Values.nodeReadyLabel }}{{ $_ := set $config "kubernetes" (dict "readyLabel" .Values.nodeReadyLabel) }}{{ end }}
 {{- if .Values.token.secret }}{{ $_ := mergeOverwrite $config (dict "tokenFile" "/run/secrets/shoal/token" "tokenRequired" true) }}{{ end }}
 {{- if .Values.registries.secret }}{{ $_ := set $config "registries" "/run/secrets/registries/registries.yaml" }}{{ end }}
 {{- toYaml (mergeOverwrite $config (deepCopy .Values.config)) }}
