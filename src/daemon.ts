@@ -283,7 +283,8 @@ export function createDaemon(
       },
       {
         listener,
-        naming,
+        // Its certificate has the name, and nobody comes by another one's.
+        naming: listener === 'push' ? { ...naming, anyHost: true } : naming,
         labelOf,
         limits,
         connections: {

@@ -487,7 +487,7 @@ export const configSchema = z.strictObject(
           push: address().optional().register(docs, {
             placeholder: 'HOST:PORT',
             description:
-              'The registry for other machines, such as those that build images: over TLS (`push.cert`, `push.key`), and only for who logs in, pulls included. Without it there is none.',
+              'The registry for other machines, such as those that build images: over TLS (`push.cert`, `push.key`), and only for who logs in, pulls included. By whatever name it is asked, what is pushed goes into the home registry. Without it there is none.',
           }),
           admin: address().prefault('127.0.0.1:9090').register(docs, {
             placeholder: 'HOST:PORT',

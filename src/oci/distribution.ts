@@ -161,6 +161,7 @@ function nameRegistry(
  */
 export function isMisdirected(host: string, url: string, naming: HomeNaming): boolean {
   const name = hostOf(host)
+  if (naming.anyHost === true) return false
   if (/^[0-9.]+$/.test(name) || name.includes(':') || naming.ownAddresses.has(name)) return false
   const meant = canonicalRegistry(host, naming)
   if (meant === naming.homeRegistry) return false

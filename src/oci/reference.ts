@@ -158,6 +158,8 @@ export interface HomeNaming {
   readonly homeRegistry: string
   /** Addresses of this node, without ports */
   readonly ownAddresses: ReadonlySet<string>
+  /** Whatever name this node is asked by is its own: other machines know it by names that it does not know itself */
+  readonly anyHost?: boolean
 }
 
 const ALWAYS_HOME: ReadonlySet<string> = new Set(['localhost', 'registry.localhost'])
@@ -189,7 +191,7 @@ export function canonicalRegistry(registry: string, naming: HomeNaming): string 
  * a registry it named. In `ns` they would be another registry to every other node.
  */
 export function registryOfHost(host: string, naming: HomeNaming): string {
-  return naming.ownAddresses.has(hostOf(host))
+  return naming.anyHost === true || naming.ownAddresses.has(hostOf(host))
     ? naming.homeRegistry
     : canonicalRegistry(host, naming)
 }

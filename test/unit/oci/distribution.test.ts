@@ -4,6 +4,7 @@ import fc from 'fast-check'
 import { DigestInvalidError, digestOf } from '../../../src/oci/digest.ts'
 import {
   parseContentRange,
+  isMisdirected,
   parsePullRequest,
   parseRange,
   rangeLength,
@@ -28,6 +29,25 @@ function parse(
 ) {
   return parsePullRequest({ method, url, headers: { host: 'upstream.test', ...headers } }, naming)
 }
+
+suite('a name by which only other machines know this node', () => {
+  const there = { ...naming, anyHost: true }
+  const headers = { host: 'push.example.test' }
+
+  test('means the home registry, unless the request names another', () => {
+    const registry = (url: string) =>
+      parsePullRequest({ method: 'GET', url, headers }, there).registry
+    assert.equal(registry('/v2/a/manifests/1'), 'registry.localhost')
+    assert.equal(registry('/v2/a/manifests/1?ns=docker.io'), 'docker.io')
+    assert.equal(registry('/v2/ghcr.io/a/manifests/1'), 'ghcr.io')
+  })
+
+  test('is no page of somebody else', () => {
+    for (const url of ['/v2/', '/v2/a/manifests/1?ns=docker.io', '/v2/ghcr.io/a/manifests/1'])
+      assert.equal(isMisdirected('push.example.test', url, there), false)
+    assert.equal(isMisdirected('push.example.test', '/v2/a/manifests/1?ns=docker.io', naming), true)
+  })
+})
 
 suite('pull request', () => {
   const manifest = { method: 'GET', kind: 'manifest', registry: 'upstream.test' } as const

@@ -347,6 +347,13 @@ suite('home registry', () => {
     })
   }
 
+  test('where other machines ask, every Host is home, and what is named is not', () => {
+    const there = { ...naming, anyHost: true }
+    for (const host of ['push.example.test:5443', 'docker.io', '10.0.0.8'])
+      assert.equal(registryOfHost(host, there), 'registry.localhost')
+    assert.equal(canonicalRegistry('docker.io', there), 'docker.io')
+  })
+
   for (const homeRegistry of ['images.example.test', 'images.example.test:5443']) {
     test(`another name, ${homeRegistry}, is home besides the loopback names`, () => {
       const other = { ...naming, homeRegistry }
