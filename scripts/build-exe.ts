@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 
 /**
- * Makes `dist/shoal-linux-<arch>`, one file that needs nothing but glibc: Node with the bundle and what belongs to it. It is for
+ * Makes `dist/shoal-linux-<arch>`, one file that needs nothing but glibc, libstdc++ and libatomic, as Node does: Node with the bundle and what belongs to it. It is for
  * the architecture of this machine, or for the one that is named: `x64` or `arm64`.
  * @see https://nodejs.org/api/single-executable-applications.html
  */
