@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { globSync, readFileSync } from 'node:fs'
 
 const ROOT = new URL('../../', import.meta.url).pathname
 
@@ -13,7 +13,13 @@ export interface Block {
   readonly text: string
 }
 
-function readPage(page: string): string {
+/** Pages for users. */
+export const pages: readonly string[] = globSync(
+  ['README.md', 'docs/*.md', 'docs/how-to/*.md', 'deploy/**/*.md'],
+  { cwd: ROOT },
+).toSorted()
+
+export function readPage(page: string): string {
   return readFileSync(`${ROOT}${page}`, 'utf8')
 }
 

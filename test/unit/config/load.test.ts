@@ -4,7 +4,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { loadConfig, printConfig, type LoadConfigOptions } from '../../../src/config/load.ts'
+import {
+  loadConfig,
+  printConfig,
+  printFlags,
+  type LoadConfigOptions,
+} from '../../../src/config/load.ts'
 import { formatProblem, type ConfigInvalidError } from '../../../src/config/yaml-file.ts'
 
 async function configFile(t: TestContext, content: string | Uint8Array): Promise<string> {
@@ -115,6 +120,23 @@ suite('a configuration', () => {
     assert.ok(printed.includes(`bootstrap: [ a, "[fe80::1]:7" ] # ${file}:1\n`), printed)
     const again = await loadConfig({ file: await configFile(t, printed) })
     assert.deepEqual(again.config, config)
+  })
+
+  test('prints what flags said, and nothing else, as a file that says the same', async (t) => {
+    const env = { NODE_NAME: 'of-the-env' }
+    const flags = new Map<string, string | string[]>([
+      ['bootstrap', ['10.0.0.11', '[fe80::1]:7']],
+      ['sharing', 'on'],
+      ['upstream', 'off'],
+      ['listen.admin', '127.0.0.1:9095'],
+      ['limits.requests', '7'],
+    ])
+    const { config, source } = await loadConfig({ env, flags })
+    const printed = printFlags(config, source)
+    assert.doesNotMatch(printed, /nodeName|store/)
+    const again = await loadConfig({ env, file: await configFile(t, printed) })
+    assert.deepEqual(again.config, config)
+    assert.equal(printFlags(again.config, again.source), '')
   })
 })
 
