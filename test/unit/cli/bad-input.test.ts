@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -10,11 +10,20 @@ import { fileURLToPath } from 'node:url'
 import { shoal } from './command.ts'
 
 const LAUNCHER = fileURLToPath(new URL('../../../bin/shoal', import.meta.url))
-/** Somebody who may do nothing, whoever runs the tests. */
-const NOBODY =
-  process.getuid?.() === 0
-    ? ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups', '--']
-    : []
+const isRoot = process.getuid?.() === 0
+/** Somebody who may write nowhere, whoever runs the tests; he can read this directory, where others may not. */
+const NOBODY = isRoot ? nobody() : []
+/** Who runs the tests, without root's right to pass over the permissions of files. */
+const MORTAL = isRoot ? ['setpriv', '--bounding-set', '-dac_override,-dac_read_search'] : []
+
+function nobody(): readonly string[] {
+  const plain = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups']
+  const reading = '+dac_read_search'
+  const reader = [...plain, `--inh-caps=${reading}`, `--ambient-caps=${reading}`]
+  const can = ([command = '', ...args]: readonly string[]) =>
+    spawnSync(command, [...args, process.execPath, '--version'], { stdio: 'ignore' }).status === 0
+  return can(plain) ? plain : reader
+}
 
 async function directoryOf(t: TestContext): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-bad-'))
@@ -66,9 +75,10 @@ suite('bad input: a message, an exit status, and nothing left behind', () => {
   test('a configuration that may not be read', async (t) => {
     const directory = await directoryOf(t)
     const file = join(directory, 'config.yaml')
-    await writeFile(file, 'store: layout\n', { mode: 0o600 })
-    if (NOBODY.length === 0) await chmod(file, 0)
-    const { code, stderr } = await shoal(['config', 'check', '--config', file], NOBODY).ended
+    await writeFile(file, 'store: layout\n')
+    if (isRoot) await chown(file, 65534, 65534)
+    await chmod(file, isRoot ? 0o600 : 0)
+    const { code, stderr } = await shoal(['config', 'check', '--config', file], MORTAL).ended
     assert.equal(code, 1)
     assert.match(stderr, new RegExp(`^shoal: ${file}: [^\\n]+\\n {2}=> correct what is named`))
   })

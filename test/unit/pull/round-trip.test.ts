@@ -50,18 +50,28 @@ suite('round trips between real nodes', () => {
       assert.deepEqual(await roundTrips(one), [], 'never against itself')
       const two = await start('two', `--bootstrap=${one.addresses.p2p}`)
       for (const node of [one, two])
-        await until(async () => (await statusOf(node)).mesh.peers.length === 1)
+        await until(async () => (await statusOf(node)).mesh.peers.length === 1, {
+          timeoutMs: 30_000,
+        })
       const [trips, same] = await Promise.all([roundTrips(one), roundTrips(one)])
       assert.deepEqual(same, trips, 'who asks meanwhile is told the same')
-      const [trip, ...others] = trips
-      assert.deepEqual(others, [])
-      assert.deepEqual(
-        [trip?.name, trip?.there.outcome, trip?.back.outcome, trip?.registry, trip?.p2p],
-        ['two', 'ok', 'ok', 'ok', 'ok'],
+      // On a machine that is busy with other things a try may come to nothing, as it may in life.
+      const trip = await until(
+        async () => {
+          const [tried, ...others] = await roundTrips(one)
+          assert.deepEqual(others, [])
+          assert.deepEqual(
+            [tried?.name, tried?.there.outcome, tried?.back.outcome, tried?.registry, tried?.p2p],
+            ['two', 'ok', 'ok', 'ok', 'ok'],
+          )
+          return tried
+        },
+        { timeoutMs: 40_000 },
       )
-      assert.ok(Math.abs(trip?.ahead ?? Infinity) < 5000)
+      assert.ok(Math.abs(trip.ahead ?? Infinity) < 5000)
       for (const node of [one, two])
         await until(async () => (await statusOf(node)).mesh.keys === 0, {
+          timeoutMs: 40_000,
           what: 'neither announces anything any more',
         })
       const page = await fetch(`http://${one.addresses.admin}/round-trips`)

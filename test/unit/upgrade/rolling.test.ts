@@ -63,7 +63,7 @@ suite('a rolling update from an earlier version', () => {
     Promise.all(
       nodes.map((node) =>
         until(async () => (await statusOf(node)).mesh.peers.length === nodes.length - 1, {
-          timeoutMs: 30_000,
+          timeoutMs: 60_000,
         }),
       ),
     )
@@ -124,14 +124,14 @@ suite('a rolling update from an earlier version', () => {
       const image = await buildImage({ layers: [200_000, 10], seed: `upgrade ${tag}` })
       await push(from, image, tag)
       for (const node of others)
-        await until(async () => (await pull(node, image, tag)).size > 0, { timeoutMs: 20_000 })
+        await until(async () => (await pull(node, image, tag)).size > 0, { timeoutMs: 60_000 })
       // Both versions ask for copies, and keep them.
       await until(
         async () => {
           const all = await Promise.all([old, today, third].map(statusOf))
           return all.filter(({ store }) => store.images > 0).length >= 2
         },
-        { timeoutMs: 30_000, what: 'two nodes have it' },
+        { timeoutMs: 60_000, what: 'two nodes have it' },
       )
     }
     // What only one side knows of is no fault of the other.
