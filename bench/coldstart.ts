@@ -39,6 +39,8 @@ interface Run {
   /** Seconds from the first start to the last end, and of each node from its own start */
   readonly last: number
   readonly each: readonly number[]
+  /** Seconds from the first end to the last */
+  readonly after: number
   /** Requests for manifests that reached the upstream */
   readonly manifests: number
 }
@@ -60,6 +62,8 @@ interface Scenario {
     size: number,
   ) => Promise<{ without?: ClusterNode; undo: () => Promise<void> }>
   readonly inTurn?: boolean
+  /** Also without any daemon */
+  readonly direct?: true
   /** Nodes whose times count; by default all. The others are stopped when these have it. */
   readonly counted?: (index: number) => boolean
   readonly zones?: readonly string[]
@@ -183,19 +187,42 @@ const scenarios: readonly Scenario[] = [
     inTurn: true,
   },
   {
+    name: 'deep',
+    title:
+      '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s, 20 ms between nodes',
+    stores: layouts(10),
+    uplink: 200,
+    layers: [100_000_000],
+    prepare: async ({ nodes }) => {
+      for (const { machine } of nodes)
+        await machine.exec('tc qdisc replace dev eth0 root netem delay 10ms'.split(' '))
+    },
+  },
+  {
     name: 'alone',
-    title: 'a single node, 100 MB in 5 layers, uplink 200 Mbit/s',
+    title: 'a single node, 100 MB in 5 layers, uplink 200 Mbit/s, and containerd without a daemon',
     stores: [binaries],
     uplink: 200,
     layers: FIVE,
+    direct: true,
   },
 ]
+
+/** containerd asks the upstream itself. */
+const NOBODY: Contender = {
+  name: 'direct',
+  port: 1,
+  async start() {},
+  async stop() {},
+  pid: () => 0,
+}
 
 let size = 0
 for (const scenario of scenarios) {
   if (wanted !== undefined && !wanted.has(scenario.name)) continue
   const contenders: Contender[] = [new Shoal()]
   const [kind, path] = flags.vs?.split('=') ?? []
+  if (scenario.direct === true) contenders.push(NOBODY)
   if (kind === 'spegel' && path !== undefined && !scenario.stores.includes('layout'))
     contenders.push(new Spegel(path))
   process.stdout.write(`\n${scenario.name}: ${scenario.title}\n`)
@@ -203,7 +230,7 @@ for (const scenario of scenarios) {
     const runs = await measure(scenario, contender)
     const of = (pick: (run: Run) => number): string => spread(runs.map(pick))
     process.stdout.write(
-      `| ${contender.name} | egress ${of(({ egress }) => egress)} | last ${of(({ last }) => last)} s | manifests ${of(({ manifests }) => manifests)} | n=${runs.length} |\n`,
+      `| ${contender.name} | egress ${of(({ egress }) => egress)} | last ${of(({ last }) => last)} s | after the first ${of(({ after }) => after)} s | manifests ${of(({ manifests }) => manifests)} | n=${runs.length} |\n`,
     )
   }
 }
@@ -238,7 +265,7 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     )
     await delay(1000)
   }
-  if (flags.verbose)
+  if (flags.verbose && contender !== NOBODY)
     for (const node of cluster.nodes)
       process.stderr.write(`--- ${node.name}\n${node.daemon.log()}\n`)
   await contender.stop()
@@ -287,6 +314,8 @@ async function once(
   const run = {
     egress: ((await sent(cluster)) - before) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
+    after:
+      (Math.max(...counted.map(({ to }) => to)) - Math.min(...counted.map(({ to }) => to))) / 1000,
     each: each.map(({ from, to }) => (to - from) / 1000),
     manifests:
       cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length - asked,
@@ -295,7 +324,7 @@ async function once(
   // What was cut off comes back, and its node takes the upstream for down a little longer.
   if (undo !== undefined) await delay(15_000)
   process.stdout.write(
-    `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}\n`,
+    `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}\n`,
   )
   return run
 }

@@ -40,8 +40,8 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  * That costs the uplink what both get twice, so it is tried only where the leader needs long.
  */
 const TRIAL = { after: 1500, worth: 8000, lasts: 1000, again: 60_000, better: 1.5 }
-/** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way: one of a list each so often, in ms. */
-const SLOW = { after: 2500, sources: 2, each: 2000 }
+/** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
+const SLOW = { after: 2500, sources: 2, share: 0.1 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -157,7 +157,6 @@ export class Tracker {
       lagsSince: undefined,
       slow: new Set(),
       own: undefined,
-      ownAgain: 0,
       faster: false,
       since: now,
       mark: { at: now, have: 0 },
@@ -378,9 +377,12 @@ export class Tracker {
       swarm.attach(me, first)
       return { from: [first] }
     }
-    if (me.noUpstream || now < me.ownAgain || now < swarm.nextOwn) return undefined
-    swarm.nextOwn = now + SLOW.each
-    me.ownAgain = now + TRIAL.again
+    if (me.noUpstream || now < swarm.nextOwn) return undefined
+    // Where several fall behind it is not the way to one of them: each is busy, or gives what it gets to too many.
+    const { members } = swarm
+    const others = [...members.values()].filter((each) => each !== me && lags(each, swarm)).length
+    if (others > SLOW.share * members.size) return undefined
+    swarm.nextOwn = now + TRIAL.again
     me.own = { at: now, have: me.have, rate: me.rate }
     return lead(swarm, me, now)
   }
@@ -491,7 +493,6 @@ interface Member {
   readonly slow: Set<Member>
   /** It tries its own way: since when, with how much, and how fast it was */
   own: { at: number; have: number; rate: number } | undefined
-  ownAgain: number
   /** Its own way has proved faster */
   faster: boolean
   /** When it began to lead */
