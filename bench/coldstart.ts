@@ -4,7 +4,7 @@ import { parseArgs } from 'node:util'
 import { buildImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode, type NodeStore } from '../test/harness/cluster.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
-import { forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
+import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
 
 /**
  * What happens when many nodes want the same image that none of them has: how often it crosses the uplink, and when the last
@@ -43,6 +43,8 @@ interface Run {
   readonly after: number
   /** Requests for manifests that reached the upstream */
   readonly manifests: number
+  /** CPU time of the daemons, in seconds for each GB that a node got */
+  readonly cpu: number
 }
 
 interface Scenario {
@@ -189,14 +191,10 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'deep',
     title:
-      '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s, 20 ms between nodes',
+      '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s',
     stores: layouts(10),
     uplink: 200,
     layers: [100_000_000],
-    prepare: async ({ nodes }) => {
-      for (const { machine } of nodes)
-        await machine.exec('tc qdisc replace dev eth0 root netem delay 10ms'.split(' '))
-    },
   },
   {
     name: 'alone',
@@ -239,8 +237,18 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
   await using cluster = await Cluster.create({ nodes: scenario.stores })
   await shape(cluster, scenario.uplink)
   await scenario.prepare?.(cluster)
-  for (const [index, node] of cluster.nodes.entries())
+  // What was pulled before makes room: all stores are in the memory of one machine.
+  const all = scenario.layers.reduce((sum, bytes) => sum + bytes, 0)
+  const room = `${Math.ceil((1.5 * all) / 2 ** 20)}MiB`
+  for (const [index, node] of cluster.nodes.entries()) {
     await configure(node, contender, scenario.zones?.[index])
+    if (scenario.stores[index] === 'layout')
+      await node.exec([
+        'sh',
+        '-c',
+        `printf '\nlayout: {maxBytes: ${room}}\n' >> /etc/shoal/config.yaml`,
+      ])
+  }
   await Promise.all(
     cluster.nodes.map(async (node, index) => {
       if (scenario.stores[index] !== 'layout') await node.startContainerd()
@@ -280,6 +288,9 @@ async function once(
 ): Promise<Run> {
   const before = await sent(cluster)
   const asked = cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length
+  const cpuOf = (): number[] =>
+    cluster.nodes.map((node) => (contender === NOBODY ? 0 : cpuSeconds(contender.pid(node))))
+  const cpuBefore = cpuOf()
   const started = performance.now()
   const fault = scenario.meanwhile?.(cluster, size)
   let turn: Promise<unknown> = Promise.resolve()
@@ -311,12 +322,15 @@ async function once(
       throw new Error(`${node.name} did not get it`, { cause })
   }
   const counted = each.filter(({ node }, index) => node !== without && isCounted(index))
+  const took = scenario.meanwhile === undefined ? cpuOf() : cpuBefore
+  const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
   const run = {
     egress: ((await sent(cluster)) - before) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
     after:
       (Math.max(...counted.map(({ to }) => to)) - Math.min(...counted.map(({ to }) => to))) / 1000,
     each: each.map(({ from, to }) => (to - from) / 1000),
+    cpu: (cpu * 1e9) / (size * counted.length),
     manifests:
       cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length - asked,
   }
@@ -324,7 +338,7 @@ async function once(
   // What was cut off comes back, and its node takes the upstream for down a little longer.
   if (undo !== undefined) await delay(15_000)
   process.stdout.write(
-    `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}\n`,
+    `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
   )
   return run
 }

@@ -5,8 +5,10 @@ import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import { copyFilePart } from './file-body.ts'
 import type { ArrivingContent, Growth } from './store.ts'
 
-/** How soon it is looked again whether a file has grown, in ms: at first, and at last. */
+/** How soon it is looked again whether a file has grown, in ms: at least, and at most. */
 const PAUSE = { first: 4, longest: 25 }
+/** Less than so many bytes at a time are not worth it: each piece costs much the same here and at everybody who passes it on. */
+const ENOUGH = 256 * 1024
 /** A file that does not grow for so long, in ms, is given up. Who reads has given up before. */
 const STALL = 60_000
 
@@ -47,14 +49,14 @@ class GrowingBody implements ContentBody {
         // It may have another name by now, or none; the handle does not care.
         const { size } = await this.#file.stat()
         const there = Math.min(size, usable, this.#part.end + 1)
-        if (there > offset) {
+        const came = there - offset
+        if (came > 0) {
           await copyFilePart(this.#file, { start: offset, end: there - 1 }, sink, signal)
           offset = there
-          pause = PAUSE.first
           grown = performance.now()
-          continue
-        }
-        if (performance.now() - grown > STALL)
+          if (came > 2 * ENOUGH) pause = Math.max(pause / 2, PAUSE.first)
+          if (came >= ENOUGH || offset > this.#part.end) continue
+        } else if (performance.now() - grown > STALL)
           throw new ContentTruncatedError('what is being received does not go on')
         await delay(pause, undefined, { signal, ref: false })
         pause = Math.min(2 * pause, PAUSE.longest)

@@ -42,6 +42,18 @@ export class PullNet {
   /** Says of a message whether it is lost */
   loses: (from: string, to: string) => boolean = () => false
 
+  #sees: (from: string, to: string) => boolean = () => true
+
+  /** Who knows of whom, from now on; messages pass all the same. */
+  see(sees: (from: string, to: string) => boolean): void {
+    this.#sees = sees
+    this.#changed()
+  }
+
+  sees(from: string, to: string): boolean {
+    return this.#sees(from, to)
+  }
+
   /** A place in it; `where` are zone and region. */
   join(peer: Peer): MemoryExchange {
     const exchange = new MemoryExchange(this, peer)
@@ -115,7 +127,9 @@ export class MemoryExchange implements PullExchange {
 
   circles(): readonly (readonly Peer[])[] {
     const { id, zone, region } = this.peer
-    const around = this.#net.peers().filter((peer) => peer.id !== id && peer.region === region)
+    const around = this.#net
+      .peers()
+      .filter((peer) => peer.id !== id && peer.region === region && this.#net.sees(id, peer.id))
     const near = around.filter((peer) => peer.zone === zone)
     return (this.#circles ??= region === undefined ? [near] : [near, around])
   }

@@ -316,7 +316,7 @@ export class Tracker {
       me.own = undefined
     }
     // What the others have comes to it more slowly, whoever gives it.
-    if (me.faster) return { lead: true }
+    if (me.faster && !hasStalled(me, now)) return { lead: true }
     if (trial !== undefined && (trial.by === me || trial.of === me)) {
       const still = isAlive(trial.by, now) && isAlive(trial.of, now)
       if (still && now - trial.at < TRIAL.lasts) return { lead: true }
@@ -331,11 +331,13 @@ export class Tracker {
       if (hasStalled(other, now)) continue
       if (!isAlive(other, now) || me.failed.has(other.id) || this.#isDisgraced(other.id, now))
         continue
+      // It has gone on since it said so: else each of two that are as fast would take itself for the one ahead.
+      const ahead = other.have + other.rate * (now - other.at) - me.have
       const yields =
         hasStalled(me, now) ||
         me.outdone ||
-        other.have > me.have ||
-        (other.have === me.have && other.order < me.order)
+        ahead > NOT_WORTH_IT ||
+        (ahead > -NOT_WORTH_IT && other.order < me.order)
       if (!yields) continue
       me.state = 'asks'
       me.outdone = false

@@ -218,6 +218,21 @@ suite('what goes wrong meanwhile', () => {
     assertRight(await Promise.all(pulls))
   })
 
+  test('two parts that do not know of each other have a leader each; when they do, one of them yields', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(1000))
+    const { net, nodes } = await startNodes(stack, 5, upstream.url)
+    net.see((from, to) => (from === 'node-0') === (to === 'node-0'))
+    const pulls = nodes.map((node) => node.get(BLOB))
+    const leaders = (): number =>
+      nodes.filter(({ swarm }) => swarm.list()[0]?.from === 'upstream').length
+    await until(() => leaders() === 2 && upstream.given.bytes > bytes.length / 8)
+    net.see(() => true)
+    await until(() => leaders() === 1, { what: 'one of them yields' })
+    assertRight(await Promise.all(pulls))
+    assert.ok(upstream.given.bytes < 1.8 * bytes.length, `${upstream.given.bytes} bytes were given`)
+  })
+
   test('no message of anybody arrives: each goes its own way', async () => {
     await using stack = new AsyncDisposableStack()
     const upstream = stack.use(await startUpstream())

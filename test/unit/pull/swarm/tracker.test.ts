@@ -171,6 +171,27 @@ suite('a list of who gets what', () => {
     assert.equal(other.hear('a', { state: 'leads', have: 99.95 * MB }).lead, true)
   })
 
+  test('of two leaders that are as fast the later one yields, whoever reports when', () => {
+    for (const lead of [0, 0.5 * MB, -0.5 * MB]) {
+      const list = new Bench()
+      list.join('first')
+      list.hear('second', { state: 'leads' })
+      const roles: string[] = []
+      for (let step = 1; step <= 12; step += 1) {
+        list.now += 125
+        const have = step * MB
+        if (step % 2 === 0) roles.push(`first ${list.hear('first', { state: 'leads', have }).lead}`)
+        else {
+          const { lead: leads } = list.hear('second', { state: 'leads', have: have + lead })
+          roles.push(`second ${leads}`)
+          if (!leads) break
+        }
+      }
+      assert.equal(roles.at(-1), 'second false')
+      assert.ok(!roles.includes('first false'))
+    }
+  })
+
   test('nobody is sent to whom it could not read from, nor to who several could not', () => {
     const list = new Bench()
     list.hear('liar', { state: 'leads', have: 100 * MB })
