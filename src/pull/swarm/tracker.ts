@@ -39,9 +39,9 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader needs long.
  */
-const TRIAL = { after: 1500, worth: 8000, lasts: 1000, again: 60_000, better: 1.5 }
+const TRIAL = { after: 1500, worth: 30_000, lasts: 1000, again: 60_000, better: 1.5 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
-const SLOW = { after: 2500, sources: 2, share: 0.1 }
+const SLOW = { after: 2500, worth: 8000, sources: 2, share: 0.1 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -363,7 +363,7 @@ export class Tracker {
    */
   #faster(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
     const left = (me.size - me.have) / Math.max(me.rate, 1e-6)
-    if (!lags(me, swarm) || left < TRIAL.worth) {
+    if (!lags(me, swarm) || left < SLOW.worth) {
       me.lagsSince = undefined
       return undefined
     }
