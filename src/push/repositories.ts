@@ -179,10 +179,12 @@ export class Repositories {
     const manifest = readManifest(bytes, request.mediaType)
     await this.#check(repository, manifest)
 
-    return this.#alone(repository, async () => {
-      const tags = await this.#keepManifest(repository, { bytes, digest, manifest }, request)
-      return { digest, tags, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
-    })
+    const tags = await this.#alone(repository, () =>
+      this.#keepManifest(repository, { bytes, digest, manifest }, request),
+    )
+    await this.#claimed()
+    this.#added([digest, ...tags])
+    return { digest, tags, ...(manifest.subject !== undefined && { subject: manifest.subject }) }
   }
 
   async #keepManifest(
@@ -219,8 +221,6 @@ export class Repositories {
       (subject || this.#claims.of(name)[0]?.kind === 'deleted')
     )
       this.#claims.claim({ name, kind: 'pushed', descriptor, ...subject })
-    await this.#claimed()
-    this.#added([digest, ...tags])
     return tags
   }
 
@@ -233,6 +233,7 @@ export class Repositories {
       'digest' in target &&
       (await this.#isElsewhere(repository, { digest: target.digest, kind: 'manifest' }))
     await this.#alone(repository, () => this.#deleteManifest(repository, target, elsewhere))
+    await this.#claimed()
   }
 
   async #deleteManifest(
@@ -257,7 +258,6 @@ export class Repositories {
       if (repository.registry === this.#homeRegistry)
         this.#claims.claim({ name: contentName(repository, digest), kind: 'deleted' })
     }
-    await this.#claimed()
   }
 
   /** Manifests of the home registry that are kept on this node and of no use: no tag leads to them, nor to what they are about. */
@@ -306,7 +306,7 @@ export class Repositories {
   }
 
   /**
-   * Something else is known of a tag or a manifest. What was deleted on another node goes here too, and with a tag the manifest, unless
+   * Something else is known of a tag or of content. What was deleted on another node goes here too, and with a tag the manifest, unless
    * another tag of the repository still means it.
    */
   async follow({ name, kind }: ClaimChange): Promise<void> {
@@ -404,7 +404,9 @@ export class Repositories {
     subject: Digest,
     artifactType?: string,
   ): Promise<Referrer[]> {
-    const digests = new Set(await this.#store.referrers(subject))
+    const digests = new Set<Digest>()
+    for (const digest of await this.#store.referrers(subject))
+      if (await this.#store.belongs(digest, repository)) digests.add(digest)
     for (const digest of this.#claimedReferrers(repository, subject)) digests.add(digest)
     for (const { digest } of await this.#listedByTag(repository, subject)) digests.add(digest)
     const found: Referrer[] = []
