@@ -49,6 +49,8 @@ class Workshop implements AsyncDisposable {
       await LoopbackNode.start(...store, '--push-access=auth', `--push-users=${users}`),
     )
     await mkdir(node.file('home'))
+    // buildah wants it to be there
+    await writeFile(join(node.file('home'), 'auth.json'), '{}')
     return new Workshop(node, containerd, stack.move())
   }
 

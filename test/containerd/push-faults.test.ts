@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes, randomInt } from 'node:crypto'
-import { mkdir, readdir } from 'node:fs/promises'
+import { mkdir, readdir, symlink } from 'node:fs/promises'
 import { connect } from 'node:net'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { suite, test } from 'node:test'
 import { MEDIA_TYPE } from '../../src/oci/manifest.ts'
 import { Containerd } from '../harness/containerd.ts'
@@ -236,10 +236,14 @@ suite('a disk that is full is 507, nothing is left, and the next push finds room
       const binaries = containerdBinaries().find(({ version }) => version.startsWith(major))
       const containerd =
         embedded || binaries === undefined ? undefined : await Containerd.create(binaries)
-      const disk = containerd?.contentPath ?? join(await LoopbackNode.directory(stack), 'disk')
-      await mkdir(disk, { recursive: true })
+      const disk = join(await LoopbackNode.directory(stack), 'disk')
+      await mkdir(disk)
       execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=8m', 'tmpfs', disk])
       stack.defer(() => void execFileSync('umount', ['-l', disk]))
+      if (containerd !== undefined) {
+        await mkdir(dirname(containerd.contentPath), { recursive: true })
+        await symlink(disk, containerd.contentPath)
+      }
       // It ends before its disk is taken away.
       await using pushing = await Pushing.open(
         containerd,
