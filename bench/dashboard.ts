@@ -6,7 +6,12 @@ import { createAdminServer } from '../src/http/admin.ts'
 import { createMetrics } from '../src/observe/metrics.ts'
 import { dashboardNode } from '../test/fakes/dashboard-node.ts'
 
-const { values } = parseArgs({ options: { seconds: { type: 'string', default: '60' } } })
+const { values } = parseArgs({
+  options: {
+    seconds: { type: 'string', default: '60' },
+    pages: { type: 'string', default: '0,1,4' },
+  },
+})
 const seconds = Number(values.seconds)
 
 const node = dashboardNode({ peers: 499, images: 5000 })
@@ -35,7 +40,7 @@ async function measure(pages: number): Promise<number> {
   return (user + system) / 1e4 / seconds
 }
 
-for (const pages of [0, 1, 4]) {
+for (const pages of values.pages.split(',').map(Number)) {
   const percent = await measure(pages)
   console.log(`${pages} pages open: ${percent.toFixed(2)} % of a core`)
 }

@@ -148,7 +148,7 @@ function withOverrides(
     const override = overrides.get(name)
     if (override === undefined) continue
     const value =
-      type === 'number' && /^[0-9]{1,15}$/.test(String(override.value))
+      type === 'number' && /^[0-9]{1,15}(\.[0-9]{1,6})?$/.test(String(override.value))
         ? Number(override.value)
         : override.value
     if (key === undefined) {

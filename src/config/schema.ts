@@ -851,6 +851,23 @@ export const configSchema = z.strictObject(
         SECTION,
       )
       .prefault({}),
+    dashboard: z
+      .strictObject(
+        {
+          gigabytePrice: z
+            .number({ error: 'expected a number from 0 on' })
+            .min(0)
+            .max(1_000_000)
+            .prefault(0)
+            .register(docs, {
+              placeholder: 'N',
+              description:
+                'What a gigabyte (10^9 bytes) over the uplink costs, in any currency: the dashboard then says what the nodes have saved. Whoever looks at it may put in another.',
+            }),
+        },
+        SECTION,
+      )
+      .prefault({}),
     log: z
       .strictObject(
         {

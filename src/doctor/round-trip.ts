@@ -12,8 +12,10 @@ const reachable = findings('reachable')
 const roundTrip = findings('round trip')
 
 /** Do peers reach the ports of this node? */
-export function checkReachable({ status, trips = [] }: RoundTripFacts): Finding[] {
-  const tried = trips.filter(({ registry, p2p }) => registry !== 'untried' || p2p !== 'untried')
+export function checkReachable({ status, trips }: RoundTripFacts): Finding[] {
+  const tried = (trips ?? []).filter(
+    ({ registry, p2p }) => registry !== 'untried' || p2p !== 'untried',
+  )
   if (tried.length === 0) return [reachable.notApplicable(whyNot(status, trips))]
   const found = [
     ...checkPort('the registry', status?.listen?.peer, tried, ({ registry }) => registry),

@@ -1,9 +1,14 @@
 import assert from 'node:assert/strict'
-import { mkdir } from 'node:fs/promises'
+import { mkdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
 import { createAdminServer } from '../../src/http/admin.ts'
 import { createMetrics } from '../../src/observe/metrics.ts'
+import type { NodeStatus } from '../../src/observe/status.ts'
 import { dashboardNode, type DashboardNode } from '../fakes/dashboard-node.ts'
+import { UpstreamRegistry } from '../fakes/upstream-registry.ts'
+import { LoopbackNode } from '../harness/loopback-node.ts'
 import { Browser } from '../harness/browser.ts'
 import { skipWithout, tools } from '../harness/tools.ts'
 import { until } from '../wait.ts'
@@ -12,6 +17,8 @@ const skip = skipWithout('chromium')
 /** Where the screenshots of the last run stay. */
 const SHOTS = new URL('../../.cache/screenshots/', import.meta.url).pathname
 const DESK = { width: 1280, height: 900 }
+/** Bytes of what several nodes get at once. */
+const LAYER = 8_000_000
 const PHONE = { width: 375, height: 740 }
 
 suite('the dashboard in Chromium', { skip }, () => {
@@ -129,6 +136,101 @@ suite('the dashboard in Chromium', { skip }, () => {
     assert.equal(await overhang(), 0)
     await browser.screenshot(`${SHOTS}busy-phone.png`)
     assert.deepEqual(browser.complaints, [])
+  })
+
+  test('of a node that five others start with, cold, shows who reads from whom while it comes', async () => {
+    await using stack = new AsyncDisposableStack()
+    const directory = await LoopbackNode.directory(stack)
+    const registry = stack.use(await UpstreamRegistry.start())
+    const image = await buildImage({ layers: [LAYER], seed: 'cold start' })
+    const [layer] = image.layers
+    assert.ok(layer)
+    /** The uplink gives a part of it whenever it is told to. */
+    const waiting = new Set<() => void>()
+    let open = false
+    for (const { descriptor, bytes } of image.blobs()) {
+      const isManifest = descriptor.digest === image.manifest.descriptor.digest
+      const path = isManifest ? 'manifests/1' : `blobs/${descriptor.digest}`
+      const headers = {
+        'content-type': descriptor.mediaType,
+        'docker-content-digest': descriptor.digest,
+        'content-length': String(bytes.length),
+      }
+      for (const each of isManifest ? [path, `manifests/${descriptor.digest}`] : [path])
+        registry.on(`/v2/org/cold/${each}`, (request, response) => {
+          response.writeHead(200, headers)
+          if (request.method === 'HEAD') return response.end()
+          if (descriptor.digest !== layer.descriptor.digest) return response.end(bytes)
+          response.write(bytes.subarray(0, bytes.length / 2))
+          const finish = () => response.end(bytes.subarray(bytes.length / 2))
+          return open ? finish() : waiting.add(finish)
+        })
+    }
+    const yaml = join(directory, 'registries.yaml')
+    await writeFile(yaml, `mirrors: {up.test: {endpoint: ["${registry.url}"]}}\n`)
+    const nodes: LoopbackNode[] = []
+    for (const name of ['one', 'two', 'three', 'four', 'five', 'six']) {
+      const [first] = nodes
+      nodes.push(
+        stack.use(
+          await LoopbackNode.start(
+            '--store=layout',
+            '--upstream=on',
+            '--sharing=on',
+            `--node-name=${name}`,
+            `--registries=${yaml}`,
+            '--dashboard-gigabyte-price=0.09',
+            ...(first === undefined ? [] : [`--bootstrap=${first.addresses.p2p}`]),
+          ),
+        ),
+      )
+    }
+    const statusOf = async ({ addresses }: LoopbackNode) =>
+      (await (await fetch(`http://${addresses.admin}/status`)).json()) as NodeStatus
+    for (const node of nodes)
+      await until(async () => (await statusOf(node)).mesh.peers.length === 5, { timeoutMs: 60_000 })
+    const pulls = nodes.map(async ({ addresses }) => {
+      const at = `http://${addresses.local}/v2/org/cold`
+      await (await fetch(`${at}/manifests/1?ns=up.test`)).bytes()
+      const answer = await fetch(`${at}/blobs/${layer.descriptor.digest}?ns=up.test`)
+      return (await answer.bytes()).length
+    })
+    // One of the six keeps the list of who gets it.
+    const keeper = await until(
+      async () => {
+        for (const node of nodes) {
+          const { lists } = (await statusOf(node)).together
+          if (lists.some(({ members, have }) => members === 6 && have > 0)) return node
+        }
+        return undefined
+      },
+      { timeoutMs: 60_000, what: 'six nodes get the same' },
+    )
+    await browser.open(`http://${keeper.addresses.admin}/`, DESK)
+    await until(async () => /6 nodes get the same/.test(String(await text('trees'))), {
+      timeoutMs: 20_000,
+    })
+    const depth = () =>
+      browser.evaluate("document.querySelectorAll('#trees .tree li ul li').length")
+    await until(async () => Number(await depth()) >= 5, { timeoutMs: 20_000 })
+    await until(
+      async () => (await browser.evaluate("document.getElementById('price').value")) === '0.09',
+    )
+    await browser.screenshot(`${SHOTS}coldstart-light.png`)
+    await browser.resize({ ...PHONE, dark: true })
+    assert.equal(await overhang(), 0)
+    await browser.screenshot(`${SHOTS}coldstart-phone-dark.png`)
+    open = true
+    for (const finish of waiting) finish()
+    assert.deepEqual(await Promise.all(pulls), Array(6).fill(layer.descriptor.size))
+    await until(
+      async () => (await browser.evaluate("document.querySelectorAll('.pull.done').length")) === 1,
+      {
+        timeoutMs: 20_000,
+      },
+    )
+    assert.deepEqual(browser.complaints, [])
+    await browser.open('about:blank', DESK)
   })
 
   test('of one in trouble says what is wrong, and what to do', async () => {

@@ -98,6 +98,60 @@ function showNode() {
   )
 }
 
+/** Who reads from whom, below whom: a branch of a tree, each node once. */
+function branch(name, children, seen) {
+  seen.add(name)
+  const below = (children.get(name) ?? []).filter((each) => !seen.has(each))
+  return element(
+    'li',
+    {},
+    name === '' ? 'nobody yet' : name,
+    ...(below.length === 0
+      ? []
+      : [element('ul', {}, ...below.map((each) => branch(each, children, seen)))]),
+  )
+}
+
+function far(have, size) {
+  return size === 0 ? 'begins' : `${Math.floor((100 * have) / size)} % of ${bytes(size)}`
+}
+
+/** What is got by several nodes at once, with the tree in which it goes from one to the next. */
+function showTogether() {
+  const { pulls, lists } = state.node.together
+  const text = JSON.stringify([pulls, lists])
+  if (at('together').dataset.text === text) return
+  at('together').dataset.text = text
+  const begun = lists.filter(({ leaders, reads }) => leaders.length + reads.length > 0)
+  const trees = begun.map(({ members, leaders, reads, have, size }) => {
+    const children = new Map([['upstream', [...leaders]]])
+    for (const { by, from } of reads) {
+      if (!children.has(from)) children.set(from, [])
+      if (!children.get(from).includes(by)) children.get(from).push(by)
+    }
+    const readers = new Set([...children.values()].flat())
+    const roots = [...children.keys()].filter((name) => !readers.has(name))
+    const seen = new Set()
+    return element(
+      'li',
+      {},
+      element('p', {}, `${members} nodes get the same, ${far(have, size)}:`),
+      element('ul', { class: 'tree' }, ...roots.map((name) => branch(name, children, seen))),
+    )
+  })
+  const own = pulls.map(({ what, from, have, size }) => {
+    const whom = { '': 'nobody yet', upstream: 'the upstream, for all' }[from] ?? from
+    const digest = what.replace(/(sha256:.{12})\w*/, '$1')
+    return element(
+      'li',
+      {},
+      element('p', {}, `This node gets ${digest} from ${whom}: ${far(have, size)}.`),
+    )
+  })
+  at('together').hidden = own.length + trees.length === 0
+  at('trees').replaceChildren(...own, ...trees)
+}
+
 function showPeers() {
   const wanted = at('peerFilter').value.trim().toLowerCase()
   const shown = state.peers.filter((peer) =>
@@ -158,6 +212,12 @@ function said(pull) {
   return `${pull.state === 'failed' ? 'failed · ' : ''}${bytes(sum(pull.bytes))} · ${duration(pull.durationMs)}`
 }
 
+/** The same by name, where who gave it has one. */
+function giversOf({ givers, bytes: counts }) {
+  const parts = Object.entries(givers).map(([name, count]) => `${bytes(count)} from ${name}`)
+  return parts.join(', ') || origin(counts)
+}
+
 function details(pull) {
   const missed = Object.entries(pull.missed)
     .map(([reason, count]) => `${reason} (${count})`)
@@ -185,7 +245,9 @@ function details(pull) {
           element(
             'span',
             {},
-            `${origin(content.bytes)} of ${bytes(content.size)} in ${duration(content.durationMs)}`,
+            `${giversOf(content)} of ${bytes(content.size)} in ${duration(content.durationMs)}${
+              content.missed === undefined ? '' : `, no peer gave it: ${content.missed}`
+            }`,
           ),
         ),
       ),
@@ -393,6 +455,7 @@ function listen() {
     images = node.store.announced
     state.node = node
     showNode()
+    showTogether()
     if (changed) turnTo(state.from)
   })
   on('peers', (peers) => {
@@ -414,8 +477,16 @@ function listen() {
   events.addEventListener('open', showNode)
 }
 
-const remembered = localStorage.getItem('price')
-if (remembered !== null) at('price').value = remembered
+/** What the uplink costs: as this reader has it, else as the node is configured. */
+async function usePrice() {
+  const remembered = localStorage.getItem('price')
+  const { dashboard } = remembered === null ? await (await fetch('config')).json() : {}
+  const price = remembered ?? dashboard?.gigabytePrice ?? 0
+  if (Number(price) > 0) at('price').value = price
+  showTraffic()
+}
+
+usePrice().catch(() => {})
 at('price').addEventListener('input', () => {
   localStorage.setItem('price', at('price').value)
   showTraffic()
@@ -430,3 +501,5 @@ at('examine').addEventListener('click', () => void examine())
 addEventListener('resize', showTraffic)
 setInterval(showTraffic, STEP)
 listen()
+// What is wrong is told without being asked for; so often a node is not examined that pages could burden it.
+void examine()
