@@ -41,7 +41,7 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  */
 const TRIAL = { after: 1500, worth: 30_000, lasts: 1000, again: 60_000, better: 1.5 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
-const SLOW = { after: 2500, worth: 8000, sources: 2, share: 0.1 }
+const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -327,7 +327,7 @@ export class Tracker {
     }
     if (me.size > 0 && me.size - me.have < NOT_WORTH_IT) return { lead: true }
     for (const other of swarm.members.values()) {
-      if (other === me || other.state !== 'leads' || other.outdone) continue
+      if (other === me || !isSource(other) || other.outdone) continue
       if (hasStalled(other, now)) continue
       if (!isAlive(other, now) || me.failed.has(other.id) || this.#isDisgraced(other.id, now))
         continue

@@ -192,6 +192,17 @@ suite('a list of who gets what', () => {
     }
   })
 
+  test('who leads while others have all of it gets the rest from them', () => {
+    const list = new Bench()
+    list.join('a')
+    list.hear('late', { state: 'leads', have: 10 * MB })
+    list.hear('a', { state: 'done', have: 100 * MB })
+    assert.deepEqual(list.hear('late', { state: 'leads', have: 11 * MB }).from, ['a'])
+    const failed = { failed: ['a'], have: 12 * MB }
+    assert.equal(list.hear('late', failed).lead, true)
+    assert.equal(list.hear('late', { ...failed, state: 'leads' }).lead, true)
+  })
+
   test('nobody is sent to whom it could not read from, nor to who several could not', () => {
     const list = new Bench()
     list.hear('liar', { state: 'leads', have: 100 * MB })
