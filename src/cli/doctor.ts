@@ -34,8 +34,10 @@ export function doctorCommand(): Command {
     .option('--quiet', 'print only what is wrong')
     .action(async () => {
       try {
-        const found = await consult(doctor)
         const { json, quiet } = doctor.opts<{ json?: true; quiet?: true }>()
+        if (process.stderr.isTTY && json !== true && quiet !== true)
+          process.stderr.write('Looking at this node and its peers …\n')
+        const found = await consult(doctor)
         const { columns, isTTY } = process.stdout
         process.stdout.write(
           json === true
