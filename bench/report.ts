@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { cpus, release, totalmem } from 'node:os'
+import { cpus, loadavg, release, totalmem } from 'node:os'
 
 /** One measured thing, by contender: a value for each run. */
 export interface Figure {
@@ -18,6 +18,27 @@ export interface Section {
   readonly figures: readonly Figure[]
 }
 
+/** One part of a report, which may have been measured alone: where, of what, how often, and beside what load. */
+export interface Part extends Section {
+  /** By which it is asked for */
+  readonly name: string
+  readonly about: readonly string[]
+  readonly runs: number
+}
+
+/** Reads what `toJson` has written. */
+export function fromJson(text: string): Part[] {
+  return JSON.parse(text, (key, value: unknown) =>
+    key === 'values' ? new Map(Object.entries(value as Record<string, number[]>)) : value,
+  ) as Part[]
+}
+
+export function toJson(parts: readonly Part[]): string {
+  const plain = (_: string, value: unknown): unknown =>
+    value instanceof Map ? Object.fromEntries(value) : value
+  return `${JSON.stringify(parts, plain, 1)}\n`
+}
+
 /** Where and of what a report is, in one line each. */
 export function circumstances(root: string, programs: Readonly<Record<string, string>>): string[] {
   const git = (...args: readonly string[]): string =>
@@ -30,51 +51,51 @@ export function circumstances(root: string, programs: Readonly<Record<string, st
     Object.entries({ Node: process.version, ...programs })
       .map(([name, version]) => `${name} ${version}`)
       .join(', '),
+    `Load at the end ${loadavg()[0]?.toFixed(1)}`,
   ]
 }
 
-/** The report as Markdown: medians, in brackets the least and the most, and the ratio of the medians. */
-export function toMarkdown(
-  sections: readonly Section[],
-  about: readonly string[],
-  runs: number,
-): string {
-  const contenders = namesIn(sections.flatMap(({ figures }) => figures))
-  const [first, second] = contenders
-  const ratio = first !== undefined && second !== undefined
-  const header = ['figure', ...contenders, ...(ratio ? [`${first} / ${second}`] : [])]
+/** The report as Markdown: medians, in brackets the least and the most, and the ratio of the medians to those of the last contender. */
+export function toMarkdown(parts: readonly Part[]): string {
   return [
     '# Bytes',
     '',
-    ...about.map((line) => `- ${line}`),
-    `- ${runs} runs, the contenders taking turns: median (least to most). MB and GB are 10^6 and 10^9 bytes.`,
-    ...sections.flatMap(({ title, method, figures }, index) => [
-      '',
-      `## ${title}`,
-      '',
-      method,
-      '',
-      row(header),
-      row(header.map(() => '---')),
-      ...figures.map((figure) => {
-        const [one, other] = contenders.map((name) => median(figure.values.get(name) ?? []))
-        const share = ratio ? [factor(one ?? Number.NaN, other ?? Number.NaN, figure.better)] : []
-        return row([figure.name, ...contenders.map((name) => spread(figure, name)), ...share])
-      }),
-      '',
-      `![${title}](${fileOf(index)})`,
-    ]),
+    'Contenders take turns; median (least to most). MB and GB are 10^6 and 10^9 bytes.',
+    ...parts.flatMap(({ name, title, method, figures, about, runs }) => {
+      const contenders = namesIn(figures)
+      const rival = contenders.length > 1 ? contenders.at(-1) : undefined
+      const compared = contenders.filter((each) => rival !== undefined && each !== rival)
+      const header = ['figure', ...contenders, ...compared.map((each) => `${each} / ${rival}`)]
+      return [
+        '',
+        `## ${title}`,
+        '',
+        method,
+        '',
+        row(header),
+        row(header.map(() => '---')),
+        ...figures.map((figure) => {
+          const of = (each: string): number => median(figure.values.get(each) ?? [])
+          const shares = compared.map((each) => factor(of(each), of(rival ?? ''), figure.better))
+          return row([figure.name, ...contenders.map((each) => spread(figure, each)), ...shares])
+        }),
+        '',
+        `${runs} ${runs === 1 ? 'run' : 'runs'}. ${about.join('. ')}.`,
+        '',
+        `![${title}](${fileOf(name)})`,
+      ]
+    }),
     '',
   ].join('\n')
 }
 
 /** The plots of a report: file name and SVG. */
-export function toPlots(sections: readonly Section[]): [string, string][] {
-  return sections.map((section, index) => [fileOf(index), bars(section)])
+export function toPlots(parts: readonly Part[]): [string, string][] {
+  return parts.map((part) => [fileOf(part.name), bars(part)])
 }
 
-function fileOf(index: number): string {
-  return `${index + 1}.svg`
+function fileOf(name: string): string {
+  return `${name}.svg`
 }
 
 function namesIn(figures: readonly Figure[]): string[] {

@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process'
-import { mkdir, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
 import { parseArgs } from 'node:util'
 import { createProgress } from '../src/cli/progress.ts'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
@@ -8,7 +9,15 @@ import { containerdBinaries } from '../test/harness/tools.ts'
 import { cpuSeconds, forgetAll, load, pull, Shoal, Spegel, type Contender } from './contender.ts'
 import { slowDisk, vanish } from './disturbed.ts'
 import { importImages } from './images.ts'
-import { circumstances, toMarkdown, toPlots, type Section } from './report.ts'
+import {
+  circumstances,
+  fromJson,
+  toJson,
+  toMarkdown,
+  toPlots,
+  type Part,
+  type Section,
+} from './report.ts'
 import { inTurns, manifestPath, reachable, Sheet, type Turns } from './turns.ts'
 
 /**
@@ -16,9 +25,10 @@ import { inTurns, manifestPath, reachable, Sheet, type Turns } from './turns.ts'
  *
  *     npm run bench -- [--vs spegel=PATH] [--runs N] [--only PART,...] [--containerd 1|2] [--tls] [--congestion NAME] [--to DIRECTORY] [--quiet] [--json]
  *
- * Parts are blob, manifest, disk, pull, rollout, memory and vanish. `--congestion` is what TCP uses on the nodes, in place of
- * what this machine has (`net.ipv4.tcp_congestion_control`): one that paces, as bbr does, costs all of them more than a link
- * without loss is worth.
+ * Parts are blob, manifest, disk, pull, memory, vanish, and rollout-10, rollout-100 and rollout-1000 (MB). What is measured takes the place of
+ * what the report has of the same part, so that it can be made in pieces; each says of which commit it is. `--congestion` is what TCP uses on the
+ * nodes, in place of what this machine has (`net.ipv4.tcp_congestion_control`): one that paces, as bbr does, costs all of them more
+ * than a link without loss is worth.
  *
  * With --tls this project takes part a second time, with a cluster token.
  *
@@ -29,7 +39,7 @@ const { values: flags } = parseArgs({
   options: {
     vs: { type: 'string' },
     runs: { type: 'string', default: '5' },
-    only: { type: 'string', default: 'blob,manifest,disk,pull,rollout,memory,vanish' },
+    only: { type: 'string', default: '' },
     containerd: { type: 'string', default: '2' },
     tls: { type: 'boolean', default: false },
     to: { type: 'string', default: 'bench/results' },
@@ -40,7 +50,6 @@ const { values: flags } = parseArgs({
 })
 const root = new URL('..', import.meta.url).pathname
 const runs = Number(flags.runs)
-const wanted = new Set(flags.only.split(','))
 const [rival, spegel] = flags.vs?.split('=', 2) ?? []
 if (rival !== undefined && (rival !== 'spegel' || spegel === undefined)) {
   throw new Error(`--vs ${flags.vs}: only spegel=PATH is known`)
@@ -242,28 +251,36 @@ if (flags.congestion !== 'machine') {
 }
 await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
 
-const sections: Section[] = []
-if (wanted.has('blob')) sections.push(await blob(holder, first))
-if (wanted.has('manifest')) sections.push(await manifest(holder, first))
-if (wanted.has('disk')) sections.push(await slowDisk(turns, second, first))
-if (wanted.has('pull')) {
-  const shape = [{ name: '1 GB, 1 layer', layers: [1e9] }]
-  sections.push(await rollout('One node pulls 1 GB', holder, [first], shape, ['rolling']))
+const pullers = [first, second, third]
+const rolling = (megabytes: number) => async (): Promise<Section> => {
+  const shapes = [1, 4].map((layers) => ({
+    name: `${megabytes} MB, ${layers} ${layers === 1 ? 'layer' : 'layers'}`,
+    layers: Array<number>(layers).fill((megabytes * 1e6) / layers),
+  }))
+  const title = `Three nodes pull ${megabytes} MB`
+  return rollout(title, holder, pullers, shapes, ['rolling', 'at once'])
 }
-if (wanted.has('rollout')) {
-  const shapes = [10e6, 100e6, 1e9].flatMap((bytes) =>
-    [1, 4].map((layers) => ({
-      name: `${bytes / 1e6} MB, ${layers} ${layers === 1 ? 'layer' : 'layers'}`,
-      layers: Array<number>(layers).fill(bytes / layers),
-    })),
-  )
-  const all = [first, second, third]
-  sections.push(await rollout('Three nodes pull', holder, all, shapes, ['rolling', 'at once']))
+/** In the order of the report */
+const PARTS: Readonly<Record<string, () => Promise<Section>>> = {
+  blob: () => blob(holder, first),
+  manifest: () => manifest(holder, first),
+  disk: () => slowDisk(turns, second, first),
+  pull: () => {
+    const shape = [{ name: '1 GB, 1 layer', layers: [1e9] }]
+    return rollout('One node pulls 1 GB', holder, [first], shape, ['rolling'])
+  },
+  'rollout-10': rolling(10),
+  'rollout-100': rolling(100),
+  'rollout-1000': rolling(1000),
+  memory: () => memory(holder, third),
+  vanish: () => vanish(turns, [holder, second], first),
 }
-if (wanted.has('memory')) sections.push(await memory(holder, third))
-if (wanted.has('vanish')) sections.push(await vanish(turns, [holder, second], first))
+const names = Object.keys(PARTS)
+const wanted = flags.only === '' ? names : flags.only.split(',')
+for (const name of wanted)
+  if (!names.includes(name)) throw new Error(`--only ${name}: no such part`)
 
-const about = circumstances(root, {
+const programs = {
   containerd: binaries.version,
   TCP: (await holder.exec(['sysctl', '-n', 'net.ipv4.tcp_congestion_control'])).trim(),
   ...(spegel !== undefined && {
@@ -272,16 +289,23 @@ const about = circumstances(root, {
         /\n\tmod\t\S+\t(\S+)/,
       )?.[1] ?? '?',
   }),
-})
-const report = toMarkdown(sections, about, runs)
+}
 await mkdir(flags.to, { recursive: true })
-await writeFile(`${flags.to}/bytes.md`, report)
-for (const [file, svg] of toPlots(sections)) await writeFile(`${flags.to}/${file}`, svg)
-progress.result(report, {
-  about,
-  sections: sections.map(({ title, figures }) => ({
-    title,
-    figures: figures.map((figure) => ({ ...figure, values: Object.fromEntries(figure.values) })),
-  })),
-})
+const file = `${flags.to}/bytes.json`
+const measured: Part[] = []
+for (const name of wanted) {
+  const section = await PARTS[name]?.()
+  if (section === undefined) continue
+  const known = existsSync(file) ? fromJson(await readFile(file, 'utf8')) : []
+  const part: Part = { name, ...section, about: circumstances(root, programs), runs }
+  // Written after each, so that one that fails costs only itself.
+  const parts = names.flatMap((each) =>
+    each === name ? part : (known.find((other) => other.name === each) ?? []),
+  )
+  await writeFile(file, toJson(parts))
+  await writeFile(`${flags.to}/bytes.md`, toMarkdown(parts))
+  for (const [plot, svg] of toPlots(parts)) await writeFile(`${flags.to}/${plot}`, svg)
+  measured.push(part)
+}
+progress.result(toMarkdown(measured), JSON.parse(toJson(measured)))
 progress.close()
