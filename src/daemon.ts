@@ -41,6 +41,7 @@ import { Refusals } from './observe/refusals.ts'
 import { isLoopback, isTagName, registryOf } from './oci/reference.ts'
 import { Doorkeeper } from './pull/private/doorkeeper.ts'
 import { PrivateImages } from './pull/private/policy.ts'
+import { probing } from './pull/private/probe.ts'
 import { Rights } from './pull/rights.ts'
 import { UpstreamRoutes } from './pull/upstream/routes.ts'
 import { ReadyLabel } from './routing/bootstrap/ready-label.ts'
@@ -168,6 +169,7 @@ export function createDaemon(
     {
       log: component('routing'),
       claims,
+      onCutOff: () => metrics.peersCutOff.inc(),
       onClaimFlood: () => metrics.tagClaimsRefused.inc({ reason: 'too many' }),
       registryPort: () => peerListener.port,
       onMessages: (protocol, direction, count) =>
@@ -209,7 +211,7 @@ export function createDaemon(
     sharing: () => router.sharing,
     registries: sharedRegistries,
     images,
-    registriesOf: (digest) => store.registriesOf(digest),
+    repositoriesOf: (digest) => store.repositoriesOf(digest),
   })
   const advertiser = new Advertiser(
     { store, router, log: component('advertiser') },
@@ -335,10 +337,10 @@ export function createDaemon(
             realm: () => mirrorEndpoint(localListener?.address(), scheme),
             onRefused: () => metrics.refused.inc({ listener: 'local' }),
           },
-          { offline: config.verify.offline },
+          { offline: config.verify.offline, homeRegistry: naming.homeRegistry },
         )
   const forLocal = {
-    open: pulls.local,
+    open: door === undefined ? pulls.local : probing(pulls.local, naming),
     history,
     pins: pushes.pins,
     door,

@@ -41,6 +41,8 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'observe/round-trip.ts',
     'observe/status.ts',
     'store/containerd/client.ts',
+    'store/containerd/cri/images.ts',
+    'pull/private/probe.ts',
     'pull/upstream/client.ts',
     'pull/upstream/logins.ts',
     'pull/upstream/names.ts',

@@ -89,6 +89,7 @@ async function consult(command: Command): Promise<Finding[]> {
     daemon,
     version: manifest.version,
     root: process.getuid?.() === 0,
+    pulls: process.getuid?.() === 0,
     roundTrips: () => tryPulls(origin),
   })
   const old = warnings.map((warning) => warn(formatProblem(warning), 'rename it there'))

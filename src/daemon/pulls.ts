@@ -18,7 +18,7 @@ import type { PrivateImages } from '../pull/private/policy.ts'
 import { RegistryClient, SPEGEL_HEADERS } from '../pull/registry-client.ts'
 import type { Rights } from '../pull/rights.ts'
 import { RoundTrips } from '../pull/round-trip.ts'
-import type { ContentSource } from '../pull/source.ts'
+import { ContentNotFoundError, type ContentSource } from '../pull/source.ts'
 import { Heard } from '../pull/swarm/heard.ts'
 import { Swarm } from '../pull/swarm/swarm.ts'
 import { tagRules, trustedTags } from '../pull/tags.ts'
@@ -98,7 +98,7 @@ export function createPulls(
     !('digest' in request.target) ||
     (await (layout ?? containerd).belongs(request.target.digest, request, options))
   const own = (when?: (key: ContentKey) => boolean): ContentSource =>
-    rights.ofItsRegistry(new LocalSource({ store, onMiss, gives, ...(when && { when }) }))
+    rights.ofItsRepository(new LocalSource({ store, onMiss, gives, ...(when && { when }) }))
   const here = own()
   // What has come this moment, and is not known of yet, may wait until the peers were asked.
   const known = own((key) => store.holds(key) !== false)
@@ -209,25 +209,25 @@ export function createPulls(
   })
   const sources = transfers.over(chain([known, holders('near'), news, swarm, holders('far')]))
   const fromNodes = transfers.over(chain([known, holders('near'), news, holders('far')]))
-  const withTags =
-    upstreams === undefined
-      ? sources
-      : trustedTags(
-          {
-            open: sources,
-            // Itself: what another node has under a name is not what the upstream says now.
-            upstream: (request, options) => upstreams.open(request, options),
-            claims,
-            onConflict(tag, claim, served) {
-              metrics.tagConflicts.inc({ kind: 'served' })
-              component('pull').warn(
-                { tag, claim, served },
-                'a peer serves a tag with another digest than was claimed last',
-              )
-            },
-          },
-          { rules: config.tags, budget: config.uplink.revalidate, homeRegistry },
+  const withTags = trustedTags(
+    {
+      open: sources,
+      // Itself: what another node has under a name is not what the upstream says now.
+      upstream: async (request, options) => {
+        if (upstreams === undefined) throw new ContentNotFoundError('upstreams are not asked')
+        return upstreams.open(request, options)
+      },
+      claims,
+      onConflict(tag, claim, served, peer) {
+        metrics.tagConflicts.inc({ kind: 'served' })
+        component('pull').warn(
+          { tag, claim, served, peer },
+          'a peer serves a tag with another digest than was claimed last',
         )
+      },
+    },
+    { rules: config.tags, budget: config.uplink.revalidate, homeRegistry },
+  )
   /** Blobs of a registry that itself says who may pull: who asks for one by its digest has a manifest from there. */
   const ofAll: OpenContent = rights.unlessUpstreams(async (pull, options) =>
     images.policyOf(pull.registry, pull.repository) === 'upstream'

@@ -6,6 +6,7 @@ import { checkDaemon, checkSharing } from './daemon.ts'
 import { CHECKS, findings, type Finding } from './finding.ts'
 import { checkAddresses, checkDisk, checkFiles, checkMtu, checkRights, lookAtHost } from './host.ts'
 import { checkK3s, checkRegistries, lookAtRegistries, registriesOf } from './k3s.ts'
+import { checkLogins, lookAtLogins } from './logins.ts'
 import { checkMirror, lookAtMirror } from './mirror.ts'
 import { checkClock, checkMesh, checkPeers, lookAtMesh } from './peers.ts'
 import { checkPorts, lookAtPorts } from './ports.ts'
@@ -28,20 +29,23 @@ export interface ExaminationInit {
   readonly daemon: DaemonSays | undefined
   /** Makes the daemon try pulls with some peers, which costs them some kilobytes; without it that is not tried. */
   readonly roundTrips?: () => Promise<readonly RoundTrip[] | undefined>
+  /** Whether containerd may be made to pull something, to see what it shows; it is taken away again */
+  readonly pulls?: boolean
   /** Of this program */
   readonly version: string
   readonly root: boolean
 }
 
-/** Looks at everything that can explain "it does not work". Nothing is changed, and nothing outside is asked but peers and registries. */
+/** Looks at everything that can explain "it does not work". Nothing is changed for long, and nothing outside is asked but peers and registries. */
 export async function examine(init: ExaminationInit): Promise<Finding[]> {
-  const { config, origin, daemon, version, root, roundTrips = async () => undefined } = init
+  const { config, origin, daemon, version, root, pulls = false } = init
+  const { roundTrips = async () => undefined } = init
   const status = daemon?.status
   const pid = daemon && (await holderOf(config.listen.admin.port))
   const registries = await lookAtRegistries(config.registries)
   const said = registriesOf(registries)
   const onContainerd = config.store === 'containerd'
-  const [containerd, mirror, ports, mesh, token, upstream, trips] = await Promise.all([
+  const [containerd, mirror, ports, mesh, token, upstream, trips, logins] = await Promise.all([
     onContainerd ? lookAtContainerd(config) : undefined,
     onContainerd ? lookAtMirror(config, said, status?.mirror.withdrawn === true) : undefined,
     lookAtPorts(config, pid),
@@ -49,6 +53,7 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
     lookAtToken(config),
     lookAtUpstream(config, said, daemon?.metrics ?? ''),
     daemon && roundTrips(),
+    pulls && daemon && onContainerd ? lookAtLogins(config) : undefined,
   ])
   const host = await lookAtHost({
     root,
@@ -71,6 +76,7 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
           ...checkConfigPath(containerd),
           ...checkLayers(containerd),
           ...checkMirror(mirror),
+          ...checkLogins(logins),
         ]),
     ...checkK3s(config, registries),
     ...checkRegistries(registries),

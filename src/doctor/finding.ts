@@ -17,6 +17,7 @@ export const CHECKS = [
   'containerd',
   'config_path',
   'hosts.toml',
+  'logins',
   'layers',
   'K3s',
   'registries',

@@ -84,9 +84,14 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    peersCutOff: new Counter({
+      name: 'shoal_peers_cut_off_total',
+      help: 'Nodes that were sent away because they broke the protocol: forged cards, keys that cannot be, messages that are none',
+      registers,
+    }),
     tagClaimsRefused: new Counter({
       name: 'shoal_tag_claims_refused_total',
-      help: 'Claims of other nodes on tags that were not taken, by reason: no valid claim, from the future, of a tag that is not shared, of what only nodes of the cluster may say, or too many at once',
+      help: 'Claims of other nodes on tags that were not taken, by reason: no valid claim, from the future, of a tag that is not shared, of what only nodes of the cluster may say, older than what the same node says now, or too many at once',
       labelNames: ['reason'] as const,
       registers,
     }),

@@ -6,6 +6,7 @@ import { resolveRange, type PullRequest } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import type { ArrivingContent, ContentStore, Growth } from '../store/store.ts'
 import type { OpenContent } from './chain.ts'
+import { fullName, type RepositoryName } from '../oci/reference.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
 
 /** Blobs that others may read while they come; what comes beyond is not offered. */
@@ -39,8 +40,8 @@ export interface InflightComponents {
   readonly spool: SpoolLike
   /** Whether anybody may ask for content of this registry now; if not, nothing is done for it. */
   readonly wanted: (registry: string) => boolean
-  /** Whether what comes from a registry is given for a request, which may name another */
-  readonly gives: (request: PullRequest, registry: string) => boolean
+  /** Whether what comes from a repository, by its full name, is given for a request, which may name another */
+  readonly gives: (request: PullRequest, repository: string) => boolean
   readonly log: Logger
 }
 
@@ -79,7 +80,7 @@ export class Inflight implements ContentSource {
       const { method, kind, target, registry } = request
       if (method !== 'GET' || kind !== 'blob' || !('digest' in target) || !this.#wanted(registry))
         return open(request, options)
-      const arrival = this.#enter(target.digest, registry)
+      const arrival = this.#enter(target.digest, request)
       if (arrival === undefined) return open(request, options)
       let content: Content
       try {
@@ -113,7 +114,7 @@ export class Inflight implements ContentSource {
     const arrival =
       kind === 'blob' && 'digest' in target ? this.#arrivals.get(target.digest) : undefined
     if (arrival === undefined || !this.#wanted(arrival.registry)) throw NOT_COMING
-    if (!this.#gives(request, arrival.registry)) throw NOT_COMING
+    if (!this.#gives(request, arrival.repository)) throw NOT_COMING
     const descriptor = await arrival.described(signal)
     const { size } = descriptor
     const range = request.range && resolveRange(request.range, size)
@@ -131,10 +132,10 @@ export class Inflight implements ContentSource {
     }
   }
 
-  #enter(digest: Digest, registry: string): Arrival | undefined {
+  #enter(digest: Digest, of: RepositoryName): Arrival | undefined {
     const known = this.#arrivals.get(digest)
     if (known === undefined && this.#arrivals.size >= MAX_ARRIVALS) return undefined
-    const arrival = known ?? new Arrival(digest, registry)
+    const arrival = known ?? new Arrival(digest, of)
     arrival.clients += 1
     this.#arrivals.set(digest, arrival)
     return arrival
@@ -212,6 +213,8 @@ const NOT_COMING = new ContentNotFoundError('it is not being received')
 class Arrival implements Growth {
   readonly digest: Digest
   readonly registry: string
+  /** Full name */
+  readonly repository: string
   /** Requests of clients of this node that bring it */
   clients = 0
   /** The bytes that have come are right: they were checked here, or are held by the store */
@@ -222,9 +225,10 @@ class Arrival implements Growth {
   #content: ArrivingContent | undefined
   #failure: Error | undefined
 
-  constructor(digest: Digest, registry: string) {
+  constructor(digest: Digest, of: RepositoryName) {
     this.digest = digest
-    this.registry = registry
+    this.registry = of.registry
+    this.repository = fullName(of)
     this.#begun.promise.catch(() => {})
   }
 

@@ -221,13 +221,14 @@ export class PeersSource implements ContentSource {
       const descriptor = { digest, mediaType: answer.mediaType, size: answer.size }
       if (request.method === 'HEAD') {
         transfer.close()
-        return { source: this.name, descriptor }
+        return { source: this.name, descriptor, givenBy: new Map([[peer.name, 0]]) }
       }
       try {
         const bytes = await collect(answer, signal)
         const actual = digestOf(bytes)
         if (actual !== digest) throw new DigestMismatchError(digest, actual)
-        return { source: this.name, descriptor, body: bytesBody(bytes) }
+        const givenBy = new Map([[peer.name, bytes.length]])
+        return { source: this.name, descriptor, body: bytesBody(bytes), givenBy }
       } catch (error) {
         signal.throwIfAborted()
         this.#failed(peer, error)

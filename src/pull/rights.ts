@@ -1,6 +1,6 @@
 import type { Digest } from '../oci/digest.ts'
 import { keyOf } from '../oci/distribution.ts'
-import { isDigestKey, type ContentKey } from '../oci/reference.ts'
+import { isDigestKey, registryOf, type ContentKey } from '../oci/reference.ts'
 import type { OpenContent } from './chain.ts'
 import type { PrivateImages } from './private/policy.ts'
 import { ContentNotFoundError, type ContentSource } from './source.ts'
@@ -18,8 +18,8 @@ export interface RightsComponents {
   }
   /** The rules for private images */
   readonly images: Pick<PrivateImages, 'policyOf' | 'mayGive'>
-  /** As {@link ContentStore.registriesOf} */
-  readonly registriesOf: (digest: Digest) => readonly string[] | undefined
+  /** As {@link ContentStore.repositoriesOf} */
+  readonly repositoriesOf: (digest: Digest) => readonly string[] | undefined
 }
 
 /**
@@ -30,13 +30,13 @@ export class Rights {
   readonly #sharing: () => boolean
   readonly #registries: RightsComponents['registries']
   readonly #images: RightsComponents['images']
-  readonly #registriesOf: RightsComponents['registriesOf']
+  readonly #repositoriesOf: RightsComponents['repositoriesOf']
 
-  constructor({ sharing, registries, images, registriesOf }: RightsComponents) {
+  constructor({ sharing, registries, images, repositoriesOf }: RightsComponents) {
     this.#sharing = sharing
     this.#registries = registries
     this.#images = images
-    this.#registriesOf = registriesOf
+    this.#repositoriesOf = repositoriesOf
   }
 
   /** Others may ask for what is of this registry, and be asked. */
@@ -46,7 +46,7 @@ export class Rights {
 
   /** Whether content or a tag may be known to others, if this node shares. */
   shares(key: ContentKey): boolean {
-    return this.#registries.hasKey(key, this.#registriesOf)
+    return this.#registries.hasKey(key, (digest) => this.#repositoriesOf(digest)?.map(registryOf))
   }
 
   /** A node that does not share neither gives nor asks, and others do so for some registries only. */
@@ -68,14 +68,14 @@ export class Rights {
     }
   }
 
-  /** What is held of a private registry is not given under the name of another. */
-  ofItsRegistry(source: ContentSource): ContentSource {
+  /** What is held of a private repository is not given under the name of another: a right to pull is for one. */
+  ofItsRepository(source: ContentSource): ContentSource {
     return {
       name: source.name,
       open: async (pull, options) => {
         const key = keyOf(pull)
-        if (isDigestKey(key) && !this.#images.mayGive(pull, this.#registriesOf(key)))
-          throw new ContentNotFoundError('it is of a private registry')
+        if (isDigestKey(key) && !this.#images.mayGive(pull, this.#repositoriesOf(key)))
+          throw new ContentNotFoundError('it is of a private repository')
         return source.open(pull, options)
       },
     }

@@ -20,8 +20,8 @@ export interface TagsComponents {
   readonly upstream: OpenContent
   /** What the nodes say that tags mean */
   readonly claims: TagClaims
-  /** A peer serves a tag that means something else according to the newest claim. */
-  readonly onConflict?: (name: TagName, claim: TagClaim, served: Digest) => void
+  /** A peer, `by`, serves a tag that means something else according to the newest claim. */
+  readonly onConflict?: (name: TagName, claim: TagClaim, served: Digest, by?: string) => void
 }
 
 export interface TagsInit {
@@ -106,13 +106,13 @@ export function trustedTags(
 
   function isContradicted(
     name: TagName,
-    { source, tag, descriptor: { digest } }: Content,
+    { source, tag, descriptor: { digest }, givenBy }: Content,
   ): boolean {
     const [newest] = claims.of(name)
     if (source !== 'peer' || tag === 'fresh' || newest === undefined || newest.kind === 'deleted')
       return false
     if (newest.descriptor.digest === digest) return false
-    onConflict(name, newest, digest)
+    onConflict(name, newest, digest, givenBy?.keys().next().value)
     return true
   }
 

@@ -128,6 +128,8 @@ export interface Libp2pRouterComponents {
   readonly onMessages?: (protocol: 'peer' | 'dht', direction: 'in' | 'out', count: number) => void
   /** What nodes say that tags mean: its claims are told, and it takes those of the others. Without it nobody speaks of tags. */
   readonly claims?: ClaimBook
+  /** Told of each peer that is sent away because it broke the protocol */
+  readonly onCutOff?: () => void
   /** Told of each claim that is not heard, because its peer tells too many */
   readonly onClaimFlood?: () => void
   /** Told once, soon after the start, that another node has this one's identity: one of the two must go */
@@ -222,6 +224,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
   #tokens: readonly string[]
   readonly #banned: ReadonlySet<string>
   readonly #onTwin: NonNullable<Libp2pRouterComponents['onTwin']>
+  readonly #onCutOff: () => void
   #twinSeen = false
   #startedAt = 0
   /** Connections that others began, whatever became of them */
@@ -243,6 +246,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
     this.#onMessages = onMessages
     this.#claims = components
     this.#onTwin = onTwin
+    this.#onCutOff = components.onCutOff ?? (() => {})
     this.#init = init
     this.#tokens = init.tokens ?? []
     this.#banned = new Set(init.banned)
@@ -739,6 +743,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
         node,
         inventory: this.#inventory,
         onMessage: (direction) => this.#onMessages('peer', direction, 1),
+        onCutOff: this.#onCutOff,
       },
       {
         card: () => this.#card(),

@@ -116,8 +116,8 @@ export class HotStore implements ContentStore {
     return this.#store.arriving(digest)
   }
 
-  registriesOf(digest: Digest): readonly string[] | undefined {
-    return this.#store.registriesOf(digest)
+  repositoriesOf(digest: Digest): readonly string[] | undefined {
+    return this.#store.repositoriesOf(digest)
   }
 
   recheck(): void {

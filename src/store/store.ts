@@ -40,10 +40,10 @@ export interface ContentStore {
    */
   arriving(digest: Digest): Promise<ArrivingContent | undefined>
   /**
-   * The registries that content came from, or whose tags lead to it, as the last event of {@link watch} left it: none
+   * The repositories, by full name, that content came from, or whose tags lead to it, as the last event of {@link watch} left it: none
    * where that is not known yet, undefined where the store does not keep it.
    */
-  registriesOf(digest: Digest): readonly string[] | undefined
+  repositoriesOf(digest: Digest): readonly string[] | undefined
   /**
    * To be called when something told by {@link watch} proved wrong: the store looks at everything again soon, and then
    * gives every watcher a new snapshot. It may be called at any rate.
@@ -73,7 +73,7 @@ export interface Growth {
 export type ContentEvent =
   | { readonly type: 'snapshot'; readonly keys: ReadonlySet<ContentKey> }
   | { readonly type: 'added'; readonly keys: readonly ContentKey[] }
-  /** Held as before, but {@link ContentStore.registriesOf} may answer something else now */
+  /** Held as before, but {@link ContentStore.repositoriesOf} may answer something else now */
   | { readonly type: 'changed'; readonly keys: readonly ContentKey[] }
   | { readonly type: 'removed'; readonly keys: readonly ContentKey[] }
   /** The store cannot be reached; what it held is unknown until the next snapshot. */

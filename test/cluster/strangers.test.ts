@@ -42,7 +42,7 @@ suite('a stranger in the network', { skip }, () => {
   }
   const peers = (node: ClusterNode) => metric(node, 'shoal_peers ')
 
-  test('does not keep others from pulling, and is told of in few lines', async () => {
+  test('does not keep others from pulling, and is told of in few lines', async (t) => {
     const attack = stranger.machine.run([
       process.execPath,
       ATTACK,
@@ -73,6 +73,7 @@ suite('a stranger in the network', { skip }, () => {
         assert.equal(blob.status, 200)
       }
     }
+    t.diagnostic(`${pulls} pulls meanwhile; from ${quiet} to ${most} MB; ${attack.log().trim()}`)
     // As many as a busy machine gets done meanwhile, and none of them in vain
     assert.ok(pulls >= 1)
     assert.match(attack.log(), /"opened":\d{4,}/, 'the attack was one')

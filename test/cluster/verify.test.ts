@@ -3,6 +3,8 @@ import { appendFile } from 'node:fs/promises'
 import { after, before, suite, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import type { Finding } from '../../src/doctor/finding.ts'
+import type { PodLogin } from '../../src/store/containerd/cri/images.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
 import type { Program } from '../harness/machine.ts'
 import { containerdBinaries, skipWithout, tools } from '../harness/tools.ts'
@@ -12,6 +14,8 @@ const REGISTRY = 'upstream.test:5445'
 const REFERENCE = `${REGISTRY}/org/private:1`
 const TOKEN_FILE = '/etc/shoal/token'
 const skip = skipWithout('namespaces', 'registry', 'skopeo', 'containerd 1.x', 'containerd 2.x')
+const OTHER = `${REGISTRY}/org/other:1`
+const LARGE = `${REGISTRY}/org/large:1`
 const alice = (password: string) => ({ username: 'alice', password })
 
 /** The policy `verify`: pulls by CRI, as kubelet makes them for pods with and without a pull secret. */
@@ -21,6 +25,7 @@ suite('private images', { skip }, () => {
   let registry: Program | undefined
   let tokenServer: Program | undefined
   let image: DemoImage
+  let other: DemoImage
 
   before(async () => {
     const [one, two] = ['1.', '2.'].map((start) =>
@@ -36,6 +41,10 @@ suite('private images', { skip }, () => {
     await machine.exec(['sh', '-ec', certificate])
     image = await buildImage({ layers: [200_000, 10], seed: 'private' })
     await cluster.upstream.push(image, 'org/private:1')
+    other = await buildImage({ layers: [1000], seed: 'another private image' })
+    await cluster.upstream.push(other, 'org/other:1')
+    const large = await buildImage({ layers: [4_000_000, 4_000_000], seed: 'a large one' })
+    await cluster.upstream.push(large, 'org/large:1')
     await startUpstream('first')
     const ca = await machine.exec(['cat', '/run/tls.crt'])
     const token = await nodes[0]!.exec(['shoal', 'token', 'new'])
@@ -100,16 +109,16 @@ suite('private images', { skip }, () => {
   }
 
   /** Pulls anew: the image is not in CRI any more, whatever of its content still is. */
-  async function pull(node: ClusterNode, auth?: { username: string; password: string }) {
-    await node.cri.remove(REFERENCE)
-    await node.cri.pull(REFERENCE, auth).catch((error: unknown) => {
+  async function pull(node: ClusterNode, auth?: PodLogin, reference = REFERENCE) {
+    await node.cri.remove(reference)
+    await node.cri.pull(reference, auth).catch((error: unknown) => {
       throw new Error(`${node.name}: ${String(error)}\n${node.daemon.tail()}`, { cause: error })
     })
   }
 
-  async function refused(node: ClusterNode, auth?: { username: string; password: string }) {
+  async function refused(node: ClusterNode, auth?: PodLogin) {
     await node.cri.remove(REFERENCE)
-    await assert.rejects(node.cri.pull(REFERENCE, auth), `${node.name} ${auth?.password}`)
+    await assert.rejects(node.cri.pull(REFERENCE, auth), `${node.name} ${JSON.stringify(auth)}`)
     assert.equal(await node.cri.status(REFERENCE), undefined)
   }
 
@@ -151,6 +160,97 @@ suite('private images', { skip }, () => {
           path,
         )
       }
+    }
+  })
+
+  test('are not given by their digests to who may pull another image of that registry', async () => {
+    for (const node of nodes) {
+      await pull(node, alice('first'), OTHER)
+      await pull(node, alice('first'))
+      const [layer] = other.layers
+      assert.ok(layer !== undefined)
+      const { digest } = layer.descriptor
+      const token = await tokenFor(node, 'org/private', 'alice:first')
+      const ask = (repository: string, path: string, bearer = token) =>
+        status(node, `https://127.0.0.1:5001/v2/${repository}/${path}?ns=${REGISTRY}`, bearer)
+      const own = `manifests/${image.manifest.descriptor.digest}`
+      assert.equal(await ask('org/private', own), 200)
+      for (const path of [`blobs/${digest}`, `manifests/${other.manifest.descriptor.digest}`])
+        assert.equal(await ask('org/private', path), 404, path)
+      // Nor is the token good for the other repository; with its own it is there.
+      assert.equal(await ask('org/other', `blobs/${digest}`), 401)
+      const its = await tokenFor(node, 'org/other', 'alice:first')
+      assert.equal(await ask('org/other', `blobs/${digest}`, its), 200)
+    }
+  })
+
+  test('go to who shows an identity token, and to nobody with another', async () => {
+    for (const node of nodes) {
+      const before = await node.bytesFrom('local')
+      await pull(node, { identityToken: 'identity-first' })
+      await refused(node, { identityToken: 'identity-wrong' })
+      assert.ok((await node.bytesFrom('local')) >= before)
+    }
+  })
+
+  test('come whole although the token is lost in the middle of a pull', async () => {
+    const { machine } = cluster.upstream
+    await machine.exec(
+      'tc qdisc replace dev eth0 root tbf rate 30mbit burst 64kb latency 100ms'.split(' '),
+    )
+    for (const node of nodes) {
+      const pulled = pull(node, alice('first'), LARGE)
+      pulled.catch(() => {})
+      await until(
+        () => /"repository":"org\/large".*"kind":"manifest".*"msg":"pull"/.test(node.daemon.log()),
+        {
+          timeoutMs: 20_000,
+          what: 'the manifest has been given',
+        },
+      )
+      await node.daemon.kill()
+      await node.startDaemon()
+      await pulled
+      assert.ok(await node.cri.status(LARGE))
+    }
+    await machine.exec('tc qdisc delete dev eth0 root'.split(' '))
+    // Whatever token is shown that this node does not know: containerd is told to get another one at once.
+    for (const node of nodes) {
+      const url = `https://127.0.0.1:5001/v2/org/private/manifests/1?ns=${REGISTRY}`
+      assert.equal(await status(node, url, 'a'.repeat(43)), 401)
+    }
+  })
+
+  test('are the reason why shoal doctor has containerd show a login', async () => {
+    for (const node of nodes) {
+      const logins = async () => {
+        // With its exit status it says what it thinks of all the rest.
+        const said = await node.exec(['sh', '-c', 'shoal doctor --json || true'])
+        const found = (JSON.parse(said) as Finding[]).filter(({ check }) => check === 'logins')
+        assert.equal(found.length, 1, said)
+        return found[0]!
+      }
+      const works = await logins()
+      assert.equal(works.verdict, 'pass', works.said)
+      const probe = 'registry.localhost/shoal-doctor/login:1'
+      assert.equal(await node.cri.status(probe), undefined, 'it is taken away again')
+      // A containerd that shows nothing to mirrors is let in as little as one that shows something else.
+      for (const auth of [undefined, alice('first')])
+        await assert.rejects(node.cri.pull(probe, auth), `${node.name}`)
+      // One that does not trust this node any more shows it nothing.
+      const trusted = '/var/lib/shoal/local.crt'
+      const kept = await node.exec(['cat', trusted])
+      await node.exec([
+        'sh',
+        '-ec',
+        `openssl req -x509 -newkey ed25519 -nodes -days 2 -subj /CN=x -addext subjectAltName=IP:127.0.0.1 -keyout /run/x -out ${trusted}`,
+      ])
+      const broken = await logins()
+      await node.writeFile(trusted, kept)
+      assert.equal(broken.verdict, 'fail', broken.said)
+      assert.match(broken.said, /did not show this node the login/)
+      const mended = await logins()
+      assert.equal(mended.verdict, 'pass', mended.said)
     }
   })
 
@@ -215,11 +315,36 @@ suite('private images', { skip }, () => {
   })
 
   /** What a client on the node is answered that shows no credentials. */
-  async function status(node: ClusterNode, url: string): Promise<number> {
+  async function status(node: ClusterNode, url: string, bearer?: string): Promise<number> {
+    const said = await fetchFrom(node, url, bearer === undefined ? '' : `Bearer ${bearer}`)
+    return said.status
+  }
+
+  /** A token of the node itself, for who shows a login. */
+  async function tokenFor(node: ClusterNode, repository: string, login: string): Promise<string> {
+    const query = new URLSearchParams({
+      asked: 'manifests/1',
+      service: REGISTRY,
+      scope: `repository:${repository}:pull`,
+    })
+    const url = `https://127.0.0.1:5001/_shoal/token?${query.toString()}`
+    const { text } = await fetchFrom(node, url, `Basic ${btoa(login)}`)
+    const { token } = JSON.parse(text) as { token: string }
+    return token
+  }
+
+  async function fetchFrom(
+    node: ClusterNode,
+    url: string,
+    authorization: string,
+  ): Promise<{ status: number; text: string }> {
+    const headers = authorization === '' ? {} : { authorization }
     const script = `process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0'
-      fetch(${JSON.stringify(url)}).then(({ status }) => console.log(status))`
+      fetch(${JSON.stringify(url)}, { headers: ${JSON.stringify(headers)} }).then(async (answer) =>
+        console.log(JSON.stringify({ status: answer.status, text: await answer.text() })))`
     const env = { NODE_NO_WARNINGS: '1' }
-    return Number(await node.exec([process.execPath, '-e', script], { env }))
+    const said = await node.exec([process.execPath, '-e', script], { env })
+    return JSON.parse(said) as { status: number; text: string }
   }
 
   async function held(node: ClusterNode): Promise<number> {

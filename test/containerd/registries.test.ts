@@ -36,7 +36,9 @@ withEachContainerd((binaries) => {
       },
       {
         shares: (key) =>
-          isDigestKey(key) ? store.registriesOf(key).includes('shared.test') : key === ours,
+          isDigestKey(key)
+            ? store.repositoriesOf(key).some((name) => name.startsWith('shared.test/'))
+            : key === ours,
       },
     )
     await advertiser.start()
@@ -55,7 +57,7 @@ withEachContainerd((binaries) => {
     }
   }
 
-  test('imported content is of the registries of the tags that lead to it', async () => {
+  test('imported content is of the repositories of the tags that lead to it', async () => {
     await using containerd = await Containerd.start(binaries)
     await using node = await announcing(containerd)
     const [one, two] = await Promise.all(
@@ -69,8 +71,8 @@ withEachContainerd((binaries) => {
     const more = two.blobs().map(({ descriptor }) => descriptor.digest)
     await node.announces(ours, ...more)
     assert.deepEqual(
-      digests.map((digest) => node.store.registriesOf(digest)),
-      digests.map(() => ['private.test']),
+      digests.map((digest) => node.store.repositoriesOf(digest)),
+      digests.map(() => ['private.test/team/app']),
     )
 
     // One way to it is enough
@@ -80,7 +82,7 @@ withEachContainerd((binaries) => {
     await node.announces()
   })
 
-  test('pulled content is of the registries in its labels', async () => {
+  test('pulled content is of the repositories in its labels', async () => {
     await using containerd = await Containerd.start(binaries)
     const image = await buildImage({ layers: [1000], seed: 'registries/labels' })
     await containerd.import(image, [others])
@@ -90,7 +92,10 @@ withEachContainerd((binaries) => {
     const { digest } = layer.descriptor
     await containerd.ctr('content', 'label', digest, `${SOURCE}.shared.test=team/app`)
     await node.announces(digest)
-    assert.deepEqual(node.store.registriesOf(digest).toSorted(), ['private.test', 'shared.test'])
+    assert.deepEqual(node.store.repositoriesOf(digest).toSorted(), [
+      'private.test/team/app',
+      'shared.test/team/app',
+    ])
     await containerd.ctr('content', 'label', digest, `${SOURCE}.shared.test=`)
     await node.announces()
   })

@@ -41,8 +41,8 @@ export class MemoryStore implements WritableStore {
   /** `repository@digest` */
   readonly #links = new Set<string>()
   readonly #maxBytes: number
-  /** What {@link registriesOf} answers */
-  readonly registries = new Map<Digest, readonly string[]>()
+  /** What {@link repositoriesOf} answers */
+  readonly origins = new Map<Digest, readonly string[]>()
   #available = true
 
   constructor(init: { maxBytes?: number } = {}) {
@@ -85,8 +85,8 @@ export class MemoryStore implements WritableStore {
   /** What arrives is in memory, and nobody is shown it before it is whole. */
   async arriving(): Promise<undefined> {}
 
-  registriesOf(digest: Digest): readonly string[] | undefined {
-    return this.registries.get(digest)
+  repositoriesOf(digest: Digest): readonly string[] | undefined {
+    return this.origins.get(digest)
   }
 
   recheck(): void {

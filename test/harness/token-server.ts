@@ -1,15 +1,17 @@
 import { createPrivateKey, randomUUID, sign, X509Certificate } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { createServer } from 'node:https'
+import { text } from 'node:stream/consumers'
 
 /**
  * A token server as registries have one beside them: gives whoever logs in as USER:PASSWORD the rights he asks for, signed
- * with the key of its certificate. Prints each request's scope, one a line. Usage: token-server.ts PORT CERT KEY LOGIN
+ * with the key of its certificate; who shows `identity-PASSWORD` as a refresh token gets them too. Prints each request's scope, one a line. Usage: token-server.ts PORT CERT KEY LOGIN
  * @see https://distribution.github.io/distribution/spec/auth/jwt/
  */
 const [port = '', certificate = '', keyFile = '', login = ''] = process.argv.slice(2)
 const [cert, key] = [readFileSync(certificate), readFileSync(keyFile)]
 const expected = `Basic ${Buffer.from(login).toString('base64')}`
+const [, password = ''] = login.split(':')
 
 function tokenFor(service: string, scope: string): string {
   const [type = '', name = '', actions = ''] = scope.split(':')
@@ -36,14 +38,27 @@ function tokenFor(service: string, scope: string): string {
   return `${signed}.${sign('sha256', Buffer.from(signed), options).toString('base64url')}`
 }
 
-createServer({ cert, key }, ({ url = '', headers }, response) => {
+createServer({ cert, key }, (request, response) => {
+  const { url = '', headers, method } = request
   const { searchParams } = new URL(url, 'https://here')
-  const scope = searchParams.get('scope') ?? ''
-  process.stdout.write(`${scope}\n`)
-  if (headers.authorization !== expected) {
-    response.writeHead(401).end()
-    return
-  }
-  const token = tokenFor(searchParams.get('service') ?? '', scope)
-  response.end(JSON.stringify({ token, expires_in: 300 }))
+  text(request)
+    .then((body) => {
+      const form = method === 'POST' ? new URLSearchParams(body) : searchParams
+      const scope = form.get('scope') ?? ''
+      process.stdout.write(`${scope}\n`)
+      // @see https://distribution.github.io/distribution/spec/auth/oauth/
+      const known =
+        form.get('grant_type') === 'refresh_token'
+          ? form.get('refresh_token') === `identity-${password}`
+          : form.get('grant_type') === 'password'
+            ? `${form.get('username')}:${form.get('password')}` === login
+            : headers.authorization === expected
+      if (!known) {
+        response.writeHead(401).end()
+        return
+      }
+      const token = tokenFor(form.get('service') ?? '', scope)
+      response.end(JSON.stringify({ token, access_token: token, expires_in: 300 }))
+    })
+    .catch(() => response.destroy())
 }).listen(Number(port), () => process.stdout.write('ready\n'))

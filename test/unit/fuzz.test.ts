@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { create, toBinary } from '@bufbuild/protobuf'
+import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
+import { multiaddr } from '@multiformats/multiaddr'
 import fc from 'fast-check'
+import { Key } from 'interface-datastore'
 import { parseRegistries } from '../../src/config/registries.ts'
 import { parseYaml } from '../../src/config/yaml-file.ts'
 import { insertHost, removeHost } from '../../src/mirror/hosts-toml.ts'
-import { isDigest } from '../../src/oci/digest.ts'
+import { digestOf, isDigest } from '../../src/oci/digest.ts'
 import {
   isMisdirected,
   parseContentRange,
@@ -18,18 +21,26 @@ import { toDistributionError } from '../../src/oci/errors.ts'
 import { parseHomeRequest } from '../../src/oci/home-request.ts'
 import { parseManifest } from '../../src/oci/manifest.ts'
 import { isRegistry, isRepository, isTag, parseReference } from '../../src/oci/reference.ts'
+import { parseChallenges } from '../../src/pull/upstream/challenges.ts'
 import { parseMultiaddr } from '../../src/routing/addresses.ts'
 import { readClaim } from '../../src/routing/claims/signed-claim.ts'
+import { RecordStore } from '../../src/routing/dht/record-store.ts'
 import { PeerMessageSchema } from '../../src/routing/gen/peer/v1/peer_pb.ts'
 import { decode, FrameReader } from '../../src/routing/mesh/frames.ts'
 import { parseTokens } from '../../src/trust/token.ts'
+import { holders } from '../compliance/router.ts'
+import { DhtStranger } from '../fakes/dht-stranger.ts'
+import { until } from '../wait.ts'
+import { LoopbackMesh } from './routing/nodes.ts'
 
 /**
  * Everything that reads what others wrote, with what nobody would write. The cases are the same in every run; a nightly one
  * has 100,000 for each (`scripts/fuzz`).
  */
 const CASES = Number(process.env['SHOAL_FUZZ_CASES'] ?? 1000)
-/** One case that takes this long, in ms, is a hang. */
+/** For all of one parser, in ms. */
+const TIMEOUT = CASES * 10 + 60_000
+/** One case that takes this thread so long, in ms, is a hang; a machine that is busy with something else is none. */
 const HANG = 1000
 const naming = { homeRegistry: 'registry.localhost', ownAddresses: new Set(['10.0.0.7']) }
 
@@ -157,14 +168,19 @@ interface Case<T> {
   readonly read: (input: T) => unknown
 }
 
+function cpuMs(): number {
+  const { user, system } = process.threadCpuUsage()
+  return (user + system) / 1000
+}
+
 /** The test of one parser, whatever it reads. */
 const one =
   <T>({ what, input, refuses, read }: Case<T>) =>
   (): void => {
-    test(`as ${what} is refused in words, and in time`, () => {
+    test(`as ${what} is refused in words, and in time`, { timeout: TIMEOUT }, () => {
       fc.assert(
         fc.property(input, (value) => {
-          const started = performance.now()
+          const before = cpuMs()
           try {
             read(value)
           } catch (error) {
@@ -173,7 +189,7 @@ const one =
             // Nothing of what is inside gets out
             toDistributionError(error).body()
           }
-          const took = performance.now() - started
+          const took = cpuMs() - before
           assert.ok(took < HANG, `${took} ms`)
         }),
         { seed: 8, numRuns: CASES },
@@ -289,9 +305,142 @@ const PARSERS: readonly (() => void)[] = [
     refuses: [],
     read: parseMultiaddr,
   }),
+  one({
+    what: 'what registries want to be shown',
+    input: pieces(
+      'Bearer ',
+      'Basic ',
+      'realm=',
+      '"https://a/token"',
+      '"',
+      '\\',
+      ',',
+      ' ',
+      '          ',
+      'service=',
+      'scope="repository:a:pull"',
+      'error',
+      '=',
+    ),
+    refuses: [],
+    read: (text) => {
+      for (const { scheme } of parseChallenges(text)) assert.match(scheme, /^[a-z0-9_-]+$/)
+    },
+  }),
+  one({
+    what: 'names of records in the DHT',
+    input: pieces(
+      '/dht/provider/',
+      'ciq',
+      'a',
+      '2'.repeat(52),
+      'ciqcv',
+      '/',
+      '12D3KooW',
+      '/dht/record/',
+    ),
+    refuses: ['ERR_RECORD_NOT_FOUND'],
+    read: (name) => {
+      const store = new RecordStore()
+      store.put(new Key(`/${name}`))
+      store.get(new Key(`/${name}`))
+    },
+  }),
   one({ what: 'tokens', input: noise, refuses: ['ERR_TOKEN_INVALID'], read: parseTokens }),
 ]
 
+const text = (maxLength: number) => fc.uint8Array({ maxLength })
+const someNode = fc.record({
+  id: fc.oneof(
+    fc
+      .uint8Array({ minLength: 36, maxLength: 36 })
+      .map((id) => Uint8Array.from([0, 36, 8, 1, 18, 32, ...id.slice(0, 32)])),
+    text(64),
+  ),
+  addresses: fc.array(
+    fc.oneof(
+      fc
+        .constantFrom(
+          '/ip4/127.0.0.1/tcp/1',
+          '/ip4/10.0.0.1/tcp/5002',
+          '/ip6/::1/tcp/1',
+          '/dns4/a.b/tcp/1',
+        )
+        .map((each) => multiaddr(each).bytes),
+      text(40),
+    ),
+    { maxLength: 4 },
+  ),
+})
+/** What could be a message of kad-dht, field by field, and what could not. */
+const dhtMessages = fc.oneof(
+  {
+    weight: 4,
+    arbitrary: fc
+      .record({
+        type: fc.integer({ min: -1, max: 9 }),
+        key: fc.oneof(
+          fc
+            .uint8Array({ minLength: 32, maxLength: 32 })
+            .map((hash) => Uint8Array.from([18, 32, ...hash])),
+          text(80),
+        ),
+        record: fc.option(text(200)),
+        closer: fc.array(someNode, { maxLength: 8 }),
+        providers: fc.array(someNode, { maxLength: 8 }),
+      })
+      .map(({ type, key, record, closer, providers }) => {
+        const message = new BinaryWriter().tag(1, WireType.Varint).int32(type)
+        message.tag(2, WireType.LengthDelimited).bytes(key)
+        if (record !== null) message.tag(3, WireType.LengthDelimited).bytes(record)
+        for (const [field, nodes] of [
+          [8, closer],
+          [9, providers],
+        ] as const)
+          for (const { id, addresses } of nodes) {
+            const node = new BinaryWriter().tag(1, WireType.LengthDelimited).bytes(id)
+            for (const address of addresses) node.tag(2, WireType.LengthDelimited).bytes(address)
+            message.tag(field, WireType.LengthDelimited).bytes(node.finish())
+          }
+        return new BinaryWriter().bytes(message.finish()).finish()
+      }),
+  },
+  // As long as they say, and not
+  bytes.map((body) => new BinaryWriter().bytes(body).finish()),
+  bytes,
+)
+
+/** The same cases in every run, made as they are needed. */
+function* samples<T>(arbitrary: fc.Arbitrary<T>): Generator<T> {
+  for (let made = 0; made < CASES; made += 1000)
+    yield* fc.sample(arbitrary, { seed: 8 + made, numRuns: Math.min(1000, CASES - made) })
+}
+
 suite('nonsense', () => {
   for (const define of PARSERS) define()
+
+  test('as messages of the DHT leaves a node as it was', { timeout: TIMEOUT }, async () => {
+    await using mesh = new LoopbackMesh()
+    let heard = 0
+    const { router } = await mesh.add({
+      onMessages(protocol, direction, messages) {
+        if (protocol === 'dht' && direction === 'in') heard += messages
+      },
+    })
+    const held = digestOf('what it holds')
+    router.advertise([held])
+    await using stranger = await DhtStranger.connect(router)
+    const before = cpuMs()
+    const messages = samples(dhtMessages)
+    const senders = Array.from({ length: 8 }, async () => {
+      for (const message of messages) await stranger.send(message)
+    })
+    await Promise.all(senders)
+    const took = (cpuMs() - before) / CASES
+    assert.ok(took < 20, `${took} ms of this thread a message, both ends together`)
+    assert.ok(heard > CASES / 4, `${heard} of ${CASES} were messages`)
+    // It has kept no more than it may, and does its work.
+    const other = await mesh.add()
+    await until(async () => (await holders(other.router, held)).length === 1)
+  })
 })

@@ -9,6 +9,7 @@ import { UpstreamError, type UpstreamFetcher } from '../upstream/answer.ts'
 import { rewrite } from '../upstream/rewrite.ts'
 import { GRANT_LIFE, Grants, type Credentials, type Outcome, type Scope } from './grants.ts'
 import type { PrivateImages } from './policy.ts'
+import { isProbe, showsProbe } from './probe.ts'
 
 /** Questions to registries at a time about who may pull. */
 const MAX_CHECKS = 64
@@ -79,7 +80,13 @@ export class Doorkeeper {
   readonly #failures = new Map<string, { count: number; since: number }>()
   readonly #unreachable = new Map<string, number>()
 
-  constructor(components: DoorkeeperComponents, init: { offline: number }) {
+  readonly #homeRegistry: string
+
+  constructor(
+    components: DoorkeeperComponents,
+    init: { readonly offline: number; readonly homeRegistry: string },
+  ) {
+    this.#homeRegistry = init.homeRegistry
     this.#components = components
     this.#grants = new Grants(init)
   }
@@ -93,7 +100,7 @@ export class Doorkeeper {
    * @throws {DistributionError}
    */
   admit({ pull, authorization }: Admission): void {
-    if (this.#components.images.policyOf(pull.registry, pull.repository) !== 'verify') return
+    if (!this.#isProbe(pull) && !this.#isPrivate(pull)) return
     const [, token] = /^Bearer ([\w-]{1,256})$/i.exec(authorization ?? '') ?? []
     const outcome = token === undefined ? undefined : this.#grants.outcomeOf(token, pull)
     switch (outcome) {
@@ -129,11 +136,29 @@ export class Doorkeeper {
   async token({ service, scope, asked, credentials }: TokenRequest): Promise<TokenAnswer> {
     const [, repository = ''] = /^repository:([^: ]+):[a-z,*]*pull[a-z,*]*/.exec(scope) ?? []
     const pull = questionOf(service, repository, asked)
-    if (pull === undefined || this.#components.images.policyOf(service, repository) !== 'verify')
+    if (pull === undefined || !(this.#isProbe(pull) || this.#isPrivate(pull)))
       throw new DistributionError('UNAUTHORIZED', 'no such registry, repository or content here')
-    const outcome = await this.#check(pull, credentials)
+    const outcome = this.#isProbe(pull)
+      ? this.#checkProbe(credentials)
+      : await this.#check(pull, credentials)
     const token = this.#grants.issue(pull, outcome)
     return { token, access_token: token, expires_in: GRANT_LIFE / 1000 }
+  }
+
+  #isPrivate({ registry, repository }: Scope): boolean {
+    return this.#components.images.policyOf(registry, repository) === 'verify'
+  }
+
+  #isProbe(pull: Scope): boolean {
+    return isProbe(pull, this.#homeRegistry)
+  }
+
+  #checkProbe(credentials: Credentials): Outcome {
+    if (showsProbe(credentials)) return 'granted'
+    throw new DistributionError(
+      'UNAUTHORIZED',
+      'containerd does not show the login of shoal doctor',
+    )
   }
 
   async #check(pull: PullRequest, credentials: Credentials): Promise<Outcome> {

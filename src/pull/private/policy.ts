@@ -1,5 +1,5 @@
 import type { PullRequest } from '../../oci/distribution.ts'
-import { namePattern } from '../../oci/reference.ts'
+import { fullName, namePattern, registryOf } from '../../oci/reference.ts'
 
 /**
  * Who may have images of a registry. `open`: whoever may pull on a node. `upstream`: who is let in by the registry itself, which
@@ -23,7 +23,6 @@ export class PrivateImages {
     readonly host: string
     /** Of a registry as a whole */
     readonly concerns: (registry: string) => boolean
-    readonly whole: boolean
   }[]
 
   readonly #home: string | undefined
@@ -40,7 +39,6 @@ export class PrivateImages {
         host,
         matches: (name) => patterns.some((pattern) => pattern.test(name)),
         concerns: (registry) => ofHost.test(registry),
-        whole: rest.length === 0 || rest.join('/') === '*',
       }
     })
   }
@@ -52,10 +50,10 @@ export class PrivateImages {
   }
 
   /**
-   * Whether content may be given to who names the registry of `pull`, in which he may pull. What came from private registries
-   * only (`origins`) is given under their names and no other, though a digest is the same everywhere; of what is `upstream` that
-   * holds for manifests, by which its blobs are known. What came this moment has no origin yet, and may be private; undefined
-   * is where nobody keeps such a thing.
+   * Whether content may be given to who names the repository of `pull`, from which he may pull. What came from private
+   * repositories only (`origins`, by full name) is given under their names and no other, though a digest is the same everywhere; of
+   * what is `upstream` that holds for manifests, by which its blobs are known. What came this moment has no origin yet, and may be
+   * private; undefined is where nobody keeps such a thing.
    */
   mayGive(pull: PullRequest, origins: readonly string[] | undefined): boolean {
     if (origins === undefined) return true
@@ -64,24 +62,23 @@ export class PrivateImages {
   }
 
   /** containerd leaves the port out of its labels, so that an origin without one may be any registry of that host. */
-  #isFor({ registry, repository, kind }: PullRequest, origin: string): boolean {
+  #isFor(pull: PullRequest, origin: string): boolean {
+    const { registry, repository, kind } = pull
+    const host = registryOf(origin)
     const portless = this.#rules.some(
-      ({ policy, concerns, host }) =>
-        hides(policy, kind) && !concerns(origin) && namePattern(withoutPort(host)).test(origin),
+      (rule) =>
+        hides(rule.policy, kind) &&
+        !rule.concerns(host) &&
+        namePattern(withoutPort(rule.host)).test(host),
     )
     if (portless)
-      return withoutPort(registry) === origin && hides(this.policyOf(registry, repository), kind)
-    return origin === registry || !this.#hides(origin, kind)
-  }
-
-  #hides(registry: string, kind: PullRequest['kind']): boolean {
-    if (registry === this.#home) return false
-    for (const { concerns, policy, whole } of this.#rules) {
-      if (!concerns(registry)) continue
-      if (hides(policy, kind)) return true
-      if (whole) return false
-    }
-    return false
+      return (
+        `${withoutPort(registry)}/${repository}` === origin &&
+        hides(this.policyOf(registry, repository), kind)
+      )
+    return (
+      fullName(pull) === origin || !hides(this.policyOf(host, origin.slice(host.length + 1)), kind)
+    )
   }
 }
 

@@ -2,6 +2,7 @@ import { bytesBody } from '../../oci/body.ts'
 import type { Digest } from '../../oci/digest.ts'
 import { keyOf, type PullRequest } from '../../oci/distribution.ts'
 import type { Descriptor } from '../../oci/manifest.ts'
+import { fullName } from '../../oci/reference.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from '../source.ts'
 
 /** So long an answer is given to others, in ms: by then the store has it, and a tag may mean something else. */
@@ -108,7 +109,7 @@ export class Heard implements ContentSource {
 
 const NOT_HEARD = new ContentNotFoundError('it is not being asked for')
 
-/** With its registry: a digest says nothing of who may have it. */
+/** With its repository: a digest says nothing of who may have it. */
 function nameOf(request: PullRequest): string {
-  return `${request.method} ${request.registry} ${keyOf(request)}`
+  return `${request.method} ${fullName(request)} ${keyOf(request)}`
 }

@@ -1,5 +1,6 @@
 import { request, type Dispatcher } from 'undici'
 import type { RegistryAccess, RegistryAuth } from '../../config/registries.ts'
+import { parseChallenges } from './challenges.ts'
 
 /** For whom, and for what. */
 export interface AuthorizationContext {
@@ -156,25 +157,4 @@ async function readText({ body }: Dispatcher.ResponseData): Promise<string> {
     chunks.push(bytes)
   }
   return Buffer.concat(chunks).toString('utf8')
-}
-
-interface Challenge {
-  /** In lower case */
-  readonly scheme: string
-  readonly parameters: ReadonlyMap<string, string>
-}
-
-/** @see https://www.rfc-editor.org/rfc/rfc9110.html#name-www-authenticate */
-function parseChallenges(header: string): Challenge[] {
-  const challenges: { scheme: string; parameters: Map<string, string> }[] = []
-  const part = /\s*,?\s*(?:([\w-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))|([\w-]+)(?=\s|,|$))/gy
-  for (const [, name, quoted, token, scheme] of header.slice(0, 4096).matchAll(part)) {
-    if (scheme !== undefined)
-      challenges.push({ scheme: scheme.toLowerCase(), parameters: new Map() })
-    else if (name !== undefined)
-      challenges
-        .at(-1)
-        ?.parameters.set(name.toLowerCase(), quoted?.replaceAll(/\\(.)/g, '$1') ?? token ?? '')
-  }
-  return challenges
 }

@@ -34,7 +34,7 @@ const DELETED_MS = 30 * 24 * 3_600_000
 export const PARTS = 64
 
 /** Why a claim is not taken: it is none, it is from the future, or the node that made it may not say such things. */
-export type ClaimRefusal = 'invalid' | 'future' | 'untrusted' | 'not shared'
+export type ClaimRefusal = 'invalid' | 'future' | 'untrusted' | 'not shared' | 'older'
 
 /** Keeps claims of what was pushed or deleted on a disk. */
 export interface ClaimKeeper {
@@ -154,6 +154,7 @@ export class ClaimBook implements TagClaims {
     let written: WrittenClaim
     try {
       written = readClaim(signed)
+      if (this.#isOlder(written.claim)) return this.#refuse('older', written.claim)
       if (this.#isKnown(written.claim) || this.#isForgotten(written.claim)) return false
       const refusal = this.#refusal(written.claim)
       if (refusal !== undefined) return this.#refuse(refusal, written.claim)
@@ -276,6 +277,12 @@ export class ClaimBook implements TagClaims {
     return [own, oldest].some((entry) => entry && newestFirst(entry.claim, claim) <= 0)
   }
 
+  /** Its own node has said something else since: whoever tells it has not heard of that, or would like others not to have. */
+  #isOlder(claim: TagClaim): boolean {
+    const said = this.#names.get(claim.name)?.find((entry) => entry.claim.node === claim.node)
+    return said !== undefined && newestFirst(said.claim, claim) < 0
+  }
+
   /** A node that was away for long brings back what it has; or one that has not forgotten it yet, that it was deleted. */
   #isForgotten({ name, kind, stamp }: TagClaim): boolean {
     if (kind === 'observed' || stamp.ms > this.#forgotten) return false
@@ -301,6 +308,8 @@ export class ClaimBook implements TagClaims {
         'a claim from the future is refused: its clock or that of this node is wrong',
       )
     else if (reason === 'not shared') this.#log.debug(fields, 'a claim is not for this node')
+    else if (reason === 'older')
+      this.#log.debug(fields, 'a claim is older than what its node says now')
     else this.#log.warn({ ...fields, reason }, 'a claim is refused')
     return false
   }

@@ -49,6 +49,8 @@ interface PeerProtocolComponents {
   readonly inventory: Inventory
   /** Told of every message that goes out or comes in */
   readonly onMessage?: (direction: 'in' | 'out') => void
+  /** Told of each peer that is sent away because it broke the protocol */
+  readonly onCutOff?: () => void
 }
 
 interface PeerProtocolInit {
@@ -89,6 +91,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #node: Libp2p
   readonly #inventory: Inventory
   readonly #onMessage: (direction: 'in' | 'out') => void
+  readonly #onCutOff: () => void
   readonly #init: PeerProtocolInit
   readonly #listening = new Set<Listening>()
   readonly #remotes = new Map<string, Listening & { node: Remote }>()
@@ -104,12 +107,13 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 
   constructor(components: PeerProtocolComponents, init: PeerProtocolInit) {
     super()
-    const { log, node, inventory, onMessage = () => {} } = components
+    const { log, node, inventory, onMessage = () => {}, onCutOff = () => {} } = components
     this.setMaxListeners(0)
     this.#log = log
     this.#node = node
     this.#inventory = inventory
     this.#onMessage = onMessage
+    this.#onCutOff = onCutOff
     this.#init = init
   }
 
@@ -417,6 +421,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
         { peer: peer.toString(), err: error },
         'peer broke the protocol and is cut off',
       )
+      this.#onCutOff()
     }
     this.#cut.set(peer.toString(), performance.now() + CUT_MS)
     this.#end(listening, false)

@@ -168,8 +168,8 @@ export class ContainerdStore implements WritableStore {
     return newest && new GrowingFile(newest.path)
   }
 
-  registriesOf(digest: Digest): readonly string[] {
-    return this.#inventory.registriesOf(digest)
+  repositoriesOf(digest: Digest): readonly string[] {
+    return this.#inventory.repositoriesOf(digest)
   }
 
   recheck(): void {

@@ -1,11 +1,5 @@
 import type { Digest } from '../../oci/digest.ts'
-import {
-  isDigestKey,
-  registryOf,
-  repositoryOf,
-  type ContentKey,
-  type TagName,
-} from '../../oci/reference.ts'
+import { isDigestKey, repositoryOf, type ContentKey, type TagName } from '../../oci/reference.ts'
 import { held, type ContainerdClient, type ContentInfo, type Origin } from './client.ts'
 
 const CONCURRENT_CHECKS = 16
@@ -54,12 +48,7 @@ export class Inventory {
     return new Set(this.#told)
   }
 
-  /** The registries that content came from by its labels, or whose tags lead to it. */
-  registriesOf(digest: Digest): readonly string[] {
-    return [...new Set(this.repositoriesOf(digest).map(registryOf))]
-  }
-
-  /** The same for repositories, by their full names. */
+  /** The repositories, by full name, that content came from by its labels, or whose tags lead to it. */
   repositoriesOf(digest: Digest): readonly string[] {
     this.#led ??= this.#followTags()
     return [...(this.#content.get(digest)?.repositories ?? []), ...(this.#led.get(digest) ?? [])]

@@ -216,7 +216,7 @@ export class LayoutStore implements WritableStore, Startable {
   }
 
   /** An image layout has no place for where content came from. */
-  registriesOf(): undefined {}
+  repositoriesOf(): undefined {}
 
   recheck(): void {
     this.#doubted = true

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { closeSync, openSync } from 'node:fs'
+import { openSync } from 'node:fs'
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,7 +13,6 @@ suite('the log', () => {
     t.after(() => rm(directory, { recursive: true }))
     const file = join(directory, 'log')
     const destination = openSync(file, 'w')
-    t.after(() => closeSync(destination))
     const log = createLogger({ level: 'info', destination, maxLines: 20 })
     const child = log.child({ component: 'test' })
     const said = async () => {

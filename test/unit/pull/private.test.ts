@@ -45,37 +45,48 @@ suite('policies of private images', () => {
     )
   })
 
-  test('content of private registries only is given under their names', () => {
+  test('content of private repositories only is given under their names', () => {
     const may = (rules: PrivateRule[], origins: string[] | undefined, over = {}) =>
       new PrivateImages(rules).mayGive(pull({ registry: 'open.test', ...over }), origins)
     const verify: PrivateRule[] = [{ registry: 'reg.test', policy: 'verify' }]
     const upstream: PrivateRule[] = [{ registry: 'reg.test', policy: 'upstream' }]
+    const origin = 'reg.test/org/app'
     for (const kind of ['manifest', 'blob'] as const) {
-      assert.equal(may(verify, ['reg.test'], { kind }), false)
-      assert.equal(may(verify, ['reg.test'], { kind, registry: 'reg.test' }), true)
-      assert.equal(may(verify, ['reg.test', 'docker.io'], { kind }), true)
+      assert.equal(may(verify, [origin], { kind }), false)
+      assert.equal(may(verify, [origin], { kind, registry: 'reg.test' }), true)
+      // A right to pull is for one repository
+      assert.equal(may(verify, ['reg.test/org/other'], { kind, registry: 'reg.test' }), false)
+      assert.equal(
+        may(verify, ['reg.test/org/other', origin], { kind, registry: 'reg.test' }),
+        true,
+      )
+      assert.equal(may(verify, ['reg.test/org/app/more'], { kind, registry: 'reg.test' }), false)
+      assert.equal(may(verify, [origin, 'docker.io/library/a'], { kind }), true)
       // Not known yet, and where nobody keeps it
       assert.equal(may(verify, [], { kind }), false)
       assert.equal(may(verify, undefined, { kind }), true)
       assert.equal(may([], [], { kind }), true)
-      assert.equal(may(upstream, ['reg.test'], { kind }), kind === 'blob')
+      assert.equal(may(upstream, [origin], { kind }), kind === 'blob')
     }
     // containerd's labels leave the port out.
     const ported: PrivateRule[] = [{ registry: 'reg.test:5000', policy: 'verify' }]
-    for (const origins of [['reg.test'], ['reg.test', 'reg.test:5000']]) {
+    for (const origins of [[origin], [origin, 'reg.test:5000/org/app']]) {
       for (const registry of ['open.test', 'reg.test', 'reg.test:6000'])
         assert.equal(may(ported, origins, { registry }), false, registry)
       assert.equal(may(ported, origins, { registry: 'reg.test:5000' }), true)
+      const elsewhere = { registry: 'reg.test:5000', repository: 'org/other' }
+      assert.equal(may(ported, origins, elsewhere), false)
     }
-    assert.equal(may(ported, ['reg.test', 'docker.io']), true)
+    assert.equal(may(ported, [origin, 'docker.io/library/a']), true)
     const some: PrivateRule[] = [{ registry: 'reg.test/secret/*', policy: 'verify' }]
-    assert.equal(may(some, ['reg.test']), false)
+    assert.equal(may(some, ['reg.test/secret/app']), false)
+    assert.equal(may(some, ['reg.test/public/app']), true)
     const after: PrivateRule[] = [
       { registry: 'reg.test', policy: 'open' },
       { registry: '*', policy: 'verify' },
     ]
-    assert.equal(may(after, ['reg.test']), true)
-    assert.equal(may(after, ['other.test']), false)
+    assert.equal(may(after, [origin]), true)
+    assert.equal(may(after, ['other.test/org/app']), false)
   })
 })
 
@@ -151,7 +162,7 @@ suite('doorkeeper', () => {
         realm: () => 'https://127.0.0.1:5001',
         onRefused: () => (refused += 1),
       },
-      { offline: 60_000 },
+      { offline: 60_000, homeRegistry: 'registry.localhost' },
     )
     return {
       registry,

@@ -28,7 +28,7 @@ async function watched(t: TestContext, init: { maxBytes?: number } = {}) {
     },
     watch: (options) => memory.watch(options),
     arriving: () => memory.arriving(),
-    registriesOf: (digest) => memory.registriesOf(digest),
+    repositoriesOf: (digest) => memory.repositoriesOf(digest),
     recheck: () => memory.recheck(),
   }
   const hot = new HotStore(behind, init)

@@ -1,0 +1,356 @@
+import assert from 'node:assert/strict'
+import { once } from 'node:events'
+import { openSync } from 'node:fs'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { suite, test, type TestContext } from 'node:test'
+import { effectiveConfig } from '../../src/config/effective.ts'
+import { configSchema } from '../../src/config/schema.ts'
+import { createDaemon } from '../../src/daemon.ts'
+import { createLogger } from '../../src/observe/log.ts'
+import { digestOf, type Digest } from '../../src/oci/digest.ts'
+import { MEDIA_TYPE } from '../../src/oci/manifest.ts'
+import { tagName, type ContentKey } from '../../src/oci/reference.ts'
+import { ClaimBook } from '../../src/routing/claims/claim-book.ts'
+import { loadIdentityKey } from '../../src/routing/identity.ts'
+import { Libp2pRouter } from '../../src/routing/libp2p.ts'
+import { PeerTls } from '../../src/trust/peer-tls.ts'
+import { EVERYTHING } from '../fakes/test-book.ts'
+import { until } from '../wait.ts'
+import { silent } from './routing/nodes.ts'
+
+const TOKEN = 'the token of them all'.replaceAll(' ', '-').padEnd(43, '-')
+const LOOPBACK = '127.0.0.1'
+const REPOSITORY = 'library/app'
+const TAG = tagName('docker.io', REPOSITORY, '1')
+
+const descriptorOf = (bytes: Uint8Array) => ({
+  digest: digestOf(bytes),
+  mediaType: MEDIA_TYPE.ociManifest,
+  size: bytes.length,
+})
+const manifestOf = (name: string): Buffer =>
+  Buffer.from(
+    JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPE.ociManifest, annotations: { name } }),
+  )
+
+/** A claim book that knows only what it heard first, and tells it again as if it were news. */
+class OldBook extends ClaimBook {
+  #tell: Parameters<ClaimBook['sign']>[1] = () => {}
+
+  override sign(...[self, listener]: Parameters<ClaimBook['sign']>): void {
+    super.sign(self, listener)
+    this.#tell = listener
+  }
+
+  override take(signed: Parameters<ClaimBook['take']>[0]): boolean {
+    return this.size === 0 && super.take(signed)
+  }
+
+  replay(): void {
+    for (const claim of this.inParts(EVERYTHING)) this.#tell(claim)
+  }
+}
+
+interface MemberInit {
+  readonly name: string
+  /** Where it has a way into the mesh, as `host:port` */
+  readonly bootstrap?: string
+  /** What its registry answers, by digest or tag; nothing is checked */
+  readonly content?: ReadonlyMap<string, Uint8Array>
+  /** Its registry as its card has it, if that is another port */
+  readonly registryPort?: () => number
+  /** Of whom its registry has the certificate, if not of itself */
+  readonly registryKeyOf?: string
+  readonly claims?: ClaimBook
+}
+
+/** Whoever has the token: real routing, and a registry over real TLS that gives what it is told to give. */
+async function member(t: TestContext, init: MemberInit) {
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-member-'))
+  const shown = init.registryKeyOf ?? directory
+  const tls = new PeerTls(
+    { log: silent, identity: () => loadIdentityKey(shown, { log: silent }) },
+    {},
+  )
+  tls.useTokens([TOKEN])
+  const asked: string[] = []
+  const answer = ({ url = '', method }: IncomingMessage, response: ServerResponse): void => {
+    const [, name = ''] = /\/(?:manifests|blobs)\/([^?]+)/.exec(url) ?? []
+    asked.push(`${method} ${name}`)
+    const bytes = init.content?.get(name)
+    if (bytes === undefined) {
+      response.writeHead(404).end()
+      return
+    }
+    response.writeHead(200, {
+      'content-length': bytes.length,
+      'content-type': url.includes('/manifests/') ? MEDIA_TYPE.ociManifest : MEDIA_TYPE.octets,
+      'docker-content-digest': name.includes(':') ? name : digestOf(bytes),
+    })
+    response.end(method === 'HEAD' ? undefined : bytes)
+  }
+  await tls.start()
+  const server = tls.createServer({}, answer)
+  server.listen(0, LOOPBACK)
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const [host = '', p2p] = init.bootstrap?.split(':') ?? []
+  const router = new Libp2pRouter(
+    {
+      log: silent,
+      registryPort: init.registryPort ?? (() => port),
+      ...(init.claims && { claims: init.claims }),
+    },
+    {
+      listen: { host: LOOPBACK, port: 0 },
+      nodeAddress: LOOPBACK,
+      nodeName: init.name,
+      dataDir: directory,
+      registryScheme: 'https',
+      tokens: [TOKEN],
+      gossipMs: 100,
+      bootstrap: p2p === undefined ? [] : [{ type: 'host', host, port: Number(p2p) }],
+    },
+  )
+  await router.start()
+  t.after(async () => {
+    await router.stop()
+    server.closeAllConnections()
+    server.close()
+    await tls.stop()
+    await rm(directory, { recursive: true, maxRetries: 10 })
+  })
+  return { router, directory, port, asked, at: `${LOOPBACK}:${router.address().port}` }
+}
+
+/** A daemon of the same mesh, with what it says in its log and its metrics. */
+async function honest(t: TestContext, bootstrap: readonly string[] = []) {
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-honest-'))
+  const tokenFile = join(directory, 'token')
+  await writeFile(tokenFile, TOKEN, { mode: 0o600 })
+  const any = `${LOOPBACK}:0`
+  const config = effectiveConfig(
+    configSchema.parse({
+      store: 'layout',
+      dataDir: directory,
+      nodeName: 'honest',
+      nodeAddress: LOOPBACK,
+      tokenFile,
+      listen: { local: any, peer: any, p2p: any, admin: any },
+      upstream: 'off',
+      bootstrap,
+      registries: join(directory, 'none.yaml'),
+    }),
+    { uid: 0, homeDirectory: '/', hostName: 'n', exists: () => false, diskBytes: () => 1e9 },
+  )
+  const logFile = openSync(join(directory, 'log'), 'w')
+  const daemon = createDaemon(config, {
+    log: createLogger({ level: 'debug', destination: logFile }),
+  })
+  await daemon.start()
+  // The file stays open: what is logged last is written later.
+  t.after(async () => {
+    await daemon.stop()
+    await rm(directory, { recursive: true, maxRetries: 10 })
+  })
+  const { local, admin, p2p } = daemon.addresses()
+  return {
+    daemon,
+    p2p,
+    get: async (path: string) => {
+      const answer = await fetch(`http://${local}/v2/${REPOSITORY}/${path}?ns=docker.io`)
+      return { status: answer.status, digest: digestOf(new Uint8Array(await answer.arrayBuffer())) }
+    },
+    /** The value of a metric, with its labels as they are printed. */
+    metric: async (name: string) => {
+      const text = await (await fetch(`http://${admin}/metrics`)).text()
+      const line = text.split('\n').find((each) => each.startsWith(`${name} `))
+      return Number(line?.slice(name.length + 1) ?? 0)
+    },
+    said: async (msg: string) => {
+      const lines = (await readFile(join(directory, 'log'), 'utf8')).split('\n')
+      return lines.filter((line) => line.includes(`"msg":"${msg}"`))
+    },
+  }
+}
+
+/** The daemon knows that `name` holds `keys`. */
+async function knows(
+  { daemon }: Awaited<ReturnType<typeof honest>>,
+  { router }: Awaited<ReturnType<typeof member>>,
+  keys: readonly ContentKey[],
+): Promise<void> {
+  router.advertise(keys)
+  await until(() => daemon.peers().some(({ id }) => id === router.id), { what: 'they have met' })
+}
+
+suite('a member that lies is refused, named and counted', () => {
+  test('about bytes', async (t) => {
+    const node = await honest(t)
+    const right = Buffer.alloc(100_000, 'right')
+    const digest = digestOf(right)
+    const liar = await member(t, {
+      name: 'liar',
+      bootstrap: node.p2p,
+      content: new Map([[digest, Buffer.alloc(right.length, 'wrong')]]),
+    })
+    await knows(node, liar, [digest])
+    await until(
+      async () => {
+        await assertNotGiven(node.get(`blobs/${digest}`), digest)
+        return liar.asked.includes(`GET ${digest}`)
+      },
+      { what: 'the liar is asked' },
+    )
+    await until(
+      async () => (await node.said('peer gave wrong content and is left alone')).length > 0,
+    )
+    const [line = ''] = await node.said('peer gave wrong content and is left alone')
+    assert.match(line, /"peer":"liar"/)
+    assert.ok((await node.metric('shoal_peer_attempts_total{outcome="bad content"}')) >= 1)
+    // Somebody else has it right.
+    const other = await member(t, {
+      name: 'other',
+      bootstrap: node.p2p,
+      content: new Map([[digest, right]]),
+    })
+    await knows(node, other, [digest])
+    await until(async () => {
+      const said = await node.get(`blobs/${digest}`).catch(() => undefined)
+      return said?.status === 200 && said.digest === digest
+    })
+  })
+
+  test('about who it is: a card that names the registry of another, and a registry that is of another', async (t) => {
+    const node = await honest(t)
+    const digest = digestOf('content')
+    const victim = await member(t, { name: 'victim', bootstrap: node.p2p })
+    const thief = await member(t, {
+      name: 'thief',
+      bootstrap: node.p2p,
+      registryPort: () => victim.port,
+    })
+    await knows(node, thief, [digest])
+    await until(async () => {
+      assert.equal((await node.get(`blobs/${digest}`)).status, 404)
+      return (await node.said('peer did not prove who it is')).length > 0
+    })
+    const [line = ''] = await node.said('peer did not prove who it is')
+    assert.match(line, /"peer":"thief"/)
+    assert.ok((await node.metric('shoal_peer_attempts_total{outcome="untrusted"}')) >= 1)
+    assert.deepEqual(victim.asked, [], 'the victim is asked for nothing of it')
+
+    const other = digestOf('other content')
+    const masked = await member(t, {
+      name: 'masked',
+      bootstrap: node.p2p,
+      registryKeyOf: victim.directory,
+    })
+    await knows(node, masked, [other])
+    await until(async () => {
+      assert.equal((await node.get(`blobs/${other}`)).status, 404)
+      return (await node.said('peer did not prove who it is')).some((each) =>
+        each.includes('"peer":"masked"'),
+      )
+    })
+  })
+
+  test('in its card', async (t) => {
+    const node = await honest(t)
+    const forger = await member(t, { name: 'a\u001b[2Jb', bootstrap: node.p2p })
+    await until(async () => (await node.metric('shoal_peers_cut_off_total')) >= 1)
+    const [line = ''] = await node.said('peer broke the protocol and is cut off')
+    assert.ok(line.includes(`"peer":"${forger.router.id}"`), line)
+    assert.deepEqual(node.daemon.peers(), [])
+  })
+
+  test('about a tag that others know better', async (t) => {
+    const node = await honest(t)
+    const [good, evil] = [manifestOf('good'), manifestOf('evil')]
+    const claims = new ClaimBook({ log: silent, shares: () => true }, { trusted: true })
+    const author = await member(t, {
+      name: 'author',
+      bootstrap: node.p2p,
+      claims,
+      content: new Map([[digestOf(good), good]]),
+    })
+    claims.claim({ name: TAG, kind: 'observed', descriptor: descriptorOf(good) })
+    await knows(node, author, [digestOf(good)])
+    const poisoner = await member(t, {
+      name: 'poisoner',
+      bootstrap: node.p2p,
+      content: new Map([
+        ['1', evil],
+        [digestOf(evil), evil],
+      ]),
+    })
+    await knows(node, poisoner, [TAG, digestOf(evil)])
+    const conflicts = 'shoal_tag_conflicts_total{kind="served"}'
+    await until(
+      async () => {
+        const said = await node.get('manifests/1')
+        return said.digest === digestOf(good) && (await node.metric(conflicts)) >= 1
+      },
+      { what: 'the claim counts, not what is served' },
+    )
+    // From now on that is all that is ever given.
+    for (let times = 0; times < 3; times += 1)
+      assert.equal((await node.get('manifests/1')).digest, digestOf(good))
+    const [line = ''] = await node.said(
+      'a peer serves a tag with another digest than was claimed last',
+    )
+    assert.match(line, /"peer":"poisoner"/)
+  })
+
+  test('by saying again what another has said long ago', async (t) => {
+    const claims = new ClaimBook({ log: silent, shares: () => true }, { trusted: true })
+    const [before, now] = [manifestOf('before'), manifestOf('now')]
+    const author = await member(t, {
+      name: 'author',
+      claims,
+      content: new Map([[digestOf(now), now]]),
+    })
+    claims.claim({ name: TAG, kind: 'observed', descriptor: descriptorOf(before) })
+    const heard = new OldBook({ log: silent, shares: () => true }, { trusted: true })
+    const replayer = await member(t, {
+      name: 'replayer',
+      bootstrap: author.at,
+      claims: heard,
+      content: new Map([
+        ['1', before],
+        [digestOf(before), before],
+      ]),
+    })
+    await until(() => heard.size === 1, { what: 'the replayer has heard the old claim' })
+    const node = await honest(t, [author.at])
+    await knows(node, replayer, [TAG, digestOf(before)])
+    await knows(node, author, [digestOf(now)])
+    claims.claim({ name: TAG, kind: 'observed', descriptor: descriptorOf(now) })
+    await until(async () => (await node.get('manifests/1')).digest === digestOf(now))
+    const older = 'shoal_tag_claims_refused_total{reason="older"}'
+    await until(
+      async () => {
+        heard.replay()
+        return (await node.metric(older)) >= 1
+      },
+      { what: 'the old claim is told again, and refused' },
+    )
+    const [line = ''] = await node.said('a claim is older than what its node says now')
+    assert.ok(line.includes(author.router.id ?? '-') && line.includes(digestOf(before)), line)
+    await until(async () => (await node.get('manifests/1')).digest === digestOf(now))
+    assert.equal((await node.get('manifests/1')).digest, digestOf(now))
+  })
+})
+
+/** It breaks off, or is not there: never a whole answer, nor one that hashes to something else. */
+async function assertNotGiven(
+  answer: Promise<{ status: number; digest: Digest }>,
+  digest: Digest,
+): Promise<void> {
+  const said = await answer.catch(() => undefined)
+  if (said?.status === 200) assert.equal(said.digest, digest)
+}
