@@ -4,6 +4,7 @@ import manifest from '../package.json' with { type: 'json' }
 import type { EffectiveConfig } from './config/effective.ts'
 import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
 import {
+  type Config,
   formatAddress,
   formatLocal,
   p2pPort,
@@ -16,6 +17,7 @@ import { DataDirectory } from './daemon/data-directory.ts'
 import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'
 import { createMeshTrust } from './daemon/mesh-trust.ts'
 import { nodeStatus } from './daemon/node-status.ts'
+import { createPrefetches } from './daemon/prefetches.ts'
 import { createPulls } from './daemon/pulls.ts'
 import { createPushes } from './daemon/pushes.ts'
 import { createAdminServer } from './http/admin.ts'
@@ -54,7 +56,7 @@ import type { Peer } from './routing/router.ts'
 import { ContainerdStore } from './store/containerd/containerd-store.ts'
 import { HotStore } from './store/hot-store.ts'
 import { LayoutStore } from './store/layout/layout-store.ts'
-import { createLinks, type LinkLimits } from './traffic/links.ts'
+import { createLinks } from './traffic/links.ts'
 import { LoopbackTls } from './trust/loopback-tls.ts'
 
 /** A running node. */
@@ -218,8 +220,9 @@ export function createDaemon(
     { shares: (key) => followed.current.sharing !== 'off' && rights.shares(key) },
   )
 
-  let rates: LinkLimits = config.limits
-  const links = createLinks(() => rates)
+  /** What its own configuration says now of what can change while it runs */
+  let now: Pick<Config, 'limits' | 'prefetch'> = config
+  const links = createLinks(() => now.limits)
   const routes = new UpstreamRoutes({
     homeRegistry: config.registry.name,
     localPort: () => localListener?.address().port,
@@ -416,7 +419,7 @@ export function createDaemon(
         store.recheck()
         claims.recheck()
       },
-      onWritten: ({ limits: now }) => (rates = now),
+      onWritten: (written) => (now = written),
       onSharing: (sharing) => router.share(sharing),
       onK3sRegistry(now) {
         if (peer !== 'auto') return
@@ -428,6 +431,20 @@ export function createDaemon(
     },
     config,
   )
+
+  const prefetches = createPrefetches(config, {
+    component,
+    metrics,
+    writable,
+    store,
+    router,
+    pushes,
+    images,
+    door,
+    isShared: (name) => rights.isShared(name),
+    lists: () => now.prefetch,
+    ready: () => notReady() === undefined,
+  })
 
   // What it says of itself.
   const status = () =>
@@ -443,6 +460,7 @@ export function createDaemon(
       replicas: pushes.replicas,
       pulls,
       links,
+      prefetches,
       mirror,
     })
   const admin = createAdminServer({
@@ -453,6 +471,7 @@ export function createDaemon(
     config,
     explain: pulls.explain,
     roundTrips: () => pulls.roundTrips.try(),
+    prefetch: (request, signal) => prefetches.warmup.run(request, signal),
     history,
     peers: () =>
       router.peers().map(({ name, origins: [origin = ''], zone, region }) => {
@@ -490,6 +509,7 @@ export function createDaemon(
     spool: pulls.spool,
     pushes: pushes.uploads,
     replicas: pushes.replicas,
+    prefetches,
     store,
     claims,
     mirror,
@@ -526,6 +546,7 @@ export function createDaemon(
     ...pulls.parts,
     history,
     ...pushes.parts,
+    ...prefetches.parts,
     { start: async () => {}, stop: async () => door?.close() },
     ...(loopbackTls === undefined ? [] : [loopbackTls]),
     ...(localListener ? [localListener] : []),

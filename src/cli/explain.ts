@@ -2,7 +2,7 @@ import { Command, InvalidArgumentError } from 'commander'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { PullPlan } from '../observe/explain.ts'
 import type { ContentReport, PullReport } from '../observe/pull-history.ts'
-import { looksLikeRegistry } from '../oci/reference.ts'
+import { imageInFull } from '../oci/reference.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
 import { formatBytes, printable } from './text.ts'
@@ -29,7 +29,7 @@ export function explainCommand(): Command {
     .action(async (image: string) => {
       const { config } = await loadGiven(explain)
       const origin = mirrorEndpoint(config.listen.admin)
-      const path = `/explain?image=${encodeURIComponent(inFull(image))}`
+      const path = `/explain?image=${encodeURIComponent(imageInFull(image))}`
       const plan = await askDaemon<PullPlan>(origin, path, [
         'image',
         'claims',
@@ -47,15 +47,6 @@ export function explainCommand(): Command {
       )
     })
   return addConfigOptions(explain, ['listen.admin'])
-}
-
-/** What people leave out: the registry of Docker, its `library`, and `latest`. */
-function inFull(image: string): string {
-  const [first = '', ...rest] = image.split('/')
-  const named = rest.length > 0 && looksLikeRegistry(first)
-  const path = named ? image : rest.length > 0 ? `docker.io/${image}` : `docker.io/library/${image}`
-  const last = path.slice(path.lastIndexOf('/'))
-  return last.includes(':') ? path : `${path}:latest`
 }
 
 function whole(text: string): number {

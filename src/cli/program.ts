@@ -7,6 +7,7 @@ import { installCommand, uninstallCommand } from './install.ts'
 import { mirrorCommand } from './mirror.ts'
 import { pinCommand, unpinCommand } from './pin.ts'
 import { explainCommand } from './explain.ts'
+import { pullCommand } from './pull.ts'
 import { rolloutCommand } from './rollout.ts'
 import { serveCommand } from './serve.ts'
 import { statusCommand } from './status.ts'
@@ -28,6 +29,7 @@ export function createProgram(): Command {
     .addCommand(installCommand())
     .addCommand(uninstallCommand())
     .addCommand(mirrorCommand())
+    .addCommand(pullCommand())
     .addCommand(pinCommand())
     .addCommand(unpinCommand())
     .addCommand(explainCommand())

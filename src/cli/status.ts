@@ -3,12 +3,14 @@ import { mirrorEndpoint } from '../mirror/certs-dir.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { askDaemon } from './ask-daemon.ts'
 import { addConfigOptions, loadGiven } from './config.ts'
-import { formatBytes, printable } from './text.ts'
+import { formatBytes, formatSeconds, printable } from './text.ts'
 
 /** Peers that are named; of more it is said how many. */
 const NAMED_PEERS = 8
 /** Images with too few copies that are named */
 const NAMED_IMAGES = 3
+/** Listed images that cannot be got */
+const NAMED_MISSING = 20
 const STATUS_KEYS = [
   'notReady',
   'sharing',
@@ -17,6 +19,7 @@ const STATUS_KEYS = [
   'mesh',
   'together',
   'upstream',
+  'prefetch',
   'limits',
   'mirror',
 ] as const
@@ -73,6 +76,7 @@ export function describeStatus(status: NodeStatus): string {
       : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
     ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
+    ...describePrefetch(status.prefetch),
     ['limits', describeLimits(status.limits)],
     ['mirror', describeMirror(mirror)],
   ]
@@ -159,6 +163,23 @@ function describeUpstream({ on, resting }: NodeStatus['upstream']): string {
       : `${url} is down, tried again ${seconds === 0 ? 'at the next pull' : `in ${seconds} s`}`
   })
   return `on; ${each.join('; ')}`
+}
+
+function describePrefetch(prefetch: NodeStatus['prefetch']): [string, string][] {
+  const { getting, listed, missing } = prefetch
+  if (listed + getting === 0) return []
+  const there =
+    listed === 0 ? 'no list' : `${listed - missing.length} of ${listed} listed images there`
+  return [
+    ['prefetch', `${there}${getting === 0 ? '' : `, ${getting} being got or waiting`}`],
+    ...missing
+      .filter(({ reason }) => reason !== null)
+      .slice(0, NAMED_MISSING)
+      .map(({ image, reason, retryMs }): [string, string] => [
+        '',
+        `${image}: ${reason}; ${retryMs === 0 ? 'tried now' : `again in ${formatSeconds(retryMs / 1000)}`}`,
+      ]),
+  ]
 }
 
 function describeLimits(limits: NodeStatus['limits']): string {

@@ -751,6 +751,14 @@ export const configSchema = z.strictObject(
         description:
           "Who may have images of a registry, as `{registry: PATTERN, policy: POLICY}` or `PATTERN=POLICY`; the first rule that matches counts. A pattern is a registry or a name such as `ghcr.io/acme/app`, in which `*` stands for anything. `open`: whoever may pull on this node. `upstream`: containerd asks the registry itself for every manifest, with the login of the pod, and only blobs, by digest, come from nodes. `verify`: containerd shows the login of the pod to this node, which asks the registry whether it lets it in; while the registry cannot be reached, who was let in before may still pull. It needs `tokenFile`, and containerd's store. Content of registries that are not `open` is not given out under the name of another registry.",
       }),
+    prefetch: z
+      .array(absolutePath(), { error: 'expected a list of absolute paths' })
+      .prefault([])
+      .register(docs, {
+        placeholder: 'PATH',
+        description:
+          "Lists of images that this node gets before they are needed, at its start and when a list changes: files with a name in each line (`#` begins a comment), as K3s' `images.txt`, or directories, of which every `*.txt` is one. Of an image for several platforms the node gets its own. What cannot be got is tried again, ever less often. It is followed while the node runs.",
+      }),
     verify: z
       .strictObject(
         {

@@ -10,6 +10,7 @@ import type { ContainerdStore } from '../store/containerd/containerd-store.ts'
 import type { HotStore } from '../store/hot-store.ts'
 import { rateStatus, type Links } from '../traffic/links.ts'
 import type { FollowedConfig } from './followed-config.ts'
+import type { Prefetches } from './prefetches.ts'
 import type { Pulls } from './pulls.ts'
 
 /** Of the trees of pulls that a node keeps lists of, its status names so many. */
@@ -28,6 +29,7 @@ export interface NodeStatusComponents {
   readonly replicas: Replicas
   readonly pulls: Pick<Pulls, 'swarm' | 'upstream'>
   readonly links: Links
+  readonly prefetches: Prefetches
   readonly mirror: MirrorKeeper
 }
 
@@ -46,6 +48,7 @@ export async function nodeStatus(
     replicas,
     pulls: { swarm, upstream },
     links,
+    prefetches: { prefetcher, lists },
     mirror,
   }: NodeStatusComponents,
 ): Promise<NodeStatus> {
@@ -104,9 +107,10 @@ export async function nodeStatus(
         })),
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
+    prefetch: { getting: prefetcher.size, ...lists.status() },
     limits: rateStatus(links),
     // The file that cannot be used, and why, is in the text
-    complaints: followed.complaints,
+    complaints: [...followed.complaints, ...(lists.complaint ? [lists.complaint] : [])],
     mirror: {
       certsDir: mirror.certsDir ?? null,
       withdrawn: mirror.withdrawn,

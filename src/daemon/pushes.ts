@@ -18,7 +18,7 @@ import { Uploads } from '../push/uploads.ts'
 import type { ClaimBook } from '../routing/claims/claim-book.ts'
 import type { ClaimJournal } from '../routing/claims/claim-journal.ts'
 import type { Libp2pRouter } from '../routing/libp2p.ts'
-import type { KeepRequest } from '../routing/router.ts'
+import type { NamedImage } from '../routing/router.ts'
 import type { HotStore } from '../store/hot-store.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
 import type { Pulls } from './pulls.ts'
@@ -44,6 +44,9 @@ export interface Pushes {
   /** For other machines */
   readonly remote: { readonly home: Home; readonly secure: TlsFiles } | undefined
   readonly pins: PinComponents
+  readonly fetcher: Fetcher
+  /** An image by the name under which somebody on this node knows it */
+  readonly find: (image: string, signal: AbortSignal) => Promise<NamedImage>
   readonly uploads: Uploads
   readonly replicas: Replicas
   readonly parts: readonly Startable[]
@@ -148,7 +151,7 @@ export function createPushes(
     cert === undefined || key === undefined ? undefined : new TlsFiles({ log }, { cert, key })
 
   /** An image by the name under which somebody on this node knows it; a tag means what a pull would get. */
-  const findImage = async (text: string, signal: AbortSignal): Promise<KeepRequest> => {
+  const findImage = async (text: string, signal: AbortSignal): Promise<NamedImage> => {
     const { registry: host, repository: name, tag, digest } = parseReference(text)
     const repository = { registry: canonicalRegistry(host, naming), repository: name }
     const tags = tag === undefined ? [] : [tagName(repository.registry, name, tag)]
@@ -182,6 +185,8 @@ export function createPushes(
         ? undefined
         : { home: homeFor(loginAccess(passwords, { pulls: 'login' })), secure },
     pins,
+    fetcher,
+    find: findImage,
     uploads,
     replicas,
     parts: [

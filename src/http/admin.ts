@@ -6,6 +6,7 @@ import type { RoundTrip } from '../observe/round-trip.ts'
 import { parseReference, type Reference } from '../oci/reference.ts'
 import { addDashboard, type DashboardComponents } from './dashboard.ts'
 import { addMetrics } from './metrics.ts'
+import { servePrefetch, type Prefetch } from './prefetch.ts'
 import { toDistributionError } from '../oci/errors.ts'
 
 /** What the admin pages tell. */
@@ -19,13 +20,24 @@ export interface AdminComponents extends DashboardComponents {
   readonly roundTrips: () => Promise<readonly RoundTrip[]>
   /** By which this node is asked, beside its addresses */
   readonly names?: readonly string[]
+  /** What gets images for `POST /pull`; without it there is no such page. */
+  readonly prefetch?: Prefetch
   /** With what it runs, everything `auto` decided. Nothing in it is secret: secrets are in files of their own. */
   readonly config: object
 }
 
 /** Probes, metrics and what the commands ask, for this host only. */
 export function createAdminServer(components: AdminComponents): FastifyInstance {
-  const { metrics, notReady, status, explain, roundTrips, names = [], config } = components
+  const {
+    metrics,
+    notReady,
+    status,
+    explain,
+    roundTrips,
+    prefetch,
+    names = [],
+    config,
+  } = components
   const server = fastify({ forceCloseConnections: true, bodyLimit: 1024, requestTimeout: 10_000 })
   server.addHook('onRequest', async (_request, reply) => {
     void reply.header('x-content-type-options', 'nosniff')
@@ -59,5 +71,6 @@ export function createAdminServer(components: AdminComponents): FastifyInstance 
   server.post('/round-trips', async (_request, reply) => reply.send(await roundTrips()))
   server.get('/config', (_request, reply) => reply.send(config))
   addMetrics(server, metrics)
+  if (prefetch !== undefined) servePrefetch(server, prefetch)
   return server
 }

@@ -32,6 +32,10 @@ export interface ObservedNode {
   readonly replicas: {
     stats(): { readonly images: number; readonly short: number; readonly fetching: number }
   }
+  readonly prefetches: {
+    readonly prefetcher: { readonly size: number }
+    readonly lists: { status(): { readonly listed: number; readonly missing: readonly unknown[] } }
+  }
   readonly store: { readonly bytes: number }
   readonly claims: { readonly size: number }
   readonly mirror: { readonly withdrawn: boolean }
@@ -50,6 +54,7 @@ export function observeNode(
     spool,
     pushes,
     replicas,
+    prefetches: { prefetcher, lists },
     store,
     claims,
     mirror,
@@ -111,6 +116,17 @@ export function observeNode(
     'shoal_push_fetching',
     'Images that this node is getting because other nodes have asked for copies',
     () => replicas.stats().fetching,
+  )
+  observe(
+    'shoal_prefetch_queue',
+    'Images that are being got, or wait to be, before they are needed',
+    () => prefetcher.size,
+  )
+  observe('shoal_prefetch_listed', 'Images in the lists of prefetch', () => lists.status().listed)
+  observe(
+    'shoal_prefetch_missing',
+    'Of these, those that are not there yet',
+    () => lists.status().missing.length,
   )
   observe(
     'shoal_push_upload_bytes',

@@ -54,6 +54,17 @@ export function createMetrics() {
       labelNames: ['outcome'] as const,
       registers,
     }),
+    prefetched: new Counter({
+      name: 'shoal_prefetch_images_total',
+      help: 'Images that were to be got before they are needed, by what became of that: had (they were there), got or failed',
+      labelNames: ['outcome'] as const,
+      registers,
+    }),
+    prefetchedBytes: new Counter({
+      name: 'shoal_prefetch_bytes_total',
+      help: 'Bytes of images that were got before they were needed',
+      registers,
+    }),
     peerAttempts: new Counter({
       name: 'shoal_peer_attempts_total',
       help: 'Requests to single peers, by how they ended',

@@ -89,6 +89,19 @@ export interface NodeStatus {
     /** Endpoints that are not asked now */
     readonly resting: readonly RestingEndpoint[]
   }
+  /** Images that are got before they are needed */
+  readonly prefetch: {
+    /** Being got, or waiting, for whomever */
+    readonly getting: number
+    /** In the lists of `prefetch` */
+    readonly listed: number
+    /** Of these, those that are not there: why not (null while that is not known), and when they are tried again, in ms */
+    readonly missing: readonly {
+      readonly image: string
+      readonly reason: string | null
+      readonly retryMs: number
+    }[]
+  }
   /** What may pass now */
   readonly limits: readonly {
     readonly link: 'upload' | 'download' | 'wan'

@@ -1,4 +1,5 @@
 import { isDigest, type Digest } from './digest.ts'
+import type { Platform } from './platform.ts'
 
 /** Media types that Shoal itself has to tell apart; all others pass through as they are. */
 export const MEDIA_TYPE = {
@@ -31,11 +32,16 @@ export interface Descriptor {
   readonly size: number
 }
 
+/** In an index it may say what it is for. */
+export interface ChildDescriptor extends Descriptor {
+  readonly platform?: Platform
+}
+
 /** What a manifest or an index points to. */
 export interface ManifestInfo {
   readonly mediaType: string
   /** Config, layers, manifests of an index: descriptors as written, in order. */
-  readonly children: readonly Descriptor[]
+  readonly children: readonly ChildDescriptor[]
   /** What it says something about, such as the image that it signs */
   readonly subject?: Digest
   /** What kind of artifact it is: as it says itself, else the media type of its config */
@@ -77,7 +83,7 @@ export function parseManifest(bytes: Uint8Array): ManifestInfo {
   const saysOther = mediaType !== undefined && (isIndex ? MANIFEST : INDEX).includes(mediaType)
   if (isBoth || saysOther) throw new ManifestInvalidError('manifest could also be an index')
   if (isIndex) {
-    const children = manifests.map(toDescriptor)
+    const children = manifests.map((each) => ({ ...toDescriptor(each), ...platformIn(each) }))
     return { mediaType: mediaType ?? MEDIA_TYPE.ociIndex, children, ...aboutOf(json) }
   }
   if (config === undefined)
@@ -129,6 +135,15 @@ function toDescriptor(value: unknown): Descriptor {
   const descriptor = parseDescriptor(value)
   if (descriptor !== undefined) return descriptor
   throw new ManifestInvalidError('manifest has a descriptor without a valid digest and size')
+}
+
+function platformIn(descriptor: unknown): { platform?: Platform } {
+  const platform = isRecord(descriptor) ? descriptor['platform'] : undefined
+  if (!isRecord(platform)) return {}
+  const { os, architecture, variant } = platform
+  if (typeof os !== 'string' || typeof architecture !== 'string') return {}
+  const known = typeof variant === 'string' && variant !== ''
+  return { platform: { os, architecture, ...(known && { variant }) } }
 }
 
 /** Reads a descriptor; undefined when it has no valid digest and size. */

@@ -120,6 +120,15 @@ export function contentName(repository: RepositoryName, digest: Digest): Content
   return name as ContentName
 }
 
+/** A name with what people leave out: the registry of Docker, its `library`, and `latest`. */
+export function imageInFull(image: string): string {
+  const [first = '', ...rest] = image.split('/')
+  const named = rest.length > 0 && looksLikeRegistry(first)
+  const path = named ? image : rest.length > 0 ? `docker.io/${image}` : `docker.io/library/${image}`
+  const last = path.slice(path.lastIndexOf('/'))
+  return last.includes(':') ? path : `${path}:latest`
+}
+
 /** Tells a tag's full name from that of content. */
 export function isTagName(name: TagName | ContentName): name is TagName {
   return !name.includes('@')

@@ -15,7 +15,7 @@ import {
 import type { TagClaims } from '../routing/claims.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
-import type { Fetcher, FetchOptions, FetchProgress } from './fetcher.ts'
+import { FetchProgress, type Fetcher, type FetchOptions } from './fetcher.ts'
 import type { Pins } from './pins.ts'
 
 /** So often it is looked whether there are enough copies of everything, in ms. */
@@ -77,7 +77,7 @@ export class Replicas implements Startable {
   /** Images with too few copies, and how many there are */
   readonly #short = new Map<Digest, { image: string; have: number; wanted: number }>()
   /** Of the first in the queue */
-  #progress: FetchProgress = { bytes: 0, size: 0 }
+  #progress = new FetchProgress()
   #images = 0
   #stopped = new AbortController()
   #running: Promise<unknown> | undefined
@@ -111,12 +111,12 @@ export class Replicas implements Startable {
 
   /** The first of these. */
   list() {
-    const nothing = { bytes: 0, size: 0 }
     return {
       waiting: [...this.#short.values().take(MAX_LISTED)],
       getting: [...this.#queue.values().take(MAX_LISTED)].map((request, index) => ({
         image: imageOf(request),
-        ...(index === 0 ? this.#progress : nothing),
+        bytes: index === 0 ? this.#progress.bytes : 0,
+        size: index === 0 ? this.#progress.size : 0,
       })),
     }
   }
@@ -390,7 +390,7 @@ export class Replicas implements Startable {
     const { repository, digest, tags } = request
     const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
     try {
-      const progress = (this.#progress = { bytes: 0, size: 0 })
+      const progress = (this.#progress = new FetchProgress())
       await this.#fetch(request, { signal: deadline, background: () => true, progress })
       onFetched('kept')
       log.info({ digest, tags }, 'a copy is kept')

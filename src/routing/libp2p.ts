@@ -35,6 +35,13 @@ import { PeerProtocol } from './mesh/protocol.ts'
 import { adviceMessage, PULLS, readAdvice, readReport, reportMessage } from './mesh/pulls.ts'
 import { KEEPS, keepMessage, readKeepRequest } from './mesh/keeps.ts'
 import {
+  cancelMessage,
+  hearPrefetch,
+  orderMessage,
+  PREFETCH,
+  stateMessage,
+} from './mesh/prefetches.ts'
+import {
   probeAnswerMessage,
   probeRequestMessage,
   PROBES,
@@ -52,6 +59,10 @@ import type {
   Prober,
   ProbeRequest,
   KeepRequest,
+  PrefetchExchange,
+  PrefetchListener,
+  PrefetchOrder,
+  PrefetchState,
   Peer,
   PullAdvice,
   PullExchange,
@@ -203,7 +214,9 @@ interface Running {
  * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
  * is asked for.
  */
-export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeExchange, Startable {
+export class Libp2pRouter
+  implements Router, PullExchange, KeepExchange, PrefetchExchange, ProbeExchange, Startable
+{
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
@@ -235,6 +248,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
   /** Who has told last, since this node began, whether to share */
   #leader: string | undefined
   #pulls: PullListener | undefined
+  #prefetch: PrefetchListener | undefined
   #keep: ((from: string, request: KeepRequest) => void) | undefined
   #probes: ProbeListener | undefined
   #circles: readonly (readonly Peer[])[] | undefined
@@ -436,6 +450,38 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
   askToKeep(to: string, request: KeepRequest): void {
     const about = `keep ${request.digest}`
     this.#running?.protocol.tell(to, about, () => keepMessage(request))
+  }
+
+  get takesOrders(): boolean {
+    return this.#tokens.length > 0
+  }
+
+  prefetchers(): readonly Peer[] {
+    if (!this.takesOrders) return []
+    return Array.from(this.#running?.protocol.nodes() ?? [])
+      .filter(({ prefetches }) => prefetches)
+      .map(({ peer }) => peer)
+  }
+
+  orderPrefetch(to: string, id: number, order: PrefetchOrder): void {
+    this.#running?.protocol.tell(to, `prefetch ${id}`, () => orderMessage(id, order))
+  }
+
+  cancelPrefetch(to: string, id: number): void {
+    this.#running?.protocol.tell(to, `prefetch ${id}`, () => cancelMessage(id))
+  }
+
+  tellPrefetch(to: string, id: number, state: PrefetchState): void {
+    this.#running?.protocol.tell(to, `prefetched ${id}`, () => stateMessage(id, state))
+  }
+
+  onPrefetch(listener: PrefetchListener): void {
+    this.#prefetch = listener
+  }
+
+  /** Where this node is. */
+  get topology(): NodeTopology {
+    return this.#topology
   }
 
   onKeepRequest(listener: (from: string, request: KeepRequest) => void): void {
@@ -855,6 +901,8 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
         this.#probes?.asked(toProber(from), readProbeRequest(message.value))
       else if (message.case === 'probeAnswer')
         this.#probes?.answered(peer.id, readProbeAnswer(message.value))
+      else if (message.case === 'prefetch' && this.#tokens.length > 0 && this.#prefetch)
+        if (reports.take()) hearPrefetch(peer.id, message.value, this.#prefetch)
     })
     protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     const here = new Set<string>()
@@ -949,7 +997,7 @@ export class Libp2pRouter implements Router, PullExchange, KeepExchange, ProbeEx
         PULLS,
         PROBES,
         ...(this.#told === 'follow' ? [] : [LEADS_SHARING]),
-        ...(this.#tokens.length > 0 ? [KEEPS] : []),
+        ...(this.#tokens.length > 0 ? [KEEPS, PREFETCH] : []),
       ],
     }
   }

@@ -1,5 +1,6 @@
 import type { ProbeOutcome } from '../observe/round-trip.ts'
 import type { Digest } from '../oci/digest.ts'
+import type { Platform } from '../oci/platform.ts'
 import type { ContentKey, RepositoryName, TagName } from '../oci/reference.ts'
 
 /** Another node, as it described itself in its card. */
@@ -117,13 +118,17 @@ export interface PullListener {
   left(id: string): void
 }
 
-/** A node is asked to get an image, and to keep it. */
-export interface KeepRequest {
+/** An image, whatever its tags mean elsewhere. */
+export interface NamedImage {
   readonly repository: RepositoryName
   /** Of a manifest or an index */
   readonly digest: Digest
   /** Tags that mean it, in full */
   readonly tags: readonly TagName[]
+}
+
+/** A node is asked to get an image, and to keep it. */
+export interface KeepRequest extends NamedImage {
   /** Nodes that are to have it; without it as many as have what is pushed */
   readonly copies?: number
 }
@@ -182,4 +187,44 @@ export interface ProbeExchange {
 export interface ProbeListener {
   asked(from: Prober, request: ProbeRequest): void
   answered(from: string, answer: ProbeAnswer): void
+}
+
+/** A node is asked to get an image before somebody needs it. */
+export interface PrefetchOrder extends NamedImage {
+  /** Of an index what is for these; without it what is for the node that gets it */
+  readonly platforms?: readonly Platform[] | 'all'
+}
+
+/** How far a node is with an image. */
+export interface PrefetchState {
+  /** `waits`: others come first */
+  readonly stage: 'waits' | 'gets' | 'has' | 'failed'
+  /** Bytes of blobs, as far as it is known what there is to get, and of those that are there */
+  readonly size: number
+  readonly have: number
+  /** Bytes that came, by the names of those who gave them */
+  readonly sources: ReadonlyMap<string, number>
+  /** Why it failed, in one line */
+  readonly reason?: string
+}
+
+/** How nodes that trust each other have images got before they are needed. What is said may be lost, and is said again. */
+export interface PrefetchExchange {
+  /** Whether nodes trust each other, so that they take orders at all */
+  readonly takesOrders: boolean
+  /** Connected nodes that take orders. */
+  prefetchers(): readonly Peer[]
+  /** An order is named by the node that gives it and by `id`. */
+  orderPrefetch(to: string, id: number, order: PrefetchOrder): void
+  cancelPrefetch(to: string, id: number): void
+  tellPrefetch(to: string, id: number, state: PrefetchState): void
+  /** Who hears what other nodes say; one listener. */
+  onPrefetch(listener: PrefetchListener): void
+}
+
+/** Hears what other nodes say of images that are to be got. */
+export interface PrefetchListener {
+  ordered(from: string, id: number, order: PrefetchOrder): void
+  cancelled(from: string, id: number): void
+  told(from: string, id: number, state: PrefetchState): void
 }

@@ -23,6 +23,10 @@ export class DescribedIngest implements ContentIngest {
       this.#manifest = new Uint8Array(size)
   }
 
+  get received(): number {
+    return this.#upload.received
+  }
+
   async write(chunk: Uint8Array): Promise<void> {
     const { received } = this.#upload
     const { size } = this.#descriptor
@@ -47,6 +51,10 @@ export class DescribedIngest implements ContentIngest {
 
   abort(): Promise<void> {
     return this.#upload.abort()
+  }
+
+  suspend(): Promise<void> {
+    return this.#upload.suspend()
   }
 
   #parse(): ManifestInfo | undefined {

@@ -82,10 +82,11 @@ export type ContentEvent =
 /** A store that Shoal itself may write to. */
 export interface WritableStore extends ContentStore {
   /**
-   * Begins to receive content that is known beforehand. Nothing of it is held until `commit`.
+   * Begins to receive content that is known beforehand. Nothing of it is held until `commit`. With `resume` a blob goes on where one
+   * of the same digest was suspended, or was when this process or the store died; there must be one such at a time.
    * @throws {StoreFullError | StoreUnavailableError}
    */
-  ingest(descriptor: Descriptor): Promise<ContentIngest>
+  ingest(descriptor: Descriptor, options?: { resume?: boolean }): Promise<ContentIngest>
   /**
    * The same of content whose digest its end will tell. `size` in bytes keeps the room for it, and `algorithm` is that
    * of the digest, where they are known.
@@ -149,6 +150,8 @@ export type RepositoryOrAny = Pick<RepositoryName, 'registry'> & Partial<Reposit
 
 /** One piece of content on its way into a store. Ends by `commit` or `abort`, whichever comes first. */
 export interface ContentIngest {
+  /** Bytes that are there */
+  readonly received: number
   /** Resolves when `chunk` may be used for something else. */
   write(chunk: Uint8Array): Promise<void>
   /**
@@ -157,6 +160,8 @@ export interface ContentIngest {
    */
   commit(): Promise<void>
   abort(): Promise<void>
+  /** Ends it and keeps what has come, for a day at least, if it was begun with `resume`; otherwise it is aborted. */
+  suspend(): Promise<void>
 }
 
 /** Content on its way into a store, of which only the end will tell what it is. Ends like a {@link ContentIngest}. */
@@ -172,6 +177,8 @@ export interface ContentUpload {
    */
   commit(digest: Digest, manifest?: ManifestInfo): Promise<void>
   abort(): Promise<void>
+  /** As {@link ContentIngest.suspend} */
+  suspend(): Promise<void>
 }
 
 /** Whether one of some full names is that of the repository, or of any in the registry. */

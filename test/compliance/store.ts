@@ -17,6 +17,7 @@ import {
 } from '../../src/oci/reference.ts'
 import {
   DigestUnsupportedError,
+  IngestEndedError,
   NotHeldError,
   type ContentEvent,
   type ContentStore,
@@ -451,6 +452,44 @@ export function writableStoreSuite(
         await assert.rejects(long.write(new Uint8Array(1)), ContentTruncatedError)
         await long.abort()
         await assert.rejects(store.stat(descriptor.digest), NotHeldError)
+      })
+    })
+
+    test('goes on with what was suspended, where that may be, and not with what was aborted', async () => {
+      await freesFiles(async () => {
+        const large = fresh(9 * MiB + 5)
+        const { descriptor, bytes } = large
+        for (const end of [100, 5 * MiB, 7 * MiB + 1]) {
+          const part = await store.ingest(descriptor, { resume: true })
+          const { received } = part
+          assert.ok(received < end)
+          await part.write(bytes.subarray(received, end))
+          await part.suspend()
+          await part.suspend()
+          await assert.rejects(part.write(bytes.subarray(0, 1)), IngestEndedError)
+        }
+        await assert.rejects(store.stat(descriptor.digest), NotHeldError)
+        const rest = await store.ingest(descriptor, { resume: true })
+        assert.equal(rest.received, 7 * MiB + 1)
+        await rest.write(bytes.subarray(rest.received))
+        await rest.commit()
+        assertBytes(await bytesOf(await store.open(descriptor.digest)), bytes)
+
+        const other = fresh()
+        const aborted = await store.ingest(other.descriptor, { resume: true })
+        await aborted.write(other.bytes.subarray(1))
+        await aborted.abort()
+        const wrong = await store.ingest(other.descriptor, { resume: true })
+        assert.equal(wrong.received, 0)
+        await wrong.write(other.bytes.with(500, 1))
+        await assert.rejects(wrong.commit(), DigestMismatchError)
+        const plainly = await store.ingest(other.descriptor)
+        await plainly.write(other.bytes.subarray(1))
+        await plainly.suspend()
+        const again = await store.ingest(other.descriptor, { resume: true })
+        assert.equal(again.received, 0)
+        await again.write(other.bytes)
+        await again.commit()
       })
     })
 

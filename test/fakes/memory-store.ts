@@ -38,6 +38,7 @@ export class MemoryStore implements WritableStore {
   readonly #tags = new Map<TagName, Descriptor>()
   readonly #inventory = new Inventory()
   readonly #kept = new Set<Digest>()
+  readonly #suspended = new Map<Digest, Uint8Array[]>()
   /** `repository@digest` */
   readonly #links = new Set<string>()
   readonly #maxBytes: number
@@ -93,20 +94,31 @@ export class MemoryStore implements WritableStore {
     this.#inventory.tellAnew()
   }
 
-  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
-    const { size } = descriptor
-    return new DescribedIngest(await this.receive({ size }), descriptor)
+  async ingest(
+    descriptor: Descriptor,
+    { resume = false }: { resume?: boolean } = {},
+  ): Promise<ContentIngest> {
+    const { size, digest, mediaType } = descriptor
+    const again = resume && !isManifestMediaType(mediaType)
+    const suspended = this.#suspended.get(digest)
+    if (again && suspended === undefined) this.#suspended.set(digest, [])
+    const upload = await this.receive({ size }, again ? this.#suspended.get(digest) : undefined)
+    return new DescribedIngest(upload, descriptor)
   }
 
-  async receive({ size = 0 }: { size?: number } = {}): Promise<ContentUpload> {
+  async receive(
+    { size = 0 }: { size?: number } = {},
+    suspended?: Uint8Array[],
+  ): Promise<ContentUpload> {
     this.#check({})
     const held = [...this.#blobs.values()].reduce((sum, bytes) => sum + bytes.length, 0)
     if (held + size > this.#maxBytes) throw new StoreFullError('memory store is full')
     return new MemoryUpload((digest, bytes) => {
       this.#check({})
+      this.#suspended.delete(digest)
       this.#blobs.set(digest, bytes)
       this.#changed()
-    })
+    }, suspended)
   }
 
   async tag(tag: TagName, descriptor: Descriptor): Promise<void> {
@@ -248,11 +260,16 @@ export class MemoryStore implements WritableStore {
 
 class MemoryUpload implements ContentUpload {
   readonly #keep: (digest: Digest, bytes: Uint8Array) => void
-  #chunks: Uint8Array[] | undefined = []
+  readonly #suspended: Uint8Array[] | undefined
+  #chunks: Uint8Array[] | undefined
   received = 0
 
-  constructor(keep: (digest: Digest, bytes: Uint8Array) => void) {
+  /** What is `suspended` has come already, and takes what comes if this is suspended. */
+  constructor(keep: (digest: Digest, bytes: Uint8Array) => void, suspended?: Uint8Array[]) {
     this.#keep = keep
+    this.#suspended = suspended
+    this.#chunks = [...(suspended ?? [])]
+    this.received = this.#chunks.reduce((sum, { length }) => sum + length, 0)
   }
 
   async write(chunk: Uint8Array): Promise<void> {
@@ -264,7 +281,7 @@ class MemoryUpload implements ContentUpload {
   async commit(digest: Digest): Promise<void> {
     if (this.#chunks === undefined) throw new IngestEndedError()
     const bytes = Buffer.concat(this.#chunks)
-    this.#chunks = undefined
+    this.#end([])
     const verifier = new DigestVerifier(digest)
     verifier.update(bytes)
     verifier.finish()
@@ -272,7 +289,17 @@ class MemoryUpload implements ContentUpload {
   }
 
   async abort(): Promise<void> {
+    this.#end([])
+  }
+
+  async suspend(): Promise<void> {
+    this.#end(this.#chunks ?? [])
+  }
+
+  #end(kept: readonly Uint8Array[]): void {
+    if (this.#chunks === undefined) return
     this.#chunks = undefined
+    this.#suspended?.splice(0, Infinity, ...kept)
   }
 }
 

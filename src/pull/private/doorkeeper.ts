@@ -161,6 +161,16 @@ export class Doorkeeper {
     )
   }
 
+  /**
+   * Whether every pod of this node may pull it, with what registries.yaml has or nothing: then whoever has it here is no more than he was.
+   * @throws {DistributionError} when not, or when that cannot be found out
+   */
+  async letEverybody(pull: PullRequest): Promise<void> {
+    const outcome = await this.#check(pull, undefined)
+    if (outcome === 'granted') return
+    throw new DistributionError('DENIED', `the registry lets only some pull it: ${outcome}`)
+  }
+
   async #check(pull: PullRequest, credentials: Credentials): Promise<Outcome> {
     const name = `${pull.registry}/${pull.repository}`
     if (this.#tooMany(name) || this.#checks >= MAX_CHECKS)

@@ -332,6 +332,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'keepRequest':
       case 'probeRequest':
       case 'probeAnswer':
+      case 'prefetch':
         this.emit('said', node, message)
         break
     }

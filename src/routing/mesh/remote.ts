@@ -6,6 +6,7 @@ import { PeerProtocolError } from './frames.ts'
 import { KEY_BYTES } from './inventory.ts'
 import { KeySet } from './key-set.ts'
 import { KEEPS } from './keeps.ts'
+import { PREFETCH } from './prefetches.ts'
 import { PROBES } from './probes.ts'
 import { PULLS, ReportLimit } from './pulls.ts'
 
@@ -36,6 +37,8 @@ export interface RemoteNode {
   readonly keeps: boolean
   /** It tries pulls with others that ask it to */
   readonly probes: boolean
+  /** It gets images that others ask it to */
+  readonly prefetches: boolean
   /** Where it listens for libp2p, as multiaddrs without its id */
   readonly addresses: readonly string[]
   /** The host it is connected from; undefined where that is not known */
@@ -47,7 +50,7 @@ export interface RemoteNode {
 
 type SelfDescription = Pick<
   RemoteNode,
-  'peer' | 'sharing' | 'leads' | 'pulls' | 'keeps' | 'probes' | 'addresses'
+  'peer' | 'sharing' | 'leads' | 'pulls' | 'keeps' | 'prefetches' | 'probes' | 'addresses'
 >
 
 /** Among a card's features: the node was told whether to share. */
@@ -103,6 +106,10 @@ export class Remote implements RemoteNode {
     return parseMultiaddr(this.#connection.remoteAddr.toString())?.host
   }
 
+  get prefetches(): boolean {
+    return this.#self.prefetches
+  }
+
   get addresses(): readonly string[] {
     return this.#self.addresses
   }
@@ -122,6 +129,7 @@ export class Remote implements RemoteNode {
       pulls: card.features.includes(PULLS),
       keeps: card.features.includes(KEEPS),
       probes: card.features.includes(PROBES),
+      prefetches: card.features.includes(PREFETCH),
       addresses: addresses.filter((address) => {
         const host = parseMultiaddr(address)?.host
         return host !== undefined && isPlausible(host, { loopback: this.#loopback })

@@ -5,6 +5,7 @@ import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from
 import { splitDigest, type Digest } from '../../oci/digest.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import {
+  isManifestMediaType,
   ManifestInvalidError,
   MAX_MANIFEST_BYTES,
   MEDIA_TYPE,
@@ -176,14 +177,28 @@ export class ContainerdStore implements WritableStore {
     this.#rechecks.dispatchEvent(new Event('recheck'))
   }
 
-  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
-    return new DescribedIngest(await this.receive(), descriptor)
+  async ingest(
+    descriptor: Descriptor,
+    { resume = false }: { resume?: boolean } = {},
+  ): Promise<ContentIngest> {
+    const { digest, mediaType } = descriptor
+    const again = resume && !isManifestMediaType(mediaType)
+    const upload = again ? await this.#receive(`shoal-${digest}`) : await this.receive()
+    return new DescribedIngest(upload, descriptor)
   }
 
-  async receive(): Promise<ContentUpload> {
+  receive(): Promise<ContentUpload> {
+    return this.#receive()
+  }
+
+  /** With a name of its own it goes on with what there is by that name. */
+  async #receive(name?: string): Promise<ContentUpload> {
     const lease = await this.#currentLease()
+    const ref = name ?? `shoal-${randomUUID()}`
+    const writer = this.#client.write(ref, lease, () => this.#findContentPath())
     return new ContainerdUpload({
-      writer: this.#client.write(`shoal-${randomUUID()}`, lease, () => this.#findContentPath()),
+      writer,
+      ...(name !== undefined && { resumed: await writer.resume() }),
       retain: (digest) => this.#client.retain(digest, lease),
       label: async (digest, labels) => void (await this.#client.label(digest, labels)),
       sha256Of: (digest) => this.#sha256Of(digest),

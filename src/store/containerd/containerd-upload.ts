@@ -9,6 +9,8 @@ const CHILD_LABEL = 'containerd.io/gc.ref.content.'
 
 export interface ContainerdUploadComponents {
   readonly writer: ContentWriter
+  /** What containerd has of it already, of one that may be gone on with later; absent for one that may not */
+  readonly resumed?: number
   /** Puts content that was there already under the lease that this would have been under */
   readonly retain: (digest: Digest) => Promise<void>
   readonly label: (digest: Digest, labels: Readonly<Record<string, string>>) => Promise<void>
@@ -26,6 +28,7 @@ export class ContainerdUpload implements ContentUpload {
 
   constructor(components: ContainerdUploadComponents) {
     this.#components = components
+    this.#received = components.resumed ?? 0
   }
 
   get received(): number {
@@ -56,6 +59,13 @@ export class ContainerdUpload implements ContentUpload {
     this.#ended = true
     // What cannot be thrown away now goes with its lease.
     await this.#components.writer.abort().catch(() => {})
+  }
+
+  async suspend(): Promise<void> {
+    if (this.#components.resumed === undefined) return this.abort()
+    if (this.#ended) return
+    this.#ended = true
+    await this.#components.writer.suspend()
   }
 
   async #commit(digest: Digest, labels: Readonly<Record<string, string>>): Promise<void> {

@@ -71,6 +71,30 @@ export class ContentWriter {
   }
 
   /**
+   * To be called first, or not at all: goes on with what containerd has by this name.
+   * @returns how many bytes that are
+   * @throws {StoreFullError | StoreUnavailableError}
+   */
+  async resume(): Promise<number> {
+    // What was asked for with the first message: a call that is cancelled before it has begun is sent nevertheless, and keeps the ingest.
+    const { offset } = await this.#granted()
+    this.#sent = Number(offset)
+    return this.#sent
+  }
+
+  /** Ends it; containerd keeps what it has until its lease ends. */
+  async suspend(): Promise<void> {
+    try {
+      if (this.#buffered > 0) this.#flush()
+      while (this.#unanswered > 0) await this.#answer(WRITE_DEADLINE_MS)
+    } catch {
+      // Then it has less of it.
+    }
+    this.#conversation.close()
+    await this.#file?.close().catch(() => {})
+  }
+
+  /**
    * Takes a copy; resolves when there is room for more.
    * @throws {StoreFullError | StoreUnavailableError}
    */
@@ -159,16 +183,24 @@ export class ContentWriter {
   async #reopen(): Promise<string> {
     await this.#file?.close()
     this.#file = null
+    const { offset, digest } = await this.#granted({ anew: true })
+    if (offset === BigInt(this.#sent)) return digest
+    throw new StoreUnavailableError('containerd has not all of what was written')
+  }
+
+  /** Waits for the ingest that was asked for, or asks for it `anew`, until whoever had it before has let go of it. */
+  async #granted({ anew = false } = {}): Promise<{ offset: bigint; digest: string }> {
     const deadline = performance.now() + REOPEN_DEADLINE_MS
-    for (;;) {
-      this.#conversation = this.#converse()
-      this.#unanswered = 0
-      this.#send({ action: WriteAction.STAT })
+    for (let again = anew; ; again = true) {
+      if (again) {
+        this.#conversation = this.#converse()
+        this.#unanswered = 0
+        this.#send({ action: WriteAction.STAT })
+      }
       try {
         const answer = await this.#conversation.answer({ deadlineMs: COMMIT_DEADLINE_MS })
         this.#unanswered = 0
-        if (answer.offset === BigInt(this.#sent)) return answer.digest
-        throw new StoreUnavailableError('containerd has not all of what was written')
+        return answer
       } catch (error) {
         const isHeld = error instanceof GrpcError && error.status === GrpcStatus.UNAVAILABLE
         if (!isHeld || performance.now() > deadline) throw await this.#translate(error)

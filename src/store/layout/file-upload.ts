@@ -14,6 +14,7 @@ export class FileUpload implements ContentUpload {
   readonly #file: FileHandle
   readonly #algorithm: string
   readonly #hash: Hash
+  readonly #mayResume: boolean
   readonly #grow: (received: number) => Promise<void>
   readonly #keep: (digest: Digest, size: number) => Promise<void>
   readonly #settle: () => void
@@ -21,7 +22,8 @@ export class FileUpload implements ContentUpload {
   #ended = false
 
   /**
-   * @param init.file open for writing and empty
+   * @param init.file open for writing, and empty but for what is resumed
+   * @param init.resumed what is in it already, and was hashed, of one that may be resumed later
    * @param init.grow called before the file becomes so large
    * @param init.keep takes the file, synced to disk, away from `path`
    * @param init.settle called once, when the upload needs no room of its own any more
@@ -30,6 +32,7 @@ export class FileUpload implements ContentUpload {
     path: string
     file: FileHandle
     algorithm: string
+    resumed?: { bytes: number; hash: Hash } | undefined
     grow: (received: number) => Promise<void>
     keep: (digest: Digest, size: number) => Promise<void>
     settle: () => void
@@ -37,7 +40,9 @@ export class FileUpload implements ContentUpload {
     this.#path = init.path
     this.#file = init.file
     this.#algorithm = init.algorithm
-    this.#hash = createHash(init.algorithm)
+    this.#hash = init.resumed?.hash ?? createHash(init.algorithm)
+    this.#received = init.resumed?.bytes ?? 0
+    this.#mayResume = init.resumed !== undefined
     this.#grow = init.grow
     this.#keep = init.keep
     this.#settle = init.settle
@@ -90,6 +95,14 @@ export class FileUpload implements ContentUpload {
     if (this.#ended) return
     this.#ended = true
     await this.#forget()
+    this.#settle()
+  }
+
+  async suspend(): Promise<void> {
+    if (!this.#mayResume) return this.abort()
+    if (this.#ended) return
+    this.#ended = true
+    await this.#file.close().catch(() => {})
     this.#settle()
   }
 

@@ -1,5 +1,5 @@
-import { randomUUID } from 'node:crypto'
-import { watch } from 'node:fs'
+import { createHash, randomUUID, type Hash } from 'node:crypto'
+import { constants, watch } from 'node:fs'
 import {
   mkdir,
   open,
@@ -9,6 +9,7 @@ import {
   rm,
   stat,
   unlink,
+  type FileHandle,
   writeFile,
 } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
@@ -93,6 +94,13 @@ const MAX_MANIFESTS = 10_000
 
 /** Room that is kept ahead for content whose size is not known. */
 const RESERVE_BYTES = 16 * 1024 * 1024
+
+/** Begins the names of files of ingests that may be resumed; they are kept so long after the last byte. */
+const RESUMABLE = 'resumable-'
+const RESUMABLE_MS = 24 * 60 * 60 * 1000
+/** To read again what there is of one. */
+const READ_AGAIN_DEADLINE_MS = 600_000
+const { O_CREAT, O_RDWR } = constants
 
 const ALGORITHMS = ['sha256', 'sha512']
 
@@ -223,10 +231,15 @@ export class LayoutStore implements WritableStore, Startable {
     this.#lookAgain()
   }
 
-  async ingest(descriptor: Descriptor): Promise<ContentIngest> {
-    const { digest, size } = descriptor
+  async ingest(
+    descriptor: Descriptor,
+    { resume = false }: { resume?: boolean } = {},
+  ): Promise<ContentIngest> {
+    const { digest, size, mediaType } = descriptor
     const { algorithm } = splitDigest(digest)
-    return new DescribedIngest(await this.#receive({ size, algorithm, digest }), descriptor)
+    const again = resume && !isManifestMediaType(mediaType)
+    const upload = await this.#receive({ size, algorithm, digest, resume: again })
+    return new DescribedIngest(upload, descriptor)
   }
 
   receive(options: { size?: number; algorithm?: string } = {}): Promise<ContentUpload> {
@@ -238,13 +251,17 @@ export class LayoutStore implements WritableStore, Startable {
     size?: number
     algorithm?: string
     digest?: Digest
+    resume?: boolean
   }): Promise<ContentUpload> {
     let reserved = 0
     const reserve = async (bytes: number): Promise<void> => {
       await this.#exclusive(() => this.#reserve(bytes - reserved))
       reserved = bytes
     }
-    const path = this.#temporaryPath()
+    const path =
+      options.resume === true && options.digest !== undefined
+        ? `${dirname(this.#temporaryPath())}/${RESUMABLE}${splitDigest(options.digest).hex}`
+        : this.#temporaryPath()
     const settle = (): void => {
       this.#reserved -= reserved
       this.#ingests.delete(path)
@@ -252,7 +269,7 @@ export class LayoutStore implements WritableStore, Startable {
     await reserve(options.size ?? 0)
     try {
       await mkdir(dirname(path), { recursive: true })
-      const file = await open(path, 'wx', 0o644)
+      const file = await open(path, options.resume === true ? O_RDWR | O_CREAT : 'wx', 0o644)
       if (options.digest !== undefined) this.#ingests.set(path, options.digest)
       const grow = async (bytes: number): Promise<void> => {
         if (bytes > reserved) await reserve(bytes + RESERVE_BYTES)
@@ -268,7 +285,8 @@ export class LayoutStore implements WritableStore, Startable {
           this.#publish()
         })
       const algorithm = options.algorithm ?? 'sha256'
-      return new FileUpload({ path, file, algorithm, grow, keep, settle })
+      const resumed = options.resume === true ? await readAgain(file, path, algorithm) : undefined
+      return new FileUpload({ path, file, algorithm, resumed, grow, keep, settle })
     } catch (error) {
       settle()
       throw asStoreError(error, path)
@@ -402,7 +420,10 @@ export class LayoutStore implements WritableStore, Startable {
       await mkdir(incoming, { recursive: true })
       await this.#links.load()
       for (const leftover of await readdir(incoming, { withFileTypes: true })) {
-        if (leftover.isFile()) await unlink(join(incoming, leftover.name))
+        if (!leftover.isFile()) continue
+        const path = join(incoming, leftover.name)
+        const isOld = async () => (await stat(path)).mtimeMs < Date.now() - RESUMABLE_MS
+        if (!leftover.name.startsWith(RESUMABLE) || (await isOld())) await unlink(path)
       }
       await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
       await this.#writeIfMissing('index.json', LayoutIndex.EMPTY.toString())
@@ -758,6 +779,22 @@ export class LayoutStore implements WritableStore, Startable {
   #temporaryPath(): string {
     return join(this.#path, 'ingest', randomUUID())
   }
+}
+
+/** What a file has by now, and the hash of that. */
+async function readAgain(
+  file: FileHandle,
+  path: string,
+  algorithm: string,
+): Promise<{ bytes: number; hash: Hash }> {
+  const hash = createHash(algorithm)
+  const { size } = await file.stat()
+  if (size > 0) {
+    const body = await openFileBody(path)
+    const signal = AbortSignal.timeout(READ_AGAIN_DEADLINE_MS)
+    await body.writeTo({ write: async (chunk) => void hash.update(chunk) }, { signal })
+  }
+  return { bytes: size, hash }
 }
 
 function isMissing(error: unknown): boolean {

@@ -36,6 +36,7 @@ const READY: NodeStatus = {
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
+  prefetch: { getting: 0, listed: 0, missing: [] },
   limits: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },
 }

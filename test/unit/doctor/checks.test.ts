@@ -452,6 +452,7 @@ const STATUS = {
   mesh: MESH,
   together: { pulls: [], lists: [] },
   upstream: { on: true, resting: [] },
+  prefetch: { getting: 0, listed: 0, missing: [] },
   limits: [],
   complaints: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },

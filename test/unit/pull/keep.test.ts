@@ -64,6 +64,8 @@ class BreakingStore extends MemoryStore {
   readonly aborted: string[] = []
   override async ingest(): Promise<ContentIngest> {
     return {
+      received: 0,
+      suspend: async () => assert.fail('nothing of it is worth keeping'),
       write: async () => {
         throw new Error('disk error')
       },

@@ -223,6 +223,21 @@ suite('doorkeeper', () => {
     )
   })
 
+  test('says whether everybody may pull it, which takes no login of a pod', async () => {
+    await using at = await door()
+    const question = pull({ target: { digest } })
+    await assert.rejects(at.keeper.letEverybody(question), { code: 'UNAUTHORIZED' })
+    at.allow(undefined)
+    await at.keeper.letEverybody(question)
+
+    // What registries.yaml has is meant for every pod of this node.
+    const auth = { username: 'alice', password: 'right', auth: undefined, identityToken: undefined }
+    await using known = await door({ auth })
+    await known.keeper.letEverybody(question)
+    known.allow('Basic another')
+    await assert.rejects(known.keeper.letEverybody(question))
+  })
+
   test('does not let in whom the registry does not know, nor who shows nothing', async () => {
     await using at = await door()
     for (const credentials of [wrong, undefined, { identityToken: 'x' }])

@@ -23,7 +23,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi9gQKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASNAoNcHJvYmVfcmVxdWVzdBgRIAEoCzIbLnNob2FsLnBlZXIudjEuUHJvYmVSZXF1ZXN0SAASMgoMcHJvYmVfYW5zd2VyGBIgASgLMhouc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlckgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwitAEKDkNsYWltU3RhdGVtZW50EgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRImCgRraW5kGAMgASgOMhguc2hvYWwucGVlci52MS5DbGFpbUtpbmQSDgoGZGlnZXN0GAQgASgJEgwKBHNpemUYBSABKAQSEgoKbWVkaWFfdHlwZRgGIAEoCRIKCgJtcxgHIAEoBBIPCgdjb3VudGVyGAggASgNEg8KB3N1YmplY3QYCSABKAkiQgoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGEhQKDGZvcmdvdHRlbl9tcxgDIAEoBCKlAgoKUHVsbFJlcG9ydBINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEi4KBXN0YXRlGAQgASgOMh8uc2hvYWwucGVlci52MS5QdWxsUmVwb3J0LlN0YXRlEgwKBGhhdmUYBSABKAQSDAoEc2l6ZRgGIAEoBBIMCgRmcm9tGAcgASgJEg4KBmZhaWxlZBgIIAMoCRIPCgdzdGFsbGVkGAkgASgIEhMKC25vX3Vwc3RyZWFtGAogASgIEg0KBXNtYWxsGAsgASgIEg0KBXdyb25nGAwgASgIIj0KBVN0YXRlEggKBEFTS1MQABIJCgVMRUFEUxABEgsKB0ZPTExPV1MQAhIICgRET05FEAMSCAoER09ORRAEImIKClB1bGxBZHZpY2USDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIMCgRsZWFkGAQgASgIEgwKBGZyb20YBSADKAkSDAoEcGFjZRgGIAEoDSJPCgtLZWVwUmVxdWVzdBISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEg4KBmNvcGllcxgEIAEoDSIqCgxQcm9iZVJlcXVlc3QSCgoCaWQYASABKAYSDgoGZGlnZXN0GAIgASgJIvoCCgtQcm9iZUFuc3dlchIKCgJpZBgBIAEoBhIyCgZwdWxsZWQYAiABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSEQoJcHVsbGVkX21zGAMgASgNEjQKCHJlZ2lzdHJ5GAQgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEi8KA3AycBgFIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIOCgZkaWdlc3QYBiABKAkSCwoDbm93GAcgASgEIpMBCgdPdXRjb21lEgsKB1VOVFJJRUQQABIGCgJPSxABEhEKDU5PVF9BTk5PVU5DRUQQAhILCgdSRUZVU0VEEAMSDAoITk9fUk9VVEUQBBINCglOT19BTlNXRVIQBRINCglVTlRSVVNURUQQBhINCglOT1RfR0lWRU4QBxIJCgVXUk9ORxAIEg0KCUVMU0VXSEVSRRAJKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEiowUKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIrCghwcmVmZXRjaBgJIAEoCzIXLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASNAoNcHJvYmVfcmVxdWVzdBgRIAEoCzIbLnNob2FsLnBlZXIudjEuUHJvYmVSZXF1ZXN0SAASMgoMcHJvYmVfYW5zd2VyGBIgASgLMhouc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlckgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwitAEKDkNsYWltU3RhdGVtZW50EgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRImCgRraW5kGAMgASgOMhguc2hvYWwucGVlci52MS5DbGFpbUtpbmQSDgoGZGlnZXN0GAQgASgJEgwKBHNpemUYBSABKAQSEgoKbWVkaWFfdHlwZRgGIAEoCRIKCgJtcxgHIAEoBBIPCgdjb3VudGVyGAggASgNEg8KB3N1YmplY3QYCSABKAkiQgoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGEhQKDGZvcmdvdHRlbl9tcxgDIAEoBCKlAgoKUHVsbFJlcG9ydBINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEi4KBXN0YXRlGAQgASgOMh8uc2hvYWwucGVlci52MS5QdWxsUmVwb3J0LlN0YXRlEgwKBGhhdmUYBSABKAQSDAoEc2l6ZRgGIAEoBBIMCgRmcm9tGAcgASgJEg4KBmZhaWxlZBgIIAMoCRIPCgdzdGFsbGVkGAkgASgIEhMKC25vX3Vwc3RyZWFtGAogASgIEg0KBXNtYWxsGAsgASgIEg0KBXdyb25nGAwgASgIIj0KBVN0YXRlEggKBEFTS1MQABIJCgVMRUFEUxABEgsKB0ZPTExPV1MQAhIICgRET05FEAMSCAoER09ORRAEImIKClB1bGxBZHZpY2USDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIMCgRsZWFkGAQgASgIEgwKBGZyb20YBSADKAkSDAoEcGFjZRgGIAEoDSJPCgtLZWVwUmVxdWVzdBISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEg4KBmNvcGllcxgEIAEoDSIqCgxQcm9iZVJlcXVlc3QSCgoCaWQYASABKAYSDgoGZGlnZXN0GAIgASgJIvoCCgtQcm9iZUFuc3dlchIKCgJpZBgBIAEoBhIyCgZwdWxsZWQYAiABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSEQoJcHVsbGVkX21zGAMgASgNEjQKCHJlZ2lzdHJ5GAQgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEi8KA3AycBgFIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIOCgZkaWdlc3QYBiABKAkSCwoDbm93GAcgASgEIpMBCgdPdXRjb21lEgsKB1VOVFJJRUQQABIGCgJPSxABEhEKDU5PVF9BTk5PVU5DRUQQAhILCgdSRUZVU0VEEAMSDAoITk9fUk9VVEUQBBINCglOT19BTlNXRVIQBRINCglVTlRSVVNURUQQBhINCglOT1RfR0lWRU4QBxIJCgVXUk9ORxAIEg0KCUVMU0VXSEVSRRAJIpIBCghQcmVmZXRjaBIKCgJpZBgBIAEoBBItCgVvcmRlchgCIAEoCzIcLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hPcmRlckgAEi0KBXN0YXRlGAMgASgLMhwuc2hvYWwucGVlci52MS5QcmVmZXRjaFN0YXRlSAASEwoJY2FuY2VsbGVkGAQgASgISABCBwoFYWJvdXQiawoNUHJlZmV0Y2hPcmRlchISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEhEKCXBsYXRmb3JtcxgEIAMoCRIVCg1hbGxfcGxhdGZvcm1zGAUgASgIItEBCg1QcmVmZXRjaFN0YXRlEjEKBXN0YWdlGAEgASgOMiIuc2hvYWwucGVlci52MS5QcmVmZXRjaFN0YXRlLlN0YWdlEgwKBHNpemUYAiABKAQSDAoEaGF2ZRgDIAEoBBIuCgdzb3VyY2VzGAQgAygLMh0uc2hvYWwucGVlci52MS5QcmVmZXRjaFNvdXJjZRIOCgZyZWFzb24YBSABKAkiMQoFU3RhZ2USCQoFV0FJVFMQABIICgRHRVRTEAESBwoDSEFTEAISCgoGRkFJTEVEEAMiLQoOUHJlZmV0Y2hTb3VyY2USDAoEbmFtZRgBIAEoCRINCgVieXRlcxgCIAEoBCpvCglDbGFpbUtpbmQSGgoWQ0xBSU1fS0lORF9VTlNQRUNJRklFRBAAEhcKE0NMQUlNX0tJTkRfT0JTRVJWRUQQARIVChFDTEFJTV9LSU5EX1BVU0hFRBACEhYKEkNMQUlNX0tJTkRfREVMRVRFRBADYgZwcm90bzM");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -80,6 +80,12 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: PullAdvice;
     case: "pullAdvice";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.Prefetch prefetch = 9;
+     */
+    value: Prefetch;
+    case: "prefetch";
   } | {
     /**
      * @generated from field: shoal.peer.v1.TagClaims tag_claims = 10;
@@ -972,6 +978,207 @@ export type ProbeAnswer_Outcome = (typeof ProbeAnswer_Outcome)[keyof typeof Prob
  */
 export const ProbeAnswer_OutcomeSchema: GenEnum<ProbeAnswer_Outcome> = /*@__PURE__*/
   enumDesc(file_peer_v1_peer, 17, 0);
+
+/**
+ * About an image that a node is to get before somebody needs it. Only nodes whose cards have the feature "prefetch" are asked, and
+ * they do so only for nodes that have the cluster's token.
+ *
+ * @generated from message shoal.peer.v1.Prefetch
+ */
+export type Prefetch = Message<"shoal.peer.v1.Prefetch"> & {
+  /**
+   * Chosen at random by the node that asks; below 2^53
+   *
+   * @generated from field: uint64 id = 1;
+   */
+  id: bigint;
+
+  /**
+   * @generated from oneof shoal.peer.v1.Prefetch.about
+   */
+  about: {
+    /**
+     * From the node that asks, again until it is answered
+     *
+     * @generated from field: shoal.peer.v1.PrefetchOrder order = 2;
+     */
+    value: PrefetchOrder;
+    case: "order";
+  } | {
+    /**
+     * From the one that was asked: every second while it gets it, and every 5 s in any case
+     *
+     * @generated from field: shoal.peer.v1.PrefetchState state = 3;
+     */
+    value: PrefetchState;
+    case: "state";
+  } | {
+    /**
+     * From the node that asks: it is not wanted any more
+     *
+     * @generated from field: bool cancelled = 4;
+     */
+    value: boolean;
+    case: "cancelled";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message shoal.peer.v1.Prefetch.
+ * Use `create(PrefetchSchema)` to create a new message.
+ */
+export const PrefetchSchema: GenMessage<Prefetch> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 18);
+
+/**
+ * @generated from message shoal.peer.v1.PrefetchOrder
+ */
+export type PrefetchOrder = Message<"shoal.peer.v1.PrefetchOrder"> & {
+  /**
+   * "registry/repository"
+   *
+   * @generated from field: string repository = 1;
+   */
+  repository: string;
+
+  /**
+   * Of a manifest or an index
+   *
+   * @generated from field: string digest = 2;
+   */
+  digest: string;
+
+  /**
+   * Tags that are to mean it, at most 100
+   *
+   * @generated from field: repeated string tags = 3;
+   */
+  tags: string[];
+
+  /**
+   * Such as "linux/arm64", at most 16: of an index, what is for these. None: what is for the node.
+   *
+   * @generated from field: repeated string platforms = 4;
+   */
+  platforms: string[];
+
+  /**
+   * Of an index, everything
+   *
+   * @generated from field: bool all_platforms = 5;
+   */
+  allPlatforms: boolean;
+};
+
+/**
+ * Describes the message shoal.peer.v1.PrefetchOrder.
+ * Use `create(PrefetchOrderSchema)` to create a new message.
+ */
+export const PrefetchOrderSchema: GenMessage<PrefetchOrder> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 19);
+
+/**
+ * @generated from message shoal.peer.v1.PrefetchState
+ */
+export type PrefetchState = Message<"shoal.peer.v1.PrefetchState"> & {
+  /**
+   * @generated from field: shoal.peer.v1.PrefetchState.Stage stage = 1;
+   */
+  stage: PrefetchState_Stage;
+
+  /**
+   * Bytes of blobs, and of those that are there; what it consists of is known only when its manifest is
+   *
+   * @generated from field: uint64 size = 2;
+   */
+  size: bigint;
+
+  /**
+   * @generated from field: uint64 have = 3;
+   */
+  have: bigint;
+
+  /**
+   * Who gave them; at most 16
+   *
+   * @generated from field: repeated shoal.peer.v1.PrefetchSource sources = 4;
+   */
+  sources: PrefetchSource[];
+
+  /**
+   * Why it failed, for people; at most 255 bytes
+   *
+   * @generated from field: string reason = 5;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message shoal.peer.v1.PrefetchState.
+ * Use `create(PrefetchStateSchema)` to create a new message.
+ */
+export const PrefetchStateSchema: GenMessage<PrefetchState> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 20);
+
+/**
+ * @generated from enum shoal.peer.v1.PrefetchState.Stage
+ */
+export const PrefetchState_Stage = {
+  /**
+   * Others come first
+   *
+   * @generated from enum value: WAITS = 0;
+   */
+  WAITS: 0,
+
+  /**
+   * @generated from enum value: GETS = 1;
+   */
+  GETS: 1,
+
+  /**
+   * @generated from enum value: HAS = 2;
+   */
+  HAS: 2,
+
+  /**
+   * @generated from enum value: FAILED = 3;
+   */
+  FAILED: 3,
+} as const;
+
+/**
+ * @generated from enum shoal.peer.v1.PrefetchState.Stage
+ */
+export type PrefetchState_Stage = (typeof PrefetchState_Stage)[keyof typeof PrefetchState_Stage] | UnknownEnum;
+
+/**
+ * Describes the enum shoal.peer.v1.PrefetchState.Stage.
+ */
+export const PrefetchState_StageSchema: GenEnum<PrefetchState_Stage> = /*@__PURE__*/
+  enumDesc(file_peer_v1_peer, 20, 0);
+
+/**
+ * @generated from message shoal.peer.v1.PrefetchSource
+ */
+export type PrefetchSource = Message<"shoal.peer.v1.PrefetchSource"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+
+  /**
+   * @generated from field: uint64 bytes = 2;
+   */
+  bytes: bigint;
+};
+
+/**
+ * Describes the message shoal.peer.v1.PrefetchSource.
+ * Use `create(PrefetchSourceSchema)` to create a new message.
+ */
+export const PrefetchSourceSchema: GenMessage<PrefetchSource> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 21);
 
 /**
  * @generated from enum shoal.peer.v1.ClaimKind

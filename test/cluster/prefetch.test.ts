@@ -1,0 +1,134 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage, buildIndex, type DemoImage } from '../../src/cli/demo-image.ts'
+import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
+import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const CERTS = '/etc/containerd/certs.d'
+const LIST = '/etc/shoal/images.txt'
+/** Of no machine that runs this. */
+const OTHER = { os: 'linux', architecture: 'loong64' }
+const skip = skipWithout('namespaces', 'registry', 'skopeo', 'containerd 1.x', 'containerd 2.x')
+
+suite('images are brought to nodes before they are needed', { skip }, () => {
+  let cluster: Cluster
+  let a: ClusterNode
+  let b: ClusterNode
+  let c: ClusterNode
+
+  before(async () => {
+    const [first, ...others] = containerdBinaries()
+    const second = others.at(-1)
+    assert.ok(first && second)
+    cluster = await Cluster.create({ nodes: [first, second, second] })
+    ;[a, b, c] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
+    const token = await a.exec(['shoal', 'token', 'new'])
+    for (const node of cluster.nodes) {
+      const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`
+      await node.writeFile('/etc/rancher/k3s/registries.yaml', mirrors)
+      // The daemon is asked, and nobody else.
+      const hosts = 'server = "http://127.0.0.1:1"\n[host."http://127.0.0.1:5001"]\n'
+      await node.writeFile(`${CERTS}/${Upstream.host}/hosts.toml`, hosts)
+      await node.writeFile('/etc/shoal/token', token)
+      await node.exec(['chmod', '600', '/etc/shoal/token'])
+      const path = '/etc/shoal/config.yaml'
+      const more = ['tokenFile: /etc/shoal/token', `prefetch: [${LIST}]`, '']
+      await node.writeFile(path, [await node.exec(['cat', path]), ...more].join('\n'))
+    }
+    await Promise.all(
+      cluster.nodes.map(async (node) => {
+        await Promise.all([node.startContainerd(), node.startDaemon()])
+      }),
+    )
+    for (const node of cluster.nodes)
+      await until(async () => (await metric(node, 'shoal_peers')) === 2, { what: 'they meet' })
+  })
+  after(() => cluster?.[Symbol.asyncDispose]())
+
+  async function metric(node: ClusterNode, name: string): Promise<number> {
+    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+    const line = body.split('\n').find((each) => each.startsWith(`${name} `))
+    return Number(line?.split(' ')[1])
+  }
+
+  async function holds(node: ClusterNode, image: DemoImage): Promise<boolean> {
+    const listed = await node.ctr('content', 'ls', '-q')
+    return image.blobs().every(({ descriptor }) => listed.includes(descriptor.digest))
+  }
+
+  test('into all nodes by one command, of an index what is for them, once over the uplink; then a kubelet pulls without it', async () => {
+    const image = await buildImage({ layers: [6_000_000, 3_000_000, 1000], seed: 'warm' })
+    const other = await buildImage({ layers: [50_000], seed: 'other', platform: OTHER })
+    const index = buildIndex([image, other])
+    const reference = await cluster.upstream.push(index, 'warm:1')
+    const before = cluster.upstream.requests().length
+    const said = await a.exec(['shoal', 'pull', '--everywhere', reference])
+    assert.match(said, /^1 image on 3 nodes: all there$/m)
+    for (const node of cluster.nodes) {
+      assert.ok(await holds(node, image), node.name)
+      const listed = await node.ctr('content', 'ls', '-q')
+      assert.ok(
+        !listed.includes(other.layers[0]!.descriptor.digest),
+        'what is for others is not got',
+      )
+    }
+    const asked = cluster.upstream.requests().slice(before)
+    const blobs = asked.filter((line) => line.includes('GET') && line.includes('/blobs/'))
+    // On a machine that is busy with something else an answer may come too late, and a node goes its own way.
+    assert.ok(blobs.length < 2 * image.blobs().length, asked.join('\n'))
+
+    const again = await a.exec(['shoal', 'pull', '--everywhere', '--json', reference])
+    assert.match(again, /"event":"result".*"failed":\[\]/)
+
+    await cluster.upstream.stop()
+    for (const node of cluster.nodes) {
+      await node.cri.pull(reference)
+      assert.equal(await node.rootfs(reference), await a.rootfs(reference))
+    }
+    await cluster.upstream.start()
+  })
+
+  test('by a list, which is followed; what cannot be got is said in one line, and got when it can be', async () => {
+    const image = await buildImage({ layers: [400_000], seed: 'listed' })
+    const reference = `${Upstream.host}/listed:1`
+    await b.writeFile(LIST, `# what the next rollout needs\n\n${reference}\n`)
+    const status = async () => b.exec(['shoal', 'status'])
+    await until(async () => /listed:1: .*; (?:again in|tried now)/.test(await status()), {
+      what: 'it is said that it is not there',
+    })
+    await cluster.upstream.push(image, 'listed:1')
+    await until(() => holds(b, image), { what: 'it is got', timeoutMs: 60_000 })
+    await until(async () => /^prefetch +1 of 1 listed images there$/m.test(await status()), {
+      what: 'that is said',
+    })
+    await b.writeFile(LIST, 'not a name!\n')
+    await until(
+      async () => /^cannot be used +.*images\.txt:1: "not a name!"/m.test(await status()),
+      {
+        what: 'the line that is wrong is named',
+      },
+    )
+  })
+
+  test('goes on where it broke off, and stops when it is told to', async () => {
+    const image = await buildImage({ layers: [12_000_000], seed: 'resumed' })
+    const reference = await cluster.upstream.push(image, 'resumed:1')
+    const path = '/etc/shoal/config.yaml'
+    const config = await c.exec(['cat', path])
+    await c.writeFile(path, `${config}\nlimits: {wan: 8Mbit}\n`)
+    await until(async () => (await metric(c, 'shoal_limit_wan_bytes_per_second')) === 1e6)
+    const interrupted = c.machine.run(['shoal', 'pull', reference])
+    await until(async () => (await metric(c, 'shoal_prefetch_queue')) === 1)
+    const come = async () => /\s([\d.]+) ?Mi?B/.exec(await c.ctr('content', 'active'))?.[1]
+    await until(async () => Number(await come()) >= 4, { what: 'some of it has come' })
+    interrupted.signal('SIGINT')
+    await until(async () => (await metric(c, 'shoal_prefetch_queue')) === 0, { what: 'it stops' })
+    await c.writeFile(path, config)
+    const before = await metric(c, 'shoal_prefetch_bytes_total')
+    await c.exec(['shoal', 'pull', reference])
+    assert.ok(await holds(c, image))
+    const came = (await metric(c, 'shoal_prefetch_bytes_total')) - before
+    assert.ok(came > 1e6 && came < 8.1e6, `${came} bytes came of 12,000,000`)
+  })
+})
