@@ -159,8 +159,10 @@ export function createHome(
     const { kind } = parsed
     let outcome: 'ok' | 'refused' | 'failed' = 'ok'
     let failure: unknown
+    let code: string | undefined
+    let user: string | undefined
     try {
-      await access.authorize(parsed, callerOf(request))
+      user = await access.authorize(parsed, callerOf(request))
       if (isWrite(kind) && 'registry' in parsed && !mayWrite(parsed))
         throw new DistributionError(
           'DENIED',
@@ -176,6 +178,7 @@ export function createHome(
           ? new DistributionError('DIGEST_INVALID', error.message, { cause: error })
           : toDistributionError(error, kind.endsWith('blob') ? 'blob' : 'manifest')
       outcome = answer.status < 500 ? 'refused' : 'failed'
+      ;({ code } = answer)
       if (error instanceof UploadRangeError && 'name' in parsed)
         void reply.headers(progressHeaders(parsed, error.upload))
       throw answer
@@ -184,11 +187,20 @@ export function createHome(
       const fields = {
         kind,
         ...('name' in parsed && { registry: parsed.registry, repository: parsed.repository }),
+        ...('target' in parsed && parsed.target),
+        ...('digest' in parsed && parsed.digest !== undefined && { digest: parsed.digest }),
+        user,
+        address: request.raw.socket.remoteAddress,
         outcome,
+        code,
         durationMs: Math.round(performance.now() - started),
         ...(outcome === 'failed' && { err: failure }),
       }
-      if (outcome === 'failed') log.warn(fields, 'push')
+      // Who has shown no login yet is about to be asked for one.
+      const turnedAway =
+        code === 'DENIED' ||
+        (code === 'UNAUTHORIZED' && request.headers.authorization !== undefined)
+      if (outcome === 'failed' || turnedAway) log.warn(fields, 'push')
       else if (kind === 'put manifest' || kind.startsWith('delete')) log.info(fields, 'push')
       else log.debug(fields, 'push')
     }
@@ -199,7 +211,12 @@ export function createHome(
     enter: (request) => access.enter(callerOf(request)),
     pull: (request) => access.pull(callerOf(request)),
     async token(request, reply) {
-      const answer = await access.token(callerOf(request))
+      const answer = await access.token(callerOf(request)).catch((error: unknown) => {
+        // Not who he says he is: that may be a password in the wrong field.
+        if (request.headers.authorization !== undefined && isCode(error, 'UNAUTHORIZED'))
+          log.warn({ address: request.raw.socket.remoteAddress }, 'login refused')
+        throw error
+      })
       void reply.header('cache-control', 'no-store')
       sendJson(reply, answer)
     },
@@ -209,6 +226,10 @@ export function createHome(
   function mayWrite(request: Exclude<HomeRequest, { kind: 'list repositories' }>): boolean {
     return request.registry === homeRegistry || request.kind.startsWith('delete')
   }
+}
+
+function isCode(error: unknown, code: string): boolean {
+  return error instanceof DistributionError && error.code === code
 }
 
 function callerOf({ headers, protocol, host }: FastifyRequest): Caller {

@@ -13,9 +13,10 @@ const SERVICE = 'shoal'
 export interface Access {
   /**
    * Asked before anything is changed.
+   * @returns who it is, where that had to be shown
    * @throws {DistributionError}
    */
-  authorize(request: HomeRequest, caller: Caller): Promise<void>
+  authorize(request: HomeRequest, caller: Caller): Promise<string | undefined>
   /**
    * Asked where clients begin, and look whether they have to log in.
    * @throws {DistributionError}
@@ -47,6 +48,7 @@ export function openAccess(access: 'off' | 'local'): Access {
     async authorize({ kind }) {
       if (access === 'off' && !kind.startsWith('list'))
         throw new DistributionError('UNSUPPORTED', 'this node takes no pushes (push.access is off)')
+      return undefined
     },
     async enter() {},
     async pull() {},
@@ -115,8 +117,9 @@ export function loginAccess(
 
   return {
     async authorize(request, caller) {
-      if (pulls === 'open' && request.kind.startsWith('list')) return
-      if (await userOf(caller)) return
+      if (pulls === 'open' && request.kind.startsWith('list')) return undefined
+      const user = await userOf(caller)
+      if (user) return user
       throw refused(
         caller,
         'repository' in request

@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict'
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { generateKeyPairSync } from 'node:crypto'
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  copyFile,
+  mkdir,
+  mkdtemp,
+  readFile,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, suite, test } from 'node:test'
@@ -156,6 +166,46 @@ suite('shoal serve with a token', () => {
         assert.equal((await ended).code, 0)
       }
     })
+  })
+
+  test('certificates from elsewhere that are exchanged are shown at once, and what cannot be used changes nothing', async () => {
+    const openssl = (...args: string[]) =>
+      spawnSync('openssl', args, { input: '' }).stdout.toString()
+    const file = (name: string) => join(directory, name)
+    for (const name of ['ca', 'good', 'named', 'foreign'])
+      assert.ok((await stat(file(`${name}.crt`))).isFile(), 'the tests before have made them')
+    const put = async (name: string, from: string) => {
+      for (const kind of ['crt', 'key']) {
+        await copyFile(file(`${from}.${kind}`), file(`${name}.new`))
+        await rename(file(`${name}.new`), file(`${name}.${kind}`))
+      }
+    }
+    await put('live', 'good')
+    const path = await configured(
+      't-live',
+      `tokenFile: ${file('token')}`,
+      'nodeName: tester',
+      `tls: {cert: ${file('live.crt')}, key: ${file('live.key')}, ca: ${file('ca.crt')}}`,
+      'log: {level: info}',
+    )
+    const { child, output, ended } = shoal(['serve', '--config', path])
+    try {
+      const { peer } = await startedLine(output)
+      const shown = () =>
+        /CN ?= ?(\w+)/.exec(openssl('s_client', '-connect', peer, '-showcerts'))?.[1]
+      await until(() => shown() === 'good')
+      await put('live', 'named')
+      await until(() => shown() === 'named', { timeoutMs: 30_000, what: 'the new one is shown' })
+      await put('live', 'foreign')
+      await until(() => /"level":(40|50)[^\n]*live\.crt/.test(output.stdout), {
+        timeoutMs: 30_000,
+        what: 'it is said that the file cannot be used',
+      })
+      assert.equal(shown(), 'named')
+    } finally {
+      child.kill('SIGTERM')
+    }
+    assert.equal((await ended).code, 0)
   })
 
   test('of two nodes with one identity the one that comes later ends, and says why', async () => {

@@ -1,0 +1,175 @@
+import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
+import type { AddressInfo } from 'node:net'
+import { after, before, suite, test } from 'node:test'
+import type { FastifyInstance } from 'fastify'
+import { createHome } from '../../../src/http/home.ts'
+import { createRegistryServer } from '../../../src/http/registry.ts'
+import { createMetrics } from '../../../src/observe/metrics.ts'
+import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
+import { ContentNotFoundError } from '../../../src/pull/source.ts'
+import { loginAccess } from '../../../src/push/access.ts'
+import { Repositories } from '../../../src/push/repositories.ts'
+import { Uploads } from '../../../src/push/uploads.ts'
+import { ClaimBook } from '../../../src/routing/claims/claim-book.ts'
+import { LIMITS } from '../../fakes/limits.ts'
+import { MemoryStore } from '../../fakes/memory-store.ts'
+import { captureLog } from '../routing/nodes.ts'
+
+const HOME = 'registry.localhost'
+const INDEX = JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPE.ociIndex, manifests: [] })
+const DIGEST = `sha256:${createHash('sha256').update(INDEX).digest('hex')}`
+const right = `Basic ${btoa('ci:right')}`
+const wrong = `Basic ${btoa('ci:a secret typed wrongly')}`
+
+suite('who did what is one line of the log each', () => {
+  const { log, lines } = captureLog()
+  let server: FastifyInstance
+  let origin: string
+
+  before(async () => {
+    const store = new MemoryStore()
+    const metrics = createMetrics()
+    const uploads = new Uploads(
+      { store, log },
+      { maxUploads: 4, maxUploadsOfClient: 4, maxBytes: 1e6, expiry: 60_000 },
+    )
+    const home = createHome(
+      {
+        repositories: new Repositories(
+          {
+            store,
+            claims: new ClaimBook({ log, shares: () => true }, { trusted: true }),
+            claimed: async () => {},
+            added: () => {},
+            removed: () => {},
+            obtain: async () => {},
+            read: async () => new Uint8Array(),
+            has: async () => false,
+          },
+          { homeRegistry: HOME },
+        ),
+        uploads,
+        access: loginAccess(
+          { check: async (user, password) => user === 'ci' && password === 'right' },
+          { pulls: 'login' },
+        ),
+        settle: async () => undefined,
+        metrics,
+        log,
+        deleted: () => undefined,
+      },
+      { homeRegistry: HOME, stallTimeout: 60_000 },
+    )
+    server = createRegistryServer(
+      {
+        open: async () => {
+          throw new ContentNotFoundError('nothing is here')
+        },
+        metrics,
+        log,
+        home,
+      },
+      {
+        listener: 'push',
+        naming: { homeRegistry: HOME, ownAddresses: new Set() },
+        limits: LIMITS,
+      },
+    )
+    origin = await server.listen({ port: 0, host: '127.0.0.1' })
+    assert.ok((server.server.address() as AddressInfo).port > 0)
+  })
+  after(() => server.close())
+
+  const ask = async (method: string, path: string, authorization: string): Promise<number> => {
+    const answer = await fetch(`${origin}${path}`, {
+      method,
+      headers: { authorization, 'content-type': MEDIA_TYPE.ociIndex },
+      ...(method === 'PUT' && { body: INDEX }),
+    })
+    await answer.arrayBuffer()
+    return answer.status
+  }
+  /** What was said since the last time. */
+  const said = () => lines.splice(0).filter(({ level }) => Number(level) >= 30)
+
+  test('a push, with who it was and from where', async () => {
+    assert.equal(await ask('PUT', '/v2/team/app/manifests/v1', right), 201)
+    const [line, ...more] = said()
+    assert.deepEqual(more, [])
+    const { msg, kind, user, address, registry, repository, tag, outcome } = line ?? {}
+    assert.deepEqual(
+      { msg, kind, user, address, registry, repository, tag, outcome },
+      {
+        msg: 'push',
+        kind: 'put manifest',
+        user: 'ci',
+        address: '127.0.0.1',
+        registry: HOME,
+        repository: 'team/app',
+        tag: 'v1',
+        outcome: 'ok',
+      },
+    )
+  })
+
+  test('a deletion', async () => {
+    assert.equal(await ask('DELETE', `/v2/team/app/manifests/${DIGEST}`, right), 202)
+    const [line, ...more] = said()
+    assert.deepEqual(more, [])
+    const { msg, kind, user, digest, outcome } = line ?? {}
+    assert.deepEqual(
+      { msg, kind, user, digest, outcome },
+      { msg: 'push', kind: 'delete manifest', user: 'ci', digest: DIGEST, outcome: 'ok' },
+    )
+  })
+
+  test('who was refused, for what, and nothing that he showed', async () => {
+    assert.equal(await ask('PUT', '/v2/team/app/manifests/v2', wrong), 401)
+    assert.equal(await ask('PUT', '/v2/team/app/manifests/v3?ns=docker.io', right), 403)
+    assert.equal(await ask('GET', '/v2/token?service=shoal', wrong), 401)
+    const all = said()
+    assert.deepEqual(
+      all.map(({ level, msg, kind, user, address, tag, outcome, code }) => {
+        return { level, msg, kind, user, address, tag, outcome, code }
+      }),
+      [
+        {
+          level: 40,
+          msg: 'push',
+          kind: 'put manifest',
+          user: undefined,
+          address: '127.0.0.1',
+          tag: 'v2',
+          outcome: 'refused',
+          code: 'UNAUTHORIZED',
+        },
+        {
+          level: 40,
+          msg: 'push',
+          kind: 'put manifest',
+          user: 'ci',
+          address: '127.0.0.1',
+          tag: 'v3',
+          outcome: 'refused',
+          code: 'DENIED',
+        },
+        {
+          level: 40,
+          msg: 'login refused',
+          kind: undefined,
+          user: undefined,
+          address: '127.0.0.1',
+          tag: undefined,
+          outcome: undefined,
+          code: undefined,
+        },
+      ],
+    )
+    assert.doesNotMatch(JSON.stringify(all), /secret|Basic/)
+    // A client that has not been asked for a login yet is no line.
+    const answer = await fetch(`${origin}/v2/team/app/blobs/uploads/`, { method: 'POST' })
+    assert.equal(answer.status, 401)
+    assert.deepEqual(said(), [])
+  })
+})
