@@ -13,7 +13,7 @@ import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 
-const bytes = randomBytes(8_000_000)
+const bytes = randomBytes(5_000_000)
 const digest = digestOf(bytes)
 const BLOB = `/v2/library/alpine/blobs/${digest}`
 const log = createLogger({ level: 'silent' })
