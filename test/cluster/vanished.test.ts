@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
-import { appendFile } from 'node:fs/promises'
+import { appendFile, readdir } from 'node:fs/promises'
 import { after, before, beforeEach, suite, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { buildImage, type Blob } from '../../src/cli/demo-image.ts'
 import type { ReadResult } from '../harness/blob-reader.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
@@ -19,9 +20,14 @@ const SLOW = 5_000_000
 const MIDDLE = 6_000_000
 /** A client that will not be done in any time. */
 const CRAWL = 1_000_000
-/** A reader waits no longer than this for the next bytes while somebody is there who has them. */
-const STALL_MS = 2000
+/** On a busy machine too a reader waits no longer than this for the next bytes while somebody is there who has them. */
+const STALL_MS = 4000
 const DRAIN_MS = 3000
+/** Of links over which a thousand readers fit that go away soon. */
+const FAST_MEGABITS = 10_000
+/** Clients that go away, and what a daemon may have more of afterwards, because it is never quite at rest. */
+const ABORTS = 1000
+const UNREST = { descriptors: 8, timers: 40, megabytes: 48 }
 
 suite('processes and links end in the middle of a blob', { skip }, () => {
   let cluster: Cluster
@@ -29,7 +35,6 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
   let near: ClusterNode
   let far: ClusterNode
   let layer: Blob
-
   before(async () => {
     const binaries = containerdBinaries().find(({ version }) => version.startsWith('2.'))
     assert.ok(binaries)
@@ -37,9 +42,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     cluster = await Cluster.create({ nodes: [binaries, 'layout', 'layout'] })
     ;[node, near, far] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
     const image = await buildImage({ layers: [SIZE], seed: 'vanished' })
-    const [blob] = image.layers
-    assert.ok(blob)
-    layer = blob
+    layer = image.layers[0] ?? assert.fail()
     for (const [each, zone] of [
       [node, 'near'],
       [near, 'near'],
@@ -121,6 +124,78 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
         assert.ok(result.stallMs < STALL_MS, `waited ${result.stallMs} ms for the next bytes`)
         await until(() => given(far) > before, { what: 'the other holder has given the rest' })
       })
+    }
+  }
+
+  test('all holders are killed and nobody else has it: the connection breaks, and the log says so', async () => {
+    const { digest, size } = layer.descriptor
+    const reading = read()
+    await reading.at(MIDDLE)
+    await Promise.all([near.daemon.kill(), far.daemon.kill()])
+    const result = await reading.result()
+    assert.equal(result.complete, false, JSON.stringify(result))
+    assert.ok(result.bytes < size, JSON.stringify(result))
+    const line = await until(
+      () =>
+        node.daemon
+          .log()
+          .split('\n')
+          .find((each) => each.includes(`"digest":"${digest}"`) && each.includes('"failed"')),
+      { what: 'the log says what broke' },
+    )
+    assert.match(line, /nobody is left to go on at byte \d+/)
+  })
+
+  test(`${ABORTS} clients that go away anywhere leave no socket, file, timer or memory behind`, async (t) => {
+    for (const each of [near, far]) await each.link.shape(FAST_MEGABITS)
+    t.after(async () => {
+      for (const each of [near, far]) await each.link.shape(MEGABITS)
+    })
+    const { digest, size } = layer.descriptor
+    const script = fileURLToPath(new URL('../harness/fickle-reader.ts', import.meta.url))
+    const url = ['--url', blobUrl(digest), '--size', `${size}`, '--times']
+    const goAway = async (times: number): Promise<number> =>
+      Number(
+        await node.exec([process.execPath, script, ...url, `${times}`], { timeoutMs: 100_000 }),
+      )
+    // What is kept for the next pull is there then.
+    await goAway(50)
+    const daemons = [node, near, far]
+    const before = await Promise.all(daemons.map(holds))
+    assert.ok((await goAway(ABORTS)) > size, 'bytes have come')
+    for (const [index, daemon] of daemons.entries()) {
+      const { descriptors, timers, megabytes } = before[index] ?? assert.fail()
+      let now = await holds(daemon)
+      await until(
+        async () => {
+          now = await holds(daemon)
+          return (
+            now.descriptors <= descriptors + UNREST.descriptors &&
+            now.timers <= timers + UNREST.timers &&
+            now.megabytes <= megabytes + UNREST.megabytes
+          )
+        },
+        { timeoutMs: 60_000, what: `${daemon.name} has let go of everything` },
+      ).catch((error: unknown) => {
+        const counts = JSON.stringify({ before: before[index], now })
+        throw new Error(`${String(error)}: ${counts}`, { cause: error })
+      })
+    }
+    assertComplete(await read().result())
+  })
+
+  /** What a daemon has open, and keeps in memory. */
+  async function holds(daemon: ClusterNode) {
+    const { body } = await daemon.machine.get('http://127.0.0.1:9090/metrics')
+    const value = (name: string): number => {
+      const line = body.split('\n').find((each) => each.startsWith(`${name} `))
+      assert.ok(line, name)
+      return Number(line.slice(name.length))
+    }
+    return {
+      descriptors: (await readdir(`/proc/${daemon.daemon.pid}/fd`)).length,
+      timers: value('nodejs_active_resources{type="Timeout"}'),
+      megabytes: value('nodejs_external_memory_bytes') / 1e6,
     }
   }
 
