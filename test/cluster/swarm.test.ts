@@ -1,0 +1,134 @@
+import assert from 'node:assert/strict'
+import { after, before, suite, test } from 'node:test'
+import { buildImage } from '../../src/cli/demo-image.ts'
+import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
+import { startReading } from '../harness/faulty-nodes.ts'
+import { skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
+
+const skip = skipWithout('namespaces', 'registry', 'skopeo')
+
+/** Of the uplink: slow enough for something to happen meanwhile, on a busy machine too */
+const MEGABITS = 40
+const PATIENCE = { timeoutMs: 40_000 }
+
+suite('something happens while many nodes get the same, with real processes', { skip }, () => {
+  let cluster: Cluster
+  let nodes: readonly ClusterNode[]
+
+  before(async () => {
+    cluster = await Cluster.create({ nodes: ['layout', 'layout', 'layout', 'layout', 'layout'] })
+    nodes = cluster.nodes
+    const shape = ['tbf', 'rate', `${MEGABITS}mbit`, 'burst', '64kb', 'latency', '100ms']
+    await cluster.upstream.machine.exec(['tc', 'qdisc', 'add', 'dev', 'eth0', 'root', ...shape])
+    for (const node of nodes)
+      await node.writeFile(
+        '/etc/rancher/k3s/registries.yaml',
+        `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`,
+      )
+    await Promise.all(nodes.map((node) => node.startDaemon()))
+    await Promise.all(nodes.map((node) => until(() => knowsOthers(node, 4), PATIENCE)))
+  })
+  after(() => cluster?.[Symbol.asyncDispose]())
+
+  /** Brings a blob of so many bytes to the upstream. `read` reads it on a node; all that is read must be right. */
+  const serve = async (name: string, size: number) => {
+    const image = await buildImage({ layers: [size], seed: name })
+    await cluster.upstream.push(image, `swarm/${name}:1`)
+    const digest = image.layers[0]?.descriptor.digest ?? ''
+    const url = `http://127.0.0.1:5001/v2/swarm/${name}/blobs/${digest}?ns=${Upstream.host}`
+    const before = await sent(cluster)
+    return {
+      read: async (node: ClusterNode) => {
+        const { complete, sha256 } = await startReading(node.machine, { url }).result()
+        assert.deepEqual([complete, `sha256:${sha256}`], [true, digest], node.name)
+      },
+      /** So many of it have crossed the uplink */
+      copies: async () => ((await sent(cluster)) - before) / size,
+      crossed: async (share: number) => {
+        const what = `${share} of ${name} has crossed the uplink`
+        await until(async () => (await sent(cluster)) - before > share * size, {
+          ...PATIENCE,
+          what,
+        })
+      },
+    }
+  }
+
+  test('nodes that come late read what is there, and then along', async () => {
+    const blob = await serve('late', 10_000_000)
+    const early = nodes.slice(0, 3).map(blob.read)
+    await blob.crossed(0.4)
+    await Promise.all([...early, ...nodes.slice(3).map(blob.read)])
+    const copies = await blob.copies()
+    assert.ok(copies < 1.3, `${copies} copies`)
+  })
+
+  test('the leader hangs (SIGSTOP): another one goes on, and it gets the rest when it wakes', async () => {
+    const blob = await serve('hangs', 24_000_000)
+    const reads = new Map(nodes.map((node) => [node, blob.read(node)]))
+    await blob.crossed(0.3)
+    const leader = await find(nodes, ({ pulls }) => pulls.some(({ from }) => from === 'upstream'))
+    leader.daemon.signal('SIGSTOP')
+    try {
+      await Promise.all([...reads].flatMap(([node, read]) => (node === leader ? [] : [read])))
+    } finally {
+      leader.daemon.signal('SIGCONT')
+    }
+    await reads.get(leader)
+    // What the kernel of the one that hangs has taken for it is some megabytes.
+    const copies = await blob.copies()
+    assert.ok(copies < 1.8, `${copies} copies`)
+  })
+
+  test('the node that keeps the list is killed: the others get it all the same', async () => {
+    const blob = await serve('keeper', 10_000_000)
+    const reads = new Map(nodes.map((node) => [node, blob.read(node).catch(() => 'broke')]))
+    await blob.crossed(0.3)
+    const keeper = await find(nodes, ({ lists }) => lists.length > 0)
+    await keeper.daemon.kill()
+    for (const [node, read] of reads) if (node !== keeper) assert.equal(await read, undefined)
+    const copies = await blob.copies()
+    assert.ok(copies < 1.8, `${copies} copies`)
+    await keeper.startDaemon()
+    await until(() => knowsOthers(keeper, 4), PATIENCE)
+  })
+})
+
+interface Together {
+  readonly pulls: readonly { readonly from: string }[]
+  readonly lists: readonly unknown[]
+}
+
+async function status(node: ClusterNode): Promise<{
+  together: Together
+  mesh: { peers: readonly unknown[] }
+}> {
+  const { body } = await node.machine.get('http://127.0.0.1:9090/status')
+  return JSON.parse(body)
+}
+
+async function together(node: ClusterNode): Promise<Together> {
+  return (await status(node)).together
+}
+
+async function knowsOthers(node: ClusterNode, count: number): Promise<boolean> {
+  return (await status(node)).mesh.peers.length === count
+}
+
+/** The first node of which this is so, as soon as there is one. */
+async function find(
+  nodes: readonly ClusterNode[],
+  is: (together: Together) => boolean,
+): Promise<ClusterNode> {
+  return until(async () => {
+    for (const node of nodes) if (is(await together(node))) return node
+    return undefined
+  }, PATIENCE)
+}
+
+/** Bytes that have left the upstream's machine, headers and all. */
+async function sent({ upstream }: Cluster): Promise<number> {
+  const devices = await upstream.machine.exec(['cat', '/proc/net/dev'])
+  return Number(/eth0:(?:\s+\d+){8}\s+(\d+)/.exec(devices)?.[1])
+}
