@@ -169,9 +169,13 @@ export class PodRunner {
 
   /** Once all pods are gone. */
   static async removeCgroups(): Promise<void> {
-    const find = ['/sys/fs/cgroup', '-depth', '-type', 'd', '-path', `*${CGROUP}*`]
-    const remove = ['-exec', 'rmdir', '{}', ';']
-    await promisify(execFile)('find', [...find, ...remove]).catch(() => {})
+    const run = promisify(execFile)
+    const all = ['/sys/fs/cgroup', '-depth', '-type', 'd', '-path', `*${CGROUP}*`]
+    // The kernel lets go of them some time after their last process; what then still stays is empty.
+    await until(async () => {
+      await run('find', [...all, '-exec', 'rmdir', '{}', ';']).catch(() => {})
+      return (await run('find', all)).stdout === ''
+    }).catch(() => {})
   }
 
   /** `crictl` on the node; its standard output. */
