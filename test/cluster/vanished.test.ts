@@ -4,7 +4,7 @@ import { after, before, beforeEach, suite, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { buildImage, type Blob } from '../../src/cli/demo-image.ts'
 import type { ReadResult } from '../harness/blob-reader.ts'
-import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
 import { blobUrl, startReading } from '../harness/faulty-nodes.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
@@ -20,9 +20,13 @@ const SLOW = 5_000_000
 const MIDDLE = 6_000_000
 /** A client that will not be done in any time. */
 const CRAWL = 1_000_000
+/** The upstream speaks plain HTTP here, and what has no upstream is shared as well. */
+const REGISTRIES = `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}, ksd.test.com: {}}\n`
 /** On a busy machine too a reader waits no longer than this for the next bytes while somebody is there who has them. */
 const STALL_MS = 4000
 const DRAIN_MS = 3000
+/** Who has lost all holders, and does not know yet who else is there, waits no longer than this. */
+const GIVEN_UP_MS = 6000
 /** Of links over which a thousand readers fit that go away soon. */
 const FAST_MEGABITS = 10_000
 /** Clients that go away, and what a daemon may have more of afterwards, because it is never quite at rest. */
@@ -35,6 +39,9 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
   let near: ClusterNode
   let far: ClusterNode
   let layer: Blob
+  /** The upstream has it as well */
+  let common: Blob
+
   before(async () => {
     const binaries = containerdBinaries().find(({ version }) => version.startsWith('2.'))
     assert.ok(binaries)
@@ -42,7 +49,10 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     cluster = await Cluster.create({ nodes: [binaries, 'layout', 'layout'] })
     ;[node, near, far] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
     const image = await buildImage({ layers: [SIZE], seed: 'vanished' })
+    const other = await buildImage({ layers: [SIZE], seed: 'vanished, but for the upstream' })
     layer = image.layers[0] ?? assert.fail()
+    common = other.layers[0] ?? assert.fail()
+    const elsewhere = await cluster.upstream.push(other, 'vanished/app:1')
     for (const [each, zone] of [
       [node, 'near'],
       [near, 'near'],
@@ -50,11 +60,13 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     ] as const) {
       const more = `\ntopology:\n  zone: ${zone}\nshutdownTimeout: ${DRAIN_MS}ms\n`
       await appendFile(each.machine.path('/etc/shoal/config.yaml'), more)
+      await each.writeFile('/etc/rancher/k3s/registries.yaml', REGISTRIES)
     }
     await node.startContainerd()
     await Promise.all(cluster.nodes.map((each) => each.startDaemon()))
     for (const each of [near, far]) {
       await each.import(image, 'ksd.test.com/vanished/app:1')
+      await each.import(other, elsewhere)
       await each.link.shape(MEGABITS)
     }
   })
@@ -80,8 +92,15 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     return startReading(node.machine, { url: blobUrl(digest), reportEvery: CRAWL, ...pace })
   }
 
-  function assertComplete(result: ReadResult): void {
-    const { digest, size } = layer.descriptor
+  function readCommon(bytesPerSecond?: number) {
+    const { digest } = common.descriptor
+    const url = `http://127.0.0.1:5001/v2/${Upstream.host}/vanished/app/blobs/${digest}`
+    const pace = bytesPerSecond === undefined ? {} : { bytesPerSecond }
+    return startReading(node.machine, { url, reportEvery: CRAWL, ...pace })
+  }
+
+  function assertComplete(result: ReadResult, { descriptor }: Blob = layer): void {
+    const { digest, size } = descriptor
     assert.deepEqual(
       [result.status, result.complete, result.bytes, `sha256:${result.sha256}`],
       [200, true, size, digest],
@@ -127,12 +146,33 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     }
   }
 
-  test('all holders are killed and nobody else has it: the connection breaks, and the log says so', async () => {
-    const { digest, size } = layer.descriptor
-    const reading = read()
+  for (const slow of [false, true]) {
+    const client = slow ? 'a slow client' : 'a client'
+    test(`all holders are killed in a row: ${client} gets the rest from the upstream`, async () => {
+      const { digest } = common.descriptor
+      const asked = () => cluster.upstream.requests().filter((each) => each.includes(digest)).length
+      const before = asked()
+      const reading = readCommon(slow ? SLOW : undefined)
+      await reading.at(MIDDLE)
+      await near.daemon.kill()
+      await reading.at(2 * MIDDLE)
+      assert.equal(asked(), before, 'as long as a node has it nobody asks the upstream')
+      await far.daemon.kill()
+      const result = await reading.result()
+      assertComplete(result, common)
+      assert.ok(result.stallMs < GIVEN_UP_MS, `waited ${result.stallMs} ms for the next bytes`)
+      assert.ok(asked() > before)
+    })
+  }
+
+  test('all holders and the upstream are gone: the connection breaks, and the log says so', async () => {
+    const { digest, size } = common.descriptor
+    const reading = readCommon()
     await reading.at(MIDDLE)
+    await cluster.upstream.stop()
     await Promise.all([near.daemon.kill(), far.daemon.kill()])
     const result = await reading.result()
+    await cluster.upstream.start()
     assert.equal(result.complete, false, JSON.stringify(result))
     assert.ok(result.bytes < size, JSON.stringify(result))
     const line = await until(
