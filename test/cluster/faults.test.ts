@@ -22,8 +22,8 @@ const skip = skipWithout('namespaces', 'registry', 'containerd 2.x')
 const SIZE = 3_000_000
 /** A client that takes its time: a second and a half for a blob. */
 const SLOW = 2_000_000
-/** A reader waits no longer than this for the next bytes while somebody is there who has them. */
-const STALL_MS = 2000
+/** On a busy machine too a reader waits no longer than this for the next bytes while somebody is there who has them. */
+const STALL_MS = 4000
 /** Nobody has it, or nobody does right: that is said this soon. */
 const GIVEN_UP_MS = 6000
 
