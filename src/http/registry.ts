@@ -134,6 +134,8 @@ export function createRegistryServer(
     exposeHeadRoutes: false,
     forceCloseConnections: 'idle',
     requestTimeout: serverOptions.requestTimeout,
+    // Fastify sets its own if this is not said.
+    keepAliveTimeout: serverOptions.keepAliveTimeout,
     bodyLimit: 1024,
     frameworkErrors: (error, _request, reply) => {
       sendError(reply, new DistributionError('NAME_INVALID', 'path is not valid', { cause: error }))

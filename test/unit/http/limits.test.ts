@@ -68,14 +68,14 @@ suite('limits of a listener', () => {
   }
   after(() => Promise.all(servers.map((server) => server.close())))
 
-  /** Sends what it is given, and reads until the other side ends. */
+  /** Sends what it is given, and reads until the other side ends, which is to be long before the usual timeouts. */
   async function talk(port: number, text: string): Promise<string> {
     const socket = connect(port, '127.0.0.1')
     socket.on('error', () => {})
     let answer = ''
     socket.on('data', (chunk: Buffer) => (answer += chunk.toString('latin1')))
     socket.write(text)
-    await once(socket, 'close')
+    await once(socket, 'close', { signal: AbortSignal.timeout(20_000) })
     return answer
   }
   const get = (path: string, ...headers: string[]) =>

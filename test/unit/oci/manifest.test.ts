@@ -77,7 +77,7 @@ suite('manifest', () => {
     })
     assert.deepEqual(parseManifest(buildIndex([image]).manifest.bytes), {
       mediaType: MEDIA_TYPE.ociIndex,
-      children: [image.manifest.descriptor],
+      children: [{ ...image.manifest.descriptor, platform: image.platform }],
     })
   })
 
