@@ -286,7 +286,7 @@ async function once(
   contender: Contender,
   name: string,
 ): Promise<Run> {
-  const before = await sent(cluster)
+  const before = await cluster.upstream.sent()
   const asked = cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length
   const cpuOf = (): number[] =>
     cluster.nodes.map((node) => (contender === NOBODY ? 0 : cpuSeconds(contender.pid(node))))
@@ -325,7 +325,7 @@ async function once(
   const took = scenario.meanwhile === undefined ? cpuOf() : cpuBefore
   const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
   const run = {
-    egress: ((await sent(cluster)) - before) / size,
+    egress: ((await cluster.upstream.sent()) - before) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
     after:
       (Math.max(...counted.map(({ to }) => to)) - Math.min(...counted.map(({ to }) => to))) / 1000,
@@ -388,8 +388,8 @@ async function leaderAt(cluster: Cluster, bytes: number): Promise<ClusterNode> {
 }
 
 async function untilSent(cluster: Cluster, bytes: number): Promise<void> {
-  const before = await sent(cluster)
-  while ((await sent(cluster)) - before < bytes) await delay(20)
+  const before = await cluster.upstream.sent()
+  while ((await cluster.upstream.sent()) - before < bytes) await delay(20)
 }
 
 /** Between a site and everything outside of it 20 Mbit/s pass in each direction, for all of its nodes together. */
@@ -492,12 +492,6 @@ async function unshaped<T>(cluster: Cluster, megabits: number, work: () => Promi
   } finally {
     await shape(cluster, megabits)
   }
-}
-
-/** Bytes that have left the upstream's machine, headers and all. */
-async function sent({ upstream }: Cluster): Promise<number> {
-  const devices = await upstream.machine.exec(['cat', '/proc/net/dev'])
-  return Number(/eth0:(?:\s+\d+){8}\s+(\d+)/.exec(devices)?.[1])
 }
 
 function spread(values: readonly number[]): string {

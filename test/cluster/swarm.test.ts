@@ -37,17 +37,17 @@ suite('something happens while many nodes get the same, with real processes', { 
     await cluster.upstream.push(image, `swarm/${name}:1`)
     const digest = image.layers[0]?.descriptor.digest ?? ''
     const url = `http://127.0.0.1:5001/v2/swarm/${name}/blobs/${digest}?ns=${Upstream.host}`
-    const before = await sent(cluster)
+    const before = await cluster.upstream.sent()
     return {
       read: async (node: ClusterNode) => {
         const { complete, sha256 } = await startReading(node.machine, { url }).result()
         assert.deepEqual([complete, `sha256:${sha256}`], [true, digest], node.name)
       },
       /** So many of it have crossed the uplink */
-      copies: async () => ((await sent(cluster)) - before) / size,
+      copies: async () => ((await cluster.upstream.sent()) - before) / size,
       crossed: async (share: number) => {
         const what = `${share} of ${name} has crossed the uplink`
-        await until(async () => (await sent(cluster)) - before > share * size, {
+        await until(async () => (await cluster.upstream.sent()) - before > share * size, {
           ...PATIENCE,
           what,
         })
@@ -125,10 +125,4 @@ async function find(
     for (const node of nodes) if (is(await together(node))) return node
     return undefined
   }, PATIENCE)
-}
-
-/** Bytes that have left the upstream's machine, headers and all. */
-async function sent({ upstream }: Cluster): Promise<number> {
-  const devices = await upstream.machine.exec(['cat', '/proc/net/dev'])
-  return Number(/eth0:(?:\s+\d+){8}\s+(\d+)/.exec(devices)?.[1])
 }

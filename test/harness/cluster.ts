@@ -232,6 +232,12 @@ export class Upstream {
     return reference
   }
 
+  /** Bytes that have left its link so far, headers of all layers included. */
+  async sent(): Promise<number> {
+    const devices = await this.machine.exec(['cat', '/proc/net/dev'])
+    return Number(/eth0:(?:\s+\d+){8}\s+(\d+)/.exec(devices)?.[1])
+  }
+
   /** Requests for content it has got, oldest first, as `GET /v2/...`. */
   requests(): string[] {
     const log = this.#registry?.log() ?? ''
