@@ -76,9 +76,10 @@ suite('something happens while many nodes get the same, with real processes', { 
       leader.daemon.signal('SIGCONT')
     }
     await reads.get(leader)
-    // What the kernel of the one that hangs has taken for it is some megabytes.
+    // The kernel of the one that hangs takes some megabytes for it on each of its connections. If each had gone on by itself
+    // it would be five.
     const copies = await blob.copies()
-    assert.ok(copies < 1.8, `${copies} copies`)
+    assert.ok(copies < 3, `${copies} copies`)
   })
 
   test('the node that keeps the list is killed: the others get it all the same', async () => {
