@@ -77,6 +77,25 @@ export function containerdBinaries(): ContainerdBinaries[] {
   )
 }
 
+/** What a program is called, and how one gets it. */
+const WHENCE: Readonly<Record<keyof typeof tools, string>> = {
+  skopeo: 'skopeo (Debian package skopeo)',
+  curl: 'curl (Debian package curl)',
+  chromium: 'chromium (Debian package chromium)',
+  sshd: 'sshd (Debian package openssh-server)',
+  crane: 'crane (built where Go is installed)',
+  oras: 'oras (built where Go is installed)',
+  helm: 'helm (built where Go is installed)',
+  crictl: 'crictl (built where Go is installed)',
+  kubectlValidate: 'kubectl-validate (built where Go is installed)',
+  buildah: 'buildah (Debian package buildah)',
+  runc: 'runc (Debian package runc)',
+  shim: 'containerd-shim-runc-v2 (Debian package containerd)',
+  promtool: 'promtool (Debian package prometheus)',
+  conformance: 'the conformance suite of the distribution spec (built where Go is installed)',
+  registry: 'docker-registry (Debian package docker-registry)',
+}
+
 /** What a test can need beyond Node. */
 export type Need = 'containerd 1.x' | 'containerd 2.x' | 'shims' | 'namespaces' | keyof typeof tools
 
@@ -94,64 +113,25 @@ export function skipWithout(...needs: readonly Need[]): string | false {
 }
 
 function missing(need: Need): string | undefined {
-  switch (need) {
-    case 'containerd 1.x':
-    case 'containerd 2.x': {
-      const major = need.slice('containerd '.length, -1)
-      if (containerdBinaries().some(({ version }) => version.startsWith(major))) return undefined
-      return major === '1.'
-        ? 'containerd 1.x (Debian package containerd)'
-        : 'containerd 2.x (built where Go is installed)'
-    }
-    case 'shims':
-      return containerdBinaries().every(({ shim }) => shim !== undefined)
-        ? undefined
-        : "containerd's shim (Debian package containerd; for 2.x built where Go is installed)"
-    case 'namespaces':
-      if (process.platform !== 'linux') return 'Linux (network namespaces)'
-      if (process.getuid?.() !== 0) return 'root (network and mount namespaces)'
-      return ['ip', 'tc', 'unshare', 'nsenter', 'setpriv'].every((name) => find(name) !== undefined)
-        ? undefined
-        : 'ip and tc (Debian package iproute2)'
-    case 'skopeo':
-      return tools.skopeo === undefined ? 'skopeo (Debian package skopeo)' : undefined
-    case 'curl':
-      return tools.curl === undefined ? 'curl (Debian package curl)' : undefined
-    case 'chromium':
-      return tools.chromium === undefined ? 'chromium (Debian package chromium)' : undefined
-    case 'sshd':
-      return tools.sshd === undefined ? 'sshd (Debian package openssh-server)' : undefined
-    case 'crane':
-      return tools.crane === undefined ? 'crane (built where Go is installed)' : undefined
-    case 'oras':
-      return tools.oras === undefined ? 'oras (built where Go is installed)' : undefined
-    case 'helm':
-      return tools.helm === undefined ? 'helm (built where Go is installed)' : undefined
-    case 'crictl':
-      return tools.crictl === undefined ? 'crictl (built where Go is installed)' : undefined
-    case 'kubectlValidate':
-      return tools.kubectlValidate === undefined
-        ? 'kubectl-validate (built where Go is installed)'
-        : undefined
-    case 'buildah':
-      return tools.buildah === undefined ? 'buildah (Debian package buildah)' : undefined
-    case 'runc':
-      return tools.runc === undefined ? 'runc (Debian package runc)' : undefined
-    case 'shim':
-      return tools.shim === undefined
-        ? 'containerd-shim-runc-v2 (Debian package containerd)'
-        : undefined
-    case 'promtool':
-      return tools.promtool === undefined ? 'promtool (Debian package prometheus)' : undefined
-    case 'conformance':
-      return tools.conformance === undefined
-        ? 'the conformance suite of the distribution spec (built where Go is installed)'
-        : undefined
-    case 'registry':
-      return tools.registry === undefined
-        ? 'docker-registry (Debian package docker-registry)'
-        : undefined
+  if (need === 'containerd 1.x' || need === 'containerd 2.x') {
+    const major = need.slice('containerd '.length, -1)
+    if (containerdBinaries().some(({ version }) => version.startsWith(major))) return undefined
+    return major === '1.'
+      ? 'containerd 1.x (Debian package containerd)'
+      : 'containerd 2.x (built where Go is installed)'
   }
+  if (need === 'shims')
+    return containerdBinaries().every(({ shim }) => shim !== undefined)
+      ? undefined
+      : "containerd's shim (Debian package containerd; for 2.x built where Go is installed)"
+  if (need === 'namespaces') {
+    if (process.platform !== 'linux') return 'Linux (network namespaces)'
+    if (process.getuid?.() !== 0) return 'root (network and mount namespaces)'
+    return ['ip', 'tc', 'unshare', 'nsenter', 'setpriv'].every((name) => find(name) !== undefined)
+      ? undefined
+      : 'ip and tc (Debian package iproute2)'
+  }
+  return tools[need] === undefined ? WHENCE[need] : undefined
 }
 
 function find(name: string): string | undefined {
