@@ -18,7 +18,7 @@ import type { PrivateImages } from '../pull/private/policy.ts'
 import { RegistryClient, SPEGEL_HEADERS } from '../pull/registry-client.ts'
 import type { Rights } from '../pull/rights.ts'
 import { RoundTrips } from '../pull/round-trip.ts'
-import { ContentNotFoundError, type ContentSource } from '../pull/source.ts'
+import { ContentNotFoundError, THIS_NODE, type ContentSource } from '../pull/source.ts'
 import { Heard } from '../pull/swarm/heard.ts'
 import { Swarm } from '../pull/swarm/swarm.ts'
 import { tagRules, trustedTags } from '../pull/tags.ts'
@@ -204,8 +204,12 @@ export function createPulls(
   const transfers = new Transfers({
     log: component('pull'),
     onWrongContent: (digest) => poisoned.note(digest),
-    linksOf: ({ peer }) =>
-      peer === undefined || router.isFar(peer) ? [links.wan, links.download] : [links.download],
+    linksOf: ({ id, peer }) => {
+      if (id === THIS_NODE) return []
+      return peer === undefined || router.isFar(peer)
+        ? [links.wan, links.download]
+        : [links.download]
+    },
   })
   const sources = transfers.over(chain([known, holders('near'), news, swarm, holders('far')]))
   const fromNodes = transfers.over(chain([known, holders('near'), news, holders('far')]))
@@ -235,19 +239,18 @@ export function createPulls(
       : withTags(pull, options),
   )
   const asNamed = homeTags(ofAll, { claims }, { homeRegistry })
-  const local = poisoned.guard(
-    inflight.over(
-      layout === undefined
-        ? asNamed
-        : keep(asNamed, { store: layout, log: component('pull:keep'), homeRegistry }),
-    ),
-  )
+  const kept =
+    layout === undefined
+      ? asNamed
+      : keep(asNamed, { store: layout, log: component('pull:keep'), homeRegistry })
+  // What comes for somebody else on this node may break off with that one.
+  const local = poisoned.guard(transfers.over(inflight.over(kept, 'client')))
 
   const ruleOf = tagRules(config.tags)
   return {
     given,
     local,
-    fetched: inflight.over(ofAll),
+    fetched: transfers.over(inflight.over(ofAll, 'node')),
     explain: (image) =>
       explainPull(
         image,

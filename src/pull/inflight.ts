@@ -4,10 +4,16 @@ import { ContentTruncatedError } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
 import { resolveRange, type PullRequest } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
-import type { ArrivingContent, ContentStore, Growth } from '../store/store.ts'
+import type { ArrivingContent, ContentStore, Growth, Receiver } from '../store/store.ts'
 import type { OpenContent } from './chain.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
-import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
+import {
+  ContentNotFoundError,
+  THIS_NODE,
+  type Content,
+  type ContentSource,
+  type OpenOptions,
+} from './source.ts'
 
 /** Blobs that others may read while they come; what comes beyond is not offered. */
 const MAX_ARRIVALS = 256
@@ -16,9 +22,8 @@ const BEGIN = 8000
 /** What has come is offered until the store gives it, for so long at most, in ms. */
 const LINGER = 10_000
 const LOOK_AGAIN = 100
-/** The file into which something comes is looked for so long, so often, in ms. */
-const FILE = 1000
-const FILE_PAUSE = 10
+/** The file into which something comes is looked for so often, with such pauses in ms. */
+const FILE = { looks: 100, pause: 10 }
 
 /** Something that passing bytes can be written to when nothing else keeps them readable. */
 export interface SpoolLike {
@@ -74,17 +79,23 @@ export class Inflight implements ContentSource {
     return this.#arrivals.size
   }
 
-  /** What `open` finds elsewhere, offered to others while the client receives it. */
-  over(open: OpenContent): OpenContent {
+  /**
+   * What `open` finds elsewhere, offered to others while `receiver` gets it. What the other one on this node is getting already is read
+   * from there: a client's pull from a prefetch, which from then on is as urgent as the pull, and a prefetch from a pull. Such content
+   * has a giver, for it may break off with whoever gets it.
+   */
+  over(open: OpenContent, receiver: Receiver): OpenContent {
     return async (request, options) => {
       const { method, kind, target, registry } = request
       if (method !== 'GET' || kind !== 'blob' || !('digest' in target) || !this.#wanted(registry))
         return open(request, options)
-      const arrival = this.#enter(target.digest, request)
+      const joined = await this.#join(target.digest, receiver, request, options)
+      if (joined !== undefined) return joined
+      const arrival = this.#enter(target.digest, receiver, request)
       if (arrival === undefined) return open(request, options)
       let content: Content
       try {
-        content = await open(request, options)
+        content = await open(arrival.asUrgent(request), options)
       } catch (error) {
         this.#leave(arrival, error)
         throw error
@@ -109,33 +120,73 @@ export class Inflight implements ContentSource {
     }
   }
 
+  /** From what the other receiver on this node is getting; undefined where that is nothing, or cannot be read. */
+  async #join(
+    digest: Digest,
+    receiver: Receiver,
+    request: PullRequest,
+    { signal, rest }: OpenOptions,
+  ): Promise<Content | undefined> {
+    const arrival = this.#arrivals.get(digest)
+    const { range } = request
+    const toTheEnd =
+      range === undefined ||
+      (range.kind === 'from' && (range.end === undefined || rest !== undefined))
+    if (arrival === undefined || arrival.receiver === receiver || !toTheEnd) return undefined
+    if (!this.#gives(request, arrival.repository)) return undefined
+    try {
+      const found = await this.#read(arrival, request, signal, { any: false })
+      this.#log.debug({ digest }, 'reads what this node is receiving already')
+      return { ...found, giver: { id: THIS_NODE, failed: () => {} } }
+    } catch (error) {
+      if (error instanceof ContentNotFoundError) return undefined
+      throw error
+    }
+  }
+
   async open(request: PullRequest, { signal }: { signal: AbortSignal }): Promise<Content> {
     const { target, kind } = request
     const arrival =
       kind === 'blob' && 'digest' in target ? this.#arrivals.get(target.digest) : undefined
     if (arrival === undefined || !this.#wanted(arrival.registry)) throw NOT_COMING
     if (!this.#gives(request, arrival.repository)) throw NOT_COMING
+    return this.#read(arrival, request, signal)
+  }
+
+  /** Who receives it as well must not be given a file that is its own (`any`). */
+  async #read(
+    arrival: Arrival,
+    request: PullRequest,
+    signal: AbortSignal,
+    { any = true } = {},
+  ): Promise<Content> {
     const descriptor = await arrival.described(signal)
-    const { size } = descriptor
+    const { size, digest } = descriptor
     const range = request.range && resolveRange(request.range, size)
     const found = { source: this.name, descriptor, ...(range !== undefined && { range }) } as const
     if (request.method === 'HEAD') return found
     const part = range ?? { start: 0, end: size - 1 }
-    const content = await arrival.content(() => this.#store.arriving(descriptor.digest), signal)
+    const content = await arrival.content(
+      {
+        own: () => this.#store.arriving(digest, arrival.receiver),
+        any: async () => (any ? this.#store.arriving(digest) : undefined),
+      },
+      signal,
+    )
     const body = await content?.open(part, arrival).catch(() => undefined)
-    if (body !== undefined) return { ...found, body }
+    if (body !== undefined) return { ...found, body: arrival.awaited(body, request) }
     try {
       // It has become whole this moment, and its file has another name.
-      return { ...found, body: await this.#store.open(descriptor.digest, { range: part, signal }) }
+      return { ...found, body: await this.#store.open(digest, { range: part, signal }) }
     } catch (cause) {
       throw new ContentNotFoundError('it is not being received any more', { cause })
     }
   }
 
-  #enter(digest: Digest, of: RepositoryName): Arrival | undefined {
+  #enter(digest: Digest, receiver: Receiver, of: RepositoryName): Arrival | undefined {
     const known = this.#arrivals.get(digest)
     if (known === undefined && this.#arrivals.size >= MAX_ARRIVALS) return undefined
-    const arrival = known ?? new Arrival(digest, of)
+    const arrival = known ?? new Arrival(digest, receiver, of)
     arrival.clients += 1
     this.#arrivals.set(digest, arrival)
     return arrival
@@ -156,7 +207,7 @@ export class Inflight implements ContentSource {
     sink: ByteSink,
     signal: AbortSignal,
   ): Promise<void> {
-    const here = await this.#store.arriving(digest)
+    const here = await this.#store.arriving(digest, arrival.receiver)
     // What begins in the middle is readable only where the beginning is, too. And what some node holds others get from there:
     // to write it aside as well would take three times as long.
     const spools = here === undefined && range === undefined && awaited === true
@@ -212,6 +263,8 @@ const NOT_COMING = new ContentNotFoundError('it is not being received')
 /** One blob on its way. */
 class Arrival implements Growth {
   readonly digest: Digest
+  /** Who began to get it */
+  readonly receiver: Receiver
   readonly registry: string
   /** Full name */
   readonly repository: string
@@ -219,14 +272,17 @@ class Arrival implements Growth {
   clients = 0
   /** The bytes that have come are right: they were checked here, or are held by the store */
   verified = false
+  /** Reads of it that somebody waits for */
+  #awaited = 0
   readonly #begun = Promise.withResolvers<Descriptor>()
   #descriptor: Descriptor | undefined
   #whole = true
   #content: ArrivingContent | undefined
   #failure: Error | undefined
 
-  constructor(digest: Digest, of: RepositoryName) {
+  constructor(digest: Digest, receiver: Receiver, of: RepositoryName) {
     this.digest = digest
+    this.receiver = receiver
     this.registry = of.registry
     this.repository = fullName(of)
     this.#begun.promise.catch(() => {})
@@ -236,6 +292,26 @@ class Arrival implements Growth {
     this.#descriptor = descriptor
     this.#whole &&= whole
     this.#begun.resolve(descriptor)
+  }
+
+  /** The request that brings it: background traffic only while nobody waits who reads here. */
+  asUrgent(request: PullRequest): PullRequest {
+    const { background } = request
+    if (background === undefined) return request
+    return { ...request, background: () => this.#awaited === 0 && background() }
+  }
+
+  /** What is read here for a request, which somebody may wait for. */
+  awaited(body: ContentBody, { background }: PullRequest): ContentBody {
+    if (background?.() === true) return body
+    return {
+      length: body.length,
+      discard: () => body.discard(),
+      writeTo: async (sink, options) => {
+        this.#awaited += 1
+        await body.writeTo(sink, options).finally(() => (this.#awaited -= 1))
+      },
+    }
   }
 
   readable(content: ArrivingContent | undefined): void {
@@ -260,15 +336,15 @@ class Arrival implements Growth {
 
   /** Its file, which is there when the first byte is, and not long before. */
   async content(
-    find: () => Promise<ArrivingContent | undefined>,
+    find: Readonly<Record<'own' | 'any', () => Promise<ArrivingContent | undefined>>>,
     signal: AbortSignal,
   ): Promise<ArrivingContent | undefined> {
-    const deadline = performance.now() + FILE
-    for (;;) {
-      this.#content ??= await find()
-      if (this.#content !== undefined || performance.now() > deadline) return this.#content
+    for (let looks = 1; ; looks += 1) {
+      this.#content ??= await find.own()
+      const content = this.#content ?? (await find.any())
+      if (content !== undefined || looks > FILE.looks) return content
       if (this.#failure !== undefined) return undefined
-      await pause(FILE_PAUSE)
+      await pause(FILE.pause)
       signal.throwIfAborted()
     }
   }

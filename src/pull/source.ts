@@ -28,9 +28,12 @@ export interface OpenOptions {
   }
 }
 
+/** The giver of what this node is receiving for somebody else. */
+export const THIS_NODE = 'this node'
+
 /** Who gives the bytes of a body that nobody has verified, and that may break off. */
 export interface Giver {
-  /** Of a peer its id, of an upstream its URL */
+  /** Of a peer its id, of an upstream its URL, or {@link THIS_NODE} */
   readonly id: string
   /** For people; the id where there is none */
   readonly name?: string

@@ -19,6 +19,8 @@ export interface TransfersComponents {
 /** Transfers in a row that bring less than so many bytes; a bound for a mesh in which everything breaks. */
 const MAX_ATTEMPTS = 32
 const PROGRESS = 1024 * 1024
+/** Of less than so many bytes the way they come is not changed any more. */
+const WORTH_A_CHANGE = 1024 * 1024
 
 /**
  * Makes right what comes from others. A blob is hashed as it passes, whoever it comes from, and its last bytes are held
@@ -85,10 +87,17 @@ export class Transfers {
     const asked = new Set<string>()
     let content = first
     let offset = start
+    const background = (): boolean => request.background?.() === true
+    let inBackground = background()
+    let changes = false
     const passed = (bytes: number): void => {
       offset += bytes
       count(sent, content.source, bytes)
       count(givenBy, content.giver?.name ?? content.giver?.id ?? content.source, bytes)
+      // Another node was told that nobody waits for it.
+      const urgent = inBackground && content.giver?.peer !== undefined && !background()
+      changes = urgent && end + 1 - offset >= WORTH_A_CHANGE
+      if (changes) throw new SwitchedError('somebody waits for it now')
     }
     const checked: ByteSink = {
       write: async (chunk) => {
@@ -122,7 +131,6 @@ export class Transfers {
       if (giver !== undefined) givers.set(giver.id, giver)
       const links = giver === undefined ? [] : this.#linksOf(giver)
       try {
-        const background = (): boolean => request.background?.() === true
         using shaped = new ShapedSink(checked, links, { background, signal })
         await content.body?.writeTo(shaped, { signal })
         if (size === 0) await passage.finish()
@@ -143,12 +151,14 @@ export class Transfers {
           this.#onWrongContent(digest)
           throw error
         }
-        giver?.failed(error)
+        if (!changes) giver?.failed(error)
         if (offset > end) return
         if (attempt >= MAX_ATTEMPTS) throw error
         if (giver !== undefined && !(error instanceof SwitchedError)) asked.add(giver.id)
       }
       try {
+        inBackground = background()
+        changes = false
         const rest: PullRequest = { ...request, range: { kind: 'from', start: offset, end } }
         content = await open(rest, { signal, rest: { size, asked } })
       } catch (cause) {

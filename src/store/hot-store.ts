@@ -3,7 +3,13 @@ import type { Digest } from '../oci/digest.ts'
 import type { ByteRange } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import { isDigestKey, type ContentKey, type TagName } from '../oci/reference.ts'
-import type { AbortOptions, ArrivingContent, ContentEvent, ContentStore } from './store.ts'
+import type {
+  AbortOptions,
+  ArrivingContent,
+  ContentEvent,
+  ContentStore,
+  Receiver,
+} from './store.ts'
 
 /** Manifests, configs and the like; of larger content only the descriptor is kept. */
 const MAX_ENTRY_BYTES = 256 * 1024
@@ -112,8 +118,8 @@ export class HotStore implements ContentStore {
     }
   }
 
-  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
-    return this.#store.arriving(digest)
+  async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
+    return this.#store.arriving(digest, receiver)
   }
 
   repositoriesOf(digest: Digest): readonly string[] | undefined {

@@ -35,10 +35,10 @@ export interface ContentStore {
    */
   watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent>
   /**
-   * Content with this digest that a client is receiving into this store at the moment; undefined where there is none, or
-   * where it cannot be read before it is whole.
+   * Content with this digest that is being received into this store at the moment, by `receiver` if that is said; undefined where
+   * there is none, or where it cannot be read before it is whole.
    */
-  arriving(digest: Digest): Promise<ArrivingContent | undefined>
+  arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined>
   /**
    * The repositories, by full name, that content came from, or whose tags lead to it, as the last event of {@link watch} left it: none
    * where that is not known yet, undefined where the store does not keep it.
@@ -50,6 +50,9 @@ export interface ContentStore {
    */
   recheck(): void
 }
+
+/** Who gets content into this node's store: a client that pulls it, or this node itself, so that it can go on with it another time. */
+export type Receiver = 'client' | 'node'
 
 /** Content on its way into a store, of which what has come can be read. Nobody has verified it. */
 export interface ArrivingContent {

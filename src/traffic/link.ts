@@ -88,6 +88,11 @@ export class Link {
     this.#serve()
   }
 
+  /** For {@link Flow} only: somebody waits for one more, or for one less. */
+  count(more: 1 | -1): void {
+    this.#wanted += more
+  }
+
   get epoch(): number {
     return this.#epoch
   }
@@ -111,7 +116,8 @@ export class Link {
     queue.push(waiter)
     const since = performance.now()
     const gone = (): void => {
-      queue.splice(queue.indexOf(waiter), 1)
+      for (const each of [this.#front, this.#back])
+        if (each.includes(waiter)) each.splice(each.indexOf(waiter), 1)
       reject(signal.reason)
     }
     signal.addEventListener('abort', gone, { once: true })
@@ -182,6 +188,11 @@ export class Link {
     const now = performance.now()
     this.#look(now)
     this.#fill(now)
+    // What somebody has begun to wait for meanwhile
+    for (const waiter of this.#back.filter(({ flow }) => !flow.isBackground)) {
+      this.#back.splice(this.#back.indexOf(waiter), 1)
+      this.#front.push(waiter)
+    }
     // First what background traffic has in any case, or nobody else wants
     for (let queue = this.#due(); queue !== undefined; queue = this.#due()) queue.shift()?.pass()
     clearTimeout(this.#timer)
@@ -241,6 +252,10 @@ export class Flow {
 
   /** Bytes that may pass now, up to `wanted`; 0 if it has to {@link turn} first. */
   may(wanted: number): number {
+    if (this.#counted === this.isBackground) {
+      this.#counted = !this.#counted
+      this.#link.count(this.#counted ? 1 : -1)
+    }
     if (this.#epoch !== this.#link.epoch) this.#left = 0
     if (this.#left <= 0) this.accept(this.#link.take(this))
     return Math.min(wanted, Math.max(0, this.#left))

@@ -110,6 +110,38 @@ suite('images are brought to nodes before they are needed', { skip }, () => {
     )
   })
 
+  /** How much of a blob has come to a node, in MB. */
+  async function come(node: ClusterNode): Promise<number> {
+    return Number(/\s([\d.]+) ?Mi?B/.exec(await node.ctr('content', 'active'))?.[1] ?? 0)
+  }
+
+  test('a pull by containerd and a prefetch of the same image share what comes, whichever was first', async () => {
+    const prefetch = (node: ClusterNode, image: string) => node.exec(['shoal', 'pull', image])
+    const pull = (node: ClusterNode, image: string) => node.cri.pull(image)
+    for (const [name, node, first, second] of [
+      ['prefetched', c, prefetch, pull],
+      ['pulled', c, pull, prefetch],
+      ['pulled-1.6', a, pull, prefetch],
+    ] as const) {
+      const path = '/etc/shoal/config.yaml'
+      const config = await node.exec(['cat', path])
+      await node.writeFile(path, `${config}\nlimits: {wan: 16Mbit}\n`)
+      const rate = () => metric(node, 'shoal_limit_wan_bytes_per_second')
+      await until(async () => (await rate()) === 2e6)
+      const image = await buildImage({ layers: [5_000_000], seed: name })
+      const reference = await cluster.upstream.push(image, `${name}:1`)
+      const before = await cluster.upstream.sent()
+      const begun = first(node, reference)
+      await until(async () => (await come(node)) >= 1, { what: 'some of it has come' })
+      await Promise.all([begun, second(node, reference)])
+      assert.ok(await holds(node, image))
+      const sent = (await cluster.upstream.sent()) - before
+      assert.ok(sent < 1.3 * 5_000_000, `${sent} bytes crossed the uplink, ${name}`)
+      await node.writeFile(path, config)
+      await until(async () => (await rate()) !== 2e6)
+    }
+  })
+
   test('goes on where it broke off, and stops when it is told to', async () => {
     const image = await buildImage({ layers: [12_000_000], seed: 'resumed' })
     const reference = await cluster.upstream.push(image, 'resumed:1')
@@ -119,8 +151,7 @@ suite('images are brought to nodes before they are needed', { skip }, () => {
     await until(async () => (await metric(c, 'shoal_limit_wan_bytes_per_second')) === 1e6)
     const interrupted = c.machine.run(['shoal', 'pull', reference])
     await until(async () => (await metric(c, 'shoal_prefetch_queue')) === 1)
-    const come = async () => /\s([\d.]+) ?Mi?B/.exec(await c.ctr('content', 'active'))?.[1]
-    await until(async () => Number(await come()) >= 4, { what: 'some of it has come' })
+    await until(async () => (await come(c)) >= 4, { what: 'some of it has come' })
     interrupted.signal('SIGINT')
     await until(async () => (await metric(c, 'shoal_prefetch_queue')) === 0, { what: 'it stops' })
     await c.writeFile(path, config)

@@ -6,9 +6,12 @@ import { Listener } from '../../src/http/listener.ts'
 import { createRegistryServer } from '../../src/http/registry.ts'
 import { createLogger } from '../../src/observe/log.ts'
 import { createMetrics } from '../../src/observe/metrics.ts'
-import { digestOf } from '../../src/oci/digest.ts'
-import { chain } from '../../src/pull/chain.ts'
+import { digestOf, type Digest } from '../../src/oci/digest.ts'
+import type { PullRequest } from '../../src/oci/distribution.ts'
+import { MEDIA_TYPE } from '../../src/oci/manifest.ts'
+import { chain, type OpenContent } from '../../src/pull/chain.ts'
 import { Inflight } from '../../src/pull/inflight.ts'
+import { keep } from '../../src/pull/keep.ts'
 import { PeersSource } from '../../src/pull/peers.ts'
 import { RegistryClient } from '../../src/pull/registry-client.ts'
 import { Heard } from '../../src/pull/swarm/heard.ts'
@@ -16,6 +19,7 @@ import { Swarm } from '../../src/pull/swarm/swarm.ts'
 import { Transfers } from '../../src/pull/transfer.ts'
 import { UpstreamClient } from '../../src/pull/upstream/client.ts'
 import { UpstreamSource } from '../../src/pull/upstream/source.ts'
+import { Fetcher, type FetchProgress } from '../../src/push/fetcher.ts'
 import type {
   Peer,
   PullAdvice,
@@ -24,6 +28,7 @@ import type {
   PullReport,
   Router,
 } from '../../src/routing/router.ts'
+import { LayoutStore } from '../../src/store/layout/layout-store.ts'
 import { NotHeldError } from '../../src/store/store.ts'
 import { Spool } from '../../src/store/spool.ts'
 import { TIERS } from './peer-zoo.ts'
@@ -157,12 +162,16 @@ export interface Got {
 }
 
 /**
- * A node with everything that a pull passes, over real sockets and files, but a store that never holds anything: what it has got it
- * gives from the spool for some seconds.
+ * A node with everything that a pull passes, over real sockets and files. Without a store of its own (`keeps`) it never holds anything:
+ * what it has got it gives from the spool for some seconds.
  */
 export class SwarmNode implements AsyncDisposable {
   readonly id: string
   readonly swarm: Swarm
+  /** What it asked others for, and was asked for by them */
+  readonly asked: PullRequest[]
+  readonly given: PullRequest[]
+  readonly #fetcher: Fetcher | undefined
   readonly #local: Listener
   readonly #peer: Listener
   readonly #onHeld: (digest: string) => void
@@ -172,6 +181,9 @@ export class SwarmNode implements AsyncDisposable {
     id: string,
     parts: {
       swarm: Swarm
+      asked: PullRequest[]
+      given: PullRequest[]
+      fetcher: Fetcher | undefined
       local: Listener
       peer: Listener
       onHeld: (digest: string) => void
@@ -180,6 +192,9 @@ export class SwarmNode implements AsyncDisposable {
   ) {
     this.id = id
     this.swarm = parts.swarm
+    this.asked = parts.asked
+    this.given = parts.given
+    this.#fetcher = parts.fetcher
     this.#local = parts.local
     this.#peer = parts.peer
     this.#onHeld = parts.onHeld
@@ -188,17 +203,34 @@ export class SwarmNode implements AsyncDisposable {
 
   static async start(
     net: PullNet,
-    init: { id: string; upstream?: string; zone?: string; region?: string; spool?: number },
+    init: {
+      id: string
+      upstream?: string
+      zone?: string
+      region?: string
+      spool?: number
+      keeps?: boolean
+    },
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
     const directory = await mkdtemp(join(tmpdir(), 'shoal-swarm-'))
-    stack.defer(() => rm(directory, { recursive: true, force: true }))
-    const spool = new Spool({ log }, { directory, maxBytes: init.spool ?? 1e9 })
+    // What a client has got may still be on its way into the store.
+    stack.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 20 }))
+    const spool = new Spool(
+      { log },
+      { directory: join(directory, 'spool'), maxBytes: init.spool ?? 1e9 },
+    )
     await spool.start()
+    const layout =
+      init.keeps === true
+        ? new LayoutStore({ log }, { path: join(directory, 'store'), maxBytes: 1e9 })
+        : undefined
+    await layout?.start()
+    stack.defer(() => layout?.stop())
     const notHeld = async (digest: ReturnType<typeof digestOf>): Promise<never> => {
       throw new NotHeldError(digest)
     }
-    const store = { arriving: async () => undefined, stat: notHeld, open: notHeld }
+    const store = layout ?? { arriving: async () => undefined, stat: notHeld, open: notHeld }
     const inflight = new Inflight({
       store,
       spool,
@@ -218,7 +250,15 @@ export class SwarmNode implements AsyncDisposable {
       const listen = { host: '127.0.0.1', port: 0 }
       return new Listener(server, { key: `listen.${name}`, listen, drainTimeout: 0 })
     }
-    const peer = listener('peer', chain([heard, inflight]))
+    const asked: PullRequest[] = []
+    const given: PullRequest[] = []
+    const noted = (requests: PullRequest[], open: OpenContent): OpenContent => {
+      return (request, options) => {
+        requests.push(request)
+        return open(request, options)
+      }
+    }
+    const peer = listener('peer', noted(given, chain([heard, inflight])))
     await peer.start()
     stack.defer(() => peer.stop())
     const { id, zone, region, upstream: url } = init
@@ -237,15 +277,15 @@ export class SwarmNode implements AsyncDisposable {
       { lookup: 1000, hedge: 250, busy: 500, tiers: TIERS },
     )
     const logins = { of: async () => undefined }
-    const fetcher = new UpstreamClient(
+    const uplink = new UpstreamClient(
       { log, logins },
       { timeouts: { ...timeouts, progress: 2000 } },
     )
-    stack.defer(() => fetcher.close())
+    stack.defer(() => uplink.close())
     const endpoint = { url: url ?? '', overridePath: false, access: {}, rewrites: new Map() }
     const upstream = new UpstreamSource(
       {
-        connect: async () => fetcher,
+        connect: async () => uplink,
         endpointsOf: () => [{ ...endpoint, tier: 'origin' }],
         log,
       },
@@ -262,24 +302,51 @@ export class SwarmNode implements AsyncDisposable {
     stack.defer(() => swarm.close())
     const transfers = new Transfers({ log })
     stack.defer(() => transfers.close())
-    const local = listener('local', inflight.over(transfers.over(chain([swarm]))))
+    const found = transfers.over(noted(asked, chain([swarm])))
+    const kept =
+      layout === undefined
+        ? found
+        : keep(found, { store: layout, log, homeRegistry: 'registry.localhost' })
+    const local = listener('local', transfers.over(inflight.over(kept, 'client')))
+    const fetcher =
+      layout && new Fetcher({ store: layout, open: transfers.over(inflight.over(found, 'node')) })
     await local.start()
     stack.defer(() => local.stop())
     const onHeld = (digest: string): void => {
       const others = net.holders.get(digest) ?? []
       if (!others.includes(exchange.peer)) net.holders.set(digest, [...others, exchange.peer])
     }
-    return new SwarmNode(id, { swarm, local, peer, onHeld, stack: stack.move() })
+    const parts = { swarm, asked, given, fetcher, local, peer, onHeld }
+    return new SwarmNode(id, { ...parts, stack: stack.move() })
+  }
+
+  /** Gets a blob into its store before anybody needs it. */
+  async prefetch(
+    { digest, size }: { digest: Digest; size: number },
+    options: { signal: AbortSignal; progress?: FetchProgress },
+  ): Promise<void> {
+    const child = { digest, size, mediaType: MEDIA_TYPE.octets }
+    const of = { registry: 'docker.io', repository: 'library/alpine' }
+    const always = { background: () => true, resume: true }
+    await this.#fetcher?.obtain(of, child, { ...always, ...options })
   }
 
   /** Asks this node as its containerd does. */
-  get(path: string, headers: Record<string, string> = {}, signal?: AbortSignal): Promise<Got> {
+  get(
+    path: string,
+    headers: Record<string, string> = {},
+    signal?: AbortSignal,
+    onBytes: (count: number) => void = () => {},
+  ): Promise<Got> {
     const { promise, resolve } = Promise.withResolvers<Got>()
     const url = `http://127.0.0.1:${this.#local.address().port}${path}?ns=docker.io`
     const options = { agent: false, headers, ...(signal && { signal }) } as const
     const request = get(url, options, (response) => {
       const chunks: Buffer[] = []
-      response.on('data', (chunk: Buffer) => chunks.push(chunk))
+      response.on('data', (chunk: Buffer) => {
+        chunks.push(chunk)
+        onBytes(chunk.length)
+      })
       response.on('error', () => {})
       response.on('close', () => {
         const all = Buffer.concat(chunks)

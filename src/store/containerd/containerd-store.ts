@@ -25,6 +25,7 @@ import {
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type Receiver,
   type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
@@ -150,7 +151,7 @@ export class ContainerdStore implements WritableStore {
    * `k8s.io/1/layer-sha256:...`.
    * @see https://github.com/containerd/containerd/blob/v2.1.0/plugins/content/local/store.go
    */
-  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
+  async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
     const directory = await this.#findContentPath().catch(() => undefined)
     if (directory === undefined) return undefined
     const ingests = join(directory, 'ingest')
@@ -158,7 +159,8 @@ export class ContainerdStore implements WritableStore {
     const found = await Promise.all(
       ids.map(async (id) => {
         const name = await readFile(join(ingests, id, 'ref'), 'utf8').catch(() => '')
-        if (!name.includes(digest)) return []
+        const by: Receiver = name.endsWith(`/${resumable(digest)}`) ? 'node' : 'client'
+        if (!name.includes(digest) || (receiver ?? by) !== by) return []
         const path = join(ingests, id, 'data')
         const file = await stat(path).catch(() => undefined)
         return file === undefined ? [] : [{ path, mtimeMs: file.mtimeMs }]
@@ -183,7 +185,7 @@ export class ContainerdStore implements WritableStore {
   ): Promise<ContentIngest> {
     const { digest, mediaType } = descriptor
     const again = resume && !isManifestMediaType(mediaType)
-    const upload = again ? await this.#receive(`shoal-${digest}`) : await this.receive()
+    const upload = again ? await this.#receive(resumable(digest)) : await this.receive()
     return new DescribedIngest(upload, descriptor)
   }
 
@@ -393,6 +395,11 @@ export class ContainerdStore implements WritableStore {
       return undefined
     }
   }
+}
+
+/** What an ingest of ours is called that is gone on with another time. */
+function resumable(digest: Digest): string {
+  return `shoal-${digest}`
 }
 
 function fileOf(directory: string, digest: Digest): string {

@@ -12,7 +12,7 @@ import {
   type FileHandle,
   writeFile,
 } from 'node:fs/promises'
-import { dirname, join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
@@ -56,6 +56,7 @@ import {
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type Receiver,
   type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
@@ -217,9 +218,11 @@ export class LayoutStore implements WritableStore, Startable {
     return this.#inventory.watch(options)
   }
 
-  async arriving(digest: Digest): Promise<ArrivingContent | undefined> {
-    for (const [path, incoming] of this.#ingests)
-      if (incoming === digest) return new GrowingFile(path)
+  async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
+    for (const [path, incoming] of this.#ingests) {
+      const by: Receiver = basename(path).startsWith(RESUMABLE) ? 'node' : 'client'
+      if (incoming === digest && (receiver ?? by) === by) return new GrowingFile(path)
+    }
     return undefined
   }
 
