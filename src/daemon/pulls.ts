@@ -192,6 +192,7 @@ export function createPulls(
     },
     heard,
     shares: isShared,
+    onMet: () => upstream.revive(),
     log: component('pull:swarm'),
   })
 
@@ -219,7 +220,7 @@ export function createPulls(
       // Itself: what another node has under a name is not what the upstream says now.
       upstream: async (request, options) => {
         if (upstreams === undefined) throw new ContentNotFoundError('upstreams are not asked')
-        return upstreams.open(request, options)
+        return upstreams.open(request, { ...options, lastResort: false })
       },
       claims,
       onConflict(tag, claim, served, peer) {

@@ -9,6 +9,8 @@ import { LentSocket } from '../kernel/calls.ts'
 
 /** Of a plain connection. It is for the head and both ends of a body: what is large is carried past it. */
 const BUFFER_BYTES = 64 * 1024
+/** The same while what comes is let gather. */
+const WIDE_BYTES = 256 * 1024
 /** Of one that speaks TLS, each of two. Larger ones are no faster. */
 const INBOX_BYTES = 256 * 1024
 /** A record of TLS has no more in it. @see https://www.rfc-editor.org/rfc/rfc8446.html#section-5.1 */
@@ -63,6 +65,8 @@ export class Connection {
   #idle: NodeJS.Timeout | undefined
   #resting = false
   #soon: NodeJS.Immediate | undefined
+  /** Where a plain connection's next bytes go */
+  #buffer = NOTHING
 
   /** With `secure` it speaks TLS and without it does not: there is no way from the one to the other. */
   constructor(origin: string, secure?: SecureOptions) {
@@ -72,9 +76,14 @@ export class Connection {
       throw new UntrustedError(`${protocol}// is not how nodes of this cluster speak`)
     const host = hostname.replace(/^\[|\]$/g, '')
     if (secure === undefined) {
-      const buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
-      const callback = (bytes: number) => this.#arrived(buffer.subarray(0, bytes))
-      this.#socket = connect({ host, port: Number(port || 80), onread: { buffer, callback } })
+      this.#buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
+      const onread = {
+        // Asked after each read, for the next one
+        buffer: () => this.#buffer,
+        callback: (bytes: number, filled: Uint8Array) =>
+          this.#arrived(Buffer.from(filled.buffer, filled.byteOffset, bytes)),
+      }
+      this.#socket = connect({ host, port: Number(port || 80), onread })
     } else {
       const inbox = new Inbox()
       this.#inbox = inbox
@@ -154,6 +163,12 @@ export class Connection {
     if (this.#rest.length > 0 || this.#failure !== undefined) return undefined
     using lent = await LentSocket.of(this.#socket)
     return lent && (await use(lent.descriptor))
+  }
+
+  /** More is to come at once: whoever reads lets it gather. */
+  widen(): void {
+    if (this.#inbox === undefined && this.#buffer.length < WIDE_BYTES)
+      this.#buffer = Buffer.allocUnsafeSlow(WIDE_BYTES)
   }
 
   /** Bytes of the answer's body that have come already. */

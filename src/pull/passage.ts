@@ -9,9 +9,9 @@ import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
 const MIN_BYTES = 1024 * 1024
 /** A ring is this many buffers of this size; so much of a blob may be on its way to the thread. */
 const BUFFERS = 4
-const BUFFER_BYTES = 128 * 1024
+const BUFFER_BYTES = 256 * 1024
 /** Rings that are kept for the next transfer; a new one for each would wait for the thread's garbage collection. */
-const SPARE_RINGS = 16
+const SPARE_RINGS = 8
 /** Threads that bytes pass through; one can take some GB a second over. */
 const MAX_THREADS = 4
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */

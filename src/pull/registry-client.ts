@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import type { ByteSink } from '../oci/body.ts'
 import { isDigest, type Digest } from '../oci/digest.ts'
 import {
@@ -58,6 +59,11 @@ export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
 const CARRY_BYTES = 512 * 1024
 /** Of a body that is carried, the last bytes are not: whoever verifies it holds them back. */
 const HELD_BYTES = 16 * 1024
+/**
+ * What another node receives itself comes no faster than that does. Where less than `bytes` are there at a time, the next ones are let
+ * gather for so long, in ms: a piece costs the same whatever is in it, here and at whoever passes it on.
+ */
+const GATHER = { bytes: 64 * 1024, ms: 10 }
 
 /** Why a request to one registry failed; the reason decides what is concluded about it. */
 export class RegistryRequestError extends Error {
@@ -193,7 +199,9 @@ export class RegistryClient {
         ...answer,
         writeTo: async (sink, { signal }) => {
           try {
-            const waited = await this.#write(connection, bodyLength, sink, { signal, progress })
+            const gathers = answer.source === 'inflight'
+            const options = { signal, progress, gathers }
+            const waited = await this.#write(connection, bodyLength, sink, options)
             if (bodyLength > 0) leave()
             return waited
           } finally {
@@ -215,10 +223,11 @@ export class RegistryClient {
     connection: Connection,
     length: number,
     sink: ByteSink,
-    { signal, progress }: { signal: AbortSignal; progress: number },
+    { signal, progress, gathers }: { signal: AbortSignal; progress: number; gathers: boolean },
   ): Promise<number> {
     let carries = sink.carry !== undefined
     let waited = 0
+    if (gathers) connection.widen()
     for (let left = length; left > 0;) {
       const start = performance.now()
       const chunk = await connection.read(progress).catch((error: unknown) => {
@@ -238,6 +247,10 @@ export class RegistryClient {
         carries = carried !== undefined
         waited += carried?.waited ?? 0
         left -= carried?.bytes ?? 0
+      }
+      if (gathers && !carries && left > 0 && chunk.length < GATHER.bytes) {
+        await delay(GATHER.ms, undefined, { signal })
+        waited += GATHER.ms
       }
     }
     return waited

@@ -904,6 +904,7 @@ export class Libp2pRouter
       else if (message.case === 'prefetch' && this.#tokens.length > 0 && this.#prefetch)
         if (reports.take()) hearPrefetch(peer.id, message.value, this.#prefetch)
     })
+    protocol.on('join', ({ peer }) => this.#pulls?.met(peer.id))
     protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     const here = new Set<string>()
     protocol.on('join', (remote, members) => {

@@ -114,6 +114,8 @@ export interface PullExchange {
 export interface PullListener {
   reported(from: string, report: PullReport): void
   advised(from: string, advice: PullAdvice): void
+  /** A node came, or came back */
+  met(id: string): void
   /** A node went */
   left(id: string): void
 }

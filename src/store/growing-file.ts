@@ -1,3 +1,4 @@
+import { fstatSync } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
@@ -47,7 +48,8 @@ class GrowingBody implements ContentBody {
         signal.throwIfAborted()
         const usable = this.#growth.usable()
         // It may have another name by now, or none; the handle does not care.
-        const { size } = await this.#file.stat()
+        // Looked up at once: to ask another thread would cost ten times as much, and this is asked again and again.
+        const { size } = fstatSync(this.#file.fd)
         const there = Math.min(size, usable, this.#part.end + 1)
         const came = there - offset
         if (came > 0) {

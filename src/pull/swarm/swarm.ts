@@ -50,6 +50,8 @@ export interface SwarmComponents {
   readonly heard: Heard
   /** Whether what is of this registry is shared with other nodes now */
   readonly shares: (registry: string) => boolean
+  /** Told when another node has come, or has come back. */
+  readonly onMet?: () => void
   readonly log: Logger
 }
 
@@ -85,7 +87,7 @@ export class Swarm implements ContentSource {
   #closed = false
 
   constructor(components: SwarmComponents) {
-    const { exchange, peers, upstream, heard, shares, log } = components
+    const { exchange, peers, upstream, heard, shares, onMet, log } = components
     this.#exchange = exchange
     this.#peers = peers
     this.#upstream = upstream
@@ -98,6 +100,9 @@ export class Swarm implements ContentSource {
         const job = this.#jobs.get(advice.key)
         job?.member.hear(from, advice, performance.now())
         if (job !== undefined) this.#drive(job)
+      },
+      met: () => {
+        onMet?.()
       },
       left: (id) => {
         this.#tracker.forget(id)

@@ -38,6 +38,8 @@ export interface UpstreamAnswer {
   /** Bytes of the whole content */
   readonly size: number
   readonly body: AsyncIterable<Uint8Array>
+  /** Bytes that have come, and wait for whoever reads them; about so many */
+  readonly waiting: () => number
   /** It sends everything from the first byte on, and the range asked for was cut out of it here */
   readonly ignoresRange?: boolean
   close(): void

@@ -25,6 +25,8 @@ const RATE_LIMITED = 60_000
 const RATE_LIMITED_LONGEST = 3_600_000
 /** Endpoints whose connections are kept; those of registries.yaml and a few others. */
 const MAX_ENDPOINTS = 64
+/** Of a body that wait for whoever reads it */
+const BODY_BYTES = 256 * 1024
 /** Endpoints whose limits are told of: each is a label of a metric. */
 const MAX_LIMITED = 32
 
@@ -196,6 +198,7 @@ export class UpstreamClient implements UpstreamFetcher {
           method: pull.method,
           dispatcher: own ? way.own : way.other,
           signal,
+          highWaterMark: BODY_BYTES,
           headers: {
             'user-agent': 'shoal',
             ...(pull.kind === 'manifest' && { accept: MANIFEST_MEDIA_TYPES.join(', ') }),
@@ -377,6 +380,7 @@ function readAnswer(
     ...(digest !== undefined && isDigest(digest) && { digest }),
     body: ignoresRange ? partOf(translated(body), range) : translated(body),
     ...(ignoresRange && { ignoresRange }),
+    waiting: () => body.readableLength,
     close: () => void body.on('error', () => {}).destroy(),
   }
 }

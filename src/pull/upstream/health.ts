@@ -7,6 +7,8 @@ const REST_FIRST = 1000
 const REST_LONGEST = 60_000
 /** How long a probe of one that was down may take, in ms. */
 const PROBE = 10_000
+/** A request that nobody else can answer waits so long for one that is down, in ms, if it was not tried that long ago or for as long as it rests. */
+const LAST_RESORT = { waits: 1000, every: 8000 }
 /** How long "not found" and "denied" are believed, in ms: a pull asks the same several times. */
 const NEGATIVE = 5000
 /** And for how long one that gave wrong bytes is not asked for them again, and for others last, in ms. */
@@ -43,9 +45,50 @@ export class EndpointHealth {
     const state = this.#states.get(endpoint.url)
     if (state !== undefined && state.until <= performance.now()) {
       if (state.limited) this.#states.delete(endpoint.url)
-      else if (!state.probing && why === state.why) void this.#try(endpoint, state)
+      else if (state.probe === undefined && why === state.why) void this.#try(endpoint, state)
     }
     return why
+  }
+
+  /**
+   * Tries those of `endpoints` that are down, whose rests are not over, once more and now: they may have come back, or this node.
+   * Not those that were tried a moment ago.
+   * @returns whether one of them answers, within a second; another one may do so later
+   */
+  async answerAgain(endpoints: readonly Endpoint[], signal: AbortSignal): Promise<boolean> {
+    const now = performance.now()
+    const probes = endpoints.flatMap((endpoint) => {
+      const state = this.#states.get(endpoint.url)
+      if (state === undefined || state.limited) return []
+      const since = now - state.tried
+      if (since >= Math.min(state.duration, LAST_RESORT.every)) return [this.#try(endpoint, state)]
+      return state.probe !== undefined && since < LAST_RESORT.waits ? [state.probe.answers] : []
+    })
+    if (probes.length === 0) return false
+    const over = Promise.withResolvers<false>()
+    const stop = (): void => over.resolve(false)
+    const timer = setTimeout(stop, LAST_RESORT.waits)
+    signal.addEventListener('abort', stop, { once: true })
+    const answers = Promise.any(
+      probes.map(async (probe) => {
+        if (!(await probe)) throw new Error('it is still down')
+        return true
+      }),
+    ).catch(() => false)
+    return Promise.race([answers, over.promise]).finally(() => {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', stop)
+    })
+  }
+
+  /** The network has changed for the better: whoever is down is tried with the next request, as if it had just failed. */
+  revive(): void {
+    for (const state of this.#states.values()) {
+      if (state.limited) continue
+      state.duration = REST_FIRST
+      state.until = 0
+      state.tried = Number.NEGATIVE_INFINITY
+    }
   }
 
   /** The same, and nothing is done. */
@@ -76,7 +119,10 @@ export class EndpointHealth {
 
   /** It has answered. */
   well({ url }: Endpoint): void {
-    if (this.#states.delete(url)) this.#log.info({ endpoint: url }, 'upstream answers again')
+    if (!this.#states.delete(url)) return
+    this.#log.info({ endpoint: url }, 'upstream answers again')
+    // What kept this one away may have been what keeps others away.
+    this.revive()
   }
 
   failed(endpoint: Endpoint, path: string, error: UpstreamError): void {
@@ -114,21 +160,35 @@ export class EndpointHealth {
   }
 
   #rest(url: string, duration: number, why: string, limited: boolean): void {
-    const state = { until: performance.now() + duration, duration, why, limited, probing: false }
+    const now = performance.now()
+    const state: State = { until: now + duration, duration, why, limited, tried: now }
     remember(this.#states, url, state, MAX_ENDPOINTS)
   }
 
-  async #try(endpoint: Endpoint, state: State): Promise<void> {
-    state.probing = true
+  /** A probe that is on its way may be lost where a new one is not: it is given up. @returns whether it answers */
+  #try(endpoint: Endpoint, state: State): Promise<boolean> {
+    state.probe?.abort.abort()
+    const abort = new AbortController()
+    const answers = this.#ask(endpoint, state, abort)
+    state.tried = performance.now()
+    state.probe = { abort, answers }
+    return answers
+  }
+
+  async #ask(endpoint: Endpoint, state: State, abort: AbortController): Promise<boolean> {
+    let answered = false
     try {
-      await this.#probe(endpoint, AbortSignal.timeout(PROBE))
+      await this.#probe(endpoint, AbortSignal.any([abort.signal, AbortSignal.timeout(PROBE)]))
+      answered = true
       if (this.#states.get(endpoint.url) === state) this.well(endpoint)
     } catch {
-      state.duration = Math.min(state.duration * 2, REST_LONGEST)
-      state.until = performance.now() + state.duration
-    } finally {
-      state.probing = false
+      if (state.probe?.abort === abort) {
+        state.duration = Math.min(state.duration * 2, REST_LONGEST)
+        state.until = performance.now() + state.duration
+      }
     }
+    if (state.probe?.abort === abort) state.probe = undefined
+    return answered
   }
 }
 
@@ -140,7 +200,9 @@ interface State {
   readonly why: string
   /** It answers, but has asked for a pause */
   readonly limited: boolean
-  probing: boolean
+  /** When it was asked last, or failed */
+  tried: number
+  probe?: { readonly abort: AbortController; readonly answers: Promise<boolean> } | undefined
 }
 
 function keyOf({ url }: Endpoint, path: string): string {

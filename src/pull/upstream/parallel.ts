@@ -1,3 +1,4 @@
+import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
@@ -16,6 +17,11 @@ const WORTH = 3
 const BETTER = 1.7
 /** Of a part, which is about what a connection brings meanwhile. */
 const PART = { least: 256 * 1024, most: 4 * 1024 * 1024 }
+/**
+ * Where less than `few` bytes are there at a time, the next ones are let gather for so long, in ms, to be handed on together: each piece
+ * costs much the same, here and at whoever reads from here. Not of what is over before that is a gain.
+ */
+const GATHER = { few: 64 * 1024, ms: 10, most: 256 * 1024 }
 /** Parts of all blobs that are waited for, or wait in memory for those before them. */
 const MAX_BYTES = 64 * 1024 * 1024
 /** Where it is no gain is remembered of so many endpoints for so long, in ms. */
@@ -77,7 +83,7 @@ export class ParallelReader {
     let at = start
     let decided = this.#most < 2 || (this.#useless.get(reader.endpoint) ?? 0) > Date.now()
     try {
-      const chunks = answer.body[Symbol.asyncIterator]()
+      const chunks = gathered(answer, { size: end + 1 - start, signal })
       for (;;) {
         const asked = performance.now()
         const { done, value: chunk } = await chunks.next()
@@ -119,6 +125,35 @@ export class ParallelReader {
     }
     this.#log.debug({ endpoint, reason }, 'read over one connection from now on')
   }
+}
+
+/** What comes slowly, in fewer pieces; each is the reader's until it asks for the next one. */
+async function* gathered(
+  { body, waiting }: UpstreamAnswer,
+  { size, signal }: { size: number; signal: AbortSignal },
+): AsyncGenerator<Uint8Array> {
+  const room = Buffer.allocUnsafeSlow(Math.min(size, GATHER.most))
+  let filled = 0
+  let came = 0
+  for await (const chunk of body) {
+    came += chunk.length
+    if (filled + chunk.length > room.length) {
+      if (filled > 0) yield room.subarray(0, filled)
+      filled = 0
+    }
+    if (chunk.length > room.length) {
+      yield chunk
+      continue
+    }
+    room.set(chunk, filled)
+    filled += chunk.length
+    if (waiting() > 0 && filled < room.length) continue
+    yield room.subarray(0, filled)
+    const gathers = filled < GATHER.few && came > GATHER.most && came < size
+    filled = 0
+    if (gathers) await delay(GATHER.ms, undefined, { signal })
+  }
+  if (filled > 0) yield room.subarray(0, filled)
 }
 
 /** A bound for all. */

@@ -94,8 +94,17 @@ export class UpstreamSource implements ContentSource {
     await (await this.#client)?.close()
   }
 
-  async open(pull: PullRequest, { signal, rest }: OpenOptions): Promise<Content> {
-    if (pull.kind === 'manifest') return this.#openManifest(pull, signal)
+  /** The network has changed for the better: endpoints that are down may be reached again. */
+  revive(): void {
+    this.#health.revive()
+  }
+
+  /** With `lastResort` false an endpoint that is known to be down costs nothing; else it may cost a second, now and then. */
+  async open(
+    pull: PullRequest,
+    { signal, rest, lastResort = true }: OpenOptions & { lastResort?: boolean },
+  ): Promise<Content> {
+    if (pull.kind === 'manifest') return this.#openManifest(pull, { signal, lastResort })
     if (!('digest' in pull.target)) throw new ContentNotFoundError('blobs have digests only')
     const { digest } = pull.target
     const descriptorOf = ({ size }: UpstreamAnswer): Descriptor => ({
@@ -111,11 +120,14 @@ export class UpstreamSource implements ContentSource {
       giver: this.#giver(found),
     })
     if (pull.method === 'GET' && pull.range === undefined)
-      return give(await this.#askBlob(pull, undefined, signal))
+      return give(await this.#askBlob(pull, undefined, { signal, lastResort }))
     // A range can only be cut, or refused, once the size is known.
     let size = rest?.size
     if (size === undefined) {
-      const { answer } = await this.#askBlob({ ...pull, method: 'HEAD' }, undefined, signal)
+      const { answer } = await this.#askBlob({ ...pull, method: 'HEAD' }, undefined, {
+        signal,
+        lastResort,
+      })
       answer.close()
       const descriptor = descriptorOf(answer)
       size = descriptor.size
@@ -124,12 +136,16 @@ export class UpstreamSource implements ContentSource {
         return { source: this.name, descriptor, range: resolveRange(pull.range, size) }
     }
     const range = pull.range && resolveRange(pull.range, size)
-    return give(await this.#askBlob(pull, range, signal, { size, broken: rest?.asked }), range)
+    const known = { size, broken: rest?.asked, signal, lastResort }
+    return give(await this.#askBlob(pull, range, known), range)
   }
 
   /** Manifests are small: they are verified as a whole before anything is answered. */
-  async #openManifest(pull: PullRequest, signal: AbortSignal): Promise<Content> {
-    return this.#ask(pull, undefined, { signal }, async (answer, { endpoint }) => {
+  async #openManifest(
+    pull: PullRequest,
+    options: { signal: AbortSignal; lastResort: boolean },
+  ): Promise<Content> {
+    return this.#ask(pull, undefined, options, async (answer, { endpoint }) => {
       const wanted = 'digest' in pull.target ? pull.target.digest : answer.digest
       const mediaType = answer.mediaType.split(';')[0]?.trim() ?? ''
       if (!isManifestMediaType(mediaType)) {
@@ -142,7 +158,7 @@ export class UpstreamSource implements ContentSource {
         if (wanted !== undefined)
           return { source: this.name, descriptor: { digest: wanted, mediaType, size } }
         // Some registries name no digest: only the manifest itself tells.
-        const { body: _, ...head } = await this.#openManifest({ ...pull, method: 'GET' }, signal)
+        const { body: _, ...head } = await this.#openManifest({ ...pull, method: 'GET' }, options)
         return head
       }
       const bytes = await collect(answer)
@@ -196,11 +212,10 @@ export class UpstreamSource implements ContentSource {
   async #askBlob(
     pull: PullRequest,
     range: ByteRange | undefined,
-    signal: AbortSignal,
-    { size, broken }: { size?: number; broken?: ReadonlySet<string> | undefined } = {},
+    { size, ...options }: Omit<AskOptions<Found>, 'discard'> & { size?: number },
   ): Promise<Found> {
-    const close = ({ answer }: Found): void => answer.close()
-    return this.#ask(pull, range, { signal, broken, discard: close }, (answer, asked) => {
+    const discard = ({ answer }: Found): void => answer.close()
+    return this.#ask(pull, range, { ...options, discard }, (answer, asked) => {
       if (size === undefined || answer.size === size) return { answer, ...asked }
       answer.close()
       throw new UpstreamError('bad answer', 'answered with another size')
@@ -214,9 +229,10 @@ export class UpstreamSource implements ContentSource {
   async #ask<T>(
     pull: PullRequest,
     range: ByteRange | undefined,
-    { signal, broken, discard }: AskOptions<T>,
+    options: AskOptions<T>,
     accept: (answer: UpstreamAnswer, asked: Asked) => T | Promise<T>,
   ): Promise<T> {
+    const { signal, broken, discard, lastResort } = options
     const reasons: string[] = []
     const fetcher = await this.#fetcher()
     using clock = new TierClock(this.#tiers)
@@ -263,6 +279,8 @@ export class UpstreamSource implements ContentSource {
       { signal, discard: ({ accepted }) => discard?.(accepted) },
     )
     if (found !== undefined) return found.accepted
+    if (lastResort && (await this.#health.answerAgain(this.#endpointsOf(pull.registry), signal)))
+      return await this.#ask(pull, range, { ...options, lastResort: false }, accept)
     const { registry, repository, target } = pull
     if (reasons.length > 0)
       this.#log.debug({ registry, repository, ...target, reasons }, 'no upstream has it')
@@ -335,6 +353,8 @@ interface AskOptions<T> {
   readonly broken?: ReadonlySet<string> | undefined
   /** Closes what was accepted too late */
   readonly discard?: (accepted: T) => void
+  /** Where nobody else has it those that are down are tried, too. */
+  readonly lastResort: boolean
 }
 
 /** Who was asked, and for what. */

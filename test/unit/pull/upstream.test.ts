@@ -91,6 +91,10 @@ function upstreamWith(
     source: {
       open: new Transfers({ log }).over((request, options) => source.open(request, options)),
     },
+    /** Nobody waits for what is known to be down */
+    openReady: (of: PullRequest) =>
+      source.open(of, { signal: AbortSignal.timeout(20_000), lastResort: false }),
+    revive: () => source.revive(),
     outcomes,
     route: (of: PullRequest) => source.route(of),
     [Symbol.asyncDispose]: () => client.close(),
@@ -220,7 +224,7 @@ suite('an upstream', () => {
       registry.on(BLOB, handler)
       await using up = upstream(endpoint(registry.url))
       await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
-      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      await assert.rejects(up.openReady(pull()), notFound)
       assert.deepEqual(up.outcomes, ['unreachable', 'skipped'])
       registry.serve(BLOB, blob)
       // Found out in the background, by somebody else's request
@@ -231,6 +235,18 @@ suite('an upstream', () => {
       assert.deepEqual(await read(content), blob)
     })
   }
+
+  test('that was down gives what nobody else has with the first request after the network is well again', async () => {
+    await using registry = await UpstreamRegistry.start()
+    registry.on(BLOB, (_request, response) => response.writeHead(503).end())
+    await using up = upstream(endpoint(registry.url))
+    await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+    registry.serve(BLOB, blob)
+    // Known to be down: that costs nothing where somebody else may have it
+    await assert.rejects(up.openReady(pull()), notFound)
+    up.revive()
+    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+  })
 
   test('that limits this node is left alone as long as it says', async () => {
     await using registry = await UpstreamRegistry.start()

@@ -295,6 +295,7 @@ async function startLiar(
       exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
     },
     advised() {},
+    met() {},
     left() {},
   })
   const key = keyOfBlob(digest)
@@ -357,6 +358,7 @@ suite('liars', () => {
         exchange.advise(to, { circle, key, number, lead: false, from, pace: 1 })
       },
       advised() {},
+      met() {},
       left() {},
     })
     assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
@@ -374,6 +376,7 @@ suite('liars', () => {
         exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
       },
       advised() {},
+      met() {},
       left() {},
     })
     assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
