@@ -207,9 +207,10 @@ export class Inflight implements ContentSource {
     sink: ByteSink,
     signal: AbortSignal,
   ): Promise<void> {
-    const here = await this.#store.arriving(digest, arrival.receiver)
-    // What begins in the middle is readable only where the beginning is, too. And what some node holds others get from there:
-    // to write it aside as well would take three times as long.
+    // What some node holds others get from there: to write it aside as well would take three times as long, and whoever
+    // asks here all the same can wait until its file is found.
+    const here = awaited === true ? await this.#store.arriving(digest, arrival.receiver) : undefined
+    // What begins in the middle is readable only where the beginning is, too.
     const spools = here === undefined && range === undefined && awaited === true
     const spooled = spools ? await this.#spool.begin(size) : undefined
     arrival.readable(here ?? spooled?.content)

@@ -7,6 +7,11 @@ import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
 
 /** Less than this is done where it is: another thread would take longer to be told. */
 const MIN_BYTES = 1024 * 1024
+/**
+ * So many bytes may be on their way through this thread before another one is begun for more. To begin one takes as much CPU as
+ * it saves for three times as many, and nothing passes through it meanwhile.
+ */
+const HERE_BYTES = 32 * 1024 * 1024
 /** A ring is this many buffers of this size; so much of a blob may be on its way to the thread. */
 const BUFFERS = 4
 const BUFFER_BYTES = 256 * 1024
@@ -34,10 +39,11 @@ export interface Passage {
   /** Resolves when `chunk` may be used for something else. */
   update(chunk: Uint8Array): Promise<void>
   /**
-   * Takes bytes from one socket to another; those go through no buffer of this thread. Undefined where that cannot be.
+   * Takes bytes from one socket to another; those go through no buffer of this thread. Undefined where that cannot be, and absent
+   * where it never can.
    * @throws {ReaderGoneError}
    */
-  carry(
+  carry?(
     load: CarryLoad,
     reader: LentReader,
     options: { signal: AbortSignal },
@@ -47,7 +53,7 @@ export interface Passage {
    * @throws {DigestMismatchError}
    */
   finish(): Promise<void>
-  /** In place of `finish`, when the bytes are not wanted any more. It may be called after it. */
+  /** To be called at last, whether the bytes are wanted any more or not; it may be called again. */
   drop(): void
 }
 
@@ -57,17 +63,29 @@ export interface Passage {
  */
 export class Passages {
   readonly #threads: Thread[] = []
+  readonly #hereBytes: number
+  /** Of blobs that pass through this thread now */
+  #here = 0
+
+  /** `hereBytes` takes the place of {@link HERE_BYTES}. */
+  constructor({ hereBytes = HERE_BYTES }: { hereBytes?: number } = {}) {
+    this.#hereBytes = hereBytes
+  }
 
   /** `digest` is absent where nothing can be verified. */
   async over(digest: Digest | undefined, size: number): Promise<Passage> {
     if (size < MIN_BYTES) return passageHere(digest)
-    const calls = await kernelCalls()
-    if (calls === undefined && digest === undefined) return passageHere(digest)
     const most = Math.min(MAX_THREADS, availableParallelism())
     const usable = this.#threads.filter((thread) => thread.usable)
     const [idlest] = usable.toSorted((a, b) => a.load - b.load)
     if (idlest !== undefined && (idlest.load === 0 || usable.length >= most))
       return new RemotePassage(idlest, digest)
+    if (this.#here + size <= this.#hereBytes) {
+      this.#here += size
+      return passageHere(digest, () => (this.#here -= size))
+    }
+    const calls = await kernelCalls()
+    if (calls === undefined && digest === undefined) return passageHere(digest)
     const thread = new Thread(calls, () => {
       this.#threads.splice(this.#threads.indexOf(thread), 1)
     })
@@ -81,13 +99,17 @@ export class Passages {
   }
 }
 
-function passageHere(digest: Digest | undefined): Passage {
+/** `ended` is called once, when it was dropped. */
+function passageHere(digest: Digest | undefined, ended: () => void = () => {}): Passage {
   const verifier = digest === undefined ? undefined : new DigestVerifier(digest)
+  let over = false
   return {
     update: async (chunk) => verifier?.update(chunk),
-    carry: async () => undefined,
     finish: async () => verifier?.finish(),
-    drop() {},
+    drop() {
+      if (!over) ended()
+      over = true
+    },
   }
 }
 

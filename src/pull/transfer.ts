@@ -14,6 +14,8 @@ export interface TransfersComponents {
   readonly onWrongContent?: (digest: Digest) => void
   /** What the bytes of a giver come over; nothing shapes them where it is not said. */
   readonly linksOf?: (giver: Giver) => readonly Link[]
+  /** What blobs pass through */
+  readonly passages?: Passages
 }
 
 /** Transfers in a row that bring less than so many bytes; a bound for a mesh in which everything breaks. */
@@ -30,10 +32,16 @@ export class Transfers {
   readonly #log: Logger
   readonly #onWrongContent: (digest: Digest) => void
   readonly #linksOf: (giver: Giver) => readonly Link[]
-  readonly #passages = new Passages()
+  readonly #passages: Passages
 
-  constructor({ log, onWrongContent = () => {}, linksOf = () => [] }: TransfersComponents) {
+  constructor({
+    log,
+    onWrongContent = () => {},
+    linksOf = () => [],
+    passages = new Passages(),
+  }: TransfersComponents) {
     this.#linksOf = linksOf
+    this.#passages = passages
     this.#log = log
     this.#onWrongContent = onWrongContent
   }
@@ -103,24 +111,29 @@ export class Transfers {
       write: async (chunk) => {
         const left = end + 1 - offset
         if (chunk.length > left) throw new ContentTruncatedError('sent too much')
-        const verified = passage.update(chunk).catch(onThisSide)
+        const hash = (): Promise<void> => passage.update(chunk).catch(onThisSide)
+        const send = (): Promise<void> => sink.write(chunk).catch(onThisSide)
         if (chunk.length === left) {
-          await verified
+          await hash()
           await passage.finish().catch(onThisSide)
+          await send()
+        } else {
+          // The client reads a chunk while it is hashed.
+          await Promise.all([send(), hash()])
         }
-        // The client reads a chunk while it is hashed.
-        await Promise.all([sink.write(chunk).catch(onThisSide), verified])
         passed(chunk.length)
       },
       // The last bytes come by `write`: they go out when all are right.
-      carry: async (load, options) => {
-        const count = Math.min(load.count, end - offset)
-        const carried = await sink
-          .lend?.((reader) => passage.carry({ ...load, count }, reader, options))
-          .catch(onThisSide)
-        passed(carried?.bytes ?? 0)
-        return carried
-      },
+      ...(passage.carry && {
+        carry: async (load, options) => {
+          const count = Math.min(load.count, end - offset)
+          const carried = await sink
+            .lend?.(async (reader) => passage.carry?.({ ...load, count }, reader, options))
+            .catch(onThisSide)
+          passed(carried?.bytes ?? 0)
+          return carried
+        },
+      }),
     }
     for (let attempt = 1, from = offset; ; attempt += 1) {
       if (offset - from >= PROGRESS) {

@@ -18,6 +18,8 @@ export interface ShapedInit {
  * It must be disposed of.
  */
 export class ShapedSink implements ByteSink, Disposable {
+  /** Absent where the sink has none */
+  readonly carry?: NonNullable<ByteSink['carry']>
   readonly #sink: ByteSink
   readonly #links: readonly Link[]
   readonly #flows: readonly Flow[]
@@ -26,6 +28,7 @@ export class ShapedSink implements ByteSink, Disposable {
     this.#sink = sink
     this.#links = links
     this.#flows = links.map((link) => link.enter(background, signal))
+    if (sink.carry !== undefined) this.carry = (load, options) => this.#carry(load, options)
   }
 
   async write(chunk: Uint8Array): Promise<void> {
@@ -52,16 +55,15 @@ export class ShapedSink implements ByteSink, Disposable {
     return offset - part.start
   }
 
-  async carry(load: CarryLoad, options: { signal: AbortSignal }): Promise<Carried | undefined> {
-    if (this.#sink.carry === undefined) return undefined
-    const count = await this.#allowed(load.count)
-    const carried = await this.#sink.carry({ ...load, count }, options)
-    this.#passed(carried?.bytes ?? 0)
-    return carried
-  }
-
   [Symbol.dispose](): void {
     for (const flow of this.#flows) flow.end()
+  }
+
+  async #carry(load: CarryLoad, options: { signal: AbortSignal }): Promise<Carried | undefined> {
+    const count = await this.#allowed(load.count)
+    const carried = await this.#sink.carry?.({ ...load, count }, options)
+    this.#passed(carried?.bytes ?? 0)
+    return carried
   }
 
   /** How many of `wanted` bytes may pass, `least` at least, as soon as all links let them pass. */

@@ -367,11 +367,13 @@ export class Swarm implements ContentSource {
             grew(chunk.length)
           },
           // Who changes to another source waits until it is known how far it is; only when the client is gone nobody cares.
-          carry: async (load) => {
-            const carried = await sink.carry?.({ ...load, slice: CARRY_SLICE }, { signal })
-            grew(carried?.bytes ?? 0)
-            return carried
-          },
+          ...(sink.carry && {
+            carry: async (load) => {
+              const carried = await sink.carry?.({ ...load, slice: CARRY_SLICE }, { signal })
+              grew(carried?.bytes ?? 0)
+              return carried
+            },
+          }),
         }
         try {
           const either = AbortSignal.any([signal, turn.abort.signal])

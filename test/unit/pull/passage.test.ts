@@ -5,6 +5,7 @@ import { readdirSync } from 'node:fs'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { suite, test } from 'node:test'
 import { kernelCalls, LentSocket } from '../../../src/kernel/calls.ts'
+import type { CarryLoad } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { Passages, type Passage } from '../../../src/pull/passage.ts'
 import { until } from '../../wait.ts'
@@ -31,14 +32,14 @@ async function pass(passages: Passages, data: Uint8Array, piece: number, size = 
 
 suite('passages', () => {
   test('finds right what is right, in pieces of any size, here and on threads', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     for (const piece of [1000, 65_536, 131_072, 262_144, 1_000_000, 3_000_001])
       for (const size of [bytes.length, 1000]) await pass(passages, bytes, piece, size)
     await passages.close()
   })
 
   test('finds wrong what is wrong, wherever that is', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const wrong = Uint8Array.from(bytes)
     for (const at of [0, 1_500_000, 3_000_000]) {
       wrong[at]! ^= 1
@@ -51,7 +52,7 @@ suite('passages', () => {
   })
 
   test('of many at a time keeps them apart, also those that are dropped', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     await Promise.all(
       Array.from({ length: 20 }, async (_, index) => {
         if (index % 3 !== 0) return pass(passages, bytes, 50_000 + index)
@@ -63,8 +64,29 @@ suite('passages', () => {
     await passages.close()
   })
 
+  test('of a little at a time begin no thread, and go through one that is there', async () => {
+    const passages = new Passages({ hereBytes: bytes.length + 1 })
+    const next = () => passages.over(digest, bytes.length)
+    for (let turn = 0; turn < 3; turn += 1) {
+      const alone = await next()
+      assert.ok(!('carry' in alone))
+      alone.drop()
+      alone.drop()
+    }
+    const [here, there] = [await next(), await next()]
+    assert.ok(!('carry' in here))
+    assert.ok('carry' in there)
+    here.drop()
+    there.drop()
+    const later = await next()
+    assert.ok('carry' in later)
+    later.drop()
+    await pass(passages, bytes, 65_536)
+    await passages.close()
+  })
+
   test('fails when its thread ends, and begins anew with the next', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)
     await passage.update(bytes.subarray(0, 200_000))
     await passages.close()
@@ -112,8 +134,8 @@ async function carrier() {
       assert.ok(source && sink)
       const reader = { descriptor: sink.descriptor, stall }
       for (let bytes = 0; ;) {
-        const load = { from: source.descriptor, count: count - bytes, progress }
-        const carried = await passage.carry(load, reader, { signal })
+        const load: CarryLoad = { from: source.descriptor, count: count - bytes, progress }
+        const carried = await passage.carry?.(load, reader, { signal })
         assert.ok(carried)
         bytes += carried.bytes
         if (bytes === count || carried.giver !== 'sends') return { ...carried, bytes }
@@ -133,7 +155,7 @@ const skip = (await kernelCalls()) === undefined ? 'the C library cannot be reac
 
 suite('from socket to socket', { skip }, () => {
   test('bytes arrive as they are and are hashed, with others before and behind', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)
     using way = await carrier()
     way.read()
@@ -152,7 +174,7 @@ suite('from socket to socket', { skip }, () => {
   })
 
   test('one wrong byte among them is found', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)
     const wrong = Uint8Array.from(bytes)
     wrong[1_234_567]! ^= 1
@@ -166,7 +188,7 @@ suite('from socket to socket', { skip }, () => {
 
   for (const how of ['closes', 'resets', 'is silent'] as const) {
     test(`a giver that ${how} is followed by another at the exact byte`, async () => {
-      const passages = new Passages()
+      const passages = new Passages({ hereBytes: 0 })
       const passage = await passages.over(digest, bytes.length)
       using first = await carrier()
       first.read()
@@ -190,7 +212,7 @@ suite('from socket to socket', { skip }, () => {
   }
 
   test('a reader that goes, and one that takes nothing, end it', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)
     using gone = await carrier()
     gone.giver.write(bytes)
@@ -208,7 +230,7 @@ suite('from socket to socket', { skip }, () => {
   })
 
   test('an abort ends it at once, whomever it waits for, and leaves no descriptor', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const before = descriptors()
     for (const waiting of ['giver', 'reader', 'nobody']) {
       const passage = await passages.over(digest, bytes.length)
@@ -227,7 +249,7 @@ suite('from socket to socket', { skip }, () => {
   })
 
   test('many at a time are kept apart, also from those that are hashed only, and slow readers hold up nobody', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     using stuck = await carrier()
     const held = await passages.over(digest, bytes.length)
     stuck.giver.write(Buffer.alloc(32 * 1024 * 1024))
@@ -254,7 +276,7 @@ suite('from socket to socket', { skip }, () => {
   })
 
   test('fails when its thread ends', async () => {
-    const passages = new Passages()
+    const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)
     using way = await carrier()
     way.read()

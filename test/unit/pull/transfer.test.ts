@@ -19,6 +19,7 @@ import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { ContentKey } from '../../../src/oci/reference.ts'
 import { chain } from '../../../src/pull/chain.ts'
+import { Passages } from '../../../src/pull/passage.ts'
 import { PeersSource } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
 import { SwitchedError, type Content, type OpenOptions } from '../../../src/pull/source.ts'
@@ -48,11 +49,12 @@ class LaterRouter extends zoo.FixedRouter {
   }
 }
 
-/** A node with these peers and this upstream, asked over HTTP. */
+/** A node with these peers and this upstream, asked over HTTP. Blobs pass through threads, however small they are. */
 async function startNode(
   router: zoo.FixedRouter,
   upstreamUrl?: string,
   linksOf: (giver: Giver) => readonly Link[] = () => [],
+  passages = new Passages({ hereBytes: 0 }),
 ) {
   await using started = new AsyncDisposableStack()
   const directory = await mkdtemp(join(tmpdir(), 'shoal-transfer-'))
@@ -79,7 +81,8 @@ async function startNode(
     { tiers: zoo.TIERS, connections: 8 },
   )
   const wrong: string[] = []
-  const transfers = new Transfers({ log, onWrongContent: (each) => wrong.push(each), linksOf })
+  const onWrongContent = (each: string): unknown => wrong.push(each)
+  const transfers = new Transfers({ log, onWrongContent, linksOf, passages })
   started.defer(() => transfers.close())
   const server = createRegistryServer(
     { open: transfers.over(chain([peers, upstream])), metrics, log },
@@ -266,6 +269,29 @@ test(
     await until(async () => (await node.given())['peer'] === bytes.length)
   },
 )
+
+test('a small blob goes to the client without another thread, and wrong bytes of it are found', async () => {
+  const wrong = Buffer.from(bytes)
+  wrong[10] = (wrong[10] ?? 0) ^ 1
+  for (const given of [bytes, wrong]) {
+    await using peer = await zoo.good({ ...blob, bytes: given })
+    await using node = await startNode(
+      new zoo.FixedRouter([peer]),
+      undefined,
+      undefined,
+      new Passages(),
+    )
+    const { complete, bytes: received } = await node.read(false)
+    assert.equal(complete, given === bytes)
+    if (complete) {
+      assert.ok(received.equals(bytes))
+      assert.ok(node.written() > bytes.length)
+    } else {
+      assert.ok(received.length < bytes.length)
+      assert.deepEqual(node.wrong, [blob.digest])
+    }
+  }
+})
 
 test('no bytes pass the links by, be they carried on another thread or come from an upstream', async () => {
   await using peer = await zoo.good(blob)
