@@ -86,9 +86,10 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'routing/claims.ts',
     'pull/source.ts',
   ],
-  // It uses what pins and copies use
+  // It uses what pins and copies use, and says why something cannot be got
   prefetch: [
     'oci',
+    'pull/source.ts',
     'lifecycle.ts',
     'observe/log.ts',
     'observe/warmup.ts',

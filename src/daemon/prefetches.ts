@@ -70,9 +70,11 @@ export function createPrefetches(
       target: { digest },
     } as const
     await door.letEverybody(question).catch((cause: unknown) => {
-      throw new PrefetchDeniedError(`only some may pull it (private: verify): ${reasonOf(cause)}`, {
-        cause,
-      })
+      const needs = 'a login that may pull it, for all pods of this node'
+      throw new PrefetchDeniedError(
+        `${reasonOf(cause)} (private: verify); it needs ${needs}: give one in registries.yaml under configs, auth`,
+        { cause },
+      )
     })
   }
   const prefetcher = new Prefetcher(

@@ -1,6 +1,7 @@
 import type { Platform } from '../oci/platform.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { TagName } from '../oci/reference.ts'
+import { ContentNotFoundError } from '../pull/source.ts'
 import { FetchProgress, type Fetcher } from '../push/fetcher.ts'
 import type { PrefetchOrder, PrefetchState } from '../routing/router.ts'
 import type { WritableStore } from '../store/store.ts'
@@ -130,8 +131,10 @@ export class Prefetcher {
   }
 }
 
-/** Why something failed, in one line. */
+/** Why something failed, in one line; of what nobody has, what the registry said. */
 export function reasonOf(error: unknown): string {
+  if (error instanceof ContentNotFoundError && error.cause instanceof ContentNotFoundError)
+    return reasonOf(error.cause)
   const text = error instanceof Error ? error.message : String(error)
   return text.replaceAll(/\s*\n\s*/g, ' ')
 }

@@ -11,18 +11,23 @@ export function chain(sources: readonly ContentSource[]): OpenContent {
   return async (request, options) => {
     let unavailable: Error | undefined
     let missed: MissReason | undefined
+    let said: ContentNotFoundError | undefined
     for (const source of sources) {
       options.signal.throwIfAborted()
       try {
         const content = await source.open(request, options)
         return missed === undefined ? content : { missed, ...content }
       } catch (error) {
-        if (error instanceof ContentNotFoundError) missed = error.reason ?? missed
+        if (error instanceof ContentNotFoundError) {
+          missed = error.reason ?? missed
+          // What registries say is what people can do something about.
+          if (source.name === 'upstream') said = error
+        }
         if (isCode(error, 'ERR_STORE_UNAVAILABLE')) unavailable ??= error
         else if (!isCode(error, 'ERR_CONTENT_NOT_FOUND')) throw error
       }
     }
-    throw unavailable ?? new ContentNotFoundError('no source has it')
+    throw unavailable ?? new ContentNotFoundError('no source has it', { cause: said })
   }
 }
 

@@ -16,6 +16,12 @@ const TOKEN_FILE = '/etc/shoal/token'
 const skip = skipWithout('namespaces', 'registry', 'skopeo', 'containerd 1.x', 'containerd 2.x')
 const OTHER = `${REGISTRY}/org/other:1`
 const LARGE = `${REGISTRY}/org/large:1`
+const WARM = `${REGISTRY}/org/warm:1`
+/** What the nodes themselves log in with, one each. */
+const LOGINS = [
+  { username: 'node-one', password: 'secret-one' },
+  { username: 'node-two', password: 'secret-two' },
+]
 const alice = (password: string) => ({ username: 'alice', password })
 
 /** The policy `verify`: pulls by CRI, as kubelet makes them for pods with and without a pull secret. */
@@ -62,15 +68,22 @@ suite('private images', { skip }, () => {
         '',
       ]
       await appendFile(node.machine.path('/etc/shoal/config.yaml'), keys.join('\n'))
-      await node.writeFile(
-        '/etc/rancher/k3s/registries.yaml',
-        `mirrors: {"${REGISTRY}": , open.test: }\nconfigs: {"${REGISTRY}": {tls: {ca_file: /etc/shoal/ca.crt}}}\n`,
-      )
+      await writeRegistries(node)
       await Promise.all([node.startContainerd(), node.startDaemon()])
       await node.exec(['shoal', 'mirror', 'apply'])
     }
   })
   after(() => cluster?.[Symbol.asyncDispose]())
+
+  /** With or without a login of the node itself. */
+  async function writeRegistries(node: ClusterNode, auth?: PodLogin): Promise<void> {
+    const access = { tls: { ca_file: '/etc/shoal/ca.crt' }, ...(auth && { auth }) }
+    const registries = {
+      mirrors: { [REGISTRY]: null, 'open.test': null },
+      configs: { [REGISTRY]: access },
+    }
+    await node.writeFile('/etc/rancher/k3s/registries.yaml', JSON.stringify(registries))
+  }
 
   async function startUpstream(password: string): Promise<void> {
     const { machine } = cluster.upstream
@@ -92,7 +105,8 @@ suite('private images', { skip }, () => {
     const path = '/run/private.json'
     await machine.exec(['sh', '-c', `cat > ${path} <<'END'\n${JSON.stringify(config)}\nEND`])
     const script = fileURLToPath(new URL('../harness/token-server.ts', import.meta.url))
-    const argv = [script, '5446', tls.certificate, tls.key, `alice:${password}`]
+    const logins = [`alice:${password}`, ...LOGINS.map((each) => Object.values(each).join(':'))]
+    const argv = [script, '5446', tls.certificate, tls.key, ...logins]
     tokenServer = machine.run([process.execPath, ...argv])
     registry = machine.run([tools.registry ?? '', 'serve', path])
     await until(() => tokenServer?.log().includes('ready'), { what: 'the token server listens' })
@@ -251,6 +265,53 @@ suite('private images', { skip }, () => {
       assert.match(broken.said, /did not show this node the login/)
       const mended = await logins()
       assert.equal(mended.verdict, 'pass', mended.said)
+    }
+  })
+
+  test('are brought to each node with its own login in registries.yaml; where there is none, one line says what to do', async () => {
+    const [first, second] = nodes
+    assert.ok(first && second)
+    const warm = await buildImage({ layers: [300_000], seed: 'warm and private' })
+    await cluster.upstream.push(warm, 'org/warm:1')
+    const everywhere = () => first.exec(['sh', '-c', `shoal pull --everywhere ${WARM} || true`])
+    const need = 'give one in registries.yaml under configs, auth'
+    assert.match(await everywhere(), new RegExp(`^node1 \\S+: .*wants a login.*${need}`, 'm'))
+
+    await writeRegistries(first, LOGINS[0])
+    let said = ''
+    await until(
+      async () => {
+        said = await everywhere()
+        return said.includes('1 not there')
+      },
+      { what: 'one of them has it' },
+    )
+    assert.match(said, new RegExp(`^node2 \\S+: .*\\(private: verify\\).*${need}`, 'm'))
+    assert.doesNotMatch(said, /^node1/m)
+
+    await writeRegistries(second, LOGINS[1])
+    await until(async () => /^1 image on 2 nodes: all there$/m.test(await everywhere()), {
+      what: 'both of them have it',
+    })
+    const held = await second.ctr('content', 'ls', '-q')
+    for (const { descriptor } of warm.blobs()) assert.ok(held.includes(descriptor.digest))
+    const asked = tokenServer?.log() ?? ''
+    for (const { username, password } of LOGINS) {
+      assert.match(asked, new RegExp(`^${username} repository:org/warm:pull$`, 'm'))
+      for (const node of nodes) assert.doesNotMatch(node.daemon.log(), new RegExp(password))
+    }
+    for (const node of nodes) await writeRegistries(node)
+    for (const node of nodes) {
+      await until(
+        () =>
+          refused(node).then(
+            () => true,
+            () => false,
+          ),
+        {
+          what: 'the node has no login any more',
+        },
+      )
     }
   })
 

@@ -5,15 +5,19 @@ import { text } from 'node:stream/consumers'
 
 /**
  * A token server as registries have one beside them: gives whoever logs in as USER:PASSWORD the rights he asks for, signed
- * with the key of its certificate; who shows `identity-PASSWORD` as a refresh token gets them too. Prints each request's scope, one a line. Usage: token-server.ts PORT CERT KEY LOGIN
+ * with the key of its certificate; who shows `identity-PASSWORD` as a refresh token gets them too. Prints who asked for what, one a line, and `-`
+ * for who is not known. Usage: token-server.ts PORT CERT KEY LOGIN...
  * @see https://distribution.github.io/distribution/spec/auth/jwt/
  */
-const [port = '', certificate = '', keyFile = '', login = ''] = process.argv.slice(2)
+const [port = '', certificate = '', keyFile = '', ...logins] = process.argv.slice(2)
 const [cert, key] = [readFileSync(certificate), readFileSync(keyFile)]
-const expected = `Basic ${Buffer.from(login).toString('base64')}`
-const [, password = ''] = login.split(':')
+const users = logins.map((login) => {
+  const [user = '', password = ''] = login.split(':')
+  const basic = `Basic ${Buffer.from(login).toString('base64')}`
+  return { user, login, basic, identity: `identity-${password}` }
+})
 
-function tokenFor(service: string, scope: string): string {
+function tokenFor(user: string, service: string, scope: string): string {
   const [type = '', name = '', actions = ''] = scope.split(':')
   const now = Math.floor(Date.now() / 1000)
   const header = {
@@ -23,7 +27,7 @@ function tokenFor(service: string, scope: string): string {
   }
   const claims = {
     iss: 'token-server',
-    sub: login.split(':')[0],
+    sub: user,
     aud: service,
     exp: now + 300,
     nbf: now - 10,
@@ -45,19 +49,20 @@ createServer({ cert, key }, (request, response) => {
     .then((body) => {
       const form = method === 'POST' ? new URLSearchParams(body) : searchParams
       const scope = form.get('scope') ?? ''
-      process.stdout.write(`${scope}\n`)
       // @see https://distribution.github.io/distribution/spec/auth/oauth/
-      const known =
+      const found = users.find(({ login, basic, identity }) =>
         form.get('grant_type') === 'refresh_token'
-          ? form.get('refresh_token') === `identity-${password}`
+          ? form.get('refresh_token') === identity
           : form.get('grant_type') === 'password'
             ? `${form.get('username')}:${form.get('password')}` === login
-            : headers.authorization === expected
-      if (!known) {
+            : headers.authorization === basic,
+      )
+      process.stdout.write(`${found?.user ?? '-'} ${scope}\n`)
+      if (found === undefined) {
         response.writeHead(401).end()
         return
       }
-      const token = tokenFor(form.get('service') ?? '', scope)
+      const token = tokenFor(found.user, form.get('service') ?? '', scope)
       response.end(JSON.stringify({ token, access_token: token, expires_in: 300 }))
     })
     .catch(() => response.destroy())

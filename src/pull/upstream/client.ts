@@ -103,7 +103,13 @@ export class UpstreamClient implements UpstreamFetcher {
         })
       if (next === undefined) {
         this.#noteRefusal(endpoint, auth, statusCode)
-        throw new UpstreamError('denied', 'wants a login that this node has not')
+        const own = isLogin(auth)
+          ? 'another login than this node has'
+          : 'a login, and this node has none'
+        throw new UpstreamError(
+          'denied',
+          `wants ${own}: give one in registries.yaml under configs, auth`,
+        )
       }
       authorization = next
     }

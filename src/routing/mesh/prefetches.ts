@@ -125,7 +125,9 @@ function message(id: number, about: PrefetchMessage['about']): PeerMessage['mess
   return { case: 'prefetch', value: create(PrefetchSchema, { id: BigInt(id), about }) }
 }
 
-/** A character of UTF-16 takes three bytes at most. */
+/** What may be said at most, without the half of a character at its end. */
 function cut(text: string): string {
-  return text.slice(0, MAX_TEXT_BYTES / 3)
+  return Buffer.from(text)
+    .toString('utf8', 0, MAX_TEXT_BYTES)
+    .replace(/\uFFFD+$/, '')
 }
