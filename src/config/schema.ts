@@ -941,7 +941,7 @@ export const configSchema = z.strictObject(
           download: rates().prefault('unlimited').register(docs, {
             placeholder: 'RATES',
             description:
-              'The same of all blobs that this node gets from other nodes and from registries. Also without a limit, what nobody waits for is got at 4 MB a second at most while something is pulled.',
+              'The same of all blobs that this node gets from other nodes and from registries. Also without a limit, what nobody waits for yields to what is pulled, of whose pace it gets a twentieth.',
           }),
           wan: rates().prefault('unlimited').register(docs, {
             placeholder: 'RATES',
@@ -961,7 +961,7 @@ export const configSchema = z.strictObject(
             .register(docs, {
               placeholder: 'SIZE',
               description:
-                "Bytes of blobs on their way to a client that `spool` in `dataDir` takes at a time, so that other nodes can read them while they come. It is needed only where containerd's content directory cannot be read, and for clients that are not containerd.",
+                "Bytes of blobs on their way to a client that `spool` in `dataDir` takes at a time, so that other nodes can read them while they come. It is needed only where containerd's content directory cannot be read, for clients that are not containerd, and where containerd fetches parts of a layer at the same time.",
             }),
           meshSize: z
             .int({ error: 'expected a whole number from 0 to 2000' })

@@ -7,10 +7,12 @@ const TURN = { least: 512, most: 32 * 1024 * 1024 }
 const SAVED_TURNS = 5
 /** Of these, what background traffic leaves for what may come. */
 const RESERVED_TURNS = 2
-/** What background traffic gets in any case, as a part of the rate. */
+/** What background traffic gets in any case, as a part of the rate, or of what comes for those who wait where no rate is set. */
 const FLOOR = 0.05
-/** The same in bytes a second, where no rate is set and it yields nevertheless. */
-const UNLIMITED_FLOOR = 4_000_000
+/** The least of it there, in bytes a second. */
+const LEAST_FLOOR = 125_000
+/** How much the last look counts when it is said how fast something comes. */
+const NEWS = 0.3
 /** In ms; so soon is noticed that another rate is in force. */
 const LOOK_AGAIN = 250
 
@@ -38,7 +40,7 @@ interface Waiter {
 export class Link {
   readonly #init: LinkInit
   #inForce: RateInForce
-  #lookedAt = -Infinity
+  #lookedAt = performance.now() - LOOK_AGAIN
   /** Counts the rates there were: what was taken under another one is void. */
   #epoch = 0
   /** Bytes that may pass now; of these, bytes that background traffic has in any case */
@@ -48,8 +50,10 @@ export class Link {
   readonly #front: Waiter[] = []
   readonly #back: Waiter[] = []
   #timer: NodeJS.Timeout | undefined
-  /** Transfers that somebody waits for */
+  /** Transfers that somebody waits for, their bytes since the last look, and how many come in a second */
   #wanted = 0
+  #came = 0
+  #pace = 0
   #waitedMs = 0
 
   constructor(init: LinkInit) {
@@ -93,8 +97,18 @@ export class Link {
     this.#wanted += more
   }
 
+  /** The same: bytes have passed that somebody waits for. */
+  passed(bytes: number): void {
+    this.#came += bytes
+  }
+
   get epoch(): number {
     return this.#epoch
+  }
+
+  /** Bytes a second for background traffic where no rate is set. */
+  get #floorRate(): number {
+    return Math.max(LEAST_FLOOR, FLOOR * this.#pace)
   }
 
   /** What a flow may let pass; nothing when it has to wait. */
@@ -140,7 +154,7 @@ export class Link {
     }
     if (!limited) {
       if (this.#wanted === 0 || this.#init.yields !== true) return turn
-      const small = UNLIMITED_FLOOR / TURNS_A_SECOND
+      const small = this.#floorRate / TURNS_A_SECOND
       if (this.#floor < small) return 0
       this.#floor -= small
       return small
@@ -157,7 +171,10 @@ export class Link {
   }
 
   #look(now: number): void {
-    if (now - this.#lookedAt < LOOK_AGAIN) return
+    const seconds = (now - this.#lookedAt) / 1000
+    if (1000 * seconds < LOOK_AGAIN) return
+    this.#pace += NEWS * (this.#came / seconds - this.#pace)
+    this.#came = 0
     this.#lookedAt = now
     const before = this.#inForce.rate
     this.#fill(now)
@@ -173,8 +190,8 @@ export class Link {
     this.#filledAt = now
     const { rate } = this.#inForce
     if (rate === Infinity) {
-      const most = (2 * UNLIMITED_FLOOR) / TURNS_A_SECOND
-      this.#floor = Math.min(most, this.#floor + seconds * UNLIMITED_FLOOR)
+      const most = (2 * this.#floorRate) / TURNS_A_SECOND
+      this.#floor = Math.min(most, this.#floor + seconds * this.#floorRate)
       return
     }
     this.#tokens = Math.min(SAVED_TURNS * this.turnBytes, this.#tokens + seconds * rate)
@@ -214,7 +231,7 @@ export class Link {
     const turns = this.#front.length > 0 ? 1 : RESERVED_TURNS + 1
     const [missing, perSecond] =
       rate === Infinity
-        ? [UNLIMITED_FLOOR / TURNS_A_SECOND - this.#floor, UNLIMITED_FLOOR]
+        ? [this.#floorRate / TURNS_A_SECOND - this.#floor, this.#floorRate]
         : [turns * this.turnBytes - this.#tokens, rate]
     return Math.min(LOOK_AGAIN, Math.max(1, (1000 * missing) / perSecond))
   }
@@ -268,6 +285,7 @@ export class Flow {
 
   passed(bytes: number): void {
     this.#left -= bytes
+    if (this.#counted) this.#link.passed(bytes)
   }
 
   end(): void {

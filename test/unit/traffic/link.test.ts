@@ -114,9 +114,17 @@ suite('a link', () => {
     const link = new Link({ rate: () => ({ rate: Infinity }), yields: true })
     const background = send(link, { signal, background: true })
     await until(() => background.bytes > 8e6, { what: 'it passes freely' })
-    using pull = new ShapedSink(new Counter(), [link], { background: () => false, signal })
-    await pull.write(CHUNK)
-    await settles(1000, [background], (rate = 0) => isNear(rate, 4e6, 0.2))
+    const client = new Counter()
+    const pull = new ShapedSink(client, [link], { background: () => false, signal })
+    const timer = setInterval(() => void pull.write(Buffer.alloc(200_000)), 20)
+    await settles(1000, [background, client], (rate = 0, pulled = 0) =>
+      isNear(rate, 0.05 * pulled, 0.3),
+    )
+    clearInterval(timer)
+    await settles(1000, [background], (rate = 0) => isNear(rate, 125_000, 0.3))
+    pull[Symbol.dispose]()
+    const before = background.bytes
+    await until(() => background.bytes > before + 8e6, { what: 'it passes freely again' })
     stop.abort()
   })
 
