@@ -1,15 +1,16 @@
-import { connect } from 'node:net'
+import { connect, type Socket } from 'node:net'
 import { parseArgs } from 'node:util'
 
 /**
  * A client that costs as little as this language allows: raw sockets, one buffer each. The benchmark runs it inside a
  * node's network and reads one line of JSON from it.
  *
- *     load.ts --url URL --parallel N             each reads the whole once; --range sends `Range: bytes=0-`
+ *     load.ts --url URL --parallel N             each reads the whole once; --range asks for all but the first 4 KiB
  *     load.ts --url URL --parallel N --seconds S  each asks again and again over one connection
  *     load.ts --url URL --parallel N --requests R  the same until R requests were made in all; `%d` in the URL is the request's number
  *
- * With --patience S it gives up when nothing comes for so long.
+ * With --patience S it gives up when nothing comes for so long. With --warm W only the S seconds after the first W count, whatever is
+ * under way at either end.
  */
 
 /** What is printed. */
@@ -32,6 +33,7 @@ const { values } = parseArgs({
     requests: { type: 'string', default: '0' },
     range: { type: 'boolean', default: false },
     patience: { type: 'string', default: '0' },
+    warm: { type: 'string', default: '0' },
   },
 })
 const url = new URL(values.url ?? '')
@@ -42,22 +44,37 @@ function request(): string {
   return (
     `GET ${(url.pathname + url.search).replace('%d', String(asked))} HTTP/1.1\r\nHost: ${url.host}\r\n` +
     'Accept: application/vnd.oci.image.manifest.v1+json, */*\r\n' +
-    `${values.range ? 'Range: bytes=0-\r\n' : ''}\r\n`
+    `${values.range ? 'Range: bytes=4096-\r\n' : ''}\r\n`
   )
 }
-const until = Number(values.seconds) * 1000
+const warm = Number(values.warm) * 1000
+const until = warm + Number(values.seconds) * 1000
 const goesOn = (): boolean => (wanted > 0 ? asked < wanted : performance.now() - started < until)
 
 const statuses: Record<string, number> = {}
 const latencies: number[] = []
 let bytes = 0
 
+const sockets = new Set<Socket>()
 const started = performance.now()
+let counted = { from: started, bytes: 0 }
+if (warm > 0) {
+  setTimeout(() => (counted = { from: performance.now(), bytes }), warm)
+  setTimeout(() => {
+    for (const socket of sockets) socket.destroy()
+  }, until)
+}
 await Promise.all(Array.from({ length: Number(values.parallel) }, client))
-const seconds = (performance.now() - started) / 1000
+const seconds = (performance.now() - counted.from) / 1000
 latencies.sort((a, b) => a - b)
 const at = (share: number): number => latencies[Math.floor((latencies.length - 1) * share)] ?? NaN
-const result: LoadResult = { seconds, bytes, statuses, p50: at(0.5), p99: at(0.99) }
+const result: LoadResult = {
+  seconds,
+  bytes: bytes - counted.bytes,
+  statuses,
+  p50: at(0.5),
+  p99: at(0.99),
+}
 console.log(JSON.stringify(result))
 
 /** One connection, used until the time is over; without a time, for one answer. */
@@ -101,6 +118,7 @@ function answers(): Promise<void> {
         },
       },
     })
+    sockets.add(socket)
     function ask(): void {
       head = ''
       status = ''
@@ -116,6 +134,8 @@ function answers(): Promise<void> {
     socket.setTimeout(Number(values.patience) * 1000, () => socket.destroy())
     socket.once('error', () => {})
     socket.once('close', () => {
+      sockets.delete(socket)
+      if (warm > 0 && !goesOn()) return resolve()
       if (left > 0 || (head === '' && status === '')) done('0')
       resolve()
     })

@@ -113,7 +113,7 @@ export function createPulls(
     store,
     given: (digest) => store.holds(digest) === true && rights.shares(digest),
     // What goes into the embedded store can be read there.
-    spool: layout === undefined ? spool : { begin: async () => undefined },
+    spool: layout === undefined ? spool : undefined,
     wanted: (name) => isShared(name) && router.peers().length > 0,
     gives: (pull, name) => images.mayGive(pull, [name]),
     log: component('pull:inflight'),

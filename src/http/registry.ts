@@ -352,8 +352,7 @@ export function createRegistryServer(
         'content-range': `bytes ${range.start}-${range.end}/${descriptor.size}`,
       }),
     })
-    // Its bytes may be long in coming, and who waits for them must know that they will.
-    if (content.source === 'inflight') raw.flushHeaders()
+    if (content.pending === true) raw.flushHeaders()
     if (body !== undefined) {
       const sink = new ResponseSink(raw, { signal, stallTimeout: limits.stallTimeout })
       const background = (): boolean => request.background?.() === true

@@ -12,7 +12,9 @@ import {
   THIS_NODE,
   type Content,
   type ContentSource,
+  type Giver,
   type OpenOptions,
+  type SourceName,
 } from './source.ts'
 
 /** Blobs that others may read while they come; what comes beyond is not offered. */
@@ -25,24 +27,28 @@ const LOOK_AGAIN = 100
 /** The file into which something comes is looked for so often, with such pauses in ms. */
 const FILE = { looks: 100, pause: 10 }
 
+/** What nobody reads any more that asked for parts of it is not got any further after so long, in ms. */
+const IDLE = 3000
+
 /** Something that passing bytes can be written to when nothing else keeps them readable. */
 export interface SpoolLike {
   /** Undefined when there is no room. */
-  begin(size: number): Promise<
-    | {
-        readonly content: ArrivingContent
-        write(chunk: Uint8Array): Promise<void>
-        end(): Promise<void>
-      }
-    | undefined
-  >
+  begin(size: number): Promise<Spooled | undefined>
+}
+
+interface Spooled {
+  readonly content: ArrivingContent
+  /** False when some of it is missing. */
+  write(chunk: Uint8Array): Promise<boolean>
+  end(): Promise<void>
 }
 
 export interface InflightComponents {
   readonly store: Pick<ContentStore, 'arriving' | 'stat' | 'open'>
   /** Whether other nodes are given it from the store by now */
   readonly given: (digest: Digest) => boolean
-  readonly spool: SpoolLike
+  /** Undefined where the store itself keeps what passes, and gives it to read */
+  readonly spool: SpoolLike | undefined
   /** Whether anybody may ask for content of this registry now; if not, nothing is done for it. */
   readonly wanted: (registry: string) => boolean
   /** Whether what comes from a repository, by its full name, is given for a request, which may name another */
@@ -59,7 +65,7 @@ export class Inflight implements ContentSource {
   readonly name = 'inflight'
   readonly #store: InflightComponents['store']
   readonly #given: InflightComponents['given']
-  readonly #spool: SpoolLike
+  readonly #spool: SpoolLike | undefined
   readonly #wanted: InflightComponents['wanted']
   readonly #gives: InflightComponents['gives']
   readonly #log: Logger
@@ -80,9 +86,9 @@ export class Inflight implements ContentSource {
   }
 
   /**
-   * What `open` finds elsewhere, offered to others while `receiver` gets it. What the other one on this node is getting already is read
-   * from there: a client's pull from a prefetch, which from then on is as urgent as the pull, and a prefetch from a pull. Such content
-   * has a giver, for it may break off with whoever gets it.
+   * What `open` finds elsewhere, offered to others while `receiver` gets it. What this node is getting already is read from there: a
+   * client's pull from a prefetch, which from then on is as urgent as the pull, a prefetch from a pull, and parts of a blob that a client
+   * asks for at the same time from the whole, which then is got once. Such content has a giver, for it may break off with whoever gets it.
    */
   over(open: OpenContent, receiver: Receiver): OpenContent {
     return async (request, options) => {
@@ -93,34 +99,90 @@ export class Inflight implements ContentSource {
       if (joined !== undefined) return joined
       const arrival = this.#enter(target.digest, receiver, request)
       if (arrival === undefined) return open(request, options)
-      let content: Content
       try {
-        content = await open(arrival.asUrgent(request), options)
+        const asked = arrival.asUrgent(request)
+        return isWhole(request)
+          ? await this.#openWhole(arrival, asked, open, options)
+          : this.#offered(arrival, await open(asked, options))
       } catch (error) {
         this.#leave(arrival, error)
         throw error
       }
-      const { body, descriptor, range } = content
-      if (content.source === 'local' || body === undefined) {
-        this.#leave(arrival, new ContentNotFoundError('it is here, or was not asked for'))
-        return content
-      }
-      arrival.begin(descriptor, { whole: range === undefined })
-      return {
-        ...content,
-        body: {
-          length: body.length,
-          discard: async () => {
-            this.#leave(arrival, new ContentNotFoundError('nobody wanted it'))
-            await body.discard()
-          },
-          writeTo: (sink, context) => this.#receive(arrival, content, body, sink, context.signal),
-        },
-      }
     }
   }
 
-  /** From what the other receiver on this node is getting; undefined where that is nothing, or cannot be read. */
+  /** Content on its way to a client, which others may read meanwhile. */
+  #offered(arrival: Arrival, content: Content): Content {
+    const { body, descriptor, range } = content
+    if (content.source === 'local' || body === undefined) {
+      this.#leave(arrival, new ContentNotFoundError('it is here, or was not asked for'))
+      return content
+    }
+    arrival.begin(descriptor, { whole: range === undefined })
+    return {
+      ...content,
+      body: {
+        length: body.length,
+        discard: async () => {
+          this.#leave(arrival, new ContentNotFoundError('nobody wanted it'))
+          await body.discard()
+        },
+        writeTo: (sink, { signal }) => this.#receive(arrival, content, body, { sink, signal }),
+      },
+    }
+  }
+
+  /**
+   * `bytes=0-`: a client that goes on to ask for later parts before it has read this one, as containerd 2.1 and later can be told to
+   * (`concurrent_layer_fetch_buffer`). It leaves this answer when it has its part. So the whole is got for it by itself, in order, and it
+   * reads all parts from there, as other nodes do. What a node holds is given in parts as it is.
+   */
+  async #openWhole(
+    arrival: Arrival,
+    request: PullRequest,
+    open: OpenContent,
+    options: OpenOptions,
+  ): Promise<Content> {
+    const { range: part, ...whole } = request
+    const stop = new AbortController()
+    const gone = (): void => stop.abort(options.signal.reason)
+    options.signal.addEventListener('abort', gone, { once: true })
+    const content = await open(whole, { ...options, signal: stop.signal })
+    const { body, descriptor } = content
+    const { size } = descriptor
+    if (part === undefined || size === 0) return this.#offered(arrival, content)
+    const range = resolveRange(part, size)
+    const spooled = content.awaited === true ? await this.#spool?.begin(size) : undefined
+    const readable = this.#spool === undefined || spooled !== undefined
+    if (content.awaited !== true || body === undefined || !readable)
+      return { ...this.#offered(arrival, content), range }
+    // From here on it ends when nobody reads any of it, whoever began.
+    options.signal.removeEventListener('abort', gone)
+    arrival.feed({
+      ...content,
+      stop: () => stop.abort(new ContentNotFoundError('nobody reads it')),
+    })
+    arrival.readable(spooled?.content)
+    arrival.begin(descriptor, { whole: true })
+    const aside: ByteSink = {
+      write: async (chunk) => {
+        if ((await spooled?.write(chunk)) === false)
+          throw new ContentTruncatedError('there is no room to write it aside')
+      },
+    }
+    this.#bring(arrival, spooled, () => body.writeTo(aside, stop)).catch((error: unknown) =>
+      this.#log.debug({ digest: descriptor.digest, err: error }, 'what several read broke off'),
+    )
+    try {
+      return await this.#joined(arrival, request, options.signal)
+    } catch (error) {
+      stop.abort(error)
+      if (error instanceof ContentNotFoundError) return open(request, options)
+      throw error
+    }
+  }
+
+  /** From what this node is getting for somebody else, or in one piece; undefined where that is nothing, or cannot be read. */
   async #join(
     digest: Digest,
     receiver: Receiver,
@@ -132,15 +194,27 @@ export class Inflight implements ContentSource {
     const toTheEnd =
       range === undefined ||
       (range.kind === 'from' && (range.end === undefined || rest !== undefined))
-    if (arrival === undefined || arrival.receiver === receiver || !toTheEnd) return undefined
+    if (arrival === undefined || !toTheEnd) return undefined
+    if (arrival.receiver === receiver && !arrival.isFed) return undefined
     if (!this.#gives(request, arrival.repository)) return undefined
     try {
-      const found = await this.#read(arrival, request, signal, { any: false })
-      this.#log.debug({ digest }, 'reads what this node is receiving already')
-      return { ...found, giver: { id: THIS_NODE, failed: () => {} } }
+      return await this.#joined(arrival, request, signal)
     } catch (error) {
       if (error instanceof ContentNotFoundError) return undefined
       throw error
+    }
+  }
+
+  /** Read by a client of this node, or by this node itself, which must not be given a file that is its own. */
+  async #joined(arrival: Arrival, request: PullRequest, signal: AbortSignal): Promise<Content> {
+    const found = await this.#read(arrival, request, signal, { any: false })
+    const { body, descriptor } = found
+    this.#log.debug({ digest: descriptor.digest }, 'reads what this node is receiving already')
+    return {
+      ...found,
+      source: arrival.source ?? this.name,
+      giver: arrival.giver,
+      ...(body && { body: arrival.held(body) }),
     }
   }
 
@@ -153,7 +227,7 @@ export class Inflight implements ContentSource {
     return this.#read(arrival, request, signal)
   }
 
-  /** Who receives it as well must not be given a file that is its own (`any`). */
+  /** Without `any` from nothing but what it is being written to for whoever brings it. */
   async #read(
     arrival: Arrival,
     request: PullRequest,
@@ -163,7 +237,12 @@ export class Inflight implements ContentSource {
     const descriptor = await arrival.described(signal)
     const { size, digest } = descriptor
     const range = request.range && resolveRange(request.range, size)
-    const found = { source: this.name, descriptor, ...(range !== undefined && { range }) } as const
+    const found = {
+      source: this.name,
+      descriptor,
+      pending: true,
+      ...(range !== undefined && { range }),
+    } as const
     if (request.method === 'HEAD') return found
     const part = range ?? { start: 0, end: size - 1 }
     const content = await arrival.content(
@@ -204,15 +283,14 @@ export class Inflight implements ContentSource {
     arrival: Arrival,
     { descriptor: { digest, size }, range, awaited }: Content,
     body: ContentBody,
-    sink: ByteSink,
-    signal: AbortSignal,
+    { sink, signal }: { sink: ByteSink; signal: AbortSignal },
   ): Promise<void> {
     // What some node holds others get from there: to write it aside as well would take three times as long, and whoever
     // asks here all the same can wait until its file is found.
     const here = awaited === true ? await this.#store.arriving(digest, arrival.receiver) : undefined
     // What begins in the middle is readable only where the beginning is, too.
     const spools = here === undefined && range === undefined && awaited === true
-    const spooled = spools ? await this.#spool.begin(size) : undefined
+    const spooled = spools ? await this.#spool?.begin(size) : undefined
     arrival.readable(here ?? spooled?.content)
     this.#log.debug(
       {
@@ -221,17 +299,22 @@ export class Inflight implements ContentSource {
       },
       'offered to others while it comes',
     )
+    const both: ByteSink | undefined = spooled && {
+      write: async (chunk) => {
+        await Promise.all([sink.write(chunk), spooled.write(chunk)])
+      },
+    }
+    await this.#bring(arrival, spooled, () => body.writeTo(both ?? sink, { signal }))
+  }
+
+  /** Writes it to where it is wanted; what was written aside stays until the store gives it. */
+  async #bring(
+    arrival: Arrival,
+    spooled: Spooled | undefined,
+    write: () => Promise<void>,
+  ): Promise<void> {
     try {
-      await body.writeTo(
-        spooled === undefined
-          ? sink
-          : {
-              write: async (chunk) => {
-                await Promise.all([sink.write(chunk), spooled.write(chunk)])
-              },
-            },
-        { signal },
-      )
+      await write()
     } catch (error) {
       await spooled?.end()
       this.#leave(arrival, error)
@@ -241,25 +324,49 @@ export class Inflight implements ContentSource {
     // The client may be behind: its store has it only when it says so.
     void this.#awaitHeld(arrival)
       .then(() => spooled?.end())
-      .catch((error: unknown) => this.#log.debug({ digest, err: error }, 'store not asked'))
+      .catch((error: unknown) =>
+        this.#log.debug({ digest: arrival.digest, err: error }, 'store not asked'),
+      )
   }
 
   async #awaitHeld(arrival: Arrival): Promise<void> {
     const { digest } = arrival
-    const signal = AbortSignal.timeout(LINGER)
-    while (!(arrival.verified && this.#given(digest)) && !signal.aborted) {
-      // Another part of it, which ends in here as well
-      if (arrival.clients > 0) return
-      arrival.verified ||=
-        (await this.#store.stat(digest, { signal }).catch(() => undefined)) !== undefined
+    let until = performance.now() + LINGER
+    while (arrival.isRead || !(arrival.verified && this.#given(digest))) {
+      const now = performance.now()
+      if (arrival.isRead) until = now + LINGER
+      // Or another part of it, which ends in here as well
+      if (now > until || arrival.clients > 0) break
+      arrival.verified ||= await this.#isHeld(digest)
       await pause(LOOK_AGAIN)
     }
+    if (arrival.clients > 0) return
     if (!arrival.verified) arrival.fail(new ContentTruncatedError('it has not become whole'))
     if (this.#arrivals.get(digest) === arrival) this.#arrivals.delete(digest)
+  }
+
+  async #isHeld(digest: Digest): Promise<boolean> {
+    const signal = AbortSignal.timeout(LINGER)
+    return this.#store.stat(digest, { signal }).then(
+      () => true,
+      () => false,
+    )
   }
 }
 
 const NOT_COMING = new ContentNotFoundError('it is not being received')
+
+function isWhole({ range }: PullRequest): boolean {
+  return range?.kind === 'from' && range.start === 0 && range.end === undefined
+}
+
+/** What brings a blob by itself, for whoever reads any of it. */
+interface Feed {
+  readonly source: SourceName
+  readonly givenBy?: ReadonlyMap<string, number>
+  /** Nobody reads it any more */
+  readonly stop: () => void
+}
 
 /** One blob on its way. */
 class Arrival implements Growth {
@@ -275,6 +382,10 @@ class Arrival implements Growth {
   verified = false
   /** Reads of it that somebody waits for */
   #awaited = 0
+  #feed: Feed | undefined
+  /** Clients of this node that read it, where it is brought by itself */
+  #readers = 0
+  #idle: NodeJS.Timeout | undefined
   readonly #begun = Promise.withResolvers<Descriptor>()
   #descriptor: Descriptor | undefined
   #whole = true
@@ -312,6 +423,53 @@ class Arrival implements Growth {
         this.#awaited += 1
         await body.writeTo(sink, options).finally(() => (this.#awaited -= 1))
       },
+    }
+  }
+
+  /** It is brought by itself, until nobody has read it for a while. */
+  feed(feed: Feed): void {
+    this.#feed = feed
+  }
+
+  get isFed(): boolean {
+    return this.#feed !== undefined
+  }
+
+  get isRead(): boolean {
+    return this.#readers > 0
+  }
+
+  /** Where it comes from, if it comes for those who read here and for nobody else. */
+  get source(): SourceName | undefined {
+    return this.#feed?.source
+  }
+
+  /** It may break off with whoever brings it. Its name is that of who gives it, as far as that is known. */
+  get giver(): Giver {
+    const feed = this.#feed
+    return {
+      id: THIS_NODE,
+      get name() {
+        return feed?.givenBy?.keys().toArray().at(-1) ?? THIS_NODE
+      },
+      failed: () => {},
+    }
+  }
+
+  /** A read of a client of this node. */
+  held(body: ContentBody): ContentBody {
+    const feed = this.#feed
+    if (feed === undefined) return body
+    this.#readers += 1
+    clearTimeout(this.#idle)
+    const release = (): void => {
+      this.#readers -= 1
+      if (this.#readers === 0) this.#idle = setTimeout(feed.stop, IDLE).unref()
+    }
+    return {
+      length: body.length,
+      discard: () => body.discard().finally(release),
+      writeTo: (sink, options) => body.writeTo(sink, options).finally(release),
     }
   }
 

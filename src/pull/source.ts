@@ -59,6 +59,8 @@ export interface Content {
   readonly giver?: Giver
   /** Set when other nodes may be told to read it from this one while it comes */
   readonly awaited?: true
+  /** Set when its bytes may be long in coming, and who waits for them must know that they will */
+  readonly pending?: true
   /** Bytes of the body that were written so far, where not all of them need come from `source` */
   readonly sent?: ReadonlyMap<SourceName, number>
   /** The same by the names of those who gave them */

@@ -9,8 +9,8 @@ import type { ArrivingContent } from './store.ts'
 /** Content that passes by and is written aside, so that it can be read again while it comes. */
 export interface SpooledContent {
   readonly content: ArrivingContent
-  /** Never fails: what cannot be written is missing there, and nobody gets beyond it. */
-  write(chunk: Uint8Array): Promise<void>
+  /** Never fails: what cannot be written is missing there, and nobody gets beyond it. False once that is so. */
+  write(chunk: Uint8Array): Promise<boolean>
   /** Gives its room back; who reads it may read on. */
   end(): Promise<void>
 }
@@ -78,6 +78,7 @@ export class Spool implements Startable {
           this.#log.debug({ err: error }, 'content could not be written into the spool')
           await close()
         }
+        return file !== undefined
       },
       end: async () => {
         if (ended) return

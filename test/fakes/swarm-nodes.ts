@@ -233,7 +233,7 @@ export class SwarmNode implements AsyncDisposable {
     const store = layout ?? { arriving: async () => undefined, stat: notHeld, open: notHeld }
     const inflight = new Inflight({
       store,
-      spool,
+      spool: layout === undefined ? spool : undefined,
       given: () => false,
       wanted: () => true,
       gives: () => true,
@@ -320,6 +320,11 @@ export class SwarmNode implements AsyncDisposable {
     return new SwarmNode(id, { ...parts, stack: stack.move() })
   }
 
+  /** Of its local listener. */
+  get origin(): string {
+    return `http://127.0.0.1:${this.#local.address().port}`
+  }
+
   /** Gets a blob into its store before anybody needs it. */
   async prefetch(
     { digest, size }: { digest: Digest; size: number },
@@ -339,7 +344,7 @@ export class SwarmNode implements AsyncDisposable {
     onBytes: (count: number) => void = () => {},
   ): Promise<Got> {
     const { promise, resolve } = Promise.withResolvers<Got>()
-    const url = `http://127.0.0.1:${this.#local.address().port}${path}?ns=docker.io`
+    const url = `${this.origin}${path}?ns=docker.io`
     const options = { agent: false, headers, ...(signal && { signal }) } as const
     const request = get(url, options, (response) => {
       const chunks: Buffer[] = []

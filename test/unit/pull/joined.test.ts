@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
+import { get, type IncomingMessage, type ServerResponse } from 'node:http'
 import { suite, test } from 'node:test'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { FetchProgress } from '../../../src/push/fetcher.ts'
@@ -22,7 +23,15 @@ const signal = AbortSignal.timeout(60_000)
 /** Gives no more of the blob than it may, `allowed` bytes of it, and counts what it gave. */
 async function startUpstream() {
   const upstream = await UpstreamRegistry.start()
-  const state = { allowed: size / 2, given: 0, pace: 200_000 }
+  const open = new Set<ServerResponse>()
+  const state = {
+    allowed: size / 2,
+    given: 0,
+    pace: 200_000,
+    breakOff: () => {
+      for (const response of open) response.destroy()
+    },
+  }
   upstream.on(BLOB, (request, response) => {
     const [, from = '0'] = /^bytes=(\d+)-/.exec(request.headers.range ?? '') ?? []
     let at = Number(from)
@@ -31,6 +40,8 @@ async function startUpstream() {
       ...(at > 0 && { 'content-range': `bytes ${at}-${size - 1}/${size}` }),
     })
     response.flushHeaders()
+    open.add(response)
+    response.once('close', () => open.delete(response))
     const timer = setInterval(() => {
       const part = bytes.subarray(at, Math.min(at + state.pace, state.allowed))
       if (part.length > 0 && !response.destroyed) response.write(part)
@@ -44,12 +55,30 @@ async function startUpstream() {
   return Object.assign(upstream, { state })
 }
 
-async function start(stack: AsyncDisposableStack, count = 1) {
+/** Asks for all from a byte on and leaves when it has its part, as containerd does that fetches parts of a layer in parallel. */
+async function readPart(node: SwarmNode, start: number, length: number): Promise<Buffer> {
+  const { promise, resolve, reject } = Promise.withResolvers<IncomingMessage>()
+  const headers = { range: `bytes=${start}-` }
+  get(`${node.origin}${BLOB}?ns=docker.io`, { agent: false, headers }, resolve).on('error', reject)
+  const answer = await promise
+  assert.equal(answer.statusCode, 206)
+  assert.equal(answer.headers['content-range'], `bytes ${start}-${size - 1}/${size}`)
+  const chunks: Buffer[] = []
+  let come = 0
+  for await (const chunk of answer as AsyncIterable<Buffer>) {
+    chunks.push(chunk)
+    come += chunk.length
+    if (come >= length) break
+  }
+  return Buffer.concat(chunks).subarray(0, length)
+}
+
+async function start(stack: AsyncDisposableStack, count = 1, keeps = true) {
   const upstream = stack.use(await startUpstream())
   const net = new PullNet()
   const nodes: SwarmNode[] = []
   for (let index = 0; index < count; index += 1) {
-    const init = { id: `node-${index}`, upstream: upstream.url, keeps: true }
+    const init = { id: `node-${index}`, upstream: upstream.url, keeps }
     nodes.push(stack.use(await SwarmNode.start(net, init)))
   }
   const [node, other] = nodes
@@ -170,5 +199,68 @@ suite('with two nodes', () => {
     assert.deepEqual(await Promise.all([first, pulled]), [RIGHT, RIGHT])
     await prefetched
     assert.equal(upstream.given, size)
+  })
+})
+
+suite('a client that asks for parts of a blob at the same time', () => {
+  const PART = size / 8
+  /** Three at a time, the next one when one has ended. */
+  async function readInParts(node: SwarmNode): Promise<Buffer> {
+    const parts: Promise<Buffer>[] = [readPart(node, 0, PART)]
+    await parts[0]
+    const starts = Array.from({ length: 7 }, (_, index) => (index + 1) * PART).values()
+    const readSome = async (): Promise<void> => {
+      for (const from of starts) {
+        const part = readPart(node, from, PART)
+        parts[from / PART] = part
+        await part
+      }
+    }
+    await Promise.all([readSome(), readSome(), readSome()])
+    return Buffer.concat(await Promise.all(parts))
+  }
+
+  for (const keeps of [true, false]) {
+    const where = keeps ? 'its own store' : 'containerd'
+    test(`has it crossed the uplink once, for all nodes, on nodes with ${where}`, async () => {
+      await using stack = new AsyncDisposableStack()
+      const { node, other, upstream } = await start(stack, 2, keeps)
+      assert.ok(other)
+      upstream.allowed = size
+      upstream.pace = 40_000
+      const all = await Promise.all([node, other].map(readInParts))
+      for (const each of all) assert.equal(digestOf(each), digest)
+      assert.equal(upstream.given, size)
+    })
+  }
+
+  test('and goes away has it got no further', async () => {
+    await using stack = new AsyncDisposableStack()
+    const { node, upstream } = await start(stack, 1, false)
+    upstream.allowed = size
+    upstream.pace = 1000
+    await Promise.all([readPart(node, 0, 1000), readPart(node, 1000, 1000)])
+    const [request] = node.asked
+    assert.equal(request?.range, undefined)
+    await until(() => node.swarm.list().length === 0, { what: 'it stops', timeoutMs: 30_000 })
+    assert.ok(upstream.given < size)
+  })
+
+  test('gets the rest by itself when what it reads breaks off', async () => {
+    await using stack = new AsyncDisposableStack()
+    const { node, upstream } = await start(stack, 1, false)
+    const parts = [
+      readPart(node, 0, PART),
+      readPart(node, PART, PART),
+      readPart(node, 4 * PART, 4 * PART),
+    ]
+    await parts[0]
+    await parts[1]
+    upstream.breakOff()
+    upstream.allowed = size
+    assert.deepEqual(
+      Buffer.concat(await Promise.all(parts)),
+      Buffer.concat([bytes.subarray(0, 2 * PART), bytes.subarray(4 * PART)]),
+    )
   })
 })
