@@ -14,13 +14,20 @@ const root = new URL('..', import.meta.url).pathname
 const [architecture = process.arch] = process.argv.slice(2)
 if (!['x64', 'arm64'].includes(architecture))
   throw new Error(`there is no Node for ${architecture}: x64 or arm64`)
-await import('./build.ts')
+const { bundle } = await import('./build.ts')
 const modules = architecture === process.arch ? root : await modulesFor(architecture)
 const native = `node_modules/@koromix/koffi-linux-${architecture}`
 
 const files = new Map(
   [
-    { from: root, names: ['dist/*.mjs', 'dist/dashboard/*', 'deploy/systemd/shoal.service'] },
+    {
+      from: root,
+      names: [
+        ...bundle.map((name) => `dist/${name}`),
+        'dist/dashboard/*',
+        'deploy/systemd/shoal.service',
+      ],
+    },
     {
       from: modules,
       names: [

@@ -15,6 +15,7 @@ import {
 import { SharedRegistries } from './config/shared-registries.ts'
 import { DataDirectory } from './daemon/data-directory.ts'
 import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'
+import { IdleMemory } from './daemon/idle-memory.ts'
 import { createMeshTrust } from './daemon/mesh-trust.ts'
 import { nodeStatus } from './daemon/node-status.ts'
 import { createPrefetches } from './daemon/prefetches.ts'
@@ -554,6 +555,7 @@ export function createDaemon(
     ...(pushListener ? [pushListener] : []),
     mirror,
     ...(label ? [label] : []),
+    new IdleMemory({ log: component('memory') }),
   ]
   return {
     addresses,

@@ -29,7 +29,7 @@ const COMPOSITION = [
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
-  kernel: [], // system calls on descriptors, for both ends of the byte path
+  kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
   observe: [],
   config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
   mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
@@ -108,7 +108,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'prefetch/warmup.ts',
     'traffic',
   ],
-  daemon: COMPOSITION,
+  daemon: [...COMPOSITION, 'kernel'], // memory that malloc holds
   'daemon.ts': [...COMPOSITION, 'daemon'],
   cli: [
     'oci',

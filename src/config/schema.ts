@@ -1,5 +1,5 @@
 import { isIP } from 'node:net'
-import { z } from 'zod'
+import * as z from 'zod'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
 import { K3S_CONFIG_FILE } from './k3s.ts'
 import { formatRates, parseRates, RATES, type RateRule } from './rates.ts'

@@ -17,7 +17,7 @@ export const WOULD_WAIT = -constants.errno.EAGAIN
 export const POLL = { in: 0x1, out: 0x4, error: 0x8, hangUp: 0x10 } as const
 
 /**
- * System calls on descriptors, which Node has no name for. None of them waits unless it says so; -1 is an error, or that
+ * Calls of the system's library that Node has no name for, most of them on descriptors. None of them waits unless it says so; -1 is an error, or that
  * it would have had to wait.
  */
 export interface KernelCalls {
@@ -47,6 +47,8 @@ export interface KernelCalls {
   lower(flag: number): void
   dup(descriptor: number): number
   close(descriptor: number): number
+  /** Gives memory that malloc holds free back to the system. */
+  trim(): void
 }
 
 /** Descriptors of its two ends. */
@@ -84,6 +86,7 @@ async function load(): Promise<KernelCalls | undefined> {
     const poll = libc.func('int poll(void *polled, uint64_t count, int timeout)')
     const eventfd = libc.func('int eventfd(unsigned int initial, int flags)')
     const read = libc.func('int64_t read(int descriptor, void *into, size_t count)')
+    const trim = libc.func('int malloc_trim(size_t kept)')
     const write = libc.func('int64_t write(int descriptor, void *bytes, size_t count)')
     const range = new BigUint64Array(2)
     const found = new BigUint64Array(5)
@@ -126,6 +129,7 @@ async function load(): Promise<KernelCalls | undefined> {
       lower: (flag) => void read(flag, counter, 8),
       dup: (descriptor) => Number(dup(descriptor)),
       close: (descriptor) => Number(close(descriptor)),
+      trim: () => void trim(0),
     }
   } catch {
     return undefined
