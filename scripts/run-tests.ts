@@ -1,5 +1,6 @@
-import { globSync, statSync } from 'node:fs'
-import { resolve } from 'node:path'
+import { chmodSync, globSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
 import { Readable } from 'node:stream'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
@@ -15,9 +16,20 @@ const GROUPS: Readonly<Record<string, { globs: readonly string[]; alone: boolean
 }
 
 /** A hang ends as a failure here, not as a job that is cancelled from outside. */
-const TEST_TIMEOUT_MS = 120_000
+const TEST_TIMEOUT_MS = 240_000
 /** Of a whole file; a nightly run has more of it. */
-const FILE_TIMEOUT_MS = Number(process.env['SHOAL_FILE_TIMEOUT_MS'] ?? 480_000)
+const FILE_TIMEOUT_MS = Number(process.env['SHOAL_FILE_TIMEOUT_MS'] ?? 900_000)
+
+/**
+ * Where tests have their temporary files; it goes away with the run, so that one that was killed leaves nothing either. Users
+ * that a test becomes come through, and its name is short because paths of sockets are.
+ */
+const TEMPORARY = mkdtempSync(join(tmpdir(), 'shoal-'))
+chmodSync(TEMPORARY, 0o711)
+process.env['TMPDIR'] = TEMPORARY
+process.on('exit', () => rmSync(TEMPORARY, { recursive: true, force: true, maxRetries: 3 }))
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const)
+  process.once(signal, () => process.exit(1))
 
 const COUNTS = ['tests', 'suites', 'passed', 'failed', 'cancelled', 'skipped', 'todo'] as const
 
@@ -62,6 +74,12 @@ async function* runAll(
         type: 'test:diagnostic',
         data: { nesting: 0, message: `report ${resolve(report)}`, level: 'info' },
       }
+  const left = readdirSync(TEMPORARY)
+  if (left.length > 0)
+    yield {
+      type: 'test:diagnostic',
+      data: { nesting: 0, message: `temporary files were left: ${left.join(', ')}`, level: 'warn' },
+    }
   const summary = [...totals, ['duration_ms', Math.round(performance.now() - started)] as const]
   for (const [name, value] of summary) {
     const message = `${name.replace('passed', 'pass').replace('failed', 'fail')} ${value}`

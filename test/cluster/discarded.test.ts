@@ -54,16 +54,19 @@ for (const major of [1, 2] as const) {
           const { body } = await b.machine.get('http://127.0.0.1:9090/metrics')
           return Number(/^shoal_peer_keys (\d+)$/m.exec(body)?.[1])
         }
-        await until(async () => (await asked(`blobs/${layers[0]}`)) === 404, { timeoutMs: 10_000 })
+        await until(async () => (await asked(`blobs/${layers[0]}`)) === 404)
         // Manifest, configuration, and the tag
-        await until(async () => (await known()) === left.length + 1, { timeoutMs: 5000 })
+        await until(async () => (await known()) === left.length + 1)
         for (const digest of left) assert.equal(await asked(`blobs/${digest}`), 200, digest)
         for (const digest of layers) assert.equal(await asked(`blobs/${digest}`), 404, digest)
 
         await b.ctr('images', 'pull', '--hosts-dir', CERTS, reference)
         // Each layer was asked for twice at the upstream, everything else once
-        const requests = cluster.upstream.requests().filter((each) => each.startsWith('GET'))
-        const times = (digest: string) => requests.filter((each) => each.includes(digest)).length
+        const requests = () => cluster.upstream.requests().filter((each) => each.startsWith('GET'))
+        const times = (digest: string) => requests().filter((each) => each.includes(digest)).length
+        await until(() => layers.every((digest) => times(digest) >= 2), {
+          what: 'the log of the upstream tells of all of it',
+        })
         assert.deepEqual(layers.map(times), [2, 2])
         assert.equal(times(image.config.descriptor.digest), 1)
       })

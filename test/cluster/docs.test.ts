@@ -164,14 +164,19 @@ suite('the commands of the documents', { skip }, () => {
       const where = node === k3s ? 'ksd.test.com' : '_default'
       const hosts = await asks(2, { '/etc/containerd/certs.d/_default': `${certs}/${where}` })
       assert.match(hosts, /^\[host\."http:\/\/127\.0\.0\.1:5001"\]/m)
-      const { output } = await follow(node, page, 'A pull comes from a peer')
+      // An answer is counted when all of it has gone, which its client may know before.
+      const output = await until(async () => {
+        const text = (await follow(node, page, 'A pull comes from a peer')).output
+        return /^shoal_bytes_total\{.*source="peer".*\} \d{6}/m.test(text) && text
+      })
       assert.match(output, /^Image is up to date for sha256:/m)
-      assert.match(output, /^shoal_bytes_total\{.*source="peer".*\} \d{6}/m)
       assert.match(output, /ksd\.test\.com\/ksd\/nginx:1\.27/)
       assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
-      const has = (await follow(node, page, 'What this node has')).output
+      const has = await until(async () => {
+        const text = (await follow(node, page, 'What this node has')).output
+        return /^shoal-source: local\r?$/im.test(text) && text
+      })
       assert.match(has, /^\{"repositories":\[.*\]\}/)
-      assert.match(has, /^shoal-source: local\r?$/im)
     }
   })
 
@@ -200,8 +205,8 @@ suite('the commands of the documents', { skip }, () => {
       { replace: { 'registry.example.com:5000': 'upstream.test:5000' } },
     )
     const got = await vanilla.bytesFrom('upstream')
-    await until(() => vanilla.cri.pull('upstream.test:5000/org/plain:1'), { timeoutMs: 30_000 })
-    assert.ok((await vanilla.bytesFrom('upstream')) > got + 100_000)
+    await until(() => vanilla.cri.pull('upstream.test:5000/org/plain:1'), { timeoutMs: 60_000 })
+    await until(async () => (await vanilla.bytesFrom('upstream')) > got + 100_000)
     await vanilla.exec(['rm', '/etc/rancher/k3s/registries.yaml'])
     await vanilla.exec(['shoal', 'mirror', 'apply'])
   })
@@ -219,7 +224,7 @@ suite('the commands of the documents', { skip }, () => {
     await follow(holder, page, 'On a node', { block: 2 })
     const app = 'registry.localhost/team/app:v1'
     await until(() => holder.cri.status(app), { what: `CRI knows ${app}` })
-    await until(() => vanilla.cri.pull(app), { timeoutMs: 30_000 })
+    await until(() => vanilla.cri.pull(app), { timeoutMs: 60_000 })
     assert.equal(await vanilla.rootfs(app), await holder.rootfs(IMAGE))
   })
 

@@ -54,7 +54,7 @@ suite('shoal doctor', { skip }, () => {
         (await patient.machine.get('http://127.0.0.1:9090/metrics')).body.includes(
           '\nshoal_peers 1\n',
         ),
-      { timeoutMs: 30_000, what: 'the two nodes are connected' },
+      { timeoutMs: 60_000, what: 'the two nodes are connected' },
     )
   }
 
@@ -425,7 +425,7 @@ listen: {peer: "127.0.0.1:5003"}
         const last = await consult()
         return last.status === 0 && last
       },
-      { timeoutMs: 40_000, what: 'nothing fails' },
+      { timeoutMs: 60_000, what: 'nothing fails' },
     )
     const wrong = found.filter(({ verdict }) => verdict === 'fail' || verdict === 'warn')
     // Without a cluster token that is said, and it is no failure
@@ -445,10 +445,16 @@ listen: {peer: "127.0.0.1:5003"}
   test('is asked from the dashboard too, which tells what was pulled, from where, and why not from a peer', async () => {
     const get = async (path: string) =>
       (await patient.machine.get(`http://127.0.0.1:9090${path}`)).body
-    const found = JSON.parse(await get('/doctor')) as Finding[]
-    assert.ok(
-      found.every(({ verdict }) => verdict !== 'fail'),
-      JSON.stringify(found),
+    await until(
+      async () => {
+        const found = JSON.parse(await get('/doctor')) as Finding[]
+        assert.deepEqual(
+          found.filter(({ verdict }) => verdict === 'fail'),
+          [],
+        )
+        return true
+      },
+      { timeoutMs: 60_000, what: 'nothing fails' },
     )
     assert.match(await get('/'), /<title>Shoal/)
     const image = await cluster.upstream.push(await buildImage({ layers: [300_000] }), 'org/app:1')
@@ -457,31 +463,41 @@ listen: {peer: "127.0.0.1:5003"}
       [patient, 'peer'],
     ] as const) {
       await node.cri.pull(image)
-      const answer = await node.machine.get('http://127.0.0.1:9090/pulls')
-      const [pull, ...others] = JSON.parse(answer.body) as PullReport[]
-      assert.deepEqual(others, [])
-      assert.equal(pull?.image, image)
-      assert.equal(pull.state, 'done')
-      assert.ok((pull.bytes[source] ?? 0) > 300_000, answer.body)
+      // The end of an answer is noted when all of it has gone, which its client may know before.
+      const pull = await until(async () => {
+        const answer = await node.machine.get('http://127.0.0.1:9090/pulls')
+        const [first, ...others] = JSON.parse(answer.body) as PullReport[]
+        assert.deepEqual(others, [])
+        assert.ok((first?.bytes[source] ?? 0) > 300_000, answer.body)
+        return first?.state === 'done' && first
+      })
+      assert.equal(pull.image, image)
       assert.deepEqual(Object.keys(pull.missed), source === 'upstream' ? ['no holder'] : [])
     }
-    assert.match(await get('/metrics'), /^shoal_bytes_saved_total [3-9]\d{5}$/m)
-    const { body } = await peer.machine.get('http://127.0.0.1:9090/metrics')
-    assert.match(body, /^shoal_upstream_fallback_total\{reason="no holder"\} [1-9]/m)
+    await until(async () => /^shoal_bytes_saved_total [3-9]\d{5}$/m.test(await get('/metrics')))
+    await until(async () => {
+      const { body } = await peer.machine.get('http://127.0.0.1:9090/metrics')
+      return /^shoal_upstream_fallback_total\{reason="no holder"\} [1-9]/m.test(body)
+    })
   })
 
   for (const each of breakages) {
     test(`${each.how}: it says so, and what to do`, async () => {
       await each.break()
       try {
-        const { found, status } = await consult(each.as)
-        const about = found.find(
-          (finding) =>
-            finding.check === each.check &&
-            finding.verdict === each.verdict &&
-            each.said.test(finding.said),
+        // On a busy machine a try between two nodes may end in another way first.
+        const { about, found, status } = await until(
+          async () => {
+            const last = await consult(each.as)
+            const finding = last.found.find(
+              ({ check, verdict, said }) =>
+                check === each.check && verdict === each.verdict && each.said.test(said),
+            )
+            assert.ok(finding, JSON.stringify(last.found, null, 1))
+            return { ...last, about: finding }
+          },
+          { timeoutMs: 60_000, what: each.how },
         )
-        assert.ok(about, JSON.stringify(found, null, 1))
         assert.match('remedy' in about ? about.remedy : '', each.remedy)
         assert.equal(status, found.some(({ verdict }) => verdict === 'fail') ? 1 : 0)
         if (each.verdict === 'fail') assert.equal(status, 1)
@@ -493,10 +509,10 @@ listen: {peer: "127.0.0.1:5003"}
 
   test('is itself again after all of that', async () => {
     await connected()
-    const { found, status } = await until(async () => {
+    await until(async () => {
       const last = await consult('shoal doctor --json --quiet')
-      return last.status === 0 && last
+      assert.equal(last.status, 0, JSON.stringify(last.found))
+      return true
     })
-    assert.equal(status, 0, JSON.stringify(found))
   })
 })

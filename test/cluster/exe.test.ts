@@ -18,7 +18,7 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
   let shoal: (...args: string[]) => Promise<{ stdout: string; stderr: string }>
 
   before(async () => {
-    await run(process.execPath, [BUILD], { timeout: 90_000 })
+    await run(process.execPath, [BUILD], { timeout: 220_000 })
     directory = await mkdtemp(join(tmpdir(), 'shoal-exe-'))
     await chmod(directory, 0o755)
     await copyFile(BUILT, join(directory, 'shoal'))
@@ -31,7 +31,7 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
       run('setpriv', [...as, join(directory, 'shoal'), ...args], {
         cwd: '/',
         env: { HOME: join(directory, 'home'), PATH: '/usr/bin:/bin' },
-        timeout: 100_000,
+        timeout: 220_000,
       })
   })
   after(() => rm(directory, { recursive: true, force: true }))
@@ -43,7 +43,7 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
   })
 
   test('is made for arm64 too, of which only the head can be looked at here', async () => {
-    await run(process.execPath, [BUILD, 'arm64'], { timeout: 110_000 })
+    await run(process.execPath, [BUILD, 'arm64'], { timeout: 220_000 })
     const file = await open(new URL('../../dist/shoal-linux-arm64', import.meta.url))
     const head = Buffer.alloc(20)
     await file.read(head)

@@ -22,10 +22,10 @@ const skip = skipWithout('namespaces', 'registry', 'containerd 2.x')
 const SIZE = 3_000_000
 /** A client that takes its time: a second and a half for a blob. */
 const SLOW = 2_000_000
-/** On a busy machine too a reader waits no longer than this for the next bytes while somebody is there who has them. */
-const STALL_MS = 4000
-/** Nobody has it, or nobody does right: that is said this soon. */
-const GIVEN_UP_MS = 6000
+/** On the busiest machine too a reader does not wait until whoever has stopped goes on, which is never. */
+const STALL_MS = 15_000
+/** Nobody has it, or nobody does right: that is said, and not waited for either. */
+const GIVEN_UP_MS = 20_000
 
 /** What a client sees when somebody else has the content too. */
 type Outcome =
@@ -170,8 +170,9 @@ suite('nodes that do wrong', { skip }, () => {
           await using near = await join(fault, 'near', content)
           await far.hold(content)
           const first = await read(content.digest, how)
-          const uses = await near.uses()
-          assert.ok(uses > 0, 'the fault has happened')
+          const uses = await until(async () => (await near.uses()) || undefined, {
+            what: 'the fault has happened',
+          })
           if (withAnother === 'complete' || first.complete) {
             assertComplete(first, content, { range })
             return
@@ -187,7 +188,7 @@ suite('nodes that do wrong', { skip }, () => {
           const content = randomContent(size)
           await using only = await join(fault, 'near', content)
           const result = await read(content.digest, how)
-          assert.ok((await only.uses()) > 0, 'the fault has happened')
+          await until(async () => (await only.uses()) > 0, { what: 'the fault has happened' })
           if (alone === 'not found') {
             assert.equal(result.status, 404, JSON.stringify(result))
             assert.ok(result.ms < GIVEN_UP_MS, `said after ${result.ms} ms`)
@@ -212,7 +213,7 @@ suite('nodes that do wrong', { skip }, () => {
         )
         await far.hold(content)
         assertComplete(await read(content.digest, { slow }), content)
-        assert.ok((await breaking.used()) >= 4, 'the faults have happened')
+        await until(async () => (await breaking.used()) >= 4, { what: 'the faults have happened' })
       })
 
       test('all holders break: a broken connection, never a whole body', async () => {
@@ -224,7 +225,7 @@ suite('nodes that do wrong', { skip }, () => {
           'sends too little',
         )
         assertBroken(await read(content.digest, { slow }))
-        assert.equal(await breaking.used(), 3, 'the faults have happened')
+        await until(async () => (await breaking.used()) === 3, { what: 'the faults have happened' })
         await saysWhatBroke(content)
       })
     })

@@ -92,7 +92,7 @@ suite(
           `--bootstrap ${node.address} --node-address ${node.address}`,
         )
         .replaceAll('k3s ctr', 'k3s ctr -n k8s.io')
-      return node.exec(['sh', '-euc', `cd /run\n${ours}`], { timeoutMs: 110_000 })
+      return node.exec(['sh', '-euc', `cd /run\n${ours}`], { timeoutMs: 220_000 })
     }
 
     before(async () => {
@@ -101,7 +101,7 @@ suite(
       const command = make.replace(/ *#.*/, '').trim()
       const built = await run('sh', ['-euc', `${command} -- --local-base`], {
         cwd: fileURLToPath(ROOT),
-        timeout: 110_000,
+        timeout: 220_000,
       })
       const bundle = built.stdout.trim()
       const [old, recent] = containerdBinaries()
@@ -165,7 +165,7 @@ suite(
         await ready(node)
         await node.cri.pull(IMAGE)
         assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
-        assert.ok((await node.bytesFrom('peer')) > 200_000)
+        await until(async () => (await node.bytesFrom('peer')) > 200_000)
         // Not that it could have come from elsewhere.
         await assert.rejects(node.exec(['ip', 'route', 'get', '192.0.2.1']), /unreachable/)
       }
@@ -213,8 +213,8 @@ suite(
           },
           { what: 'the daemon has seen that nothing is applied any more' },
         )
-        assert.equal(await node.exec(['cat', hosts]), HOSTS)
-        assert.equal((await node.exec(['ls', node.paths.certs])).trim(), '_default')
+        await until(async () => (await node.exec(['cat', hosts])) === HOSTS)
+        await until(async () => (await node.exec(['ls', node.paths.certs])).trim() === '_default')
       } finally {
         await done.remove(0)
       }

@@ -78,7 +78,7 @@ suite('shoal install and uninstall', { skip }, () => {
       await node.startDaemon()
       await until(
         async () => (await node.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
-        { timeoutMs: 40_000, what: 'doctor finds nothing that fails' },
+        { timeoutMs: 60_000, what: 'doctor finds nothing that fails' },
       )
       await node.cri.pull(IMAGE)
       assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))

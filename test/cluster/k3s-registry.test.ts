@@ -139,7 +139,7 @@ suite("beside K3s' own embedded registry", { skip }, () => {
       await pushToStandIn(node, `theirs/${index}`)
       const before = asked(index)
       await pull(node, `ksd.test.com/theirs/${index}:1`, how)
-      assert.ok(asked(index) > before)
+      await until(() => asked(index) > before, { what: 'the log of the stand-in says so' })
       await node.daemon.stop()
       await pushToStandIn(node, `alone/${index}`)
       await pull(node, `ksd.test.com/alone/${index}:1`, how)

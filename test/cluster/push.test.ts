@@ -41,7 +41,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         const more = [
           'tokenFile: /etc/shoal/token',
           'upstream: off',
-          'push: {access: local, repairAfter: 5s, replicaWait: 10s}',
+          'push: {access: local, repairAfter: 5s, replicaWait: 60s}',
           '',
         ]
         await node.writeFile(path, [await node.exec(['cat', path]), ...more].join('\n'))
@@ -187,7 +187,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
 
       await a.link.restore()
       await a.startDaemon()
-      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 30_000 })
+      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 60_000 })
       assert.equal(await digestOn(a, 'team/survives:v1'), image.manifest.descriptor.digest)
       assert.match(await a.ctr('image', 'check', `name==${name}`), /complete/)
       for (const node of [a, holder, without])
@@ -220,14 +220,14 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       const name = 'ksd.test.com/org/pinned:1'
       await b.import(image, name)
       const { digest } = image.manifest.descriptor
-      await until(async () => (await holds(b, image)) && (await a.exec(['shoal', 'status'])) !== '')
+      await until(async () => (await digestOn(a, name)) === digest, { what: 'a finds it at b' })
       assert.equal(await a.exec(['shoal', 'pin', name, '--replicas', '3']), `${digest} is kept\n`)
       for (const node of [a, b, c]) {
-        assert.equal(await holds(node, image), true)
+        await until(() => holds(node, image))
         await until(() => isPinned(node, name))
       }
       assert.match(await a.exec(['shoal', 'unpin', name]), /is kept no longer/)
-      assert.equal(await isPinned(a, name), false)
+      await until(async () => !(await isPinned(a, name)))
       await assert.rejects(a.exec(['shoal', 'unpin', name]), /not kept on this node/)
     })
 
@@ -245,24 +245,24 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         const built = '127.0.0.1:5001/team/runs:v1'
         await buildah('commit', '--quiet', container, built)
         await buildah('push', '--quiet', '--tls-verify=false', built)
-        assert.equal(await isPinned(a, name), true)
+        await until(() => isPinned(a, name))
         assert.equal(await run(a, name), 'it runs\n')
         await a.cri.pull(name)
       } finally {
         await a.link.restore()
       }
       for (const node of [a, c])
-        await until(async () => (await peersOf(node)) === 2, { timeoutMs: 30_000 })
+        await until(async () => (await peersOf(node)) === 2, { timeoutMs: 60_000 })
       const isThere = (): Promise<boolean> =>
         digestOn(c, 'team/runs:v1').then(
           () => true,
           () => false,
         )
-      await until(isThere, { timeoutMs: 30_000 })
+      await until(isThere, { timeoutMs: 60_000 })
       await c.cri.pull(name)
       assert.equal(await run(c, name), 'it runs\n')
       // The CRI plugin has written its record anew.
-      await until(() => isPinned(a, name), { timeoutMs: 30_000 })
+      await until(() => isPinned(a, name), { timeoutMs: 60_000 })
     })
   })
 }

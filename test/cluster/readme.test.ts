@@ -58,6 +58,11 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
       'daemon-reload\nenable --now shoal\n',
     )
     await node.startDaemon()
+    await until(
+      async () =>
+        /^shoal_peers [1-9]/m.test((await node.machine.get('http://127.0.0.1:9090/metrics')).body),
+      { timeoutMs: 60_000, what: `${node.name} has met the others` },
+    )
   }
 
   async function assertPulls(node: ClusterNode): Promise<void> {
@@ -93,7 +98,6 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
       const name = `ksd.test.com/after/boot:${number}`
       await node.import(await buildImage({ layers: [1000], seed: name }), name)
       await until(() => holder.exec(['curl', '-sf', url(name)]), {
-        timeoutMs: 5000,
         what: `${holder.name} finds ${name}`,
       })
     }
@@ -110,7 +114,7 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
         const text = await vanilla.exec(['sh', '-euc', block])
         return /^shoal_peers 2$/m.test(text) && text
       },
-      { timeoutMs: 30_000, what: `${vanilla.name} is connected to both others` },
+      { timeoutMs: 60_000, what: `${vanilla.name} is connected to both others` },
     )
     assert.match(answers, /^ok$/m)
     assert.match(answers, /^shoal-source: local\r?$/im)

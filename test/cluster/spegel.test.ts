@@ -50,7 +50,7 @@ async function drop(node: ClusterNode, image: DemoImage): Promise<void> {
       const left = await node.ctr('content', 'ls', '-q')
       return !digests.some((each) => left.includes(each))
     },
-    { timeoutMs: 30_000, what: `${node.name} has dropped an image` },
+    { timeoutMs: 60_000, what: `${node.name} has dropped an image` },
   )
 }
 
@@ -159,7 +159,7 @@ class Member {
     const spegel = this.#spegel
     if (spegel === undefined) return this.node.ready()
     await until(async () => (await this.node.machine.get(SPEGEL_READY)).status === 200, {
-      timeoutMs: 30_000,
+      timeoutMs: 60_000,
       what: `the Spegel of ${this.node.name} is ready`,
     }).catch((error: unknown) => {
       throw new Error(`${String(error)}; its log:\n${spegel.tail()}`, { cause: error })
@@ -223,7 +223,7 @@ for (const version of ['1.x', '2.x'] as const) {
       image: DemoImage,
     ): Promise<void> {
       await until(() => ways[way](member.node, reference, image), {
-        timeoutMs: 30_000,
+        timeoutMs: 60_000,
         what: `${member.node.name} pulls by ${way}`,
       }).catch((error: unknown) => {
         const logs = members.map((each) => each.log()).join('\n')
@@ -287,7 +287,6 @@ for (const version of ['1.x', '2.x'] as const) {
           await ways.tag(member.node, held.reference)
           if (own) {
             await until(async () => (await member.node.bytesFrom('peer')) === goal, {
-              timeoutMs: 5000,
               what: `the own Shoal gave all of ${held.reference}`,
             })
           }

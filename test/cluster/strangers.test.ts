@@ -31,7 +31,7 @@ suite('a stranger in the network', { skip }, () => {
       await appendFile(node.machine.path('/etc/shoal/config.yaml'), keys)
       await node.startDaemon()
     }
-    await until(async () => (await peers(puller)) === 1, { timeoutMs: 20_000 })
+    await until(async () => (await peers(puller)) === 1)
   })
   after(() => cluster?.[Symbol.asyncDispose]())
 
@@ -66,7 +66,7 @@ suite('a stranger in the network', { skip }, () => {
         async () =>
           (await puller.machine.get(url(`manifests/${pulls}`)).catch(() => undefined))?.status ===
           200,
-        { timeoutMs: 20_000, what: `pull ${pulls} under attack` },
+        { what: `pull ${pulls} under attack` },
       )
       for (const { descriptor } of image.blobs()) {
         const blob = await puller.machine.get(url(`blobs/${descriptor.digest}`))

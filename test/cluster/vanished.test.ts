@@ -22,11 +22,11 @@ const MIDDLE = 6_000_000
 const CRAWL = 1_000_000
 /** The upstream speaks plain HTTP here, and what has no upstream is shared as well. */
 const REGISTRIES = `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}, ksd.test.com: {}}\n`
-/** On a busy machine too a reader waits no longer than this for the next bytes while somebody is there who has them. */
-const STALL_MS = 4000
+/** On the busiest machine too a reader does not wait until whoever has stopped goes on, which is never. */
+const STALL_MS = 15_000
 const DRAIN_MS = 3000
 /** Who has lost all holders, and does not know yet who else is there, waits no longer than this. */
-const GIVEN_UP_MS = 6000
+const GIVEN_UP_MS = 20_000
 /** Of links over which a thousand readers fit that go away soon. */
 const FAST_MEGABITS = 10_000
 /** Clients that go away, and what a daemon may have more of afterwards, because it is never quite at rest. */
@@ -82,7 +82,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
         const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
         return body.includes('\nshoal_peers 2\n')
       },
-      { timeoutMs: 30_000, what: 'the node knows both holders' },
+      { timeoutMs: 60_000, what: 'the node knows both holders' },
     )
   })
 
@@ -161,7 +161,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
       const result = await reading.result()
       assertComplete(result, common)
       assert.ok(result.stallMs < GIVEN_UP_MS, `waited ${result.stallMs} ms for the next bytes`)
-      assert.ok(asked() > before)
+      await until(() => asked() > before, { what: 'the log of the upstream says so' })
     })
   }
 
@@ -256,7 +256,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     const result = await reading.result()
     assert.equal(result.complete, false, JSON.stringify(result))
     assert.ok(result.bytes < layer.descriptor.size, JSON.stringify(result))
-    assert.ok(took < DRAIN_MS + 5000, `ended after ${took} ms`)
+    assert.ok(took < DRAIN_MS + 15_000, `ended after ${took} ms`)
   })
 
   test('a daemon that is killed while it pulls leaves nothing in the way of the next', async () => {
@@ -270,7 +270,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
         const next = await read().result()
         return next.status === 200 && next
       },
-      { timeoutMs: 30_000, what: 'the next one finds the holders' },
+      { timeoutMs: 60_000, what: 'the next one finds the holders' },
     )
     assertComplete(result)
   })

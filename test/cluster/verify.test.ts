@@ -152,7 +152,9 @@ suite('private images', { skip }, () => {
     // Manifest, config, two layers and the tag
     await until(async () => (await held(second)) >= 5, { what: 'the second hears of all of it' })
     await pull(second, alice('first'))
-    assert.ok((await second.bytesFrom('peer')) > 0, second.daemon.tail())
+    await until(async () => (await second.bytesFrom('peer')) > 0).catch((error: unknown) => {
+      throw new Error(`${String(error)}\n${second.daemon.tail()}`, { cause: error })
+    })
     // Also where it lies: another namespace without a secret is refused, one with it is served by the node itself.
     for (const node of nodes) {
       await node.cri.remove(REFERENCE)
@@ -218,7 +220,6 @@ suite('private images', { skip }, () => {
       await until(
         () => /"repository":"org\/large".*"kind":"manifest".*"msg":"pull"/.test(node.daemon.log()),
         {
-          timeoutMs: 20_000,
           what: 'the manifest has been given',
         },
       )
@@ -341,7 +342,7 @@ suite('private images', { skip }, () => {
             () => true,
           )
         },
-        { timeoutMs: 20_000, what: 'the old login is refused' },
+        { what: 'the old login is refused' },
       )
       await pull(node, alice('second'))
     }

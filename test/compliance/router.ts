@@ -32,7 +32,7 @@ const TAG = tagName('registry.example.com:5000', 'a/b', 'v1')
 export async function holders(
   router: Router,
   key: ContentKey,
-  signal: AbortSignal = AbortSignal.timeout(10_000),
+  signal: AbortSignal = AbortSignal.timeout(30_000),
 ): Promise<string[]> {
   const ids: string[] = []
   for await (const peer of router.lookup(key, { signal })) ids.push(peer.id)

@@ -63,7 +63,7 @@ class Workshop implements AsyncDisposable {
       DOCKER_CONFIG: join(home, '.docker'),
       REGISTRY_AUTH_FILE: join(home, 'auth.json'),
     }
-    const options = { env, cwd: home, timeout: 60_000, maxBuffer: 16 * 1024 * 1024 }
+    const options = { env, cwd: home, timeout: 120_000, maxBuffer: 16 * 1024 * 1024 }
     const { stdout } = await promisify(execFile)(program ?? '', [...args], options)
     return stdout
   }

@@ -47,7 +47,6 @@ withEachContainerd((binaries) => {
       store,
       announces: (...keys: readonly ContentKey[]) =>
         until(() => announced.size === keys.length && keys.every((key) => announced.has(key)), {
-          timeoutMs: 5000,
           what: `${keys.join()} are announced, not ${[...announced].join()}`,
         }),
       async [Symbol.asyncDispose]() {

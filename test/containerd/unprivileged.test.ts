@@ -43,7 +43,6 @@ suite('a daemon that is not root', { skip: skipWithout('containerd 2.x') }, () =
       assert.deepEqual(rights, { uid: UID, effective: capability, permitted: capability })
       const url = (path: string) => `${origin}/v2/library/unprivileged/${path}?ns=docker.io`
       await until(async () => (await fetch(url('manifests/1'))).status === 200, {
-        timeoutMs: 20_000,
         what: 'the image is served',
       })
       const [layer] = image.layers
@@ -113,7 +112,7 @@ async function start(t: TestContext, socket: string, capability: number) {
   const text = () => readFile(join(directory, 'log'), 'utf8')
   const line = await until(
     async () => (await text()).split('\n').find((each) => each.includes('"msg":"started"')),
-    { timeoutMs: 30_000, what: 'the daemon has started' },
+    { timeoutMs: 60_000, what: 'the daemon has started' },
   ).catch(async (error: unknown) => {
     throw new Error(`it does not start:\n${await text()}`, { cause: error })
   })

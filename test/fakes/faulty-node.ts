@@ -1,8 +1,6 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises'
 import { createServer as createHttpServer } from 'node:http'
 import { createServer, type Server, type Socket } from 'node:net'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { createLogger } from '../../src/observe/log.ts'
 import { isManifestMediaType, MEDIA_TYPE } from '../../src/oci/manifest.ts'
@@ -196,7 +194,7 @@ async function enter(address: string, bootstrap: readonly string[], query: URLSe
   await new Promise<void>((resolve) => server.listen(0, address, resolve))
   const bound = server.address()
   const port = typeof bound === 'object' && bound !== null ? bound.port : 0
-  const directory = await mkdtemp(join(tmpdir(), 'faulty-node-'))
+  const directory = await mkdtemp('/run/faulty-node-')
   const router = new Libp2pRouter(
     { log: createLogger({ level: 'silent' }), registryPort: () => port },
     {

@@ -69,7 +69,7 @@ export class Browser implements AsyncDisposable {
           const [port] = (await readFile(join(directory, 'DevToolsActivePort'), 'utf8')).split('\n')
           return port !== '' && port
         },
-        { timeoutMs: 30_000, what: 'chromium is there' },
+        { timeoutMs: 60_000, what: 'chromium is there' },
       )
       // The port is there before the page is.
       const page = await until(
@@ -80,7 +80,7 @@ export class Browser implements AsyncDisposable {
           }[]
           return pages.find(({ type }) => type === 'page')
         },
-        { timeoutMs: 30_000, what: 'chromium has a page' },
+        { timeoutMs: 60_000, what: 'chromium has a page' },
       )
       const socket = new WebSocket(page.webSocketDebuggerUrl)
       await once(socket, 'open')

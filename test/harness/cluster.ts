@@ -328,7 +328,7 @@ export class ClusterNode implements AsyncDisposable {
     const containerd = this.machine.run(['containerd', '--config', this.paths.config])
     this.#containerd = containerd
     await until(() => this.ctr('version'), {
-      timeoutMs: 20_000,
+      timeoutMs: 60_000,
       what: `containerd of ${this.name} answers`,
     }).catch((error: unknown) => {
       throw new Error(`${String(error)}; its log:\n${containerd.tail()}`, { cause: error })
@@ -399,7 +399,7 @@ export class ClusterNode implements AsyncDisposable {
         const { status } = await this.machine.get('http://127.0.0.1:9090/readyz')
         return status === 200 && 'ready'
       },
-      { timeoutMs: 20_000, what: `the daemon of ${this.name} is ready` },
+      { timeoutMs: 60_000, what: `the daemon of ${this.name} is ready` },
     ).then(
       (state) => {
         if (state === 'ended')

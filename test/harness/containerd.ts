@@ -58,15 +58,14 @@ export class Containerd implements AsyncDisposable {
   /** Resolves when it answers. */
   async start(): Promise<void> {
     const log = openSync(this.#file('log'), 'a')
-    const process = spawn(this.#binaries.containerd, ['--config', this.#file('config.toml')], {
+    // Whatever becomes of the test, nothing of it goes on.
+    const argv = ['--pdeathsig', 'KILL', this.#binaries.containerd]
+    this.#process = spawn('setpriv', [...argv, '--config', this.#file('config.toml')], {
       stdio: ['ignore', log, log],
     })
     closeSync(log)
-    this.#process = process
-    // Whatever becomes of the test, nothing of it stays behind.
-    globalThis.process.once('exit', this.#killNow)
     const failure = await until(async () => this.#ended() || (await this.ctr('version')) !== '', {
-      timeoutMs: 20_000,
+      timeoutMs: 60_000,
       what: 'containerd answers',
     }).catch((error: unknown) => error)
     if (failure === true && !this.#ended()) return
@@ -190,15 +189,11 @@ startup_delay = "24h"
     return exitCode !== null || signalCode !== null
   }
 
-  readonly #killNow = (): void => {
-    this.#process?.kill('SIGKILL')
-  }
-
   async #end(signal: NodeJS.Signals): Promise<void> {
     const child = this.#process
     if (child === undefined) return
     if (!this.#ended()) {
-      const exit = once(child, 'exit', { signal: AbortSignal.timeout(10_000) })
+      const exit = once(child, 'exit', { signal: AbortSignal.timeout(30_000) })
       child.kill(signal)
       await exit.catch(async () => {
         const killed = once(child, 'exit')
@@ -206,7 +201,6 @@ startup_delay = "24h"
         await killed
       })
     }
-    process.off('exit', this.#killNow)
     this.#process = undefined
   }
 }

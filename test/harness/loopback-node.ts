@@ -84,8 +84,9 @@ export class LoopbackNode implements AsyncDisposable {
     ])
     const [program = '', ...before] = this.#program
     const child = spawn(
-      program,
-      [
+      'setpriv',
+      // Whatever becomes of the test, nothing of it goes on.
+      ['--pdeathsig', 'KILL', program].concat([
         ...before,
         'serve',
         `--data-dir=${join(this.directory, 'data')}`,
@@ -93,12 +94,11 @@ export class LoopbackNode implements AsyncDisposable {
         '--upstream=off',
         ...listen,
         ...this.#args,
-      ],
+      ]),
       { stdio: ['ignore', log, log] },
     )
     closeSync(log)
     this.#process = child
-    process.once('exit', this.#killNow)
     this.#starts += 1
     await until(
       async () => {
@@ -110,7 +110,7 @@ export class LoopbackNode implements AsyncDisposable {
         const response = await fetch(`http://${this.addresses.admin}/readyz`)
         return response.ok
       },
-      { timeoutMs: 30_000, what: 'the daemon is ready' },
+      { timeoutMs: 60_000, what: 'the daemon is ready' },
     )
     if (child.exitCode !== null)
       throw new Error(`daemon does not run:\n${await readFile(this.#logFile(), 'utf8')}`)
@@ -132,7 +132,6 @@ export class LoopbackNode implements AsyncDisposable {
     const child = this.#process
     if (child === undefined) return
     this.#process = undefined
-    process.off('exit', this.#killNow)
     if (child.exitCode !== null || child.signalCode !== null) return
     const exit = once(child, 'exit')
     child.kill(signal)
@@ -146,9 +145,5 @@ export class LoopbackNode implements AsyncDisposable {
 
   #logFile(): string {
     return join(this.directory, 'log')
-  }
-
-  readonly #killNow = (): void => {
-    this.#process?.kill('SIGKILL')
   }
 }

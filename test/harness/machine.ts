@@ -140,14 +140,14 @@ export class Machine implements AsyncDisposable {
 
   /**
    * A GET by a client inside, which is cheap enough to be made again and again.
-   * @throws when there is no answer within 10 s, or no whole one
+   * @throws when there is no answer within 30 s, or no whole one
    */
   async get(url: string): Promise<HttpAnswer> {
     const { hostname, port, pathname, search } = new URL(url)
     const request = `GET ${pathname}${search} HTTP/1.0\r\nHost: ${hostname}:${port}\r\n\r\n`
     const script = `exec 3<>/dev/tcp/$0/$1 && printf %s "$2" >&3 && cat <&3`
     const argv = ['bash', '-c', script, hostname.replace(/^\[|\]$/g, ''), port || '80', request]
-    const answer = await this.exec(argv, { timeoutMs: 10_000 })
+    const answer = await this.exec(argv, { timeoutMs: 30_000 })
     const [, status, head = '', body = ''] =
       /^HTTP\/1\.[01] (\d{3}).*\r\n([^]*?)\r\n\r\n([^]*)$/.exec(answer) ?? []
     if (status === undefined) throw new Error(`${url} was answered with: ${answer}`)
