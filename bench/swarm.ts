@@ -10,10 +10,15 @@ import { toSvg } from './plot.ts'
  * `Tracker`) is the daemon's own, time, links and messages are simulated. Links are shared evenly by those who use them, bytes move on every
  * 10 ms by one node, messages take 1 to 5 ms and may be lost. Prints Markdown and draws `docs/plots/swarm-*.svg`.
  *
- *     npm run bench:swarm -- [--sizes 100,1000,5000]
+ * What is left to chance is the same in each run with the same seed; where nodes come and go several are tried.
+ *
+ *     npm run bench:swarm -- [--sizes 100,1000,5000] [--seeds N]
  */
 const { values: flags } = parseArgs({
-  options: { sizes: { type: 'string', default: '100,1000,5000' } },
+  options: {
+    sizes: { type: 'string', default: '100,1000,5000' },
+    seeds: { type: 'string', default: '5' },
+  },
 })
 const TICK = 10
 const MB = 1e6
@@ -94,8 +99,8 @@ class Node {
   }
 }
 
-function simulate(conditions: Conditions): Outcome {
-  state = 1
+function simulate(conditions: Conditions, seed: number): Outcome {
+  state = seed
   const { size, uplink, link, spread, churn, loss } = conditions
   let now = 0
   const clock = (): number => now
@@ -319,19 +324,38 @@ function simulate(conditions: Conditions): Outcome {
 const sizes = flags.sizes.split(',').map(Number)
 const usual = { size: 1000 * MB, uplink: 125_000, link: 1_250_000, spread: 300, churn: 0, loss: 0 }
 const rows: (readonly [Conditions, Outcome])[] = []
-const run = (conditions: Conditions): Outcome => {
-  const outcome = simulate(conditions)
-  rows.push([conditions, outcome])
-  const { egress, p50, p99, last, bound, messages, busiest } = outcome
+const run = (conditions: Conditions): void => {
+  const seeds = conditions.churn > 0 ? Number(flags.seeds) : 1
+  const outcomes = Array.from({ length: seeds }, (_, index) => simulate(conditions, index + 1))
+  const sorted = (of: (outcome: Outcome) => number): number[] =>
+    outcomes.map(of).toSorted((a, b) => a - b)
+  const median = (of: (outcome: Outcome) => number): number =>
+    sorted(of)[Math.floor((seeds - 1) / 2)] ?? Number.NaN
+  const spread = (of: (outcome: Outcome) => number, digits: number): string => {
+    const values = sorted(of).map((value) => value.toFixed(digits))
+    const [least, most] = [values[0], values.at(-1)]
+    return `${median(of).toFixed(digits)}${least === most ? '' : ` (${least} to ${most})`}`
+  }
+  const middle: Outcome = {
+    egress: median(({ egress }) => egress),
+    p50: median(({ p50 }) => p50),
+    p99: median(({ p99 }) => p99),
+    last: median(({ last }) => last),
+    bound: median(({ bound }) => bound),
+    messages: median(({ messages }) => messages),
+    busiest: median(({ busiest }) => busiest),
+  }
+  rows.push([conditions, middle])
   const numbers = [
-    egress.toFixed(3),
-    bound.toFixed(1),
-    ...[p50, p99, last].map((value) => value.toFixed(1)),
-    messages.toFixed(0),
-    String(busiest),
+    spread(({ egress }) => egress, 3),
+    middle.bound.toFixed(1),
+    spread(({ p50 }) => p50, 1),
+    spread(({ p99 }) => p99, 1),
+    spread(({ last }) => last, 1),
+    middle.messages.toFixed(0),
+    spread(({ busiest }) => busiest, 0),
   ]
   process.stdout.write(`| ${conditions.name} | ${conditions.nodes} | ${numbers.join(' | ')} |\n`)
-  return outcome
 }
 process.stdout.write(
   '| conditions | nodes | egress | bound, s | p50, s | p99, s | last, s | messages a node | busiest node, messages in a second |\n|---|---|---|---|---|---|---|---|---|\n',

@@ -1,4 +1,5 @@
 import type { PullAdvice, PullReport } from '../../routing/router.ts'
+import type { Silence } from './silence.ts'
 import { winner } from './tracker.ts'
 
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
@@ -44,9 +45,15 @@ export type Way =
 /** From whom it is being read: from `id`, or from the upstream. */
 export type Source = { readonly kind: 'upstream' } | { readonly kind: 'peer'; readonly id: string }
 
+/** What is to be told to whom. */
+interface Said {
+  readonly to: string
+  readonly report: PullReport
+}
+
 /** What is to be done now. */
 export interface Step {
-  readonly reports: readonly { readonly to: string; readonly report: PullReport }[]
+  readonly reports: readonly Said[]
   /** Undefined while it is not decided. */
   readonly way: Way | undefined
   /** When to take the next step at the latest, in the time of the clock */
@@ -63,8 +70,10 @@ interface Circle {
   /** Of the oldest report without an answer: when it was sent, and its number */
   waiting: { since: number; number: number } | undefined
   pace: number
-  /** Those that did not answer, until when */
-  readonly silent: Map<string, number>
+  /** Those that did not answer, until when; `known`: that was so before */
+  readonly silent: Map<string, { readonly until: number; readonly known: boolean }>
+  /** Before that it does not lead: it was told so by one that stepped in, and may know of nobody */
+  leadsAt: number
   readonly winners: { for: readonly string[] | undefined; silent: string; id: string | undefined }
 }
 
@@ -80,6 +89,7 @@ export class Member {
   readonly #circles: Circle[] = []
   /** Until when they are not to be read from, and how often they failed */
   readonly #failed = new Map<string, { until: number; times: number }>()
+  readonly #silence: Silence | undefined
   #noUpstream: boolean
   #have: number
   #size = 0
@@ -107,6 +117,8 @@ export class Member {
     wary: boolean
     have: number
     now: number
+    /** What is known of all that this node gets; nothing without it */
+    silence?: Silence
   }) {
     this.#self = init.self
     this.#key = init.key
@@ -115,6 +127,7 @@ export class Member {
     this.#wrong = init.wary
     this.#have = init.have
     this.#grewAt = init.now
+    this.#silence = init.silence
   }
 
   get have(): number {
@@ -186,6 +199,9 @@ export class Member {
     if (circle.tracker !== from || circle.waiting === undefined) return
     if (advice.number < circle.waiting.number || advice.number > this.#number) return
     circle.waiting = undefined
+    // Whoever keeps the list may only be busy, and tell others to lead.
+    const steppedIn = [...circle.silent.values()].some(({ known }) => !known)
+    circle.leadsAt = steppedIn && advice.lead ? Math.max(circle.leadsAt, now + ANSWER) : now
     circle.silent.clear()
     circle.pace = Math.min(PACE.most, Math.max(PACE.least, advice.pace))
     // It need not be said again.
@@ -210,7 +226,7 @@ export class Member {
 
   /** What to do now, with `circles` the other nodes of each, nearest first. */
   step(now: number, circles: readonly (readonly string[])[]): Step {
-    const reports: Step['reports'][number][] = []
+    const reports: Said[] = []
     let way: Way | undefined
     let open = true
     // Others may come
@@ -220,7 +236,7 @@ export class Member {
     if (this.#current !== undefined && !stalled) wakeAt = this.#grewAt + patience
     for (const [index, members] of circles.entries()) {
       if (!open) break
-      const circle = (this.#circles[index] ??= newCircle(now))
+      const circle = (this.#circles[index] ??= this.#enter(index, members, now, reports))
       for (let again = true; again;) {
         again = false
         const tracker = this.#trackerOf(circle, members, now)
@@ -253,7 +269,8 @@ export class Member {
         }
         const answerIn = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
         if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
-          circle.silent.set(tracker, now + SILENT)
+          circle.silent.set(tracker, { until: now + SILENT, known: false })
+          this.#silence?.note(tracker, now)
           circle.waiting = undefined
           again = true
           continue
@@ -263,6 +280,9 @@ export class Member {
         else if (!circle.advice.lead) {
           open = false
           way = this.#wayOf(circle.advice)
+        } else if (now < circle.leadsAt && this.#current?.kind !== 'upstream') {
+          open = false
+          wakeAt = Math.min(wakeAt, circle.leadsAt)
         }
       }
     }
@@ -284,6 +304,22 @@ export class Member {
       const report = this.#report(index, circle, false, now)
       return [{ to: circle.tracker, report: { ...report, state: done ? 'done' : 'gone' } }]
     })
+  }
+
+  /** Those that did not answer lately are told all the same: their answer would end that. */
+  #enter(index: number, members: readonly string[], now: number, reports: Said[]): Circle {
+    const circle = newCircle(now)
+    const silent = this.#silence?.among(members, now) ?? []
+    if (silent.length === 0) return circle
+    const heard = members.filter((id) => !silent.includes(id))
+    const next = winner(this.#key, [this.#self, ...heard]) ?? this.#self
+    for (const id of silent) {
+      if (winner(this.#key, [next, id]) !== id) continue
+      circle.silent.set(id, { until: now + SILENT, known: true })
+      this.#number += 1
+      reports.push({ to: id, report: this.#report(index, circle, false, now) })
+    }
+    return circle
   }
 
   #wayOf({ from }: PullAdvice): Way {
@@ -327,9 +363,13 @@ export class Member {
   }
 
   #trackerOf(circle: Circle, members: readonly string[], now: number): string | undefined {
-    for (const [id, until] of circle.silent) if (until <= now) circle.silent.delete(id)
     const { silent, winners } = circle
-    if (members.length === 0 || silent.size >= MAX_SILENT) return undefined
+    let met = 0
+    for (const [id, { until, known }] of silent) {
+      if (until <= now) silent.delete(id)
+      else if (!known) met += 1
+    }
+    if (members.length === 0 || met >= MAX_SILENT) return undefined
     const without = [...silent.keys()].join()
     if (winners.for !== members || winners.silent !== without) {
       const heard = members.filter((id) => !silent.has(id))
@@ -350,6 +390,7 @@ function newCircle(now: number): Circle {
     waiting: undefined,
     pace: PACE.first,
     silent: new Map(),
+    leadsAt: now,
     winners: { for: undefined, silent: '', id: undefined },
   }
 }

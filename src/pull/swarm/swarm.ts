@@ -16,6 +16,7 @@ import {
 } from '../source.ts'
 import type { Heard, HeardAnswer } from './heard.ts'
 import { Member, type Source, type Way } from './member.ts'
+import { Silence } from './silence.ts'
 import { Tracker } from './tracker.ts'
 
 /** Ways that are tried for one answer. */
@@ -78,6 +79,7 @@ export class Swarm implements ContentSource {
   readonly #shares: SwarmComponents['shares']
   readonly #log: Logger
   readonly #tracker = new Tracker({ now: () => performance.now() })
+  readonly #silence = new Silence()
   readonly #jobs = new Map<string, Job>()
   /** What came wrong, by its name, until when that counts */
   readonly #wary = new Map<string, number>()
@@ -95,16 +97,22 @@ export class Swarm implements ContentSource {
     this.#shares = shares
     this.#log = log
     exchange.listen({
-      reported: (from, report) => exchange.advise(from, this.#tracker.hear(from, report)),
+      reported: (from, report) => {
+        this.#silence.forget(from)
+        exchange.advise(from, this.#tracker.hear(from, report))
+      },
       advised: (from, advice) => {
+        this.#silence.forget(from)
         const job = this.#jobs.get(advice.key)
         job?.member.hear(from, advice, performance.now())
         if (job !== undefined) this.#drive(job)
       },
-      met: () => {
+      met: (id) => {
+        this.#silence.forget(id)
         onMet?.()
       },
       left: (id) => {
+        this.#silence.forget(id)
         this.#tracker.forget(id)
         for (const job of this.#jobs.values()) this.#drive(job)
       },
@@ -413,6 +421,7 @@ export class Swarm implements ContentSource {
         wary,
         have,
         now,
+        silence: this.#silence,
       }),
       way: undefined,
       decided: Promise.withResolvers(),

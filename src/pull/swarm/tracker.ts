@@ -31,8 +31,14 @@ const ACCUSERS = 5
 const DISGRACE = 120_000
 const MAX_ACCUSED = 4096
 
+/** Who reads from one that is not on the list, and stands still, is not told to lead for so long after it came, in ms: others may come, too. */
+const GRACE = 1000
+/** Who was given another source because of its pace keeps it for so long, in ms: where all fall behind now and then no other one is better. */
+const SETTLES = 3000
 /** A leader that stands still helps itself within so long, in ms: its own client goes on elsewhere. */
 const STALLED = 600
+/** Who stands still says so four times a second; one that others read from in vain is missed when it has not said a word for so long, in ms. */
+const MISSED = 1000
 /** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
 const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
 /**
@@ -152,6 +158,8 @@ export class Tracker {
       noUpstream: false,
       wary: false,
       at: now,
+      enteredAt: now,
+      movedAt: Number.NEGATIVE_INFINITY,
       pace: PACE.least,
       rate: 0,
       lagsSince: undefined,
@@ -274,8 +282,8 @@ export class Tracker {
       }
       // It waits as its parent does, which says so, too: whoever is next to the fault is told what to do.
       const root = swarm.wayTo(me)?.root
-      if (parent !== undefined && hasStalled(me, now) && parent.at < me.stalledAt)
-        parent.missed = true
+      const heard = Math.max(me.stalledAt, now - MISSED)
+      if (parent !== undefined && hasStalled(me, now) && parent.at < heard) parent.missed = true
       const waits = parent !== undefined && !parent.missed && parent.have - me.have < LAG.bytes
       if (
         waits &&
@@ -299,6 +307,10 @@ export class Tracker {
       me.state = 'follows'
       return { from }
     }
+    // Whoever kept the list until now did not answer it: of those who get it nothing is known here yet.
+    const elsewhere = me.readsFrom !== '' && !swarm.members.has(me.readsFrom)
+    if (elsewhere && !me.failed.has(me.readsFrom) && now - me.enteredAt < GRACE)
+      return { stay: true }
     const stalled = [...swarm.members.values()].filter(
       (each) => each !== me && each.state === 'leads' && hasStalled(each, now),
     )
@@ -348,11 +360,12 @@ export class Tracker {
 
   /** Another parent where its own falls behind: a node on a slow link keeps nobody back. */
   #better(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
-    if (!lags(parent, swarm)) return undefined
+    if (!lags(parent, swarm) || now - me.movedAt < SETTLES) return undefined
     const from = this.#candidates(swarm, me, now)
     const [first] = from
     if (first === undefined || first === parent || lags(first, swarm)) return undefined
     if (first.have - me.have < LAG.bytes) return undefined
+    me.movedAt = now
     swarm.attach(me, first)
     return { from: from.slice(0, 2) }
   }
@@ -486,6 +499,9 @@ interface Member {
   /** A trial has shown that another gets it faster */
   outdone?: boolean
   at: number
+  /** When it came onto the list, and was last given another source because of its pace */
+  readonly enteredAt: number
+  movedAt: number
   pace: number
   /** Bytes a ms, of late */
   rate: number

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { Member, type Way } from '../../../../src/pull/swarm/member.ts'
+import { Silence } from '../../../../src/pull/swarm/silence.ts'
 import { winner } from '../../../../src/pull/swarm/tracker.ts'
 import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
 
@@ -18,11 +19,14 @@ class Bench {
   /** What the last steps reported, and to whom */
   reports: { to: string; report: PullReport }[] = []
 
-  constructor(circles: readonly (readonly string[])[] = [others], noUpstream = false) {
+  constructor(
+    circles: readonly (readonly string[])[] = [others],
+    { noUpstream = false, silence }: { noUpstream?: boolean; silence?: Silence } = {},
+  ) {
     this.circles = circles
     assert.ok(key)
     const init = { self: 'me', key, small: false, wary: false, have: 0, now: this.now, noUpstream }
-    this.member = new Member(init)
+    this.member = new Member({ ...init, ...(silence && { silence }) })
   }
 
   step(): Way | undefined {
@@ -132,6 +136,50 @@ suite("one node's part", () => {
     assert.equal(bench.reports.at(-1)?.to, slow)
   })
 
+  test('whoever stepped in for a tracker may know of nobody: it does not lead before that one had time to answer', () => {
+    const bench = new Bench()
+    bench.pass(510)
+    const [first, last] = [bench.reports[0]?.to ?? '', bench.reports.at(-1)?.to]
+    assert.notEqual(first, last)
+    bench.answer({ lead: true })
+    assert.equal(bench.pass(450), undefined)
+    assert.deepEqual(bench.pass(100), { kind: 'upstream' })
+
+    const late = new Bench()
+    late.pass(510)
+    late.answer({ lead: true })
+    assert.equal(late.pass(200), undefined)
+    assert.equal(late.reports.at(-1)?.to, first, 'it is asked on')
+    late.answer({ from: ['b'] })
+    assert.deepEqual(late.step(), { kind: 'peers', ids: ['b'] })
+  })
+
+  test('a tracker that was silent is not waited for with the next thing, and one word of it ends that', () => {
+    const silence = new Silence()
+    const before = new Bench([others], { silence })
+    before.pass(510)
+    const [silent, next] = [before.reports[0]?.to ?? '', before.reports.at(-1)?.to]
+    assert.notEqual(silent, next)
+
+    const bench = new Bench([others], { silence })
+    bench.step()
+    // It is told, too: its answer would be heard
+    assert.deepEqual(
+      bench.reports.map(({ to }) => to),
+      [silent, next],
+    )
+    bench.answer({ lead: true })
+    assert.deepEqual(bench.step(), { kind: 'upstream' })
+
+    silence.forget(silent)
+    const after = new Bench([others], { silence })
+    after.step()
+    assert.deepEqual(
+      after.reports.map(({ to }) => to),
+      [silent],
+    )
+  })
+
   test('an answer of somebody it did not ask, or that is too late, is not heard', () => {
     const bench = new Bench()
     bench.step()
@@ -234,11 +282,11 @@ suite("one node's part", () => {
   })
 
   test('without an upstream it follows or finds nothing', () => {
-    const offline = new Bench([others], true)
+    const offline = new Bench([others], { noUpstream: true })
     offline.step()
     offline.answer({})
     assert.deepEqual(offline.step(), { kind: 'nowhere' })
-    const alone = new Bench([[]], true)
+    const alone = new Bench([[]], { noUpstream: true })
     assert.deepEqual(alone.step(), { kind: 'nowhere' })
   })
 

@@ -118,6 +118,43 @@ suite('a list of who gets what', () => {
     assert.deepEqual(list.hear('b', stalled).from, ['a'])
   })
 
+  test('who vanishes after its source has is missed as soon as one that never stood still', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b']) list.join(id)
+    for (const [id, from] of Object.entries({ c: 'a', e: 'c' }))
+      list.hear(id, { state: 'follows', from })
+    const stalls = (id: string, from: string): readonly string[] =>
+      list.hear(id, { state: 'follows', from, have: MB, stalled: true }).from
+    let advice: readonly string[] = []
+    // a vanishes at once, and c a little later, when it has said for a while that it stands still, too
+    for (let step = 1; step <= 8; step += 1) {
+      list.now += 250
+      list.hear('leader', { state: 'leads', have: 9 * MB })
+      list.hear('b', { state: 'follows', from: 'leader', have: 9 * MB })
+      if (step < 3) stalls('c', 'a')
+      advice = stalls('e', 'c')
+    }
+    assert.ok(advice[0] !== 'c' && advice[0] !== 'a', `e reads from ${advice[0]}`)
+  })
+
+  test('one that stepped in, and knows of nobody, has no node lead that only stands still', () => {
+    const list = new Bench()
+    const stalled = { state: 'follows', from: 'x', have: MB, stalled: true } as const
+    assert.deepEqual(list.hear('a', stalled), {
+      ...list.hear('a', stalled),
+      lead: false,
+      from: ['x'],
+    })
+    list.now += 250
+    assert.equal(list.hear('a', stalled).lead, false)
+    // Now it knows of one that does
+    list.hear('x', { state: 'leads', have: 2 * MB })
+    assert.deepEqual(list.hear('a', stalled).from, ['x'])
+    list.tracker.forget('x')
+    list.now += 1000
+    assert.equal(list.hear('a', stalled).lead, true)
+  })
+
   test('a node in the middle vanishes: who read from it goes on elsewhere, and all below stay where they are', () => {
     const list = new Bench()
     for (const id of ['leader', 'a', 'b']) list.join(id)
@@ -248,7 +285,7 @@ suite('a list of who gets what', () => {
     list.join('a')
     list.hear('b', { state: 'follows', from: 'slow' })
     let advice = list.hear('b', { state: 'follows', from: 'slow' })
-    for (let step = 1; step <= 12; step += 1) {
+    for (let step = 1; step <= 12 && advice.from[0] === 'slow'; step += 1) {
       list.now += 500
       list.hear('leader', { state: 'leads', have: step * 4 * MB })
       list.hear('a', { state: 'follows', from: 'leader', have: step * 4 * MB })
