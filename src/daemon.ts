@@ -243,6 +243,11 @@ export function createDaemon(
     peerTls: trust?.peerTls,
     onMiss: (key) => advertiser.missed(key),
   })
+  const labelOf = (name: string): string => {
+    const configured = sharedRegistries.list()
+    const known = [naming.homeRegistry, ...(configured === 'all' ? [] : configured)]
+    return known.includes(name) || WELL_KNOWN.has(name) ? name : OTHER_REGISTRIES
+  }
   const pushes = createPushes(config, {
     component,
     metrics,
@@ -253,6 +258,7 @@ export function createDaemon(
     journal,
     pulls,
     isShared: (name) => rights.isShared(name),
+    labelOf,
     naming,
   })
 
@@ -262,11 +268,6 @@ export function createDaemon(
     slots: config.limits.uploadSlots,
     rate: () => links.upload.inForce.rate,
   })
-  const labelOf = (name: string): string => {
-    const configured = sharedRegistries.list()
-    const known = [naming.homeRegistry, ...(configured === 'all' ? [] : configured)]
-    return known.includes(name) || WELL_KNOWN.has(name) ? name : OTHER_REGISTRIES
-  }
   const { limits } = config
   const others = { total: limits.requests, perClient: limits.requestsPerClient }
   const requests = {
@@ -450,6 +451,7 @@ export function createDaemon(
   // What it says of itself.
   const status = () =>
     nodeStatus(config, {
+      metrics,
       notReady,
       addresses: () => (running ? addresses() : undefined),
       followed,

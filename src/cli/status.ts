@@ -19,6 +19,7 @@ const STATUS_KEYS = [
   'mesh',
   'together',
   'upstream',
+  'traffic',
   'prefetch',
   'limits',
   'mirror',
@@ -76,6 +77,7 @@ export function describeStatus(status: NodeStatus): string {
       : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
     ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
+    ...describeTraffic(status.traffic),
     ...describePrefetch(status.prefetch),
     ['limits', describeLimits(status.limits)],
     ['mirror', describeMirror(mirror)],
@@ -163,6 +165,36 @@ function describeUpstream({ on, resting }: NodeStatus['upstream']): string {
       : `${url} is down, tried again ${seconds === 0 ? 'at the next pull' : `in ${seconds} s`}`
   })
   return `on; ${each.join('; ')}`
+}
+
+/** What the nodes have saved is what clients got and did not come over the uplink, then or before. */
+function describeTraffic({
+  clients,
+  clientsUplink,
+  own,
+  ownUplink,
+  given,
+}: NodeStatus['traffic']): [string, string][] {
+  const uplink = clientsUplink + ownUplink
+  const saved = Math.max(0, clients - uplink)
+  const share = clients === 0 ? '' : ` (${Math.floor((100 * saved) / clients)} %)`
+  return [
+    [
+      'traffic',
+      `${formatBytes(clients)} to clients since the start, ${formatBytes(uplink)} over the uplink: ${formatBytes(saved)} saved${share}`,
+    ],
+    ...(own === 0
+      ? []
+      : [
+          [
+            '',
+            `${formatBytes(own)} got before it was needed, or as copies, ${formatBytes(ownUplink)} of it over the uplink`,
+          ] as [string, string],
+        ]),
+    ...(given === 0
+      ? []
+      : [['', `${formatBytes(given)} given to other nodes`] as [string, string]]),
+  ]
 }
 
 function describePrefetch(prefetch: NodeStatus['prefetch']): [string, string][] {

@@ -2,6 +2,7 @@ import manifest from '../../package.json' with { type: 'json' }
 import type { EffectiveConfig } from '../config/effective.ts'
 import type { SharedRegistries } from '../config/shared-registries.ts'
 import type { MirrorKeeper } from '../mirror/keeper.ts'
+import type { Metrics } from '../observe/metrics.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import type { Replicas } from '../push/replicas.ts'
 import type { Advertiser } from '../routing/advertiser.ts'
@@ -17,6 +18,7 @@ import type { Pulls } from './pulls.ts'
 const LISTED_TREES = 20
 
 export interface NodeStatusComponents {
+  readonly metrics: Metrics
   readonly notReady: () => string | undefined
   /** Undefined before everything has started */
   readonly addresses: () => NonNullable<NodeStatus['listen']> | undefined
@@ -37,6 +39,7 @@ export interface NodeStatusComponents {
 export async function nodeStatus(
   config: EffectiveConfig,
   {
+    metrics,
     notReady,
     addresses,
     followed,
@@ -108,6 +111,7 @@ export async function nodeStatus(
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
     prefetch: { getting: prefetcher.size, ...lists.status() },
+    traffic: await trafficOf(metrics),
     limits: rateStatus(links),
     // The file that cannot be used, and why, is in the text
     complaints: [...followed.complaints, ...(lists.complaint ? [lists.complaint] : [])],
@@ -116,5 +120,18 @@ export async function nodeStatus(
       withdrawn: mirror.withdrawn,
       complaint: mirror.complaint || null,
     },
+  }
+}
+
+async function trafficOf({ bytes }: Metrics): Promise<NodeStatus['traffic']> {
+  const { values } = await bytes.get()
+  const sum = (is: (labels: { listener?: unknown; source?: unknown }) => boolean): number =>
+    values.filter(({ labels }) => is(labels)).reduce((total, { value }) => total + value, 0)
+  return {
+    clients: sum(({ listener }) => listener === 'local'),
+    clientsUplink: sum(({ listener, source }) => listener === 'local' && source === 'upstream'),
+    own: sum(({ listener }) => listener === 'own'),
+    ownUplink: sum(({ listener, source }) => listener === 'own' && source === 'upstream'),
+    given: sum(({ listener }) => listener === 'peer'),
   }
 }

@@ -34,6 +34,8 @@ export interface PushesComponents {
   readonly journal: ClaimJournal
   readonly pulls: Pick<Pulls, 'local' | 'fetched'>
   readonly isShared: (registry: string) => boolean
+  /** What a registry is called in metrics */
+  readonly labelOf: (registry: string) => string
   readonly naming: HomeNaming
 }
 
@@ -64,12 +66,20 @@ export function createPushes(
     journal,
     pulls,
     isShared,
+    labelOf,
     naming,
   }: PushesComponents,
 ): Pushes {
   const log = component('push')
   const homeRegistry = registry.name
-  const fetcher = new Fetcher({ store: writable, open: pulls.fetched })
+  const fetcher = new Fetcher({
+    store: writable,
+    open: pulls.fetched,
+    onBytes(name, sent) {
+      for (const [source, bytes] of sent)
+        metrics.bytes.inc({ listener: 'own', source, registry: labelOf(name) }, bytes)
+    },
+  })
   const kept = new Pins({ dataDir })
   const replicas = new Replicas(
     {

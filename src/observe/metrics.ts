@@ -20,7 +20,7 @@ export function createMetrics() {
     }),
     bytes: new Counter({
       name: 'shoal_bytes_total',
-      help: 'Bytes of content sent to clients and peers, by the source they came from and by registry, as far as that is a configured or well-known one',
+      help: 'Bytes of content sent to clients (local, push) and peers (peer), or got for nobody in particular (own: prefetches and copies), by the source they came from and by registry, as far as that is a configured or well-known one',
       labelNames: ['listener', 'source', 'registry'] as const,
       registers,
     }),

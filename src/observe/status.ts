@@ -89,6 +89,17 @@ export interface NodeStatus {
     /** Endpoints that are not asked now */
     readonly resting: readonly RestingEndpoint[]
   }
+  /** Bytes of content since the daemon started */
+  readonly traffic: {
+    /** To clients of this node, and of that what came from an upstream */
+    readonly clients: number
+    readonly clientsUplink: number
+    /** Got for nobody in particular, that is prefetches and copies, and of that what came from an upstream */
+    readonly own: number
+    readonly ownUplink: number
+    /** To other nodes */
+    readonly given: number
+  }
   /** Images that are got before they are needed */
   readonly prefetch: {
     /** Being got, or waiting, for whomever */

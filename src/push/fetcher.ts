@@ -11,7 +11,12 @@ import {
 } from '../oci/manifest.ts'
 import { formatPlatform, forPlatforms, type Platform } from '../oci/platform.ts'
 import type { RepositoryName } from '../oci/reference.ts'
-import { ContentNotFoundError, type Content, type ContentSource } from '../pull/source.ts'
+import {
+  ContentNotFoundError,
+  type Content,
+  type ContentSource,
+  type SourceName,
+} from '../pull/source.ts'
 import { NotHeldError, type ContentIngest, type WritableStore } from '../store/store.ts'
 
 /** An index in an index, and one more */
@@ -73,16 +78,25 @@ export class NoPlatformError extends Error {
   }
 }
 
+export interface FetcherComponents {
+  readonly store: WritableStore
+  readonly open: ContentSource['open']
+  /** Told of bytes of blobs of a registry that came, whole or not, by where they came from */
+  readonly onBytes?: (registry: string, sent: ReadonlyMap<SourceName, number>) => void
+}
+
 /** Gets images of a repository into this node's store, over the way that pulls take. */
 export class Fetcher {
   readonly #store: WritableStore
   readonly #open: ContentSource['open']
+  readonly #onBytes: NonNullable<FetcherComponents['onBytes']>
   /** Blobs that are got so that they can be resumed: each once at a time */
   readonly #resuming = new Map<Digest, Promise<void>>()
 
-  constructor(components: { store: WritableStore; open: ContentSource['open'] }) {
-    this.#store = components.store
-    this.#open = components.open
+  constructor({ store, open, onBytes = () => {} }: FetcherComponents) {
+    this.#store = store
+    this.#open = open
+    this.#onBytes = onBytes
   }
 
   /**
@@ -226,13 +240,12 @@ export class Fetcher {
     const descriptor = { ...content.descriptor, mediaType: MEDIA_TYPE.octets }
     const ingest = await this.#store.ingest(descriptor)
     try {
-      await write(body, ingest, options)
+      await this.#write(repository, { ...content, body }, ingest, options)
       await ingest.commit()
     } catch (error) {
       await ingest.abort()
       throw error
     }
-    if (content.givenBy !== undefined) options.progress?.givenBy(content.givenBy)
   }
 
   /** Goes on where it broke off another time, and keeps what comes if it breaks off again. */
@@ -258,9 +271,7 @@ export class Fetcher {
           await body.discard()
           throw new ContentNotFoundError('it has another size there')
         }
-        await write(body, ingest, options).finally(() => {
-          if (content.givenBy !== undefined) options.progress?.givenBy(content.givenBy)
-        })
+        await this.#write(repository, { ...content, body }, ingest, options)
       }
       await ingest.commit()
     } catch (error) {
@@ -272,6 +283,23 @@ export class Fetcher {
       options.progress?.found(0, -ingest.received)
       await this.#resumeBlob(repository, descriptor, options)
     }
+  }
+
+  /** What came of it counts, also when it breaks off. */
+  async #write(
+    { registry }: RepositoryName,
+    { body, sent, givenBy }: Content & { body: ContentBody },
+    ingest: ContentIngest,
+    { signal, progress }: FetchOptions,
+  ): Promise<void> {
+    const counted = async (chunk: Uint8Array): Promise<void> => {
+      await ingest.write(chunk)
+      progress?.came(chunk.length)
+    }
+    await body.writeTo({ write: counted }, { signal }).finally(() => {
+      if (givenBy !== undefined) progress?.givenBy(givenBy)
+      if (sent !== undefined) this.#onBytes(registry, sent)
+    })
   }
 
   async #isHere(digest: Digest): Promise<boolean> {
@@ -288,18 +316,6 @@ export class Fetcher {
 function bodyOf({ body }: Content, digest: Digest): ContentBody {
   if (body === undefined) throw new NotHeldError(digest)
   return body
-}
-
-async function write(
-  body: ContentBody,
-  ingest: ContentIngest,
-  { signal, progress }: FetchOptions,
-): Promise<void> {
-  const counted = async (chunk: Uint8Array): Promise<void> => {
-    await ingest.write(chunk)
-    progress?.came(chunk.length)
-  }
-  await body.writeTo({ write: counted }, { signal })
 }
 
 /** Whatever else `repository` has in it, as the request that names it does, is none of it. */

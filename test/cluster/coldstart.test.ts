@@ -3,6 +3,7 @@ import { after, before, suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
 
 /** Directory of containerd's hosts.toml files. */
 const CERTS = '/etc/containerd/certs.d'
@@ -49,15 +50,76 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
 
   test('all have it, and it crossed the uplink little more than once', async () => {
     const before = await cluster.upstream.sent()
-    await Promise.all(cluster.nodes.map(pull)).catch((error: unknown) => {
+    const pulled = Promise.all(cluster.nodes.map(pull)).catch((error: unknown) => {
       const logs = cluster.nodes.map(({ name, daemon }) => `${name}:\n${daemon.tail()}`)
       throw new Error(`${String(error)}\n${logs.join('\n')}`, { cause: error })
     })
+    await Promise.all([pulled, watchTree()])
     const expected = await cluster.nodes[0]!.rootfs(reference)
     for (const node of cluster.nodes) assert.equal(await node.rootfs(reference), expected)
     const copies = ((await cluster.upstream.sent()) - before) / SIZE
     // On a machine that is busy with something else an answer may come too late, and a node goes its own way.
     assert.ok(copies < 2, `${copies} copies:\n${cluster.upstream.requests().join('\n')}`)
+  })
+
+  /** `shoal status` names the tree while it is there: who leads, and who gives it to whom. */
+  async function watchTree(): Promise<void> {
+    const names = cluster.nodes.map(({ name }) => name).join('|')
+    const seen = new Set<string>()
+    await until(
+      async () => {
+        for (const node of cluster.nodes) {
+          const said = await node.exec(['shoal', 'status'])
+          if (
+            new RegExp(`^keeps the list +of 4 nodes.*: (?:${names}) from the upstream`, 'm').test(
+              said,
+            )
+          )
+            seen.add('leader')
+          if (new RegExp(`^ +(?:${names}) gives it to (?:${names})`, 'm').test(said))
+            seen.add('tree')
+          if (new RegExp(`^receives +sha256:\\S+ from (?:${names}): `, 'm').test(said))
+            seen.add('follows')
+          if (/^receives +sha256:\S+ from the upstream, for all: /m.test(said)) seen.add('leads')
+        }
+        return seen.size === 4
+      },
+      { what: 'status shows who leads and who gives to whom', timeoutMs: 60_000 },
+    ).catch((error: unknown) => {
+      throw new Error(`${String(error)}; seen: ${[...seen].join()}`, { cause: error })
+    })
+  }
+
+  test('status says what was saved, and a report of the pull who fed whom', async () => {
+    let [fromUpstream, fromNodes] = [0, 0]
+    for (const node of cluster.nodes) {
+      const said = await node.exec(['shoal', 'status'])
+      assert.match(
+        said,
+        /^traffic +12\.\d MB to clients since the start, [\d.]+ k?M?B over the uplink: .* saved/m,
+      )
+      const { pulls } = JSON.parse(await node.exec(['shoal', 'explain', '--json', reference])) as {
+        pulls: { contents: { kind: string; givers: Record<string, number> }[] }[]
+      }
+      const others = cluster.nodes.filter((each) => each !== node).map(({ name }) => name)
+      for (const { kind, givers } of pulls.flatMap(({ contents }) => contents)) {
+        if (kind !== 'blob') continue
+        for (const [name, bytes] of Object.entries(givers)) {
+          if (others.includes(name)) fromNodes += bytes
+          else {
+            assert.equal(name, `http://${Upstream.host}`)
+            fromUpstream += bytes
+          }
+        }
+      }
+      assert.match(
+        await node.exec(['shoal', 'explain', reference]),
+        /^ +blob sha256:\S+ 8\.0 MB: [\d.]+ .?B \S+/m,
+      )
+    }
+    // Each byte of each layer has one giver; the configuration is small.
+    assert.ok(fromUpstream + fromNodes >= 4 * SIZE && fromUpstream + fromNodes < 4.1 * SIZE)
+    assert.ok(fromUpstream >= SIZE && fromNodes > SIZE, `${fromUpstream}, ${fromNodes}`)
   })
 
   test("what is read meanwhile is read from containerd's own file, in both generations", () => {

@@ -72,6 +72,7 @@ export function dashboardNode({
       images: names.length,
       announced: names.length * 9,
     },
+    traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
     mesh: {
       kind: 'shoal',
       peers: list().map(({ name, at }) => ({ name, origins: [`http://${at}`] })),

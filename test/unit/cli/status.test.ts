@@ -35,6 +35,7 @@ const READY: NodeStatus = {
   push: { access: 'auth', copies: 2, images: 3, short: 0, fetching: 0, waiting: [], getting: [] },
   mesh: { kind: 'shoal', peers: [], keys: 0 },
   together: { pulls: [], lists: [] },
+  traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
   upstream: { on: true, resting: [] },
   prefetch: { getting: 0, listed: 0, missing: [] },
   limits: [],
@@ -92,6 +93,21 @@ suite('the words of shoal status', () => {
     ]
     const said = /^limits +upload 50\.0 MB\/s, wan 625 kB\/s until Mon.* 19:00$/m
     assert.match(describeStatus({ ...READY, limits }), said)
+  })
+
+  test('say what was saved, with what was got before it was needed', () => {
+    const traffic = {
+      clients: 200e6,
+      clientsUplink: 20e6,
+      own: 50e6,
+      ownUplink: 30e6,
+      given: 90e6,
+    }
+    assert.match(
+      describeStatus({ ...READY, traffic }),
+      /^traffic +200 MB to clients .*, 50\.0 MB over the uplink: 150 MB saved \(75 %\)\n +50\.0 MB got before .*, 30\.0 MB of it over the uplink\n +90\.0 MB given to other nodes$/m,
+    )
+    assert.match(describeStatus(READY), /^traffic +0 B to clients .*: 0 B saved$/m)
   })
 
   test('name the file that cannot be used', () => {

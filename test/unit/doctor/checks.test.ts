@@ -451,6 +451,7 @@ const STATUS = {
   },
   mesh: MESH,
   together: { pulls: [], lists: [] },
+  traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
   upstream: { on: true, resting: [] },
   prefetch: { getting: 0, listed: 0, missing: [] },
   limits: [],
