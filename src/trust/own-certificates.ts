@@ -83,11 +83,10 @@ async function readCertificates(
   { cert: certFile, key: keyFile, ca: caFile, names }: OwnCertificatesInit,
   now = Date.now(),
 ): Promise<SecureContextOptions> {
-  const [cert, key, ca] = await Promise.all([
-    read('tls.cert', certFile),
-    read('tls.key', keyFile),
-    read('tls.ca', caFile),
-  ])
+  // One after the other: of several that cannot be read the same one is named each time.
+  const cert = await read('tls.cert', certFile)
+  const key = await read('tls.key', keyFile)
+  const ca = await read('tls.ca', caFile)
   const [certificate, ...between] = parse('tls.cert', certFile, cert)
   const authorities = parse('tls.ca', caFile, ca)
   const fail = (problem: string): never => {

@@ -6,13 +6,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, beforeEach, suite, test } from 'node:test'
 import { promisify } from 'node:util'
+import { BUNDLED } from '../harness/bundle.ts'
 import { Machine } from '../harness/machine.ts'
 import { skipWithout, sshdEnvironment, tools } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
 const skip = skipWithout('namespaces', 'sshd')
 
-const MAIN = new URL('../../src/cli/main.ts', import.meta.url).pathname
 const REGISTRIES = '/etc/rancher/k3s/registries.yaml'
 const OLD = '# by hand, no line end: ä\nmirrors:\n  docker.io:'
 const NEW = 'mirrors:\n  docker.io:\n    endpoint: ["https://mirror.test"]\n'
@@ -150,7 +150,8 @@ Host *
 
   function start(...args: readonly string[]) {
     const common = ['rollout', '--hosts', file('hosts'), '--ssh-config', file('ssh_config')]
-    const child = control.spawn(process.execPath, [MAIN, ...common, ...args])
+    const [node, bundle] = BUNDLED
+    const child = control.spawn(node, [bundle, ...common, ...args])
     let [out, err] = ['', '']
     child.stdout?.on('data', (chunk: Buffer) => (out += chunk.toString()))
     child.stderr?.on('data', (chunk: Buffer) => (err += chunk.toString()))

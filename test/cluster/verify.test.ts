@@ -237,7 +237,7 @@ suite('private images', { skip }, () => {
   })
 
   test('are the reason why shoal doctor has containerd show a login', async () => {
-    for (const node of nodes) {
+    const examine = async (node: ClusterNode): Promise<void> => {
       const logins = async () => {
         // With its exit status it says what it thinks of all the rest.
         const said = await node.exec(['sh', '-c', 'shoal doctor --json || true'])
@@ -267,6 +267,7 @@ suite('private images', { skip }, () => {
       const mended = await logins()
       assert.equal(mended.verdict, 'pass', mended.said)
     }
+    await Promise.all(nodes.map(examine))
   })
 
   test('are brought to each node with its own login in registries.yaml; where there is none, one line says what to do', async () => {

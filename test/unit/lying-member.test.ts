@@ -158,6 +158,12 @@ async function honest(t: TestContext, bootstrap: readonly string[] = []) {
     await rm(directory, { recursive: true, maxRetries: 10 })
   })
   const { local, admin, p2p } = daemon.addresses()
+  /** The value of a metric, with its labels as they are printed. */
+  const metric = async (name: string): Promise<number> => {
+    const text = await (await fetch(`http://${admin}/metrics`)).text()
+    const line = text.split('\n').find((each) => each.startsWith(`${name} `))
+    return Number(line?.slice(name.length + 1) ?? 0)
+  }
   return {
     daemon,
     p2p,
@@ -165,16 +171,18 @@ async function honest(t: TestContext, bootstrap: readonly string[] = []) {
       const answer = await fetch(`http://${local}/v2/${REPOSITORY}/${path}?ns=docker.io`)
       return { status: answer.status, digest: digestOf(new Uint8Array(await answer.arrayBuffer())) }
     },
-    /** The value of a metric, with its labels as they are printed. */
-    metric: async (name: string) => {
-      const text = await (await fetch(`http://${admin}/metrics`)).text()
-      const line = text.split('\n').find((each) => each.startsWith(`${name} `))
-      return Number(line?.slice(name.length + 1) ?? 0)
-    },
-    said: async (msg: string) => {
-      const lines = (await readFile(join(directory, 'log'), 'utf8')).split('\n')
-      return lines.filter((line) => line.includes(`"msg":"${msg}"`))
-    },
+    metric,
+    /** The first line of the log with this message, and `more` in it; it is written in the background. */
+    said: async (msg: string, more = '') =>
+      until(
+        async () => {
+          const lines = (await readFile(join(directory, 'log'), 'utf8')).split('\n')
+          return lines.find((line) => line.includes(`"msg":"${msg}"`) && line.includes(more))
+        },
+        { what: msg },
+      ),
+    /** Resolves when a metric is as high as `least`. */
+    counts: async (name: string, least = 1) => until(async () => (await metric(name)) >= least),
   }
 }
 
@@ -206,12 +214,8 @@ suite('a member that lies is refused, named and counted', () => {
       },
       { what: 'the liar is asked' },
     )
-    await until(
-      async () => (await node.said('peer gave wrong content and is left alone')).length > 0,
-    )
-    const [line = ''] = await node.said('peer gave wrong content and is left alone')
-    assert.match(line, /"peer":"liar"/)
-    assert.ok((await node.metric('shoal_peer_attempts_total{outcome="bad content"}')) >= 1)
+    assert.match(await node.said('peer gave wrong content and is left alone'), /"peer":"liar"/)
+    await node.counts('shoal_peer_attempts_total{outcome="bad content"}')
     // Somebody else has it right.
     const other = await member(t, {
       name: 'other',
@@ -235,13 +239,12 @@ suite('a member that lies is refused, named and counted', () => {
       registryPort: () => victim.port,
     })
     await knows(node, thief, [digest])
+    const untrusted = 'shoal_peer_attempts_total{outcome="untrusted"}'
     await until(async () => {
       assert.equal((await node.get(`blobs/${digest}`)).status, 404)
-      return (await node.said('peer did not prove who it is')).length > 0
+      return (await node.metric(untrusted)) >= 1
     })
-    const [line = ''] = await node.said('peer did not prove who it is')
-    assert.match(line, /"peer":"thief"/)
-    assert.ok((await node.metric('shoal_peer_attempts_total{outcome="untrusted"}')) >= 1)
+    assert.match(await node.said('peer did not prove who it is'), /"peer":"thief"/)
     assert.deepEqual(victim.asked, [], 'the victim is asked for nothing of it')
 
     const other = digestOf('other content')
@@ -250,20 +253,20 @@ suite('a member that lies is refused, named and counted', () => {
       bootstrap: node.p2p,
       registryKeyOf: victim.directory,
     })
+    const before = await node.metric(untrusted)
     await knows(node, masked, [other])
     await until(async () => {
       assert.equal((await node.get(`blobs/${other}`)).status, 404)
-      return (await node.said('peer did not prove who it is')).some((each) =>
-        each.includes('"peer":"masked"'),
-      )
+      return (await node.metric(untrusted)) > before
     })
+    await node.said('peer did not prove who it is', '"peer":"masked"')
   })
 
   test('in its card', async (t) => {
     const node = await honest(t)
     const forger = await member(t, { name: 'a\u001b[2Jb', bootstrap: node.p2p })
-    await until(async () => (await node.metric('shoal_peers_cut_off_total')) >= 1)
-    const [line = ''] = await node.said('peer broke the protocol and is cut off')
+    await node.counts('shoal_peers_cut_off_total')
+    const line = await node.said('peer broke the protocol and is cut off')
     assert.ok(line.includes(`"peer":"${forger.router.id}"`), line)
     assert.deepEqual(node.daemon.peers(), [])
   })
@@ -300,10 +303,10 @@ suite('a member that lies is refused, named and counted', () => {
     // From now on that is all that is ever given.
     for (let times = 0; times < 3; times += 1)
       assert.equal((await node.get('manifests/1')).digest, digestOf(good))
-    const [line = ''] = await node.said(
-      'a peer serves a tag with another digest than was claimed last',
+    assert.match(
+      await node.said('a peer serves a tag with another digest than was claimed last'),
+      /"peer":"poisoner"/,
     )
-    assert.match(line, /"peer":"poisoner"/)
   })
 
   test('by saying again what another has said long ago', async (t) => {
@@ -339,7 +342,7 @@ suite('a member that lies is refused, named and counted', () => {
       },
       { what: 'the old claim is told again, and refused' },
     )
-    const [line = ''] = await node.said('a claim is older than what its node says now')
+    const line = await node.said('a claim is older than what its node says now')
     assert.ok(line.includes(author.router.id ?? '-') && line.includes(digestOf(before)), line)
     await until(async () => (await node.get('manifests/1')).digest === digestOf(now))
     assert.equal((await node.get('manifests/1')).digest, digestOf(now))

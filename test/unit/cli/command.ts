@@ -1,12 +1,11 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { BUNDLED } from '../../harness/bundle.ts'
 import { until } from '../../wait.ts'
 
-const MAIN = new URL('../../../src/cli/main.ts', import.meta.url).pathname
-
-/** Runs the command line from its sources, as a process of its own; `wrapper` is a program that becomes it. */
+/** Runs the command line as a process of its own; `wrapper` is a program that becomes it. */
 export function shoal(args: readonly string[], wrapper: readonly string[] = []) {
-  const [command = '', ...rest] = [...wrapper, process.execPath, MAIN, ...args]
+  const [command = '', ...rest] = [...wrapper, ...BUNDLED, ...args]
   const child = spawn(command, rest, { stdio: ['ignore', 'pipe', 'pipe'] })
   const output = { stdout: '', stderr: '' }
   for (const name of ['stdout', 'stderr'] as const) {
@@ -28,7 +27,7 @@ export async function startedLine(output: {
 }): Promise<Record<'local' | 'peer' | 'p2p' | 'admin', string>> {
   const line = await until(
     () => output.stdout.split('\n').find((text) => text.includes('"msg":"started"')),
-    { timeoutMs: 30_000, what: 'the node has started' },
+    { timeoutMs: 60_000, what: 'the node has started' },
   )
   return JSON.parse(line) as Record<'local' | 'peer' | 'p2p' | 'admin', string>
 }

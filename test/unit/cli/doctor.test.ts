@@ -6,8 +6,8 @@ import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { describeFindings } from '../../../src/cli/doctor.ts'
 import { findings } from '../../../src/doctor/finding.ts'
+import { BUNDLED } from '../../harness/bundle.ts'
 
-const MAIN = new URL('../../../src/cli/main.ts', import.meta.url).pathname
 const { pass, fail } = findings('peers')
 const FOUND = [
   pass('all of them answer'),
@@ -45,7 +45,8 @@ test('shoal doctor says 1 when something fails, and 2 when it cannot work itself
       stdout: string
       stderr: string
     }>()
-    execFile(process.execPath, [MAIN, 'doctor', '--json', ...args], (error, stdout, stderr) => {
+    const [node, bundle] = BUNDLED
+    execFile(node, [bundle, 'doctor', '--json', ...args], (error, stdout, stderr) => {
       resolve({ code: Number(error?.code ?? 0), stdout, stderr })
     })
     return promise

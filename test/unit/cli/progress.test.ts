@@ -155,7 +155,7 @@ suite('progress', () => {
     const bar = progress.bar('layer')
     bar.expect(100)
     bar.add(50)
-    await until(() => events().some(({ event }) => event === 'progress'), { timeoutMs: 10_000 })
+    await until(() => events().some(({ event }) => event === 'progress'))
     bar.from('node-a')
     bar.add(50)
     bar.finish()
@@ -163,9 +163,12 @@ suite('progress', () => {
     progress.result('all is well', { well: true })
     progress.close()
     assert.deepEqual(
-      events().map(({ event, label, bytes, total, source, reason, well }) =>
-        [event, label, bytes, total, source, reason, well].filter((each) => each !== undefined),
-      ),
+      // As long as the wait above has lasted, it was told again.
+      events()
+        .map(({ event, label, bytes, total, source, reason, well }) =>
+          [event, label, bytes, total, source, reason, well].filter((each) => each !== undefined),
+        )
+        .filter((each, index, all) => JSON.stringify(each) !== JSON.stringify(all[index - 1])),
       [
         ['step'],
         ['progress', 'layer', 50, 100, null],

@@ -142,9 +142,9 @@ suite('shoal pull', () => {
     const bytes = image.layers[0]?.bytes ?? new Uint8Array()
     const dribble = async (response: ServerResponse): Promise<void> => {
       response.writeHead(200, { 'content-length': bytes.length })
-      for (let at = 0; at < bytes.length && !response.destroyed; at += 64_000) {
-        response.write(bytes.subarray(at, at + 64_000))
-        // The pace of a thin link, not a wait for something
+      for (let at = 0; at < bytes.length && !response.destroyed; at += 16_000) {
+        response.write(bytes.subarray(at, at + 16_000))
+        // The pace of a thin link, not a wait for something; it leaves ten seconds for what follows
         await delay(20)
       }
       response.end()

@@ -195,10 +195,10 @@ suite('shoal serve with a token', () => {
         /CN ?= ?(\w+)/.exec(openssl('s_client', '-connect', peer, '-showcerts'))?.[1]
       await until(() => shown() === 'good')
       await put('live', 'named')
-      await until(() => shown() === 'named', { timeoutMs: 30_000, what: 'the new one is shown' })
+      await until(() => shown() === 'named', { timeoutMs: 60_000, what: 'the new one is shown' })
       await put('live', 'foreign')
       await until(() => /"level":(40|50)[^\n]*live\.crt/.test(output.stdout), {
-        timeoutMs: 30_000,
+        timeoutMs: 60_000,
         what: 'it is said that the file cannot be used',
       })
       assert.equal(shown(), 'named')

@@ -14,6 +14,7 @@ import { Uploads } from '../../../src/push/uploads.ts'
 import { ClaimBook } from '../../../src/routing/claims/claim-book.ts'
 import { LIMITS } from '../../fakes/limits.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
+import { until } from '../../wait.ts'
 import { captureLog } from '../routing/nodes.ts'
 
 const HOME = 'registry.localhost'
@@ -90,12 +91,19 @@ suite('who did what is one line of the log each', () => {
     await answer.arrayBuffer()
     return answer.status
   }
-  /** What was said since the last time. */
-  const said = () => lines.splice(0).filter(({ level }) => Number(level) >= 30)
+  /** What was said since the last time: `count` lines at least, the last of which may be written after its answer has come. */
+  const said = async (count: number) => {
+    const heard: Record<string, unknown>[] = []
+    await until(() => {
+      heard.push(...lines.splice(0).filter(({ level }) => Number(level) >= 30))
+      return heard.length >= count
+    })
+    return heard
+  }
 
   test('a push, with who it was and from where', async () => {
     assert.equal(await ask('PUT', '/v2/team/app/manifests/v1', right), 201)
-    const [line, ...more] = said()
+    const [line, ...more] = await said(1)
     assert.deepEqual(more, [])
     const { msg, kind, user, address, registry, repository, tag, outcome } = line ?? {}
     assert.deepEqual(
@@ -115,7 +123,7 @@ suite('who did what is one line of the log each', () => {
 
   test('a deletion', async () => {
     assert.equal(await ask('DELETE', `/v2/team/app/manifests/${DIGEST}`, right), 202)
-    const [line, ...more] = said()
+    const [line, ...more] = await said(1)
     assert.deepEqual(more, [])
     const { msg, kind, user, digest, outcome } = line ?? {}
     assert.deepEqual(
@@ -128,7 +136,7 @@ suite('who did what is one line of the log each', () => {
     assert.equal(await ask('PUT', '/v2/team/app/manifests/v2', wrong), 401)
     assert.equal(await ask('PUT', '/v2/team/app/manifests/v3?ns=docker.io', right), 403)
     assert.equal(await ask('GET', '/v2/token?service=shoal', wrong), 401)
-    const all = said()
+    const all = await said(3)
     assert.deepEqual(
       all.map(({ level, msg, kind, user, address, tag, outcome, code }) => {
         return { level, msg, kind, user, address, tag, outcome, code }
@@ -170,6 +178,6 @@ suite('who did what is one line of the log each', () => {
     // A client that has not been asked for a login yet is no line.
     const answer = await fetch(`${origin}/v2/team/app/blobs/uploads/`, { method: 'POST' })
     assert.equal(answer.status, 401)
-    assert.deepEqual(said(), [])
+    assert.deepEqual(await said(0), [])
   })
 })

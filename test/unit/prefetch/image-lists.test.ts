@@ -113,8 +113,8 @@ suite('lists of images', () => {
     const [missing] = lists.status().missing
     assert.equal(missing?.image, 'r.test/a:1')
     assert.equal(missing.reason, 'no peer has it; nor has r.test')
-    assert.ok(missing.retryMs > 3000 && missing.retryMs < 6300, String(missing.retryMs))
-    await until(() => lists.status().missing.length === 0, { timeoutMs: 20_000 })
+    assert.ok(missing.retryMs > 0 && missing.retryMs < 6300, String(missing.retryMs))
+    await until(() => lists.status().missing.length === 0)
     assert.deepEqual(got.toSorted(), ['a', 'a', 'b'])
   })
 })

@@ -122,7 +122,7 @@ class Node {
     const body = await this.store.open(digest)
     const chunks: Uint8Array[] = []
     const write = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk.slice())
-    await body.writeTo({ write }, { signal: AbortSignal.timeout(5000) })
+    await body.writeTo({ write }, { signal: AbortSignal.timeout(30_000) })
     return Buffer.concat(chunks)
   }
 

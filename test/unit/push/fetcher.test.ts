@@ -11,7 +11,7 @@ const bytes = Buffer.from('a layer')
 const layer = { digest: digestOf(bytes), mediaType: MEDIA_TYPE.octets, size: bytes.length }
 const theirs = { registry: 'registry.localhost', repository: 'team/theirs' }
 const ours = { registry: 'registry.localhost', repository: 'team/ours' }
-const options = { signal: AbortSignal.timeout(20_000) }
+const options = { signal: AbortSignal.timeout(60_000) }
 
 async function holding(): Promise<MemoryStore> {
   const store = new MemoryStore()
