@@ -5,6 +5,9 @@ import { winner } from './tracker.ts'
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
 const ANSWER = 500
 const ANSWER_WHILE_IT_COMES = 2000
+/** And at most, of one whose answers have come that late. */
+const LATEST = 8000
+const MAX_LATE = 16
 /** It is asked again so often meanwhile, in ms, by one that has no source. */
 const ASK_AGAIN = 150
 /** And by one that has: what was lost on the way must not make a tracker look silent. */
@@ -70,8 +73,12 @@ interface Circle {
   /** Of the oldest report without an answer: when it was sent, and its number */
   waiting: { since: number; number: number } | undefined
   pace: number
-  /** Those that did not answer, until when; `known`: that was so before */
+  /** Those that did not answer in time, until when nobody is asked there; `known`: that was so before, and nobody has waited for it here */
   readonly silent: Map<string, { readonly until: number; readonly known: boolean }>
+  /** Reports to those whose answers may still come */
+  readonly late: Map<string, { readonly since: number; readonly number: number }>
+  /** How long answers may take, in ms: as long as they have taken, and some more */
+  answerIn: number
   /** Before that it does not lead: it was told so by one that stepped in, and may know of nobody */
   leadsAt: number
   readonly winners: { for: readonly string[] | undefined; silent: string; id: string | undefined }
@@ -194,10 +201,21 @@ export class Member {
   hear(from: string, advice: PullAdvice, now: number): void {
     const circle = this.#circles[advice.circle]
     if (circle === undefined) return
-    // It is only slow, and keeps the list that the others are on: who stepped in for it knows less.
-    if (circle.tracker !== from && circle.silent.delete(from)) return
-    if (circle.tracker !== from || circle.waiting === undefined) return
-    if (advice.number < circle.waiting.number || advice.number > this.#number) return
+    if (advice.number > this.#number) return
+    const late = circle.late.get(from)
+    const isLate = late !== undefined && advice.number >= late.number
+    const asked = isLate ? late : circle.tracker === from ? circle.waiting : undefined
+    if (asked === undefined || advice.number < asked.number) return
+    circle.answerIn = Math.min(LATEST, 1.5 * (now - asked.since))
+    if (isLate) {
+      // It is only slow, and keeps the list that the others are on: who stepped in for it knows less. If such an answer were
+      // thrown away, none would ever be heard of one that is always as slow.
+      circle.late.delete(from)
+      circle.silent.delete(from)
+      const { tracker = from } = circle
+      if (winner(this.#key, [from, tracker]) !== from) return
+      circle.tracker = from
+    }
     circle.waiting = undefined
     // Whoever keeps the list may only be busy, and tell others to lead.
     const steppedIn = [...circle.silent.values()].some(({ known }) => !known)
@@ -267,9 +285,11 @@ export class Member {
           circle.due = now + (stalled ? STALLED_PACE : asks ? ASK_AGAIN : SAY_AGAIN)
           reports.push({ to: tracker, report: this.#report(index, circle, stalled, now) })
         }
-        const answerIn = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
+        const usual = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
+        const answerIn = Math.max(usual, circle.answerIn)
         if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
           circle.silent.set(tracker, { until: now + SILENT, known: false })
+          this.#awaitLate(circle, tracker, circle.waiting)
           this.#silence?.note(tracker, now)
           circle.waiting = undefined
           again = true
@@ -315,11 +335,21 @@ export class Member {
     const next = winner(this.#key, [this.#self, ...heard]) ?? this.#self
     for (const id of silent) {
       if (winner(this.#key, [next, id]) !== id) continue
-      circle.silent.set(id, { until: now + SILENT, known: true })
       this.#number += 1
+      circle.silent.set(id, { until: now + SILENT, known: true })
+      this.#awaitLate(circle, id, { since: now, number: this.#number })
       reports.push({ to: id, report: this.#report(index, circle, false, now) })
     }
     return circle
+  }
+
+  #awaitLate({ late }: Circle, id: string, report: { since: number; number: number }): void {
+    if (late.has(id)) return
+    late.set(id, report)
+    for (const oldest of late.keys()) {
+      if (late.size <= MAX_LATE) break
+      late.delete(oldest)
+    }
   }
 
   #wayOf({ from }: PullAdvice): Way {
@@ -390,6 +420,8 @@ function newCircle(now: number): Circle {
     waiting: undefined,
     pace: PACE.first,
     silent: new Map(),
+    late: new Map(),
+    answerIn: 0,
     leadsAt: now,
     winners: { for: undefined, silent: '', id: undefined },
   }

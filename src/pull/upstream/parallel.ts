@@ -11,10 +11,10 @@ const WATCH = 1000
 /** What one connection brings in so many times as long is not worth it. */
 const WORTH = 3
 /**
- * Twice the connections must bring so much more. Where each is held back it is twice as much; on an uplink that is full they only
- * take away from those who share it.
+ * What more connections bring must be so much of what they would where each is held back. On an uplink that is full they only take away
+ * from those who share it, so all that come from the same endpoint are looked at together.
  */
-const BETTER = 1.7
+const BETTER = 0.7
 /** Of a part, which is about what a connection brings meanwhile. */
 const PART = { least: 256 * 1024, most: 4 * 1024 * 1024 }
 /**
@@ -46,6 +46,8 @@ export class ParallelReader {
   /** Endpoints where one connection is as good, or the only way, until when */
   readonly #useless = new Map<string, number>()
   readonly #memory = new Memory()
+  /** By endpoint, the one last used behind */
+  readonly #flows = new Map<string, Flow>()
 
   /** `most`: connections for one blob; with 1 there is never another one. `watch`: how long each number of them is tried, in ms */
   constructor(components: { log: Logger }, init: { most: number; watch?: number }) {
@@ -76,12 +78,14 @@ export class ParallelReader {
     signal: AbortSignal,
   ): Promise<void> {
     const watch = this.#watch
-    const init = { end, most: this.#most, watch }
-    using lanes = new Lanes({ reader, memory: this.#memory, signal }, init)
-    const began = performance.now()
+    const flow = this.#flowOf(reader.endpoint)
+    const useless = (reason: string): void => this.#forget(reader.endpoint, reason)
+    const init = { end, most: this.#most, watch, useless }
+    using lanes = new Lanes({ reader, memory: this.#memory, flow, signal }, init)
+    let mark = { at: performance.now(), start, received: flow.received, changes: flow.changes }
     let waited = 0
     let at = start
-    let decided = this.#most < 2 || (this.#useless.get(reader.endpoint) ?? 0) > Date.now()
+    let decided = this.#most < 2
     try {
       const chunks = gathered(answer, { size: end + 1 - start, signal })
       for (;;) {
@@ -97,22 +101,40 @@ export class ParallelReader {
         }
         await sink.write(chunk)
         at += chunk.length
-        if (decided || now - began < watch) continue
-        decided = true
-        const pace = (at - start) / (now - began)
+        flow.received += chunk.length
+        const passed = now - mark.at
+        if (decided || passed < watch) continue
+        const pace = (at - mark.start) / passed
+        const ofAll = (flow.received - mark.received) / passed
+        const isSteady = flow.changes === mark.changes
         // What the client does not take is not the upstream's fault.
-        if (waited < (now - began) / 2 || pace > FAST || end - at < WORTH * watch * pace) continue
-        lanes.open(at, pace)
+        decided =
+          waited < passed / 2 ||
+          pace > FAST ||
+          end - at < WORTH * watch * pace ||
+          (this.#useless.get(reader.endpoint) ?? 0) > Date.now()
+        mark = { at: now, start: at, received: flow.received, changes: flow.changes }
+        waited = 0
+        // Others came or went meanwhile, with which nothing can be compared; or it is being tried for another blob.
+        if (decided || !isSteady || flow.tries) continue
+        decided = true
+        lanes.open(at, pace, ofAll)
       }
     } finally {
       answer.close()
-      if (lanes.useless !== undefined) this.#forget(reader.endpoint, lanes.useless)
     }
-    try {
-      await lanes.write(sink)
-    } finally {
-      if (lanes.useless !== undefined) this.#forget(reader.endpoint, lanes.useless)
+    await lanes.write(sink)
+  }
+
+  #flowOf(endpoint: string): Flow {
+    const flow = this.#flows.get(endpoint) ?? new Flow()
+    this.#flows.delete(endpoint)
+    this.#flows.set(endpoint, flow)
+    for (const oldest of this.#flows.keys()) {
+      if (this.#flows.size <= REMEMBERED.endpoints) break
+      this.#flows.delete(oldest)
     }
+    return flow
   }
 
   /** It is not tried there for a while. */
@@ -156,6 +178,21 @@ async function* gathered(
   if (filled > 0) yield room.subarray(0, filled)
 }
 
+/** All that comes from one endpoint. */
+class Flow {
+  connections = 0
+  received = 0
+  /** More connections are being tried, for one blob */
+  tries = false
+  /** How often there were more or fewer connections */
+  changes = 0
+
+  widen(by: number): void {
+    this.connections += by
+    this.changes += 1
+  }
+}
+
 /** A bound for all. */
 class Memory {
   taken = 0
@@ -170,6 +207,7 @@ class Memory {
 interface LanesComponents {
   readonly reader: PartReader
   readonly memory: Memory
+  readonly flow: Flow
   readonly signal: AbortSignal
 }
 
@@ -177,6 +215,7 @@ interface LanesComponents {
 class Lanes implements Disposable {
   readonly #reader: PartReader
   readonly #memory: Memory
+  readonly #flow: Flow
   readonly #abort = new AbortController()
   readonly #signal: AbortSignal
   readonly #end: number
@@ -187,26 +226,34 @@ class Lanes implements Disposable {
   /** Where the next part begins, and how long one is */
   #next = Infinity
   #size: number = PART.most
-  #width = 1
+  #width = 0
+  #tries = false
   #settled = false
-  /** Bytes a ms that the last number of connections brought, and since when this one is looked at */
+  /** Bytes a ms that the last number of connections brought, with all others, and since when this one is looked at */
   #pace = 0
-  #since: { at: number; received: number } | undefined
-  #received = 0
+  #since: { at: number; received: number; changes: number } | undefined
   #changed = Promise.withResolvers<void>()
-  /** Why another connection is not to be tried at this endpoint */
-  useless: string | undefined
+  /** Told why another connection is not to be tried at this endpoint */
+  readonly #useless: (reason: string) => void
 
   constructor(
-    { reader, memory, signal }: LanesComponents,
-    { end, most, watch }: { end: number; most: number; watch: number },
+    { reader, memory, flow, signal }: LanesComponents,
+    {
+      end,
+      most,
+      watch,
+      useless,
+    }: { end: number; most: number; watch: number; useless: (reason: string) => void },
   ) {
+    this.#useless = useless
     this.#watch = watch
     this.#reader = reader
     this.#memory = memory
+    this.#flow = flow
     this.#signal = AbortSignal.any([signal, this.#abort.signal])
     this.#end = end
     this.#most = most
+    this.#widen(1)
   }
 
   /** Where they begin; beyond everything while there are none. */
@@ -219,17 +266,21 @@ class Lanes implements Disposable {
     const [first] = this.#parts
     if (first === undefined) return false
     if (first.state === 'gives' || first.state === 'whole') return true
-    if (first.state === 'failed') this.useless = 'it gives no parts'
+    if (first.state === 'failed') this.#useless('it gives no parts')
+    this.#endTrial()
+    this.#widen(1)
     this.#drop(first)
     return false
   }
 
-  /** A second connection, beside one of this pace that is at `at` and goes on for one part. */
-  open(at: number, pace: number): void {
+  /** A second connection, beside one of this pace that is at `at` and goes on for one part. `ofAll` is the pace of all from there. */
+  open(at: number, pace: number, ofAll: number): void {
     this.#size = Math.round(Math.min(PART.most, Math.max(PART.least, pace * this.#watch)))
     if (at + this.#size > this.#end || !this.#memory.take(this.#size)) return
-    this.#pace = pace
-    this.#width = 2
+    this.#pace = ofAll
+    this.#flow.tries = true
+    this.#tries = true
+    this.#widen(2)
     this.#next = at + this.#size
     this.#begin(this.#size)
   }
@@ -256,6 +307,8 @@ class Lanes implements Disposable {
 
   [Symbol.dispose](): void {
     this.#abort.abort()
+    this.#endTrial()
+    this.#widen(0)
     for (const part of this.#parts.splice(0)) this.#release(part)
   }
 
@@ -281,7 +334,7 @@ class Lanes implements Disposable {
   #part(start: number, end: number): Part {
     const part = new Part({ start, end }, this.#size)
     const onChange = (received: number): void => {
-      this.#received += received
+      this.#flow.received += received
       if (part.state === 'failed' && !this.#settled) this.#settle(1, 'connections were refused')
       this.#changed.resolve()
       this.#changed = Promise.withResolvers()
@@ -304,25 +357,42 @@ class Lanes implements Disposable {
   #judge(): void {
     if (this.#settled) return
     const now = performance.now()
+    const { received, connections, changes } = this.#flow
     if (this.#since === undefined) {
       const giving = this.#parts.filter(({ state }) => state === 'gives').length
-      if (giving >= this.#width) this.#since = { at: now, received: this.#received }
+      if (giving >= this.#width) this.#since = { at: now, received, changes }
       return
     }
     const passed = now - this.#since.at
     if (passed < this.#watch) return
-    const pace = (this.#received - this.#since.received) / passed
+    const pace = (received - this.#since.received) / passed
+    const added = this.#width / 2
+    const gain = 1 + (BETTER * added) / (connections - added)
+    const isSteady = changes === this.#since.changes
     this.#since = undefined
-    if (pace < BETTER * this.#pace) this.#settle(this.#width / 2, 'more of them bring no more')
-    else if (2 * this.#width > this.#most) this.#settled = true
-    else this.#width *= 2
+    // Who comes or goes meanwhile looks like a loss or a gain.
+    if (!isSteady) this.#settle(added)
+    else if (pace < gain * this.#pace) this.#settle(added, 'more of them bring no more')
+    else if (2 * this.#width > this.#most) this.#settle(this.#width)
+    else this.#widen(2 * this.#width)
     this.#pace = pace
   }
 
-  #settle(width: number, reason: string): void {
-    this.#settled = true
+  #widen(width: number): void {
+    if (width !== this.#width) this.#flow.widen(width - this.#width)
     this.#width = width
-    if (width === 1) this.useless = reason
+  }
+
+  #settle(width: number, reason?: string): void {
+    this.#settled = true
+    this.#widen(width)
+    this.#endTrial()
+    if (width === 1 && reason !== undefined) this.#useless(reason)
+  }
+
+  #endTrial(): void {
+    if (this.#tries) this.#flow.tries = false
+    this.#tries = false
   }
 }
 

@@ -121,7 +121,7 @@ suite("one node's part", () => {
     assert.deepEqual(bench.pass(200), { kind: 'upstream' })
   })
 
-  test('a tracker whose answer is late is asked again at once, instead of who stepped in for it', () => {
+  test('a tracker whose answer is late is heard all the same, and asked from then on, instead of who stepped in for it', () => {
     const bench = new Bench()
     bench.step()
     const [{ to: slow, report } = { to: '', report: undefined }] = bench.reports
@@ -132,6 +132,8 @@ suite("one node's part", () => {
     const { circle, key: what, number } = report
     const late = { circle, key: what, number, lead: false, from: ['b'], pace: 250 }
     bench.member.hear(slow, late, bench.now)
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b'] })
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
     bench.step()
     assert.equal(bench.reports.at(-1)?.to, slow)
   })
