@@ -36,6 +36,8 @@ export interface KernelCalls {
   /** Puts what is in a pipe into another one too. Returns what `splice` does. */
   tee(from: number, to: number, count: number): number
   read(descriptor: number, into: Uint8Array, count: number): number
+  /** Into a file; may wait for the disk. @returns how many, and below 0 the number of the error */
+  pwrite(file: number, bytes: Uint8Array, count: number, position: number): number
   /**
    * Waits for `timeoutMs` at most. `polled` has two numbers for each of `count` descriptors: itself, and the events wanted;
    * above their lowest 16 bits are then those that have come.
@@ -87,6 +89,9 @@ async function load(): Promise<KernelCalls | undefined> {
     const eventfd = libc.func('int eventfd(unsigned int initial, int flags)')
     const read = libc.func('int64_t read(int descriptor, void *into, size_t count)')
     const trim = libc.func('int malloc_trim(size_t kept)')
+    const pwrite = libc.func(
+      'int64_t pwrite(int file, void *bytes, size_t count, int64_t position)',
+    )
     const write = libc.func('int64_t write(int descriptor, void *bytes, size_t count)')
     const range = new BigUint64Array(2)
     const found = new BigUint64Array(5)
@@ -123,6 +128,7 @@ async function load(): Promise<KernelCalls | undefined> {
         orError(splice(from, null, to, null, count, SPLICE_MOVE_NONBLOCK)),
       tee: (from, to, count) => orError(tee(from, to, count, SPLICE_MOVE_NONBLOCK)),
       read: (descriptor, into, count) => Number(read(descriptor, into, count)),
+      pwrite: (file, bytes, count, position) => orError(pwrite(file, bytes, count, position)),
       poll: (polled, count, timeoutMs) => Number(poll(polled, count, timeoutMs)),
       flag: () => Number(eventfd(0, CLOEXEC_NONBLOCK)),
       raise: (flag) => void write(flag, one, 8),

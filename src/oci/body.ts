@@ -55,6 +55,17 @@ export interface LentReader {
   readonly descriptor: number
   /** In ms; who takes no byte for so long is gone. */
   readonly stall: number
+  /** A file that is to get the same bytes */
+  readonly copy?: LentFile
+}
+
+/** A file into which bytes are written by system calls, on their way to a reader. */
+export interface LentFile {
+  readonly descriptor: number
+  /** Where the first of them belongs */
+  readonly position: number
+  /** To be called once: so many are in it now, and why it can have no more, if that is so. */
+  wrote(bytes: number, failure?: Error): void
 }
 
 /**

@@ -1,5 +1,5 @@
 import type { Logger } from '../observe/log.ts'
-import type { ContentBody } from '../oci/body.ts'
+import type { ByteSink, ContentBody } from '../oci/body.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import { tagName } from '../oci/reference.ts'
 import type { ContentIngest, WritableStore } from '../store/store.ts'
@@ -29,13 +29,14 @@ export function keep(
         await components.store.link(content.descriptor.digest, request)
       if (tag !== undefined) await components.store.tag(tag, content.descriptor, { pulled: true })
     }
-    return { ...content, body: keepBody(content.body, content.descriptor, kept, components) }
+    const { body, descriptor, verified = false } = content
+    return { ...content, body: keepBody(body, { descriptor, verified }, kept, components) }
   }
 }
 
 function keepBody(
   body: ContentBody,
-  descriptor: Descriptor,
+  { descriptor, verified }: { descriptor: Descriptor; verified: boolean },
   kept: () => Promise<void>,
   { store, log }: { store: WritableStore; log: Logger },
 ): ContentBody {
@@ -48,22 +49,34 @@ function keepBody(
     length: body.length,
     async writeTo(sink, options) {
       let ingest: ContentIngest | undefined = await store
-        .ingest(descriptor)
+        .ingest(descriptor, { verified })
         .catch((error: unknown) => giveUp(undefined, error))
+      /** What is done with an ingest; should it fail, the pull goes on without one. */
+      const storing = async <T>(
+        act: (current: ContentIngest) => Promise<T> | undefined,
+      ): Promise<T | undefined> => {
+        const current = ingest
+        try {
+          return current && (await act(current))
+        } catch (error) {
+          ingest = await giveUp(current, error)
+          return undefined
+        }
+      }
+      const both: ByteSink = {
+        async write(chunk) {
+          // Both hold the chunk until they are done with it: the slower of the two sets the pace.
+          await Promise.all([sink.write(chunk), storing((current) => current.write(chunk))])
+        },
+        async lend(use) {
+          // What was not verified on its way is hashed by the store, which must see it.
+          const copy = await storing(async (current) => (verified ? current.lend?.() : undefined))
+          if (ingest !== undefined && copy === undefined) return undefined
+          return sink.lend?.((reader) => use(copy === undefined ? reader : { ...reader, copy }))
+        },
+      }
       try {
-        await body.writeTo(
-          {
-            async write(chunk) {
-              const current = ingest
-              const stored = current?.write(chunk).catch(async (error: unknown) => {
-                ingest = await giveUp(current, error)
-              })
-              // Both hold the chunk until they are done with it: the slower of the two sets the pace.
-              await Promise.all([sink.write(chunk), stored])
-            },
-          },
-          options,
-        )
+        await body.writeTo(both, options)
       } catch (error) {
         await ingest?.abort()
         throw error

@@ -29,6 +29,8 @@ interface CarryOrder {
   readonly through: Pipe
   /** What they go through once more, to be hashed */
   readonly aside: Pipe | undefined
+  /** A file that gets what is hashed, and where in it the first of these bytes belongs */
+  readonly copy: { readonly file: number; readonly position: number } | undefined
   readonly count: number
   /** In ms, for the next byte to come */
   readonly progress: number
@@ -47,6 +49,8 @@ export type PassageAnswer =
 /** How far the bytes came, and why they are not carried any further. All that came have gone out, if the reader is there. */
 export interface CarryEnd {
   readonly bytes: number
+  /** How many of them are in the file that gets them too: all, if that could be written */
+  readonly copied: number
   /** In ms, for bytes to come */
   readonly waited: number
   readonly end:
@@ -89,12 +93,15 @@ class Carry {
   #held = 0
   /** What of it is hashed, and may go on */
   #hashed = 0
+  #copied = 0
+  #copies: boolean
   #waitingSince: number | undefined
 
   constructor(order: CarryOrder, hash: Hash | undefined, calls: KernelCalls) {
     this.#order = order
     this.#hash = hash
     this.#calls = calls
+    this.#copies = order.copy !== undefined
     this.#sliceEnd = performance.now() + order.slice
   }
 
@@ -172,7 +179,23 @@ class Carry {
       const read = this.#calls.read(from, buffer, Math.min(buffer.length, left))
       if (read <= 0) throw new Error('what was put into a pipe is not in it')
       this.#hash?.update(read === buffer.length ? buffer : buffer.subarray(0, read))
+      if (this.#copies) this.#copy(read)
       left -= read
+    }
+  }
+
+  /** Writes what is in the buffer into the file. When that fails there is no copy, and the reader notices nothing. */
+  #copy(count: number): void {
+    const { file = -1, position = 0 } = this.#order.copy ?? {}
+    for (let done = 0; done < count;) {
+      const bytes = done === 0 ? buffer : buffer.subarray(done)
+      const written = this.#calls.pwrite(file, bytes, count - done, position + this.#copied)
+      if (written <= 0) {
+        this.#copies = false
+        return
+      }
+      done += written
+      this.#copied += written
     }
   }
 
@@ -180,7 +203,8 @@ class Carry {
     const { id } = this.#order
     if (this.#waitingSince !== undefined) this.#waited += performance.now() - this.#waitingSince
     carries.delete(id)
-    answer({ id, answer: 'carried', bytes: this.#bytes, waited: this.#waited, end })
+    const [bytes, copied, waited] = [this.#bytes, this.#copied, this.#waited]
+    answer({ id, answer: 'carried', bytes, copied, waited, end })
     return true
   }
 }

@@ -260,23 +260,26 @@ class RemotePassage implements Passage {
 
   async carry(
     { from, count, progress, slice = SLICE }: CarryLoad,
-    { descriptor: to, stall }: LentReader,
+    { descriptor: to, stall, copy }: LentReader,
     { signal }: { signal: AbortSignal },
   ): Promise<Carried | undefined> {
     signal.throwIfAborted()
     const [through, aside] = this.#openPipes()
-    if (through === undefined) return undefined
+    // What is not hashed does not come by where it could be copied.
+    if (through === undefined || (copy !== undefined && aside === undefined)) return undefined
     if (this.#filled > 0) this.#giveOut()
     const id = this.#id
     const most = Math.min(count, LOAD_BYTES)
-    const load = { from, to, through, aside, progress, stall, slice, count: most }
+    const file = copy && { file: copy.descriptor, position: copy.position }
+    const load = { from, to, through, aside, copy: file, progress, stall, slice, count: most }
     this.#carried = undefined
     this.#thread.tell({ id, do: 'carry', ...load })
     const stop = (): void => this.#thread.tell({ id, do: 'stop' })
     signal.addEventListener('abort', stop, { once: true })
-    const { bytes, waited, end } = await this.#thread
+    const { bytes, copied, waited, end } = await this.#thread
       .carrying(this.#whenCarried())
       .finally(() => signal.removeEventListener('abort', stop))
+    copy?.wrote(copied, copied < bytes ? new Error('the copy could not be written') : undefined)
     switch (end) {
       case 'stopped':
         throw signal.reason

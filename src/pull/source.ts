@@ -57,6 +57,8 @@ export interface Content {
   readonly body?: ContentBody
   /** Set by a source when the body comes from somebody who may break off or lie; `Transfers` sees to that. */
   readonly giver?: Giver
+  /** Set when the body, of all of the content, ends only if its digest is right: nobody has to hash it again. */
+  readonly verified?: true
   /** Set when other nodes may be told to read it from this one while it comes */
   readonly awaited?: true
   /** Set when its bytes may be long in coming, and who waits for them must know that they will */

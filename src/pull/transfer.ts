@@ -59,8 +59,11 @@ export class Transfers {
       if (giver === undefined || body === undefined) return content
       const sent = new Map<SourceName, number>()
       const givenBy = new Map<string, number>()
+      // A part cannot be verified; who asks for one has the rest.
+      const whole = content.range === undefined
       return {
         ...content,
+        ...(whole && { verified: true }),
         sent,
         givenBy,
         body: {
@@ -68,8 +71,6 @@ export class Transfers {
           discard: () => body.discard(),
           writeTo: async (sink, { signal }) => {
             const { digest } = content.descriptor
-            // A part cannot be verified; who asks for one has the rest.
-            const whole = content.range === undefined
             const passage = await this.#passages.over(whole ? digest : undefined, body.length)
             try {
               await this.#write(

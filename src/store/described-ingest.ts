@@ -1,4 +1,4 @@
-import { ContentTruncatedError } from '../oci/body.ts'
+import { ContentTruncatedError, type LentFile } from '../oci/body.ts'
 import {
   isManifestMediaType,
   ManifestInvalidError,
@@ -35,6 +35,11 @@ export class DescribedIngest implements ContentIngest {
     }
     this.#manifest?.set(chunk, received)
     await this.#upload.write(chunk)
+  }
+
+  /** Not for a manifest, which is read on the way. */
+  async lend(): Promise<LentFile | undefined> {
+    return this.#manifest === undefined ? this.#upload.lend?.() : undefined
   }
 
   async commit(): Promise<void> {

@@ -1,4 +1,4 @@
-import type { ContentBody } from '../oci/body.ts'
+import type { ContentBody, LentFile } from '../oci/body.ts'
 import { splitDigest, type Digest } from '../oci/digest.ts'
 import type { ByteRange } from '../oci/distribution.ts'
 import type { Descriptor, ManifestInfo } from '../oci/manifest.ts'
@@ -86,10 +86,14 @@ export type ContentEvent =
 export interface WritableStore extends ContentStore {
   /**
    * Begins to receive content that is known beforehand. Nothing of it is held until `commit`. With `resume` a blob goes on where one
-   * of the same digest was suspended, or was when this process or the store died; there must be one such at a time.
+   * of the same digest was suspended, or was when this process or the store died; there must be one such at a time. What is `verified`
+   * was checked by who writes it, who aborts when it is wrong: a store that hashes for this alone need not.
    * @throws {StoreFullError | StoreUnavailableError}
    */
-  ingest(descriptor: Descriptor, options?: { resume?: boolean }): Promise<ContentIngest>
+  ingest(
+    descriptor: Descriptor,
+    options?: { resume?: boolean; verified?: boolean },
+  ): Promise<ContentIngest>
   /**
    * The same of content whose digest its end will tell. `size` in bytes keeps the room for it, and `algorithm` is that
    * of the digest, where they are known.
@@ -157,6 +161,8 @@ export interface ContentIngest {
   readonly received: number
   /** Resolves when `chunk` may be used for something else. */
   write(chunk: Uint8Array): Promise<void>
+  /** Lends the file that the bytes go into, behind all that has come, where that can be; nothing is written in another way meanwhile. */
+  lend?(): Promise<LentFile | undefined>
   /**
    * Makes the content held: synced to disk first, then visible as a whole.
    * @throws {DigestMismatchError | ContentTruncatedError} and forgets the bytes
@@ -173,6 +179,8 @@ export interface ContentUpload {
   readonly received: number
   /** Resolves when `chunk` may be used for something else. */
   write(chunk: Uint8Array): Promise<void>
+  /** As {@link ContentIngest.lend} */
+  lend?(): Promise<LentFile | undefined>
   /**
    * Makes the content held, as {@link ContentIngest.commit} does. `manifest` is what it says, if it is one: as long as it is
    * held, what it refers to is no garbage.

@@ -236,12 +236,19 @@ export class LayoutStore implements WritableStore, Startable {
 
   async ingest(
     descriptor: Descriptor,
-    { resume = false }: { resume?: boolean } = {},
+    { resume = false, verified = false }: { resume?: boolean; verified?: boolean } = {},
   ): Promise<ContentIngest> {
     const { digest, size, mediaType } = descriptor
     const { algorithm } = splitDigest(digest)
     const again = resume && !isManifestMediaType(mediaType)
-    const upload = await this.#receive({ size, algorithm, digest, resume: again })
+    const upload = await this.#receive({
+      size,
+      algorithm,
+      digest,
+      resume: again,
+      // Of what is resumed nobody has seen the beginning.
+      verified: verified && !again,
+    })
     return new DescribedIngest(upload, descriptor)
   }
 
@@ -255,6 +262,7 @@ export class LayoutStore implements WritableStore, Startable {
     algorithm?: string
     digest?: Digest
     resume?: boolean
+    verified?: boolean
   }): Promise<ContentUpload> {
     let reserved = 0
     const reserve = async (bytes: number): Promise<void> => {
@@ -289,7 +297,8 @@ export class LayoutStore implements WritableStore, Startable {
         })
       const algorithm = options.algorithm ?? 'sha256'
       const resumed = options.resume === true ? await readAgain(file, path, algorithm) : undefined
-      return new FileUpload({ path, file, algorithm, resumed, grow, keep, settle })
+      const { verified = false } = options
+      return new FileUpload({ path, file, algorithm, verified, resumed, grow, keep, settle })
     } catch (error) {
       settle()
       throw asStoreError(error, path)

@@ -1,8 +1,12 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
+import { writeSync } from 'node:fs'
+import { mkdtempDisposable } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
-import { bytesBody, type ByteSink } from '../../../src/oci/body.ts'
+import { bytesBody, readBody, type ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
@@ -17,6 +21,7 @@ import {
   StoreUnavailableError,
   type ContentIngest,
 } from '../../../src/store/store.ts'
+import { LayoutStore } from '../../../src/store/layout/layout-store.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
 
 const log = createLogger({ level: 'silent' })
@@ -116,6 +121,58 @@ suite('keeping what passes by', () => {
     assert.ok((await read(await open(byDigest, { signal }))).equals(bytes))
     assert.deepEqual(breaking.aborted, ['aborted'])
   })
+
+  for (const [what, verified, fails] of [
+    ['is written into the file of the store', true, false],
+    ['that was not verified goes through the store, which hashes it', false, false],
+    ['whose copy cannot be written arrives, and is not kept', true, true],
+  ] as const)
+    test(`what goes past this thread and ${what}`, async () => {
+      await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-keep-'))
+      const path = join(directory.path, 'store')
+      const store = new LayoutStore({ log }, { path, maxBytes: 1e9 })
+      await store.start()
+      const received: Buffer[] = []
+      let carried = false
+      // A connection that others write into, by the system's calls
+      const sink: ByteSink = {
+        write: async (chunk) => void received.push(Buffer.from(chunk)),
+        lend: (use) => use({ descriptor: 0, stall: 1000 }),
+      }
+      const content: Content = {
+        source: 'peer',
+        descriptor: blob,
+        ...(verified && { verified }),
+        body: {
+          length: blob.size,
+          async writeTo(to) {
+            for (let offset = 0; offset < 1000; offset += 10)
+              await to.write(bytes.subarray(offset, offset + 10))
+            await to.lend?.(async ({ copy }) => {
+              const middle = bytes.subarray(1000, 90_000)
+              assert.ok(copy)
+              assert.equal(copy.position, 1000)
+              if (fails) copy.wrote(0, new Error('disk full'))
+              else copy.wrote(writeSync(copy.descriptor, middle, 0, middle.length, 1000))
+              received.push(middle)
+              carried = true
+            })
+            await to.write(bytes.subarray(carried ? 90_000 : 1000))
+          },
+          async discard() {},
+        },
+      }
+      const open = keep(async () => content, { store, log, homeRegistry: 'registry.localhost' })
+      await (await open(byDigest, { signal })).body?.writeTo(sink, { signal })
+      assert.ok(Buffer.concat(received).equals(bytes))
+      assert.equal(carried, verified)
+      if (fails) await assert.rejects(store.stat(blob.digest), NotHeldError)
+      else {
+        const kept = await readBody(await store.open(blob.digest), { maxBytes: 1e6, signal })
+        assert.ok(Buffer.from(kept).equals(bytes))
+      }
+      await store.stop()
+    })
 
   test('a transfer that breaks leaves nothing behind', async () => {
     const store = new MemoryStore()

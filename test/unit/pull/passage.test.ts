@@ -2,10 +2,13 @@ import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
+import { mkdtempDisposable, open, readFile } from 'node:fs/promises'
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { kernelCalls, LentSocket } from '../../../src/kernel/calls.ts'
-import type { CarryLoad } from '../../../src/oci/body.ts'
+import type { CarryLoad, LentFile, LentReader } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { Passages, type Passage } from '../../../src/pull/passage.ts'
 import { until } from '../../wait.ts'
@@ -127,13 +130,27 @@ async function carrier() {
     async carry(
       passage: Passage,
       count: number,
-      { progress = 10_000, stall = 10_000, signal = new AbortController().signal } = {},
+      {
+        progress = 10_000,
+        stall = 10_000,
+        signal = new AbortController().signal,
+        copy,
+      }: {
+        progress?: number
+        stall?: number
+        signal?: AbortSignal
+        copy?: (offset: number) => LentFile
+      } = {},
     ) {
       using source = await LentSocket.of(from)
       using sink = await LentSocket.of(to)
       assert.ok(source && sink)
-      const reader = { descriptor: sink.descriptor, stall }
       for (let bytes = 0; ;) {
+        const reader: LentReader = {
+          descriptor: sink.descriptor,
+          stall,
+          ...(copy && { copy: copy(bytes) }),
+        }
         const load: CarryLoad = { from: source.descriptor, count: count - bytes, progress }
         const carried = await passage.carry?.(load, reader, { signal })
         assert.ok(carried)
@@ -170,6 +187,40 @@ suite('from socket to socket', { skip }, () => {
     await passage.update(bytes.subarray(2_900_001))
     await passage.finish()
     assert.ok(way.received().equals(bytes.subarray(100_000, 2_900_001)))
+    await passages.close()
+  })
+
+  test('a file gets them too, where they belong; one that cannot be written is told of, and the reader notices nothing', async () => {
+    await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-passage-'))
+    const path = join(directory.path, 'copy')
+    const passages = new Passages({ hereBytes: 0 })
+    for (const flags of ['w', 'r']) {
+      const passage = await passages.over(digest, bytes.length)
+      await using file = await open(path, flags)
+      using way = await carrier()
+      way.read()
+      const first = bytes.subarray(0, 100_000)
+      await passage.update(first)
+      if (flags === 'w') await file.write(first)
+      way.giver.end(bytes.subarray(first.length))
+      let [there, failures] = [0, 0]
+      const copy = (offset: number): LentFile => ({
+        descriptor: file.fd,
+        position: first.length + offset,
+        wrote(more, failure) {
+          there += more
+          if (failure !== undefined) failures += 1
+        },
+      })
+      const rest = bytes.length - first.length
+      await way.carry(passage, rest, { copy })
+      await passage.finish()
+      await until(() => way.received().length === rest)
+      assert.ok(way.received().equals(bytes.subarray(first.length)))
+      assert.equal(there, flags === 'w' ? rest : 0)
+      assert.equal(failures > 0, flags === 'r')
+      assert.ok((await readFile(path)).equals(bytes))
+    }
     await passages.close()
   })
 
