@@ -248,6 +248,7 @@ export class RegistryClient {
         waited += carried?.waited ?? 0
         left -= carried?.bytes ?? 0
       }
+      if (!carries && left > CARRY_BYTES) connection.widen()
       if (gathers && !carries && left > 0 && chunk.length < GATHER.bytes) {
         await delay(GATHER.ms, undefined, { signal })
         waited += GATHER.ms

@@ -36,6 +36,7 @@ export class HotStore implements ContentStore {
   readonly #entries = new Map<Digest, { descriptor: Descriptor; bytes?: Uint8Array }>()
   readonly #maxBytes: number
   #bytes = 0
+  readonly #known = (digest: Digest): Descriptor | undefined => this.#use(digest)?.descriptor
 
   /** `maxBytes` bounds what is kept in memory; 0 keeps nothing. */
   constructor(store: ContentStore, init: { maxBytes?: number } = {}) {
@@ -78,7 +79,7 @@ export class HotStore implements ContentStore {
   }
 
   async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
-    return this.#store.resolve(tag, options)
+    return this.#store.resolve(tag, { ...options, known: this.#known })
   }
 
   async stat(digest: Digest, options: AbortOptions = {}): Promise<Descriptor> {
@@ -99,7 +100,7 @@ export class HotStore implements ContentStore {
       return bytesBody(
         range === undefined ? entry.bytes : entry.bytes.subarray(range.start, range.end + 1),
       )
-    const body = await this.#store.open(digest, options)
+    const body = await this.#store.open(digest, { ...options, known: this.#known })
     if (entry === undefined || range !== undefined || body.length > MAX_ENTRY_BYTES) return body
     const signal = options.signal ?? AbortSignal.timeout(READ_DEADLINE_MS)
     const bytes = await readBody(body, { maxBytes: MAX_ENTRY_BYTES, signal })

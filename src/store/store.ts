@@ -8,6 +8,11 @@ export interface AbortOptions {
   signal?: AbortSignal
 }
 
+/** What is known anyway of content that is held: the store need not look for that. */
+export interface KnownContent {
+  known?: (digest: Digest) => Descriptor | undefined
+}
+
 /** What this node holds, complete and readable now. */
 export interface ContentStore {
   readonly name: 'containerd' | 'layout'
@@ -16,7 +21,7 @@ export interface ContentStore {
    * @throws {NotHeldError}
    * @throws {StoreUnavailableError}
    */
-  resolve(tag: TagName, options?: AbortOptions): Promise<Descriptor>
+  resolve(tag: TagName, options?: AbortOptions & KnownContent): Promise<Descriptor>
   /**
    * Size and media type; `application/octet-stream` for what is neither a manifest nor an index.
    * @throws {NotHeldError} also for content that is still arriving
@@ -28,7 +33,10 @@ export interface ContentStore {
    * @throws {NotHeldError}
    * @throws {StoreUnavailableError}
    */
-  open(digest: Digest, options?: AbortOptions & { range?: ByteRange }): Promise<ContentBody>
+  open(
+    digest: Digest,
+    options?: AbortOptions & KnownContent & { range?: ByteRange },
+  ): Promise<ContentBody>
   /**
    * What is held: a full snapshot first, changes after it, and a new snapshot after every reconnect and
    * {@link recheck}. It ends only by `signal`, whatever happens to the store.

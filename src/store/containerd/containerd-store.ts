@@ -25,6 +25,7 @@ import {
   type ContentEvent,
   type ContentIngest,
   type ContentUpload,
+  type KnownContent,
   type Receiver,
   type RepositoryOrAny,
   type WritableStore,
@@ -95,9 +96,9 @@ export class ContainerdStore implements WritableStore {
     this.#inventory = this.#createInventory()
   }
 
-  async resolve(tag: TagName, options: AbortOptions = {}): Promise<Descriptor> {
+  async resolve(tag: TagName, options: AbortOptions & KnownContent = {}): Promise<Descriptor> {
     const target = await this.#client.target(tag, options)
-    const held = await this.stat(target.digest, options)
+    const held = options.known?.(target.digest) ?? (await this.stat(target.digest, options))
     // Of kinds of manifests that we cannot read, containerd may know the media type.
     return held.mediaType === MEDIA_TYPE.octets && target.mediaType !== ''
       ? { ...held, mediaType: target.mediaType }
@@ -121,9 +122,10 @@ export class ContainerdStore implements WritableStore {
 
   async open(
     digest: Digest,
-    options: AbortOptions & { range?: ByteRange } = {},
+    options: AbortOptions & KnownContent & { range?: ByteRange } = {},
   ): Promise<ContentBody> {
-    const size = await this.#client.size(digest, options)
+    const known = options.known?.(digest)
+    const size = known?.size ?? (await this.#client.size(digest, options))
     return this.#open(digest, options.range ?? { start: 0, end: size - 1 }, options)
   }
 
@@ -307,13 +309,16 @@ export class ContainerdStore implements WritableStore {
 
   async #open(digest: Digest, range: ByteRange, options: AbortOptions): Promise<ContentBody> {
     const directory = await this.#findContentPath()
+    let failure: unknown
     try {
       if (directory !== undefined) return await openFileBody(fileOf(directory, digest), range)
     } catch (error) {
-      this.#log.warn({ digest, err: error }, 'blob cannot be read from the content directory')
+      failure = error
     }
     // It may have been removed since; then this says so.
     const size = await this.#client.size(digest, options)
+    if (failure !== undefined)
+      this.#log.warn({ digest, err: failure }, 'blob cannot be read from the content directory')
     const signal = options.signal ?? AbortSignal.timeout(SNIFF_DEADLINE_MS)
     if (size > 0 && !(await this.#client.givesLast(digest, size, { signal }))) {
       this.#inventory.damaged(digest)

@@ -4,26 +4,39 @@ import { suite, test, type TestContext } from 'node:test'
 import { readBody } from '../../../src/oci/body.ts'
 import type { Digest } from '../../../src/oci/digest.ts'
 import { HotStore } from '../../../src/store/hot-store.ts'
-import type { ContentStore } from '../../../src/store/store.ts'
+import type { Descriptor } from '../../../src/oci/manifest.ts'
+import { tagName } from '../../../src/oci/reference.ts'
+import type { ContentStore, KnownContent } from '../../../src/store/store.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
 import { until } from '../../wait.ts'
 
 const small = Buffer.from('a small document')
 const large = randomBytes(300_000)
+const TAG = tagName('registry.test', 'team/app', '1')
 
 /** A store with a hot one before it that is watched, and how often the one behind was asked. */
 async function watched(t: TestContext, init: { maxBytes?: number } = {}) {
   const memory = new MemoryStore()
   const asked: string[] = []
+  const knew: Descriptor[] = []
+  const note = ({ known }: KnownContent = {}, digest: Digest): void => {
+    const descriptor = known?.(digest)
+    if (descriptor !== undefined) knew.push(descriptor)
+  }
   const behind: ContentStore = {
     name: memory.name,
-    resolve: (tag, options) => memory.resolve(tag, options),
+    resolve: async (tag, options) => {
+      const target = await memory.resolve(tag, options)
+      note(options, target.digest)
+      return target
+    },
     stat: (digest, options) => {
       asked.push('stat')
       return memory.stat(digest, options)
     },
     open: (digest, options) => {
       asked.push('open')
+      note(options, digest)
       return memory.open(digest, options)
     },
     watch: (options) => memory.watch(options),
@@ -52,7 +65,7 @@ async function watched(t: TestContext, init: { maxBytes?: number } = {}) {
       await readBody(body, { maxBytes: 1_000_000, signal: AbortSignal.timeout(5000) }),
     )
   }
-  return { memory, hot, asked, put, read, ended, events }
+  return { memory, hot, asked, knew, put, read, ended, events }
 }
 
 suite('a hot store', () => {
@@ -72,6 +85,23 @@ suite('a hot store', () => {
     assert.deepEqual(await read(digest), large)
     assert.deepEqual(await read(digest), large)
     assert.deepEqual(asked, ['stat', 'open', 'open'])
+  })
+
+  test('tells the store behind what is known, so that it need not look', async (t) => {
+    const { memory, hot, knew, put } = await watched(t)
+    const digest = await put(large)
+    await memory.tag(TAG, await memory.stat(digest))
+    await hot.resolve(TAG)
+    await hot.open(digest)
+    assert.deepEqual(knew.splice(0), [])
+    const descriptor = await hot.stat(digest)
+    await hot.resolve(TAG)
+    await hot.open(digest)
+    assert.deepEqual(knew.splice(0), [descriptor, descriptor])
+    memory.delete(digest)
+    await until(() => hot.holds(digest) === false)
+    await assert.rejects(hot.open(digest), { code: 'ERR_NOT_HELD' })
+    assert.deepEqual(knew, [])
   })
 
   test('forgets what is gone, and everything when the store is lost', async (t) => {
