@@ -1,4 +1,5 @@
 import { availableParallelism } from 'node:os'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { kernelCalls, type KernelCalls, type Pipe } from '../kernel/calls.ts'
 import type { Carried, CarryLoad, LentReader } from '../oci/body.ts'
@@ -86,16 +87,29 @@ export class Passages {
     }
     const calls = await kernelCalls()
     if (calls === undefined && digest === undefined) return passageHere(digest)
-    const thread = new Thread(calls, () => {
-      this.#threads.splice(this.#threads.indexOf(thread), 1)
-    })
-    this.#threads.push(thread)
-    return new RemotePassage(thread, digest)
+    return new RemotePassage(this.#begin(calls), digest)
+  }
+
+  /** So many bytes are about to be asked for, in one blob or several: the thread that they will pass through is begun. */
+  async foresee(bytes: number): Promise<void> {
+    if (bytes <= this.#hereBytes) return
+    // Whoever told goes first: to begin one holds this thread up for some ms.
+    await nextTurn()
+    const calls = await kernelCalls()
+    if (this.#threads.length === 0) this.#begin(calls).rest()
   }
 
   /** Ends all threads; what passes through them fails. */
   async close(): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.end()))
+  }
+
+  #begin(calls: KernelCalls | undefined): Thread {
+    const thread = new Thread(calls, () => {
+      this.#threads.splice(this.#threads.indexOf(thread), 1)
+    })
+    this.#threads.push(thread)
+    return thread
   }
 }
 
@@ -191,8 +205,13 @@ class Thread {
   }
 
   leave(id: number): void {
-    if (!this.#users.delete(id) || this.#users.size > 0) return
+    if (this.#users.delete(id) && this.#users.size === 0) this.rest()
+  }
+
+  /** It ends when nobody comes for a while. */
+  rest(): void {
     this.#worker.unref()
+    clearTimeout(this.#idle)
     this.#idle = setTimeout(() => void this.end(), IDLE).unref()
   }
 

@@ -1,7 +1,8 @@
 import type { Logger } from '../observe/log.ts'
-import { ContentTruncatedError, type ByteSink } from '../oci/body.ts'
+import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
+import { ManifestInvalidError, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
 import type { Link } from '../traffic/link.ts'
 import { ShapedSink } from '../traffic/shaped-sink.ts'
 import type { OpenContent } from './chain.ts'
@@ -56,7 +57,11 @@ export class Transfers {
     return async (request, options) => {
       const { giver, ...content } = await open(request, options)
       const { body } = content
-      if (giver === undefined || body === undefined) return content
+      if (body === undefined) return content
+      if (giver === undefined) {
+        const comes = request.kind === 'manifest' && content.source !== 'local'
+        return comes ? { ...content, body: this.#announcing(body) } : content
+      }
       const sent = new Map<SourceName, number>()
       const givenBy = new Map<string, number>()
       // A part cannot be verified; who asks for one has the rest.
@@ -83,6 +88,21 @@ export class Transfers {
           },
         },
       }
+    }
+  }
+
+  /** A manifest, which is small and was verified as a whole, says how much comes next. */
+  #announcing(body: ContentBody): ContentBody {
+    return {
+      length: body.length,
+      discard: () => body.discard(),
+      writeTo: async (sink, { signal }) => {
+        const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal })
+        await sink.write(bytes)
+        this.#passages
+          .foresee(sizeOfContent(bytes))
+          .catch((error: unknown) => this.#log.debug({ err: error }, 'no thread was begun'))
+      },
     }
   }
 
@@ -186,6 +206,16 @@ export class Transfers {
         throw new ContentTruncatedError(`the rest from byte ${offset} has another length`)
       }
     }
+  }
+}
+
+/** Of all that a manifest refers to, in bytes; 0 for one that cannot be read. */
+function sizeOfContent(manifest: Uint8Array): number {
+  try {
+    return parseManifest(manifest).children.reduce((sum, { size }) => sum + size, 0)
+  } catch (error) {
+    if (error instanceof ManifestInvalidError) return 0
+    throw error
   }
 }
 

@@ -88,6 +88,18 @@ suite('passages', () => {
     await passages.close()
   })
 
+  test('that are foreseen find their thread begun, if they are worth one', async () => {
+    const passages = new Passages({ hereBytes: 2 * bytes.length })
+    for (const foreseen of [2 * bytes.length, 2 * bytes.length + 1]) {
+      await passages.foresee(foreseen)
+      await passages.foresee(foreseen)
+      const passage = await passages.over(digest, bytes.length)
+      assert.equal('carry' in passage, foreseen > 2 * bytes.length)
+      passage.drop()
+    }
+    await passages.close()
+  })
+
   test('fails when its thread ends, and begins anew with the next', async () => {
     const passages = new Passages({ hereBytes: 0 })
     const passage = await passages.over(digest, bytes.length)

@@ -18,6 +18,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import type { ContentKey } from '../../../src/oci/reference.ts'
+import { bytesBody } from '../../../src/oci/body.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { Passages } from '../../../src/pull/passage.ts'
 import { PeersSource } from '../../../src/pull/peers.ts'
@@ -328,6 +329,35 @@ test('wrong bytes of a peer are found though an honest upstream gives the end, a
   const before = liar.requests.length
   await node.read(false)
   assert.equal(liar.requests.length, before)
+})
+
+test('a manifest that comes from elsewhere has the thread begun that its layers will need', async () => {
+  const log = createLogger({ level: 'silent' })
+  const passages = new Passages()
+  await using stack = new AsyncDisposableStack()
+  const transfers = stack.adopt(new Transfers({ log, passages }), (each) => each.close())
+  const { signal } = new AbortController()
+  const descriptor = { digest, mediaType: MEDIA_TYPE.octets, size: 100_000_000 }
+  const manifest = Buffer.from(
+    JSON.stringify({ schemaVersion: 2, config: { ...descriptor, size: 2 }, layers: [descriptor] }),
+  )
+  const opened = transfers.over(async () => ({
+    source: 'peer',
+    descriptor: { digest, mediaType: MEDIA_TYPE.ociManifest, size: manifest.length },
+    body: bytesBody(manifest),
+  }))
+  const content = await opened(
+    { method: 'GET', kind: 'manifest', registry: 'a', repository: 'b', target: { digest } },
+    { signal },
+  )
+  const received: Uint8Array[] = []
+  await content.body?.writeTo({ write: async (chunk) => void received.push(chunk) }, { signal })
+  assert.deepEqual(Buffer.concat(received), manifest)
+  await until(async () => {
+    const passage = await passages.over(digest, bytes.length)
+    passage.drop()
+    return 'carry' in passage
+  })
 })
 
 test('whoever gives it may change as often as somebody better comes, and may come again', async () => {
