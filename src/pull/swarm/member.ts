@@ -31,9 +31,8 @@ const PATIENCE = { alone: 2500, advised: 4000 }
  */
 const MAX_BROKEN = 6
 const ALONE = { first: 2500, most: 40_000 }
-/** A node that could not be read from is not tried again for so long, in ms: it may not have begun. */
-const FAILED = 5000
-const FAILED_AGAIN = 60_000
+/** A node that could not be read from is not tried again for so long, in ms, as it may not have begun; for twice as long each further time. */
+const FAILED = { first: 2000, most: 60_000 }
 const MAX_FAILED = 16
 const PACE = { first: 250, least: 100, most: 10_000 }
 /** A node that is alone looks so often, in ms, whether it still is. */
@@ -168,7 +167,10 @@ export class Member {
     for (const id of ids) {
       const times = (this.#failed.get(id)?.times ?? 0) + 1
       this.#failed.delete(id)
-      this.#failed.set(id, { until: now + (times === 1 ? FAILED : FAILED_AGAIN), times })
+      this.#failed.set(id, {
+        until: now + Math.min(FAILED.most, FAILED.first * 2 ** (times - 1)),
+        times,
+      })
       for (const oldest of this.#failed.keys()) {
         if (this.#failed.size <= MAX_FAILED) break
         this.#failed.delete(oldest)

@@ -28,6 +28,8 @@ const MAX_STALLED = 3
 const NOT_WORTH_IT = 1024 * 1024
 /** A node that could not be read from by so many others is offered to nobody, for so long, in ms. */
 const ACCUSERS = 5
+/** It need have nothing for so long after it came, in ms. */
+const BEGINS = 5000
 const DISGRACE = 120_000
 const MAX_ACCUSED = 4096
 
@@ -109,7 +111,7 @@ export class Tracker {
     if (report.state === 'gone') {
       const before = swarm.members.get(id)
       for (const failed of report.failed.slice(0, MAX_FAILED)) {
-        this.#accuse(failed, id, now)
+        this.#accuse(swarm, failed, id, now)
         // Whoever reads by way of it has the same bytes, and need not know yet.
         const giver = swarm.members.get(failed)
         if (report.wrong && giver !== undefined && before?.readsFrom === failed)
@@ -229,7 +231,7 @@ export class Tracker {
     member.noUpstream = report.noUpstream
     member.wary = report.wrong
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
-    for (const id of failed) if (!member.failed.has(id)) this.#accuse(id, member.id, now)
+    for (const id of failed) if (!member.failed.has(id)) this.#accuse(swarm, id, member.id, now)
     member.failed = failed
     member.readsFrom = report.from === member.id ? '' : report.from
     const from = swarm.members.get(report.from)
@@ -243,7 +245,10 @@ export class Tracker {
   }
 
   /** Several have not been able to read from it: it does not have what it says, or nobody gets there. */
-  #accuse(id: string, by: string, now: number): void {
+  #accuse(swarm: Swarm, id: string, by: string, now: number): void {
+    const giver = swarm.members.get(id)
+    // Who has only just come may not have begun.
+    if (giver !== undefined && giver.have === 0 && now - giver.enteredAt < BEGINS) return
     const known = this.#accused.get(id)
     const accused =
       known !== undefined && now - known.since < DISGRACE

@@ -137,6 +137,17 @@ suite('a list of who gets what', () => {
     assert.ok(advice[0] !== 'c' && advice[0] !== 'a', `e reads from ${advice[0]}`)
   })
 
+  test('who has only just come may not have begun, and is no liar because others asked too soon', () => {
+    const list = new Bench()
+    list.join('slow')
+    for (let other = 0; other < 8; other += 1) {
+      list.hear(`n${other}`, { failed: ['slow'] })
+      list.hear(`n${other}`, { state: 'gone' })
+    }
+    list.hear('slow', { state: 'leads', have: MB })
+    assert.deepEqual(list.hear('late').from, ['slow'])
+  })
+
   test('one that stepped in, and knows of nobody, has no node lead that only stands still', () => {
     const list = new Bench()
     const stalled = { state: 'follows', from: 'x', have: MB, stalled: true } as const
