@@ -22,6 +22,8 @@ const BATCH = 100
 const SHARE_NEEDED = 0.035
 /** … and where inventories answer them. */
 const SHARE_SPARE = 0.01
+/** … and so long, in ms, the first records wait there for those that come next: a pull that is under way needs both nodes. */
+const TOGETHER_MS = 500
 /** One slow answer is no reason to tell a node nothing for long. */
 const MAX_PAUSE_MS = 10_000
 /** What a batch costs a receiver is how long the quickest of so many took: the others waited for something else. */
@@ -415,6 +417,9 @@ export class DhtRecords {
       if (waitMs > 0) {
         const limit = AbortSignal.any([signal, AbortSignal.timeout(Math.ceil(waitMs))])
         await once(bell, 'missing', { signal: limit }).catch(() => {})
+        // Inventories have told of it, and more is to come of the same image.
+        if (!this.#needed() && missing.size > 0)
+          await delay(TOGETHER_MS, undefined, { signal, ref: false })
         continue
       }
       const renews = missing.size === 0
