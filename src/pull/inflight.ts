@@ -26,7 +26,6 @@ const LINGER = 10_000
 const LOOK_AGAIN = 100
 /** The file into which something comes is looked for so often, with such pauses in ms. */
 const FILE = { looks: 100, pause: 10 }
-
 /** What nobody reads any more that asked for parts of it is not got any further after so long, in ms. */
 const IDLE = 3000
 
@@ -93,7 +92,7 @@ export class Inflight implements ContentSource {
   over(open: OpenContent, receiver: Receiver): OpenContent {
     return async (request, options) => {
       const { method, kind, target, registry } = request
-      if (method !== 'GET' || kind !== 'blob' || !('digest' in target) || !this.#wanted(registry))
+      if (method !== 'GET' || kind !== 'blob' || !('digest' in target))
         return open(request, options)
       const joined = await this.#join(target.digest, receiver, request, options)
       if (joined !== undefined) return joined
@@ -101,7 +100,7 @@ export class Inflight implements ContentSource {
       if (arrival === undefined) return open(request, options)
       try {
         const asked = arrival.asUrgent(request)
-        return isWhole(request)
+        return isWhole(request) && this.#wanted(registry)
           ? await this.#openWhole(arrival, asked, open, options)
           : this.#offered(arrival, await open(asked, options))
       } catch (error) {
@@ -287,9 +286,10 @@ export class Inflight implements ContentSource {
   ): Promise<void> {
     // What some node holds others get from there: to write it aside as well would take three times as long, and whoever
     // asks here all the same can wait until its file is found.
-    const here = awaited === true ? await this.#store.arriving(digest, arrival.receiver) : undefined
+    const told = awaited === true && this.#wanted(arrival.registry)
+    const here = told ? await this.#store.arriving(digest, arrival.receiver) : undefined
     // What begins in the middle is readable only where the beginning is, too.
-    const spools = here === undefined && range === undefined && awaited === true
+    const spools = told && here === undefined && range === undefined
     const spooled = spools ? await this.#spool?.begin(size) : undefined
     arrival.readable(here ?? spooled?.content)
     this.#log.debug(
@@ -332,7 +332,9 @@ export class Inflight implements ContentSource {
   async #awaitHeld(arrival: Arrival): Promise<void> {
     const { digest } = arrival
     let until = performance.now() + LINGER
-    while (arrival.isRead || !(arrival.verified && this.#given(digest))) {
+    const offered = (): boolean =>
+      this.#wanted(arrival.registry) && !(arrival.verified && this.#given(digest))
+    while (arrival.isRead || offered()) {
       const now = performance.now()
       if (arrival.isRead) until = now + LINGER
       // Or another part of it, which ends in here as well
@@ -383,7 +385,7 @@ class Arrival implements Growth {
   /** Reads of it that somebody waits for */
   #awaited = 0
   #feed: Feed | undefined
-  /** Clients of this node that read it, where it is brought by itself */
+  /** Those on this node who read it */
   #readers = 0
   #idle: NodeJS.Timeout | undefined
   readonly #begun = Promise.withResolvers<Descriptor>()
@@ -456,15 +458,14 @@ class Arrival implements Growth {
     }
   }
 
-  /** A read of a client of this node. */
+  /** Read by somebody on this node, for whom it stays. */
   held(body: ContentBody): ContentBody {
-    const feed = this.#feed
-    if (feed === undefined) return body
     this.#readers += 1
     clearTimeout(this.#idle)
     const release = (): void => {
       this.#readers -= 1
-      if (this.#readers === 0) this.#idle = setTimeout(feed.stop, IDLE).unref()
+      if (this.#readers > 0 || this.#feed === undefined) return
+      this.#idle = setTimeout(this.#feed.stop, IDLE).unref()
     }
     return {
       length: body.length,

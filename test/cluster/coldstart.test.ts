@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
 import { after, before, suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
+import { describeStatus } from '../../src/cli/status.ts'
+import type { PullReport } from '../../src/observe/pull-history.ts'
+import type { NodeStatus } from '../../src/observe/status.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
@@ -65,24 +68,25 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
   /** `shoal status` names the tree while it is there: who leads, and who gives it to whom. */
   async function watchTree(): Promise<void> {
     const names = cluster.nodes.map(({ name }) => name).join('|')
+    const lines = {
+      leader: new RegExp(`^keeps the list +of \\d nodes.*: (?:${names}) from the upstream`, 'm'),
+      tree: new RegExp(`^ +(?:${names}) gives it to (?:${names})`, 'm'),
+      follows: new RegExp(`^receives +sha256:\\S+ from (?:${names}): `, 'm'),
+      leads: /^receives +sha256:\S+ from the upstream, for all: /m,
+    }
     const seen = new Set<string>()
     await until(
       async () => {
-        for (const node of cluster.nodes) {
-          const said = await node.exec(['shoal', 'status'])
-          if (
-            new RegExp(`^keeps the list +of 4 nodes.*: (?:${names}) from the upstream`, 'm').test(
-              said,
-            )
-          )
-            seen.add('leader')
-          if (new RegExp(`^ +(?:${names}) gives it to (?:${names})`, 'm').test(said))
-            seen.add('tree')
-          if (new RegExp(`^receives +sha256:\\S+ from (?:${names}): `, 'm').test(said))
-            seen.add('follows')
-          if (/^receives +sha256:\S+ from the upstream, for all: /m.test(said)) seen.add('leads')
-        }
-        return seen.size === 4
+        // As the command says it, which takes longer than some of this lasts
+        const said = await Promise.all(
+          cluster.nodes.map(async ({ machine }) => {
+            const { body } = await machine.get('http://127.0.0.1:9090/status')
+            return describeStatus(JSON.parse(body) as NodeStatus)
+          }),
+        )
+        for (const [what, line] of Object.entries(lines))
+          if (said.some((each) => line.test(each))) seen.add(what)
+        return seen.size === Object.keys(lines).length
       },
       { what: 'status shows who leads and who gives to whom', timeoutMs: 60_000 },
     ).catch((error: unknown) => {
@@ -96,15 +100,22 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
       const said = await node.exec(['shoal', 'status'])
       assert.match(
         said,
-        /^traffic +12\.\d MB to clients since the start, [\d.]+ k?M?B over the uplink: .* saved/m,
+        /^traffic +1\d\.\d MB to clients since the start, [\d.]+ k?M?B over the uplink: .* saved/m,
       )
       const { pulls } = JSON.parse(await node.exec(['shoal', 'explain', '--json', reference])) as {
-        pulls: { contents: { kind: string; givers: Record<string, number> }[] }[]
+        pulls: PullReport[]
       }
       const others = cluster.nodes.filter((each) => each !== node).map(({ name }) => name)
-      for (const { kind, givers } of pulls.flatMap(({ contents }) => contents)) {
-        if (kind !== 'blob') continue
-        for (const [name, bytes] of Object.entries(givers)) {
+      const contents = pulls.flatMap((pull) => pull.contents)
+      for (const { kind, givers, size, source, outcome } of contents) {
+        if (kind !== 'blob' || outcome !== 'ok' || source === 'local') continue
+        const given = Object.entries(givers)
+        // Each byte has one giver.
+        assert.equal(
+          given.reduce((sum, [, bytes]) => sum + bytes, 0),
+          size,
+        )
+        for (const [name, bytes] of given) {
           if (others.includes(name)) fromNodes += bytes
           else {
             assert.equal(name, `http://${Upstream.host}`)
@@ -117,9 +128,7 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
         /^ +blob sha256:\S+ 8\.0 MB: [\d.]+ .?B \S+/m,
       )
     }
-    // Each byte of each layer has one giver; the configuration is small.
-    assert.ok(fromUpstream + fromNodes >= 4 * SIZE && fromUpstream + fromNodes < 4.1 * SIZE)
-    assert.ok(fromUpstream >= SIZE && fromNodes > SIZE, `${fromUpstream}, ${fromNodes}`)
+    assert.ok(fromUpstream > SIZE / 2 && fromNodes > SIZE, `${fromUpstream}, ${fromNodes}`)
   })
 
   test("what is read meanwhile is read from containerd's own file, in both generations", () => {

@@ -210,6 +210,7 @@ export class SwarmNode implements AsyncDisposable {
       region?: string
       spool?: number
       keeps?: boolean
+      alone?: boolean
     },
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
@@ -235,7 +236,7 @@ export class SwarmNode implements AsyncDisposable {
       store,
       spool: layout === undefined ? spool : undefined,
       given: () => false,
-      wanted: () => true,
+      wanted: () => init.alone !== true,
       gives: () => true,
       log,
     })

@@ -73,12 +73,12 @@ async function readPart(node: SwarmNode, start: number, length: number): Promise
   return Buffer.concat(chunks).subarray(0, length)
 }
 
-async function start(stack: AsyncDisposableStack, count = 1, keeps = true) {
+async function start(stack: AsyncDisposableStack, count = 1, { keeps = true, alone = false } = {}) {
   const upstream = stack.use(await startUpstream())
   const net = new PullNet()
   const nodes: SwarmNode[] = []
   for (let index = 0; index < count; index += 1) {
-    const init = { id: `node-${index}`, upstream: upstream.url, keeps }
+    const init = { id: `node-${index}`, upstream: upstream.url, keeps, alone }
     nodes.push(stack.use(await SwarmNode.start(net, init)))
   }
   const [node, other] = nodes
@@ -102,6 +102,19 @@ suite('a pull and a prefetch of the same blob on one node', () => {
     await until(() => request.background?.() === true, { what: 'the pull has ended' })
     assert.equal(upstream.given, size)
     assert.equal(node.asked.length, 1)
+  })
+
+  test('also where no other node could ask for it', async () => {
+    await using stack = new AsyncDisposableStack()
+    const { node, upstream } = await start(stack, 1, { alone: true })
+    const prefetched = node.prefetch(blob, { signal })
+    await until(() => upstream.given > 0)
+    const pulled = node.get(BLOB)
+    await until(() => node.asked[0]?.background?.() === false, { what: 'it is urgent' })
+    upstream.allowed = size
+    assert.deepEqual(await pulled, RIGHT)
+    await prefetched
+    assert.equal(upstream.given, size)
   })
 
   test('the prefetch reads what the pull is getting', async () => {
@@ -224,7 +237,7 @@ suite('a client that asks for parts of a blob at the same time', () => {
     const where = keeps ? 'its own store' : 'containerd'
     test(`has it crossed the uplink once, for all nodes, on nodes with ${where}`, async () => {
       await using stack = new AsyncDisposableStack()
-      const { node, other, upstream } = await start(stack, 2, keeps)
+      const { node, other, upstream } = await start(stack, 2, { keeps })
       assert.ok(other)
       upstream.allowed = size
       upstream.pace = 40_000
@@ -236,7 +249,7 @@ suite('a client that asks for parts of a blob at the same time', () => {
 
   test('and goes away has it got no further', async () => {
     await using stack = new AsyncDisposableStack()
-    const { node, upstream } = await start(stack, 1, false)
+    const { node, upstream } = await start(stack, 1, { keeps: false })
     upstream.allowed = size
     upstream.pace = 1000
     await Promise.all([readPart(node, 0, 1000), readPart(node, 1000, 1000)])
@@ -248,7 +261,7 @@ suite('a client that asks for parts of a blob at the same time', () => {
 
   test('gets the rest by itself when what it reads breaks off', async () => {
     await using stack = new AsyncDisposableStack()
-    const { node, upstream } = await start(stack, 1, false)
+    const { node, upstream } = await start(stack, 1, { keeps: false })
     const parts = [
       readPart(node, 0, PART),
       readPart(node, PART, PART),

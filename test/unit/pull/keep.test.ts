@@ -11,6 +11,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { tagName } from '../../../src/oci/reference.ts'
+import { reasonOf } from '../../../src/prefetch/prefetcher.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { keep } from '../../../src/pull/keep.ts'
 import { LocalSource } from '../../../src/pull/local.ts'
@@ -222,6 +223,23 @@ suite('asking one source after the other', () => {
     await assert.rejects(chain([nobody, nobody])(byDigest, { signal }), ContentNotFoundError)
     const down = failing(new StoreUnavailableError('down'))
     await assert.rejects(chain([down, nobody])(byDigest, { signal }), StoreUnavailableError)
+  })
+
+  test('when nobody has it, what the registry said is the reason, whoever was asked after it', async () => {
+    const said = new ContentNotFoundError('https://r.test: wants a login, and this node has none')
+    const registry: ContentSource = { ...failing(said), name: 'upstream' }
+    const peers: ContentSource = { ...failing(new ContentNotFoundError('no peer')), name: 'peer' }
+    await assert.rejects(
+      chain([peers, registry, peers])(byDigest, { signal }),
+      (error: unknown) => {
+        assert.equal(reasonOf(error), said.message)
+        return true
+      },
+    )
+    await assert.rejects(chain([peers])(byDigest, { signal }), (error: unknown) => {
+      assert.equal(reasonOf(error), 'no source has it')
+      return true
+    })
   })
 
   test('a manifest asked for by the digest of a blob is not found, and a manifest as a blob has no media type of its own', async () => {
