@@ -8,6 +8,7 @@ import { test } from 'node:test'
 const COMPOSITION = [
   'oci',
   'lifecycle.ts',
+  'system-error.ts',
   'observe',
   'config',
   'store',
@@ -29,12 +30,20 @@ const COMPOSITION = [
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
+  'system-error.ts': [], // what the system says of files, which every room that has some reads
   kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
   observe: [],
-  config: ['oci', 'lifecycle.ts', 'observe/log.ts'],
-  mirror: ['oci', 'lifecycle.ts', 'observe/log.ts', 'config/endpoints.ts', 'config/registries.ts'],
-  rollout: ['config/registries.ts', 'config/yaml-file.ts'],
-  install: ['mirror/file.ts'],
+  config: ['oci', 'lifecycle.ts', 'system-error.ts', 'observe/log.ts'],
+  mirror: [
+    'oci',
+    'lifecycle.ts',
+    'system-error.ts',
+    'observe/log.ts',
+    'config/endpoints.ts',
+    'config/registries.ts',
+  ],
+  rollout: ['system-error.ts', 'config/registries.ts', 'config/yaml-file.ts'],
+  install: ['system-error.ts', 'mirror/file.ts'],
   // It looks at a node from outside, with what the node itself uses.
   doctor: [
     'config',
@@ -50,11 +59,19 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'pull/upstream/routes.ts',
     'trust/token-file.ts',
   ],
-  store: ['oci', 'lifecycle.ts', 'observe/log.ts', 'routing/router.ts', 'pull/source.ts'],
-  trust: ['lifecycle.ts', 'observe/log.ts'],
+  store: [
+    'oci',
+    'lifecycle.ts',
+    'system-error.ts',
+    'observe/log.ts',
+    'routing/router.ts',
+    'pull/source.ts',
+  ],
+  trust: ['lifecycle.ts', 'system-error.ts', 'observe/log.ts'],
   routing: [
     'oci',
     'lifecycle.ts',
+    'system-error.ts',
     'observe/log.ts',
     'observe/round-trip.ts',
     'store/store.ts',
@@ -80,6 +97,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   push: [
     'oci',
     'lifecycle.ts',
+    'system-error.ts',
     'observe/log.ts',
     'store/store.ts',
     'routing/router.ts',

@@ -1,5 +1,6 @@
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
+import { hasCode } from '../system-error.ts'
 import {
   ConfigInvalidError,
   describe,
@@ -124,7 +125,7 @@ async function listDropIns(directory: string): Promise<string[]> {
       .toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
       .map((name) => join(directory, name))
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return []
+    if (hasCode(error, 'ENOENT')) return []
     const message = `cannot be listed: ${error instanceof Error ? error.message : String(error)}`
     throw new ConfigInvalidError([{ file: directory, message }], { cause: error })
   }

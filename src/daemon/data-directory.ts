@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import { replaceFile } from '../routing/replace-file.ts'
+import { hasCode } from '../system-error.ts'
 
 const FILE = 'format.json'
 /** No version of Shoal writes more. */
@@ -80,8 +81,7 @@ export class DataDirectory implements Startable {
     try {
       text = await readFile(path, 'utf8')
     } catch (cause) {
-      if (cause instanceof Error && 'code' in cause && cause.code === 'ENOENT')
-        return { format: 1, version: 'unknown', written: false }
+      if (hasCode(cause, 'ENOENT')) return { format: 1, version: 'unknown', written: false }
       throw new DataDirectoryError(`${path} cannot be read`, REMEDY, { cause })
     }
     try {

@@ -13,6 +13,7 @@ import {
 } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { replaceFile } from '../mirror/file.ts'
+import { hasCode } from '../system-error.ts'
 
 /** What was at a path before: nothing, a file, or a symbolic link. */
 type Before =
@@ -70,7 +71,7 @@ export class Journal {
     try {
       text = await readFile(path, 'utf8')
     } catch (error) {
-      if (isMissing(error)) return new Journal(path, [])
+      if (hasCode(error, 'ENOENT')) return new Journal(path, [])
       throw error
     }
     const entries: unknown = JSON.parse(text)
@@ -152,7 +153,7 @@ export class Journal {
 
 async function look(path: string): Promise<Before> {
   const found = await lstat(path).catch((error: unknown) => {
-    if (isMissing(error)) return undefined
+    if (hasCode(error, 'ENOENT')) return undefined
     throw error
   })
   if (found === undefined) return { kind: 'nothing' }
@@ -204,13 +205,8 @@ async function missingAbove(path: string): Promise<string[]> {
 
 async function removeIfEmpty(directory: string): Promise<void> {
   await rmdir(directory).catch((error: unknown) => {
-    const code = error instanceof Error && 'code' in error ? error.code : undefined
-    if (code !== 'ENOTEMPTY' && code !== 'ENOENT') throw error
+    if (!hasCode(error, 'ENOTEMPTY', 'ENOENT')) throw error
   })
-}
-
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
 }
 
 function isEntry(value: unknown): value is Entry {

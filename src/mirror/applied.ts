@@ -1,5 +1,6 @@
 import { mkdir, readFile, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { hasCode } from '../system-error.ts'
 import { replaceFile } from './file.ts'
 
 /** What `mirror apply` was told last on this node, for the daemon to keep it so. */
@@ -18,7 +19,7 @@ export async function readApplied(dataDir: string): Promise<Applied | undefined>
   try {
     text = await readFile(join(dataDir, FILE), 'utf8')
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
+    if (hasCode(error, 'ENOENT')) return undefined
     throw error
   }
   const value: unknown = JSON.parse(text)

@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import { readRoutes, WILDCARD, type Endpoint, type RegistryRoute } from '../config/endpoints.ts'
 import type { Registries, RegistryMirror } from '../config/registries.ts'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
+import { hasCode } from '../system-error.ts'
 import { replaceFile } from './file.ts'
 import {
   directoriesMadeFor,
@@ -405,11 +406,6 @@ async function statOptional(
     if (hasCode(error, 'ENOENT')) return undefined
     throw explain(error, path)
   }
-}
-
-/** Whether the system says one of these of a file. */
-export function hasCode(error: unknown, ...codes: string[]): error is Error {
-  return error instanceof Error && 'code' in error && codes.includes(String(error.code))
 }
 
 function explain(error: unknown, path: string): unknown {

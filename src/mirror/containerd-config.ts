@@ -1,6 +1,7 @@
 import { glob, readFile } from 'node:fs/promises'
 import { dirname, isAbsolute, join } from 'node:path'
 import { parse, type TomlTable } from 'smol-toml'
+import { hasCode } from '../system-error.ts'
 import { isTable } from './hosts-toml.ts'
 
 /** What containerd's own configuration says of what concerns us. */
@@ -45,7 +46,7 @@ export function parseContainerdConfig(text: string): ContainerdConfig {
  */
 export async function readContainerdConfig(path: string): Promise<ContainerdConfig | undefined> {
   const main = await readFile(path, 'utf8').catch((error: unknown) => {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
+    if (hasCode(error, 'ENOENT')) return undefined
     throw error
   })
   if (main === undefined) return undefined

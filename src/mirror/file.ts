@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import { open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
+import { hasCode } from '../system-error.ts'
 
 /**
  * Writes a file that nobody ever sees half written. One that is replaced keeps its mode and owner; of a symbolic link
@@ -8,7 +9,7 @@ import { basename, dirname, join } from 'node:path'
  */
 export async function replaceFile(path: string, text: string, mode = 0o644): Promise<void> {
   const old = await stat(path).catch((error: unknown) => {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return undefined
+    if (hasCode(error, 'ENOENT')) return undefined
     throw error
   })
   const target = old === undefined ? path : await realpath(path)

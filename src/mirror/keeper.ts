@@ -5,6 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Registries } from '../config/registries.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
+import { hasCode } from '../system-error.ts'
 import { readApplied, type Applied } from './applied.ts'
 import {
   perform,
@@ -13,7 +14,6 @@ import {
   selectRoutes,
   type Change,
   type MirrorInit,
-  hasCode,
 } from './certs-dir.ts'
 
 /** How often the files and the registry itself are looked at, in ms. */

@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { isDigest, type Digest } from '../oci/digest.ts'
+import { hasCode } from '../system-error.ts'
 import { writeJson } from './json-file.ts'
 
 /** On how many nodes images are to be that were pinned, in a file of this node; of those that were pushed it keeps nothing. */
@@ -19,7 +20,7 @@ export class Pins {
     try {
       text = await readFile(this.#path, 'utf8')
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return
+      if (hasCode(error, 'ENOENT')) return
       throw error
     }
     const read: unknown = JSON.parse(text)

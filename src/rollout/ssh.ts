@@ -3,6 +3,7 @@ import { text } from 'node:stream/consumers'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { hasCode } from '../system-error.ts'
 import type { Host } from './hosts.ts'
 
 /** Something did not work on one node; the message says what, for people. */
@@ -120,7 +121,7 @@ export class Ssh implements AsyncDisposable {
       if (signal.aborted) throw new NodeError('interrupted', { cause: error })
       if (deadline.aborted)
         throw new NodeError(`no end after ${command.deadline / 1000} s`, { cause: error })
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT')
+      if (hasCode(error, 'ENOENT'))
         throw new NodeError(`${this.#program} is not installed here`, { cause: error })
       throw error
     }

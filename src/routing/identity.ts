@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import type { PrivateKey } from '@libp2p/interface'
 import type { Logger } from '../observe/log.ts'
+import { hasCode } from '../system-error.ts'
 import { replaceFile } from './replace-file.ts'
 
 /** Where a node's key lives in its data directory. */
@@ -34,7 +35,7 @@ export async function loadIdentityKey(
   try {
     pem = await readFile(path)
   } catch (cause) {
-    if (!isNotFound(cause)) {
+    if (!hasCode(cause, 'ENOENT')) {
       throw new IdentityInvalidError(`cannot read this node's identity from ${path}`, { cause })
     }
     return create(dataDir, path)
@@ -73,8 +74,4 @@ export function signingKey({ raw }: PrivateKey): KeyObject {
   const d = Buffer.from(raw.subarray(0, 32)).toString('base64url')
   const x = Buffer.from(raw.subarray(32)).toString('base64url')
   return createPrivateKey({ key: { kty: 'OKP', crv: 'Ed25519', d, x }, format: 'jwk' })
-}
-
-function isNotFound(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
 }

@@ -5,6 +5,7 @@ import { isIP } from 'node:net'
 import type { SecureContextOptions } from 'node:tls'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
+import { hasCode } from '../system-error.ts'
 
 /** How often the files are looked at, in ms. */
 const INTERVAL = 1000
@@ -111,7 +112,7 @@ async function readCertificates(
 
 async function read(name: string, path: string): Promise<string> {
   return readFile(path, 'utf8').catch((cause: unknown) => {
-    const missing = cause instanceof Error && 'code' in cause && cause.code === 'ENOENT'
+    const missing = hasCode(cause, 'ENOENT')
     const problem = missing ? 'does not exist' : 'cannot be read'
     throw new CertificateError(`${name}: ${path} ${problem}`, { cause })
   })

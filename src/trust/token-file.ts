@@ -2,6 +2,7 @@ import { unwatchFile, watchFile } from 'node:fs'
 import { readFile, stat } from 'node:fs/promises'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
+import { hasCode } from '../system-error.ts'
 import { parseTokens } from './token.ts'
 
 /** How often the file is looked at, in ms. */
@@ -24,7 +25,7 @@ export async function readTokenFile(path: string): Promise<[string, ...string[]]
     throw new TokenFileError(`tokenFile: ${path} ${problem}`, { cause })
   }
   const found = await stat(path).catch((error: unknown) =>
-    fail(isNotFound(error) ? 'does not exist' : 'cannot be read', error),
+    fail(hasCode(error, 'ENOENT') ? 'does not exist' : 'cannot be read', error),
   )
   if (!found.isFile()) fail('is not a file')
   const mode = found.mode & 0o777
@@ -92,8 +93,4 @@ export class TokenFile implements Startable {
       this.#log.info({ tokens: tokens.length }, 'the tokens of the cluster have changed')
     this.#tokens = known
   }
-}
-
-function isNotFound(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
 }

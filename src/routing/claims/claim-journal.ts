@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { replaceFile } from '../replace-file.ts'
+import { hasCode } from '../../system-error.ts'
 import type { ClaimBook } from './claim-book.ts'
 import type { WrittenClaim } from './signed-claim.ts'
 
@@ -132,7 +133,7 @@ export class ClaimJournal implements Startable {
       const text = await readFile(this.#path, 'latin1')
       return text.length > MAX_BYTES ? '' : text
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return ''
+      if (hasCode(error, 'ENOENT')) return ''
       throw error
     }
   }

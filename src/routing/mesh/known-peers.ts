@@ -4,6 +4,7 @@ import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { isPlausible, parseMultiaddr, toMultiaddr, type SocketAddress } from '../addresses.ts'
 import { replaceFile } from '../replace-file.ts'
+import { hasCode } from '../../system-error.ts'
 
 /** Where the nodes this one was connected with live in its data directory. */
 export const KNOWN_PEERS_FILE = 'peers.json'
@@ -58,7 +59,7 @@ export class KnownPeers implements Startable {
       for (const [id, addresses] of parse(text)) this.saw(id, addresses)
       this.#written = text
     } catch (error) {
-      if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return
+      if (hasCode(error, 'ENOENT')) return
       this.#log.warn({ path: this.#path, err: error }, 'known peers cannot be read and are ignored')
     }
   }

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { isDigest } from '../../oci/digest.ts'
 import type { ContentKey } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
+import { hasCode } from '../../system-error.ts'
 
 /** Images change in bursts, and with content that not everything tells of: then everything is listed soon, */
 const LIST_SOON_MS = 250
@@ -200,7 +201,7 @@ export class BlobDirectory {
       this.#watchers.push(watcher)
       return true
     } catch (error) {
-      if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
+      if (!hasCode(error, 'ENOENT')) {
         this.#failed(error)
       }
       return false

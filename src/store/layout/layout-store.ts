@@ -60,6 +60,7 @@ import {
   type RepositoryOrAny,
   type WritableStore,
 } from '../store.ts'
+import { hasCode } from '../../system-error.ts'
 import { FileUpload } from './file-upload.ts'
 import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
 import { Links } from './links.ts'
@@ -208,7 +209,7 @@ export class LayoutStore implements WritableStore, Startable {
       this.#touch(digest)
       return body
     } catch (error) {
-      throw error instanceof ContentTruncatedError || isMissing(error)
+      throw error instanceof ContentTruncatedError || hasCode(error, 'ENOENT')
         ? new NotHeldError(digest, { cause: error })
         : asStoreError(error, path)
     }
@@ -593,7 +594,7 @@ export class LayoutStore implements WritableStore, Startable {
       const found = await stat(path)
       if (found.isFile() && this.#intact(digest, found.size)) return found.size
     } catch (error) {
-      if (!isMissing(error)) throw asStoreError(error, path)
+      if (!hasCode(error, 'ENOENT')) throw asStoreError(error, path)
     }
     throw new NotHeldError(key)
   }
@@ -612,7 +613,7 @@ export class LayoutStore implements WritableStore, Startable {
       manifest = parseManifest(bytes)
     } catch (error) {
       // A file that is damaged, or not yet complete, is not remembered.
-      if (isMissing(error) || error instanceof DigestMismatchError) return null
+      if (hasCode(error, 'ENOENT') || error instanceof DigestMismatchError) return null
       if (!(error instanceof ManifestInvalidError)) throw asStoreError(error, path)
     }
     const [oldest] = this.#manifests.keys()
@@ -809,10 +810,6 @@ async function readAgain(
   return { bytes: size, hash }
 }
 
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
-}
-
 function missingAsUndefined(error: unknown): undefined {
-  if (!isMissing(error)) throw error
+  if (!hasCode(error, 'ENOENT')) throw error
 }
