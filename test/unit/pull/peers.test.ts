@@ -46,7 +46,7 @@ function source(
       log,
       onAttempt: (outcome) => outcomes.push(outcome),
     },
-    { lookup: 2_000, hedge, busy: 500, tiers: { ...zoo.TIERS, ...tiers } },
+    { lookup: 2_000, hedge, busy: 2000, tiers: { ...zoo.TIERS, ...tiers } },
   )
   const transfers = new Transfers({ log })
   return {
@@ -74,7 +74,7 @@ function request(of: zoo.ZooContent, options: Partial<PullRequest> = {}): PullRe
   }
 }
 
-const signal = (): AbortSignal => AbortSignal.timeout(20_000)
+const signal = (): AbortSignal => AbortSignal.timeout(30_000)
 
 /** Everything that was written, copied at once: buffers may be reused. */
 class Collecting implements ByteSink {
@@ -377,10 +377,12 @@ suite('peers source', () => {
     assert.ok((await read(content)).equals(bytes))
     assert.ok(peers.outcomes.includes('ok'))
     assert.deepEqual(peers.router.suspected, [])
-    // Known now, so they cost nothing
-    const again = performance.now()
-    await (await peers.source.open(request(blob), { signal: signal() })).body?.discard()
-    assert.ok(performance.now() - again < HEAD_START)
+    // Known now, so they cost nothing; on a busy machine that takes some tries to see.
+    await until(async () => {
+      const again = performance.now()
+      await (await peers.source.open(request(blob), { signal: signal() })).body?.discard()
+      return performance.now() - again < HEAD_START
+    })
   })
 
   test('the only holder is asked a second time, and also when it failed a moment ago', async () => {
@@ -396,7 +398,7 @@ suite('peers source', () => {
   test('a slow first peer is overtaken by the second', async () => {
     await using slow = await zoo.silent()
     await using fast = await zoo.good(blob)
-    await using peers = source([slow, fast], 20)
+    await using peers = source([slow, fast], 100)
     const content = await peers.source.open(request(blob), { signal: signal() })
     assert.ok((await read(content)).equals(bytes))
     assert.equal(slow.requests.length, 1)
@@ -433,7 +435,7 @@ suite('peers of a tier', () => {
     await using far = await zoo.good(blob)
     const peers = [at(one, 0), at(two, 0), at(far, 1)]
     // Nobody is doubted before the time of the zone is over
-    await using it = source(peers, 10_000, timeouts.dial, { zone: 100 })
+    await using it = source(peers, 10_000, timeouts.dial, { zone: 300 })
     assert.deepEqual(await read(await it.source.open(request(blob), { signal: signal() })), bytes)
     assert.deepEqual(
       [one, two, far].map(({ requests }) => requests.length),

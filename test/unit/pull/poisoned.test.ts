@@ -24,7 +24,7 @@ function setup(discard: () => Promise<number> = async () => 1) {
   const ask = (changes: Partial<PullRequest> = {}) => {
     const target = { digest }
     const request = { method: 'GET', kind: 'blob', registry: 'a', repository: 'b', target } as const
-    return open({ ...request, ...changes }, { signal: AbortSignal.timeout(5000) })
+    return open({ ...request, ...changes }, { signal: AbortSignal.timeout(30_000) })
   }
   return { poisoned, ask }
 }

@@ -22,7 +22,7 @@ const pull: PullRequest = {
   target: { digest: digestOf(content) },
 }
 const OK = `HTTP/1.1 200 OK\r\nContent-Length: ${content.length}\r\n\r\n`
-const signal = (): AbortSignal => AbortSignal.timeout(10_000)
+const signal = (): AbortSignal => AbortSignal.timeout(30_000)
 
 /**
  * A server that answers each request on a connection with what `answer` writes; `requests` counts on that connection,

@@ -51,7 +51,7 @@ suite('round trips between real nodes', () => {
       const two = await start('two', `--bootstrap=${one.addresses.p2p}`)
       for (const node of [one, two])
         await until(async () => (await statusOf(node)).mesh.peers.length === 1, {
-          timeoutMs: 30_000,
+          timeoutMs: 60_000,
         })
       const [trips, same] = await Promise.all([roundTrips(one), roundTrips(one)])
       assert.deepEqual(same, trips, 'who asks meanwhile is told the same')
@@ -66,12 +66,12 @@ suite('round trips between real nodes', () => {
           )
           return tried
         },
-        { timeoutMs: 40_000 },
+        { timeoutMs: 60_000 },
       )
       assert.ok(Math.abs(trip.ahead ?? Infinity) < 5000)
       for (const node of [one, two])
         await until(async () => (await statusOf(node)).mesh.keys === 0, {
-          timeoutMs: 40_000,
+          timeoutMs: 60_000,
           what: 'neither announces anything any more',
         })
       const page = await fetch(`http://${one.addresses.admin}/round-trips`)
@@ -120,7 +120,7 @@ suite('a node that is asked to try a pull', () => {
       ask: async (digest: Digest): Promise<ProbeAnswer> => {
         const id = (ids += 1n)
         listener?.asked(from, { id, digest })
-        return until(() => answers.find((answer) => answer.id === id), { timeoutMs: 20_000 })
+        return until(() => answers.find((answer) => answer.id === id))
       },
       done: (id: bigint) => listener?.asked(from, { id, digest: undefined }),
     }

@@ -64,7 +64,7 @@ function world(
     { rules, budget: 50, homeRegistry: 'registry.localhost' },
   )
   const ask = (name: string, method: 'GET' | 'HEAD' = 'GET'): Promise<Content> =>
-    open({ ...pull(name), method }, { signal: AbortSignal.timeout(5000) })
+    open({ ...pull(name), method }, { signal: AbortSignal.timeout(30_000) })
   return {
     asked: () => asked,
     claims,

@@ -195,7 +195,7 @@ test(
         return descriptors <= most.descriptors && timers <= most.timers && buffers <= most.buffers
       },
       // Connections to peers are kept for some seconds.
-      { timeoutMs: 20_000, what: `no more than ${JSON.stringify(most)} is held` },
+      { what: `no more than ${JSON.stringify(most)} is held` },
     )
     const { complete, bytes: received } = await node.read(false)
     assert.ok(complete)
@@ -218,10 +218,12 @@ for (const slow of [false, true]) {
       assert.ok([one, two, three].every(({ requests }) => requests.length > 0))
       const [, start = '0'] = /^bytes=(\d+)-2999999$/.exec(registry.asked[0]?.range ?? '') ?? []
       assert.ok(Number(start) > 0, registry.asked[0]?.range ?? 'no range')
-      await until(async () => (await node.given())['upstream'] !== undefined)
-      assert.deepEqual(await node.given(), {
-        peer: Number(start),
-        upstream: bytes.length - Number(start),
+      await until(async () => {
+        assert.deepEqual(await node.given(), {
+          peer: Number(start),
+          upstream: bytes.length - Number(start),
+        })
+        return true
       })
     })
 
@@ -325,6 +327,7 @@ test('wrong bytes of a peer are found though an honest upstream gives the end, a
   const result = await node.read(false)
   assert.equal(result.complete, false)
   assert.ok(result.bytes.length < bytes.length)
+  await until(() => node.wrong.length > 0)
   assert.deepEqual(node.wrong, [digest])
   const before = liar.requests.length
   await node.read(false)

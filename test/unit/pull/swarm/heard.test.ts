@@ -5,7 +5,7 @@ import type { PullRequest } from '../../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { Heard, type HeardAnswer } from '../../../../src/pull/swarm/heard.ts'
 
-const signal = AbortSignal.timeout(20_000)
+const signal = AbortSignal.timeout(60_000)
 
 function request(method: 'GET' | 'HEAD'): PullRequest {
   const target = { tag: 'latest' }
