@@ -40,8 +40,9 @@ interface CarryOrder {
   readonly slice: number
 }
 
-/** What it answers: a buffer may be used again, this is the hash, or so much was carried. */
+/** What it answers: it has begun, a buffer may be used again, this is the hash, or so much was carried. */
 export type PassageAnswer =
+  | { readonly id: 0; readonly answer: 'begun' }
   | { readonly id: number; readonly answer: 'updated' }
   | { readonly id: number; readonly answer: 'hash'; readonly hex: string }
   | ({ readonly id: number; readonly answer: 'carried' } & CarryEnd)
@@ -283,3 +284,4 @@ parentPort?.on('message', (first: PassageOrder) => {
   follow(first)
   if (parentPort !== null && calls !== undefined) run(parentPort, calls)
 })
+answer({ id: 0, answer: 'begun' })

@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os'
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { kernelCalls, type KernelCalls, type Pipe } from '../kernel/calls.ts'
 import type { Carried, CarryLoad, LentReader } from '../oci/body.ts'
@@ -22,6 +22,8 @@ const SPARE_RINGS = 8
 const MAX_THREADS = 4
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
 const IDLE = 30_000
+/** A thread that is to end is waited for so long, in ms, until it has begun. */
+const BEGINS = 10_000
 /** What is taken out of a socket at once, if the system allows pipes of that size. */
 const PIPE_BYTES = 1024 * 1024
 /** What is carried before it is said how far it came. */
@@ -128,7 +130,7 @@ function passageHere(digest: Digest | undefined, ended: () => void = () => {}): 
 }
 
 interface User {
-  answered(answer: PassageAnswer): void
+  answered(answer: Exclude<PassageAnswer, { answer: 'begun' }>): void
   failed(error: Error): void
 }
 
@@ -141,6 +143,7 @@ class Thread {
   /** What it waits for beside sockets */
   readonly #wake: number
   readonly #rings: SharedArrayBuffer[] = []
+  readonly #begun = Promise.withResolvers<void>()
   #lastId = 0
   #carrying = 0
   #idle: NodeJS.Timeout | undefined
@@ -152,15 +155,17 @@ class Thread {
     // Beside the bundle it is a file of its own too.
     const file = import.meta.url.endsWith('.ts') ? './passage-worker.ts' : './passage-worker.mjs'
     this.#worker = new Worker(new URL(file, import.meta.url), { workerData: this.#wake })
-    this.#worker.on('message', (answer: PassageAnswer) =>
-      this.#users.get(answer.id)?.answered(answer),
-    )
+    this.#worker.on('message', (answer: PassageAnswer) => {
+      if (answer.answer === 'begun') this.#begun.resolve()
+      else this.#users.get(answer.id)?.answered(answer)
+    })
     const failed = (error: Error): void => {
       this.usable = false
       for (const user of this.#users.values()) user.failed(error)
     }
     this.#worker.on('error', failed)
     this.#worker.on('exit', () => {
+      this.#begun.resolve()
       failed(new Error('the thread that content passes through has ended'))
       if (this.#wake >= 0) calls?.close(this.#wake)
       gone()
@@ -215,8 +220,11 @@ class Thread {
     this.#idle = setTimeout(() => void this.end(), IDLE).unref()
   }
 
+  /** Not while it loads the system's library: what that throws in a thread that is to end nobody can catch, and the process ends. */
   async end(): Promise<void> {
     this.usable = false
+    this.#worker.ref()
+    await Promise.race([this.#begun.promise, delay(BEGINS, undefined, { ref: false })])
     if (this.#carrying > 0) this.calls?.raise(this.#wake)
     await this.#worker.terminate()
   }

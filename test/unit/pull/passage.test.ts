@@ -7,6 +7,7 @@ import { connect, createServer, type AddressInfo, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import { kernelCalls, LentSocket } from '../../../src/kernel/calls.ts'
 import type { CarryLoad, LentFile, LentReader } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
@@ -98,6 +99,17 @@ suite('passages', () => {
       passage.drop()
     }
     await passages.close()
+  })
+
+  test('may be given up while its thread begins, at whatever moment', async () => {
+    for (let round = 0; round < 30; round += 1) {
+      const passages = new Passages()
+      const passage = await passages.over(digest, bytes.length)
+      // Somewhere in what a thread does until it is there
+      await delay(Math.random() * 60)
+      await passages.close()
+      passage.drop()
+    }
   })
 
   test('fails when its thread ends, and begins anew with the next', async () => {
