@@ -42,20 +42,38 @@ afterEach(() => running?.idle.stop())
 test('memory is given back at rest, and again only when it has grown', async () => {
   running = new Process()
   await running.idle.start()
-  await running.looked(5)
+  await running.looked(10)
   assert.deepEqual(running.released, [100 * MIB])
   running.resident += 3 * MIB
-  await running.looked(5)
+  await running.looked(10)
   assert.equal(running.released.length, 1)
   running.resident += 2 * MIB
-  await running.looked(5)
+  await running.looked(10)
   assert.deepEqual(running.released, [100 * MIB, 90 * MIB])
+})
+
+test('after that it is left alone for some looks, however much it grows', async () => {
+  const times: number[] = []
+  let calls = 0
+  const idle = new IdleMemory(
+    {
+      log,
+      use: () => ({ resident: 100 * MIB * (calls += 1), cpuSeconds: 0 }),
+      release: async () => void times.push(calls),
+    },
+    { every: 5 },
+  )
+  await idle.start()
+  await until(() => times.length >= 3, { timeoutMs: 10_000 })
+  await idle.stop()
+  // One look after it, and five more
+  assert.ok(times.every((time, index) => index === 0 || time - (times[index - 1] ?? 0) === 6))
 })
 
 test('nothing is done while the node works', async () => {
   running = new Process()
-  // A tenth of a core
-  running.cpu = 0.001
+  // A fifth of a core
+  running.cpu = 0.002
   await running.idle.start()
   await running.looked(5)
   assert.deepEqual(running.released, [])
