@@ -41,7 +41,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         const more = [
           'tokenFile: /etc/shoal/token',
           'upstream: off',
-          'push: {access: local, repairAfter: 5s, replicaWait: 60s}',
+          'push: {access: local, repairAfter: 5s, replicaWait: 10s}',
           '',
         ]
         await node.writeFile(path, [await node.exec(['cat', path]), ...more].join('\n'))
