@@ -1,7 +1,9 @@
+import { existsSync } from 'node:fs'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { get } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { Listener } from '../../src/http/listener.ts'
 import { createRegistryServer } from '../../src/http/registry.ts'
 import { createLogger } from '../../src/observe/log.ts'
@@ -32,6 +34,7 @@ import { LayoutStore } from '../../src/store/layout/layout-store.ts'
 import { NotHeldError } from '../../src/store/store.ts'
 import { Spool } from '../../src/store/spool.ts'
 import { TIERS } from './peer-zoo.ts'
+import { until } from '../wait.ts'
 import { LIMITS } from './limits.ts'
 
 const log = createLogger({ level: 'silent' })
@@ -215,8 +218,15 @@ export class SwarmNode implements AsyncDisposable {
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
     const directory = await mkdtemp(join(tmpdir(), 'shoal-swarm-'))
-    // What a client has got may still be on its way into the store.
-    stack.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 20 }))
+    stack.defer(async () => {
+      const gone = async (): Promise<boolean> => {
+        await rm(directory, { recursive: true, force: true, maxRetries: 20 })
+        // What a client has got may still be on its way into the store.
+        if (init.keeps === true) await delay(100)
+        return !existsSync(directory)
+      }
+      await until(gone, { what: 'its files are gone' })
+    })
     const spool = new Spool(
       { log },
       { directory: join(directory, 'spool'), maxBytes: init.spool ?? 1e9 },
