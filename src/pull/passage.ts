@@ -9,7 +9,7 @@ import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
 /** Less than this is done where it is: another thread would take longer to be told. */
 const MIN_BYTES = 1024 * 1024
 /**
- * So many bytes may be on their way through this thread before another one is begun for more. To begin one takes as much CPU as
+ * So many bytes may be on their way through one thread, this one or another, before the next one is begun for more. To begin one takes as much CPU as
  * it saves for three times as many, and nothing passes through it meanwhile.
  */
 const HERE_BYTES = 32 * 1024 * 1024
@@ -80,16 +80,20 @@ export class Passages {
     if (size < MIN_BYTES) return passageHere(digest)
     const most = Math.min(MAX_THREADS, availableParallelism())
     const usable = this.#threads.filter((thread) => thread.usable)
-    const [idlest] = usable.toSorted((a, b) => a.load - b.load)
-    if (idlest !== undefined && (idlest.load === 0 || usable.length >= most))
-      return new RemotePassage(idlest, digest)
-    if (this.#here + size <= this.#hereBytes) {
+    const [idlest] = usable.toSorted((a, b) => a.bytes - b.bytes)
+    const hasRoom = (bytes: number): boolean => bytes + size <= this.#hereBytes
+    if (
+      idlest !== undefined &&
+      (idlest.bytes === 0 || usable.length >= most || hasRoom(idlest.bytes))
+    )
+      return new RemotePassage(idlest, digest, size)
+    if (idlest === undefined && hasRoom(this.#here)) {
       this.#here += size
       return passageHere(digest, () => (this.#here -= size))
     }
     const calls = await kernelCalls()
     if (calls === undefined && digest === undefined) return passageHere(digest)
-    return new RemotePassage(this.#begin(calls), digest)
+    return new RemotePassage(this.#begin(calls), digest, size)
   }
 
   /** So many bytes are about to be asked for, in one blob or several: the thread that they will pass through is begun. */
@@ -130,6 +134,7 @@ function passageHere(digest: Digest | undefined, ended: () => void = () => {}): 
 }
 
 interface User {
+  readonly size: number
   answered(answer: Exclude<PassageAnswer, { answer: 'begun' }>): void
   failed(error: Error): void
 }
@@ -137,6 +142,8 @@ interface User {
 /** A thread that several transfers pass through at a time. */
 class Thread {
   usable = true
+  /** Of the transfers that pass through it */
+  bytes = 0
   readonly calls: KernelCalls | undefined
   readonly #worker: Worker
   readonly #users = new Map<number, User>()
@@ -172,11 +179,6 @@ class Thread {
     })
   }
 
-  /** Transfers that pass through it. */
-  get load(): number {
-    return this.#users.size
-  }
-
   takeRing(): SharedArrayBuffer {
     return this.#rings.pop() ?? new SharedArrayBuffer(BUFFERS * BUFFER_BYTES)
   }
@@ -191,6 +193,7 @@ class Thread {
     this.#worker.ref()
     this.#lastId += 1
     this.#users.set(this.#lastId, user)
+    this.bytes += user.size
     return this.#lastId
   }
 
@@ -210,6 +213,7 @@ class Thread {
   }
 
   leave(id: number): void {
+    this.bytes -= this.#users.get(id)?.size ?? 0
     if (this.#users.delete(id) && this.#users.size === 0) this.rest()
   }
 
@@ -250,11 +254,12 @@ class RemotePassage implements Passage {
   #over = false
   #waiting: PromiseWithResolvers<void> | undefined
 
-  constructor(thread: Thread, digest: Digest | undefined) {
+  constructor(thread: Thread, digest: Digest | undefined, size: number) {
     this.#thread = thread
     this.#digest = digest
     this.#algorithm = digest && splitDigest(digest).algorithm
     this.#id = thread.enter({
+      size,
       answered: (answer) => {
         if (answer.answer === 'updated') this.#given -= 1
         else if (answer.answer === 'hash') this.#hex = answer.hex
