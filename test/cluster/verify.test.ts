@@ -297,9 +297,9 @@ suite('private images', { skip }, () => {
     })
     const held = await second.ctr('content', 'ls', '-q')
     for (const { descriptor } of warm.blobs()) assert.ok(held.includes(descriptor.digest))
-    const asked = tokenServer?.log() ?? ''
     for (const { username, password } of LOGINS) {
-      assert.match(asked, new RegExp(`^${username} repository:org/warm:pull$`, 'm'))
+      const asked = new RegExp(`^${username} repository:org/warm:pull$`, 'm')
+      await until(() => asked.test(tokenServer?.log() ?? ''), { what: `${username} has logged in` })
       for (const node of nodes) assert.doesNotMatch(node.daemon.log(), new RegExp(password))
     }
     for (const node of nodes) await writeRegistries(node)
