@@ -65,8 +65,10 @@ export class PullNet {
   /** A place in it; `where` are zone and region. */
   join(peer: Peer): MemoryExchange {
     const exchange = new MemoryExchange(this, peer)
+    const others = [...this.#nodes.values()]
     this.#nodes.set(peer.id, exchange)
     this.#changed()
+    for (const other of others) other.listener?.met(peer.id)
     return exchange
   }
 
@@ -308,6 +310,7 @@ export class SwarmNode implements AsyncDisposable {
       upstream: url === undefined ? undefined : upstream,
       heard,
       shares: () => true,
+      onMet: () => upstream.revive(),
       log,
     })
     stack.defer(() => swarm.close())

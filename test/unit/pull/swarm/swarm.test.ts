@@ -245,6 +245,20 @@ suite('what goes wrong meanwhile', () => {
       )
     }))
 
+  test('a node that was cut off finds others again, and asks with its first request the upstream that it took for down', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await UpstreamRegistry.start())
+    const path = '/v2/library/alpine/manifests/3.20'
+    upstream.on(path, (_request, response) => response.writeHead(503).end())
+    const { net, nodes } = await startNodes(stack, 1, upstream.url)
+    const [node] = nodes
+    assert.ok(node)
+    assert.equal((await node.get(path)).status, 404)
+    upstream.serve(path, manifest, { 'content-type': MEDIA_TYPE.ociManifest })
+    stack.use(await SwarmNode.start(net, { id: 'another', upstream: upstream.url }))
+    assert.equal((await node.get(path)).status, 200)
+  })
+
   test('no message of anybody arrives: each goes its own way', async () => {
     await using stack = new AsyncDisposableStack()
     const upstream = stack.use(await startUpstream())
