@@ -53,7 +53,7 @@ async function audit(
         npm_config_registry: `http://127.0.0.1:${port}/`,
         npm_config_cache: cache.path,
       },
-      timeout: 60_000,
+      timeout: 200_000,
     })
     let said = ''
     child.stderr?.on('data', (text: string) => (said += text))

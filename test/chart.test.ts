@@ -198,7 +198,7 @@ suite('the Helm chart', { skip: skipWithout('helm', 'kubectlValidate', 'promtool
       return states[asked.length - 1]
     })
     const { stdout } = await run(process.execPath, command.slice(1), {
-      timeout: 30_000,
+      timeout: 120_000,
       env: {
         KUBERNETES_SERVICE_HOST: '127.0.0.1',
         KUBERNETES_SERVICE_PORT: String(api.port),

@@ -171,7 +171,7 @@ suite('the checks of shoal doctor', () => {
         },
         { ...STATUS, mesh: { ...MESH, peers } },
       )
-      assert.match(only(checkClock(facts)).said, /^late: (?:59|60|61) s behind this node's clock$/)
+      assert.match(only(checkClock(facts)).said, /^late: [56]\d s behind this node's clock$/)
       assert.match(only(checkPeers(facts)).said, /small requests and no large ones/)
     } finally {
       server.closeAllConnections()

@@ -22,7 +22,7 @@ suite('bootstrap: SRV records', () => {
       'b.example': [a('10.0.0.2'), a('10.0.0.3')],
     })
     await using run = await running(dns.port, [MESH])
-    await until(() => run.settled)
+    await until(() => run.settled && run.tried().length >= 3)
     assert.deepEqual(run.tried(), ['10.0.0.1:6001', '10.0.0.2:6002', '10.0.0.3:6002'])
   })
 
@@ -59,9 +59,9 @@ suite('bootstrap: SRV records', () => {
     const many = Array.from({ length: 1000 }, (_, index) => srv(`n${index}.example`, 6001))
     await using dns = await nameServer({ '_shoal._tcp.localhost': many })
     await using run = await running(dns.port, [MESH], { ...TIMING, alone: [60_000, 60_000] })
-    await until(() => run.settled)
-    const targets = new Set(dns.asked.filter((name) => name.endsWith('.example')))
-    assert.equal(targets.size, 32)
+    const targets = () => new Set(dns.asked.filter((name) => name.endsWith('.example'))).size
+    await until(() => run.settled && targets() >= 32)
+    assert.equal(targets(), 32)
   })
 
   for (const reply of ['nothing', 'garbage'] as const) {
@@ -142,10 +142,10 @@ suite('bootstrap: a node that is alone', () => {
       },
     })
     // By then it waits as long as it ever does
-    await until(() => tries > 4)
+    await until(() => tries > 6)
     since = performance.now()
     const after = await reachable.promise
-    assert.ok(after < 1000 + 500, `${after} ms; half a second is for a busy machine`)
+    assert.ok(after < 1000 + 4000, `${after} ms; four seconds are for a busy machine`)
   })
 
   test('tries one way in again and again while the addresses of another hang, and those once', async () => {
@@ -164,19 +164,22 @@ suite('bootstrap: a node that is alone', () => {
   test('is ready soon, though hundreds of addresses hang, and tries them all in the end', async () => {
     const tried = new Set<string>()
     const entries = Array.from({ length: 200 }, (_, index) => at(`10.0.0.${index}`))
+    const late = new Set<string>()
+    let ready = (): boolean => false
     let most = 0
     let now = 0
     await using bootstrapper = await alone(entries, {
       timing: { ...TIMING, deadlineMs: 200 },
       connect: async ({ host }, { signal }) => {
+        if (ready()) late.add(host)
         tried.add(host)
         most = Math.max(most, ++now)
         await hanging(signal).finally(() => now--)
       },
     })
-    await until(() => bootstrapper.settled)
-    assert.ok(tried.size < 200, `${tried.size}`)
+    ready = () => bootstrapper.settled
     await until(() => tried.size === 200)
+    assert.ok(late.size > 0, 'it was ready before it had tried all of them')
     assert.equal(most, 32)
   })
 
@@ -222,9 +225,8 @@ suite('bootstrap: known nodes', () => {
       id: `node${index}`,
     }))
     await using run = await running(0, [], TIMING, known)
-    await until(() => run.settled)
-    assert.ok(run.tried().length < 64)
     await until(() => run.tried().length === 64)
+    assert.ok(run.late > 0, 'it was ready before it had tried all of them')
   })
 
   test('are no reason to wait when there are none', async () => {
@@ -275,12 +277,14 @@ async function running(
   known: readonly BootstrapTarget[] = [],
 ) {
   const tried = new Set<string>()
-  const bootstrapper = new Bootstrapper(
+  let late = 0
+  const bootstrapper: Bootstrapper = new Bootstrapper(
     {
       log: silent,
       connected: () => false,
       known: () => known,
       connect: async ({ host, port }) => {
+        if (bootstrapper.settled) late += 1
         tried.add(`${host}:${port}`)
       },
     },
@@ -297,6 +301,10 @@ async function running(
   await bootstrapper.start()
   return {
     tried: () => [...tried].toSorted(),
+    /** Tries that were made when it was ready already */
+    get late() {
+      return late
+    },
     get settled() {
       return bootstrapper.settled
     },

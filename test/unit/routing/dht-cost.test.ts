@@ -35,7 +35,7 @@ suite('what taking part costs a node', () => {
     await until(() => sent.of('peer out') > 0 && received.of('peer in') === sent.of('peer out'))
     const lookups = sent.of('dht in')
     for await (const _ of mesh.nodes[1]!.router.lookup(digestOf('nothing'), {
-      signal: AbortSignal.timeout(5000),
+      signal: AbortSignal.timeout(30_000),
     }));
     assert(sent.of('dht in') > lookups, 'a lookup is a request to the other')
     assert(received.of('dht out') > 0)
@@ -66,7 +66,7 @@ suite('what taking part costs a node', () => {
     const b = await mesh.add({ maxRecords: 100 })
     a.router.advertise(KEYS)
     await until(() => a.router.stats().recordsSent === KEYS.length)
-    const { records, refused } = b.router.stats().foreign
-    assert.deepEqual({ records, refused }, { records: 100, refused: 200 })
+    await until(() => b.router.stats().foreign.refused === 200)
+    assert.equal(b.router.stats().foreign.records, 100)
   })
 })

@@ -155,7 +155,7 @@ describe('records with lies', () => {
         const ids = await holders(node.router, key)
         return ids.length > 0 && ids
       },
-      { what: 'the honest node to be found' },
+      { timeoutMs: 120_000, what: 'the honest node to be found' },
     )
     assert.deepEqual(found, [honest.id])
     assert.ok(dials <= 12, `${dials} connections`)
@@ -166,7 +166,10 @@ describe('records with lies', () => {
     await using liar = await LyingServer.create()
     const node = await deceived(mesh, liar)
     liar.closer = await strangers(1000, [`/ip4/127.0.0.1/tcp/${port}`])
-    await until(async () => (await holders(node.router, key), liar.asked > 2), { what: 'answers' })
+    await until(async () => (await holders(node.router, key), liar.asked > 2), {
+      timeoutMs: 120_000,
+      what: 'answers',
+    })
     assert.ok(dials <= 40, `${dials} connections`)
   })
 
@@ -193,7 +196,7 @@ describe('records with lies', () => {
           assert.deepEqual(await holders(node.router, key), [])
           return liar.asked > 0
         },
-        { what: 'the liar to be asked' },
+        { timeoutMs: 120_000, what: 'the liar to be asked' },
       )
       assert.equal(dials, 0)
     })

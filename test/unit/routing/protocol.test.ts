@@ -89,7 +89,8 @@ class Rogue implements AsyncDisposable {
   }
 
   async connect({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<void> {
-    await this.#node.dial(router.self().addresses.map((address) => multiaddr(address)))
+    const addresses = router.self().addresses.map((address) => multiaddr(address))
+    await until(() => this.#node.dial(addresses))
   }
 
   async open({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<Stream> {
@@ -180,13 +181,20 @@ suite('peer protocol: what a peer may not do', () => {
       await until(async () => (await holders(a.router, KEY)).length === 1)
 
       await using rogue = await Rogue.create()
-      await pour(await rogue.open(a), send())
-      await until(() => !rogue.connected())
+      const warnings = () => lines.filter(({ level }) => Number(level) >= 40)
+      // On a busy machine the connection may end before all of it was heard.
+      await until(
+        async () => {
+          await pour(await rogue.open(a), send())
+          await until(() => !rogue.connected(), { timeoutMs: 60_000 })
+          return warnings().length > 0
+        },
+        { timeoutMs: 120_000 },
+      )
       await assert.rejects(rogue.open(a))
 
-      const warnings = lines.filter(({ level }) => Number(level) >= 40)
       assert.deepEqual(
-        warnings.map(({ msg, peer }) => [msg, peer]),
+        warnings().map(({ msg, peer }) => [msg, peer]),
         [['peer broke the protocol and is cut off', rogue.id]],
       )
       assert.deepEqual(
@@ -199,16 +207,16 @@ suite('peer protocol: what a peer may not do', () => {
   }
 
   test('a connection that never says hello gets no place, and costs no lookup its answer', async () => {
-    await using mesh = new LoopbackMesh({ heartbeatMs: 100 })
+    await using mesh = new LoopbackMesh({ heartbeatMs: 500 })
     const a = await mesh.add()
     const b = await mesh.add()
     b.router.advertise([KEY])
     await meshed([a, b])
     await using rogue = await Rogue.create()
     await rogue.open(a)
-    assert.deepEqual(await holders(a.router, KEY), [b.id])
+    await until(async () => String(await holders(a.router, KEY)) === b.id)
     await until(() => !rogue.connected())
-    assert.equal(a.router.peers().length, 1)
+    await until(() => a.router.peers().length === 1)
   })
 
   test('a connection on which nothing is ever said is ended', async () => {
@@ -217,7 +225,7 @@ suite('peer protocol: what a peer may not do', () => {
     await using rogue = await Rogue.create()
     await rogue.connect(a)
     assert.ok(rogue.connected())
-    await until(() => !rogue.connected(), { timeoutMs: 20_000 })
+    await until(() => !rogue.connected())
   })
 
   test('a peer that does not read is dropped, and the others are told meanwhile', async () => {
@@ -397,11 +405,9 @@ suite('peer protocol: no room', () => {
     assert.deepEqual(left, [true])
     assert.ok(!full.protocol.isFull(guestId))
     assert.ok(full.protocol.crowded && guest.protocol.crowded, 'neither sees all of the mesh')
-    assert.equal(
-      guest.node.getConnections().filter(({ status }) => status === 'open').length,
-      0,
-      'a dial makes a new one',
-    )
+    await until(() => guest.node.getConnections().every(({ status }) => status !== 'open'), {
+      what: 'a dial makes a new one',
+    })
   })
 })
 

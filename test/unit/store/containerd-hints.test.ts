@@ -60,7 +60,7 @@ suite('hints', () => {
     for (let i = 0; i < 100; i++) hints.databaseChanged()
     assert.equal(await work, 'list')
     const waited = performance.now() - begin
-    assert(waited > 1900 && waited < 5000, `${waited} ms`)
+    assert(waited > 1900 && waited < 20_000, `${waited} ms`)
   })
 
   test('a slow list is not repeated at once', async () => {
