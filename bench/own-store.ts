@@ -114,7 +114,7 @@ for (let run = 0; run < Number(flags.runs); run += 1)
         )
       }
       // What it does after its start is over.
-      await delay(2000)
+      await delay(8000)
       const [before, started] = [cpuSeconds(node.pid), performance.now()]
       await get(node, blob.path)
       const seconds = (performance.now() - started) / 1000
