@@ -302,8 +302,18 @@ suite('private images', { skip }, () => {
       await until(() => asked.test(tokenServer?.log() ?? ''), { what: `${username} has logged in` })
       for (const node of nodes) assert.doesNotMatch(node.daemon.log(), new RegExp(password))
     }
-    for (const node of nodes) await writeRegistries(node)
+    // Who asks before the file was read is let in, and remembered for when the registry is gone.
+    const read = (node: ClusterNode): string | undefined =>
+      node.daemon
+        .log()
+        .split('\n')
+        .findLast((line) => line.includes('registries.yaml read'))
     for (const node of nodes) {
+      const before = read(node)
+      await writeRegistries(node)
+      await until(() => read(node) !== undefined && read(node) !== before, {
+        what: 'the file is read',
+      })
       await until(
         () =>
           refused(node).then(
