@@ -123,10 +123,26 @@ suite('private images', { skip }, () => {
   }
 
   /** Pulls anew: the image is not in CRI any more, whatever of its content still is. */
-  async function pull(node: ClusterNode, auth?: PodLogin, reference = REFERENCE) {
+  async function pullOnce(node: ClusterNode, auth?: PodLogin, reference = REFERENCE) {
     await node.cri.remove(reference)
     await node.cri.pull(reference, auth).catch((error: unknown) => {
       throw new Error(`${node.name}: ${String(error)}\n${node.daemon.tail()}`, { cause: error })
+    })
+  }
+
+  /** The same, until it succeeds: what the other node has pulled a moment ago is heard of a moment later. */
+  async function pull(node: ClusterNode, auth?: PodLogin, reference = REFERENCE): Promise<void> {
+    let failure: unknown
+    await until(() =>
+      pullOnce(node, auth, reference).then(
+        () => true,
+        (error: unknown) => {
+          failure = error
+          return false
+        },
+      ),
+    ).catch(() => {
+      throw failure
     })
   }
 
@@ -215,7 +231,7 @@ suite('private images', { skip }, () => {
       'tc qdisc replace dev eth0 root tbf rate 30mbit burst 64kb latency 100ms'.split(' '),
     )
     for (const node of nodes) {
-      const pulled = pull(node, alice('first'), LARGE)
+      const pulled = pullOnce(node, alice('first'), LARGE)
       pulled.catch(() => {})
       await until(
         () => /"repository":"org\/large".*"kind":"manifest".*"msg":"pull"/.test(node.daemon.log()),
