@@ -7,7 +7,14 @@ import { DistributionError } from '../../oci/errors.ts'
 import { isRegistry, isRepository, isTag } from '../../oci/reference.ts'
 import { UpstreamError, type UpstreamFetcher } from '../upstream/answer.ts'
 import { rewrite } from '../upstream/rewrite.ts'
-import { GRANT_LIFE, Grants, type Credentials, type Outcome, type Scope } from './grants.ts'
+import {
+  GRANT_LIFE,
+  Grants,
+  type Credentials,
+  type Outcome,
+  type Scope,
+  type Shown,
+} from './grants.ts'
 import type { PrivateImages } from './policy.ts'
 import { isProbe, showsProbe } from './probe.ts'
 
@@ -178,19 +185,20 @@ export class Doorkeeper {
         headers: { 'retry-after': '5' },
       })
     this.#checks += 1
+    const shown = credentials ?? this.#ofNode(pull.registry)
     try {
       const said = await this.#ask(pull, credentials)
       if (said === 'granted') {
-        this.#grants.remember(pull, credentials)
+        this.#grants.remember(pull, shown)
         return said
       }
       if (said !== 'unreachable') {
-        this.#grants.revoke(pull, credentials)
+        this.#grants.revoke(pull, shown)
         this.#refused(pull, credentials, said)
         if (said !== 'unknown') return said
         throw new DistributionError('UNAUTHORIZED', 'the registry does not know these credentials')
       }
-      if (this.#grants.remembers(pull, credentials)) return 'granted'
+      if (this.#grants.remembers(pull, shown)) return 'granted'
       this.#refused(pull, credentials, said)
       throw new DistributionError(
         'UNAUTHORIZED',
@@ -199,6 +207,11 @@ export class Doorkeeper {
     } finally {
       this.#checks -= 1
     }
+  }
+
+  /** When registries.yaml has another login, or none any more, then who shows nothing is somebody else. */
+  #ofNode(registry: string): Shown {
+    return { ofNode: this.#components.endpointsOf(registry).map(({ access }) => access.auth) }
   }
 
   /** The first endpoint that says anything has the say. */

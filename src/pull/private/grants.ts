@@ -1,4 +1,5 @@
 import { createHmac, randomBytes } from 'node:crypto'
+import type { RegistryAuth } from '../../config/registries.ts'
 
 /** Of each kind so many are kept, the last ones. */
 const MAX_GRANTS = 10_000
@@ -17,6 +18,11 @@ export type Credentials =
   | { readonly username: string; readonly password: string }
   | { readonly identityToken: string }
   | undefined
+
+/** What the registry was shown: of who shows nothing here, what registries.yaml has for each of its endpoints. */
+export type Shown =
+  | NonNullable<Credentials>
+  | { readonly ofNode: readonly (RegistryAuth | undefined)[] }
 
 /** What the registry said of credentials: let in, known but not let in, or no such image. */
 export type Outcome = 'granted' | 'denied' | 'not found'
@@ -54,31 +60,31 @@ export class Grants {
   }
 
   /** The registry has let them in. */
-  remember(scope: Scope, credentials: Credentials): void {
-    const name = this.#nameOf(scope, credentials)
+  remember(scope: Scope, shown: Shown): void {
+    const name = this.#nameOf(scope, shown)
     this.#successes.delete(name)
     this.#successes.set(name, this.#now() + this.#offline)
     dropOldest(this.#successes, MAX_SUCCESSES)
   }
 
   /** The registry has not let them in. */
-  revoke(scope: Scope, credentials: Credentials): void {
-    this.#successes.delete(this.#nameOf(scope, credentials))
+  revoke(scope: Scope, shown: Shown): void {
+    this.#successes.delete(this.#nameOf(scope, shown))
   }
 
   /** Whether the registry let them in not too long ago. */
-  remembers(scope: Scope, credentials: Credentials): boolean {
-    return (this.#successes.get(this.#nameOf(scope, credentials)) ?? 0) > this.#now()
+  remembers(scope: Scope, shown: Shown): boolean {
+    return (this.#successes.get(this.#nameOf(scope, shown)) ?? 0) > this.#now()
   }
 
-  #nameOf({ registry, repository }: Scope, credentials: Credentials): string {
-    const shown =
-      credentials === undefined
-        ? []
-        : 'identityToken' in credentials
-          ? [credentials.identityToken]
-          : [credentials.username, credentials.password]
-    return this.#hash(JSON.stringify([registry, repository, ...shown]))
+  #nameOf({ registry, repository }: Scope, shown: Shown): string {
+    const parts =
+      'ofNode' in shown
+        ? [shown.ofNode]
+        : 'identityToken' in shown
+          ? [shown.identityToken]
+          : [shown.username, shown.password]
+    return this.#hash(JSON.stringify([registry, repository, ...parts]))
   }
 
   #hash(text: string): string {

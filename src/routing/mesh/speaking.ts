@@ -21,8 +21,6 @@ export const PEER_PROTOCOL = '/shoal/peer/1'
 const KEYS_PER_MESSAGE = 4000
 /** What a stream may hold back before it is given up; several messages, and more than the muxer's window. */
 const MAX_WRITE_BUFFER_BYTES = 1024 * 1024
-/** Changes that come within this time are told together: an image comes in parts, and each message wakes a peer. */
-const TOGETHER_MS = 50
 const OPEN_TIMEOUT_MS = 5000
 const GOODBYE_TIMEOUT_MS = 500
 /** Signs of life a peer may leave out, in beats, before it counts as gone; not to read is one. */
@@ -54,13 +52,9 @@ export class Speaking {
 
   /** Speaks until the stream ends or {@link leave} is called. */
   async run(connection: Connection, hello: Hello): Promise<void> {
-    let soon: NodeJS.Timeout | undefined
     const unsubscribe = this.#inventory.onChange((keys, held) => {
       for (const key of keys) this.#pending.set(key, held)
-      soon ??= setTimeout(() => {
-        soon = undefined
-        this.#wake()
-      }, TOGETHER_MS).unref()
+      this.#wake()
     })
     try {
       const signal = AbortSignal.timeout(OPEN_TIMEOUT_MS)
@@ -71,7 +65,6 @@ export class Speaking {
       throw error
     } finally {
       unsubscribe()
-      clearTimeout(soon)
       this.#ended.resolve()
     }
   }

@@ -22,10 +22,9 @@ const LIST_REST = 4
 
 /**
  * The file of a blob appears before containerd's record of it, by the time of a sync to disk. So it is asked about a
- * moment later, and while the answer is no, again after twice the time. An event of the same waits as long, to be asked about
- * with it, and with what else an image is made of.
+ * moment later, and while the answer is no, again after twice the time.
  */
-export const CHECK_MS = 20
+const FILE_CHECK_MS = 20
 const CHECK_ATTEMPTS = 9
 
 /** Beyond this many changes at once, listing is cheaper than asking. */
@@ -72,7 +71,7 @@ export class Hints {
 
   /** The answer about `key` was no, which may be too early; asked `attempt` times now. */
   again(key: ContentKey, attempt: number): void {
-    if (attempt < CHECK_ATTEMPTS) this.#ask(key, CHECK_MS * 2 ** attempt, attempt)
+    if (attempt < CHECK_ATTEMPTS) this.#ask(key, FILE_CHECK_MS * 2 ** attempt, attempt)
   }
 
   /** Everything was listed; the next time is in `intervalMs` if nothing happens. */
@@ -192,7 +191,7 @@ export class BlobDirectory {
     try {
       const watcher = watch(directory, { persistent: false }, (_event, name) => {
         const digest = `${algorithm}:${name}`
-        if (isDigest(digest)) return this.#hints.changed(digest, CHECK_MS)
+        if (isDigest(digest)) return this.#hints.changed(digest, FILE_CHECK_MS)
         // Another directory, or this one itself was removed.
         this.watch()
         this.#hints.imagesChanged()

@@ -4,7 +4,7 @@ import { isDigestKey } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { StoreUnavailableError, type ContentEvent } from '../store.ts'
 import type { ContainerdClient } from './client.ts'
-import { BlobDirectory, CHECK_MS, Hints, type Work } from './hints.ts'
+import { BlobDirectory, Hints, type Work } from './hints.ts'
 import type { Inventory } from './inventory.ts'
 
 /** Between two attempts to reach containerd; doubled from the first to the second. */
@@ -175,7 +175,7 @@ async function followEvents(
   signal: AbortSignal,
 ): Promise<never> {
   for await (const changed of client.changes({ signal })) {
-    if (changed !== 'images') hints.changed(changed, CHECK_MS)
+    if (changed !== 'images') hints.changed(changed)
     if (changed === 'images' || !isDigestKey(changed)) hints.imagesChanged()
   }
   throw new StoreUnavailableError('containerd ended its stream of events')

@@ -111,7 +111,7 @@ suite('grants', () => {
     const scope = { registry: 'a', repository: 'x' }
     grants.remember(scope, right)
     assert.ok(grants.remembers(scope, right))
-    for (const other of [wrong, undefined, { identityToken: 'right' }])
+    for (const other of [wrong, { ofNode: [] }, { identityToken: 'right' }])
       assert.ok(!grants.remembers(scope, other))
     assert.ok(!grants.remembers({ registry: 'a', repository: 'y' }, right))
     // What is one field to one and two to another is not the same.
@@ -147,18 +147,19 @@ suite('doorkeeper', () => {
     const log = createLogger({ level: 'silent' })
     const timeouts = { dial: 500, firstByte: 1000, progress: 1000 }
     let refused = 0
-    const endpoint: Endpoint = {
+    let { auth } = options
+    const endpoint = (): Endpoint => ({
       url: registry.url,
       overridePath: false,
-      access: { ...(options.auth && { auth: options.auth }) },
+      access: { ...(auth && { auth }) },
       rewrites: new Map(),
-    }
+    })
     const keeper = new Doorkeeper(
       {
         log,
         images: new PrivateImages([{ registry: 'reg.test', policy: 'verify' }]),
         connect: async () => new UpstreamClient({ log }, { timeouts }),
-        endpointsOf: () => [endpoint],
+        endpointsOf: () => [endpoint()],
         realm: () => 'https://127.0.0.1:5001',
         onRefused: () => (refused += 1),
       },
@@ -170,6 +171,8 @@ suite('doorkeeper', () => {
       refused: () => refused,
       allow: (header: string | undefined) => (allowed = header),
       refuseWith: (code: number) => (status = code),
+      /** As when registries.yaml is changed */
+      login: (changed: Endpoint['access']['auth']) => (auth = changed),
       async [Symbol.asyncDispose]() {
         await keeper.close()
         await registry[Symbol.asyncDispose]()
@@ -281,6 +284,22 @@ suite('doorkeeper', () => {
     await assert.rejects(again.keeper.token({ ...request, credentials: right }), { status: 401 })
     again.refuseWith(503)
     await assert.rejects(again.keeper.token({ ...request, credentials: right }), { status: 401 })
+  })
+
+  test('with the registry gone lets in who shows nothing as long as registries.yaml has that login', async () => {
+    const none = { auth: undefined, identityToken: undefined }
+    const auth = { ...right, ...none }
+    await using at = await door({ auth })
+    await at.keeper.token({ ...request, credentials: undefined })
+    at.refuseWith(503)
+    at.allow('nobody')
+    await at.keeper.token({ ...request, credentials: undefined })
+    for (const changed of [undefined, { ...wrong, ...none }]) {
+      at.login(changed)
+      await assert.rejects(at.keeper.token({ ...request, credentials: undefined }), { status: 401 })
+    }
+    at.login(auth)
+    await at.keeper.token({ ...request, credentials: undefined })
   })
 
   test('is no place to try passwords out', async () => {
