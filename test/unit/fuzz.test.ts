@@ -39,7 +39,7 @@ import { LoopbackMesh } from './routing/nodes.ts'
  */
 const CASES = Number(process.env['SHOAL_FUZZ_CASES'] ?? 1000)
 /** For all of one parser, in ms. */
-const TIMEOUT = CASES * 10 + 60_000
+const TIMEOUT = CASES * 10 + 180_000
 /** One case that takes this thread so long, in ms, is a hang; a machine that is busy with something else is none. */
 const HANG = 1000
 const naming = { homeRegistry: 'registry.localhost', ownAddresses: new Set(['10.0.0.7']) }

@@ -31,7 +31,7 @@ type Options = Partial<ConstructorParameters<typeof KubernetesNodes>[1]> & {
 }
 type Answer = (query: URLSearchParams, response: ServerResponse, request: IncomingMessage) => void
 
-suite('the label of a Node that is ready', { timeout: 60_000 }, () => {
+suite('the label of a Node that is ready', () => {
   const LABEL = 'shoal.example.com/ready'
 
   /** The labels that a Node was given, one after the other. */
@@ -103,7 +103,7 @@ suite('the label of a Node that is ready', { timeout: 60_000 }, () => {
   })
 })
 
-suite('bootstrap: the API server', { timeout: 60_000 }, () => {
+suite('bootstrap: the API server', () => {
   test('lists nodes in pages, of which those that are ready count', async () => {
     await using run = await running((query, response) => {
       if (query.has('watch')) return response.flushHeaders()
@@ -303,7 +303,7 @@ suite('bootstrap: the API server', { timeout: 60_000 }, () => {
   }
 })
 
-suite('bootstrap: endpoint slices', { timeout: 60_000 }, () => {
+suite('bootstrap: endpoint slices', () => {
   const service = { namespace: 'shoal', name: 'mesh' }
   const targets = (run: { nodes: KubernetesNodes }) =>
     run.nodes.targets().map(({ host, port }) => `${host} ${port}`)
@@ -369,7 +369,7 @@ suite('bootstrap: endpoint slices', { timeout: 60_000 }, () => {
   }
 })
 
-suite('bootstrap: annotations of K3s', { timeout: 60_000 }, () => {
+suite('bootstrap: annotations of K3s', () => {
   const ID = '12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo'
   const JSON_KEY = 'p2p.k3s.cattle.io/node-addresses'
   const TEXT_KEY = 'p2p.k3s.cattle.io/node-address'
@@ -408,7 +408,7 @@ suite('bootstrap: annotations of K3s', { timeout: 60_000 }, () => {
   }
 })
 
-suite('topology: the labels of the own Node', { timeout: 60_000 }, () => {
+suite('topology: the labels of the own Node', () => {
   test('say zone and region, also when they change, and nothing when the Node goes', async () => {
     const labelled = (labels: object) => {
       const plain = node('own', '10.0.0.1', 'False')
@@ -439,7 +439,7 @@ suite('topology: the labels of the own Node', { timeout: 60_000 }, () => {
   })
 })
 
-suite('a node with `kubernetes` in its bootstrap', { timeout: 60_000 }, () => {
+suite('a node with `kubernetes` in its bootstrap', () => {
   const labels = {
     [ZONE]: 'a',
     'topology.kubernetes.io/region': 'r',

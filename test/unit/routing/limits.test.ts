@@ -23,7 +23,7 @@ suite('limits of a node towards others', () => {
     let opened = 0
     for (let index = 0; index < 40; index += 1) {
       const stream = await connection
-        .newStream(DHT_PROTOCOL, { maxOutboundStreams: 100, signal: AbortSignal.timeout(5000) })
+        .newStream(DHT_PROTOCOL, { maxOutboundStreams: 100, signal: AbortSignal.timeout(30_000) })
         .catch(() => undefined)
       if (stream === undefined) break
       opened += 1

@@ -62,7 +62,7 @@ async function watched(t: TestContext, init: { maxBytes?: number } = {}) {
     await hot.stat(digest)
     const body = await hot.open(digest, range && { range })
     return Buffer.from(
-      await readBody(body, { maxBytes: 1_000_000, signal: AbortSignal.timeout(5000) }),
+      await readBody(body, { maxBytes: 1_000_000, signal: AbortSignal.timeout(30_000) }),
     )
   }
   return { memory, hot, asked, knew, put, read, ended, events }

@@ -550,7 +550,7 @@ suite('what is taken away beside pushes and pulls', () => {
     const body = await store.open(digest)
     const chunks: Uint8Array[] = []
     const write = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk.slice())
-    await body.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    await body.writeTo({ write }, { signal: AbortSignal.timeout(30_000) })
     return digestOf(Buffer.concat(chunks))
   }
 
@@ -600,7 +600,7 @@ suite('what is taken away beside pushes and pulls', () => {
     // Who was reading has all of it.
     const chunks: Uint8Array[] = []
     const write = async (chunk: Uint8Array): Promise<void> => void chunks.push(chunk.slice())
-    await reader.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    await reader.writeTo({ write }, { signal: AbortSignal.timeout(30_000) })
     assert.equal(digestOf(Buffer.concat(chunks)), garbage.descriptor.digest)
   })
 
@@ -702,10 +702,10 @@ suite('a layout shared with skopeo', { skip: skipWithout('skopeo') }, () => {
 })
 
 async function firstKeys(store: LayoutStore) {
-  for await (const event of store.watch({ signal: AbortSignal.timeout(10_000) })) {
+  for await (const event of store.watch({ signal: AbortSignal.timeout(30_000) })) {
     if (event.type === 'snapshot') return event.keys
   }
-  return assert.fail('no snapshot within 10 s')
+  return assert.fail('no snapshot in time')
 }
 
 function digests(content: TaggedContent): Digest[] {

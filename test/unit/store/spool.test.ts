@@ -28,7 +28,7 @@ suite('the spool', () => {
     const body = await content.open(part, { usable: () => LIMIT })
     const got: Buffer[] = []
     const write = async (chunk: Uint8Array): Promise<void> => void got.push(Buffer.from(chunk))
-    await body.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    await body.writeTo({ write }, { signal: AbortSignal.timeout(30_000) })
     return Buffer.concat(got).toString()
   }
 
@@ -69,7 +69,7 @@ suite('the spool', () => {
     await content.end()
     const got: Buffer[] = []
     const write = async (chunk: Uint8Array): Promise<void> => void got.push(Buffer.from(chunk))
-    await body.writeTo({ write }, { signal: AbortSignal.timeout(10_000) })
+    await body.writeTo({ write }, { signal: AbortSignal.timeout(30_000) })
     assert.equal(Buffer.concat(got).toString(), '0123')
   })
 

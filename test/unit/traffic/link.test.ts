@@ -53,7 +53,7 @@ async function settles(
   right: (...rates: number[]) => boolean,
 ): Promise<void> {
   let rates: number[] = []
-  for (let round = 0; round < 6; round += 1) {
+  for (let round = 0; round < 30; round += 1) {
     rates = await measure(ms, ...counters)
     if (right(...rates)) return
   }
