@@ -305,7 +305,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       }
       // All upstreams at once
       await Promise.all(images.map(({ reference, how }) => pulled(a, reference, how)))
-      await until(() => /^repository:org\/token-ctr:pull$/m.test(tokenServer.log()))
+      await until(() => /^alice repository:org\/token-ctr:pull$/m.test(tokenServer.log()))
       const size = images
         .flatMap(({ image }) => image.blobs())
         .reduce((sum, { descriptor }) => sum + descriptor.size, 0)
