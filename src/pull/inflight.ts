@@ -4,7 +4,13 @@ import { ContentTruncatedError } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
 import { resolveRange, type PullRequest } from '../oci/distribution.ts'
 import type { Descriptor } from '../oci/manifest.ts'
-import type { ArrivingContent, ContentStore, Growth, Receiver } from '../store/store.ts'
+import type {
+  ArrivingContent,
+  ContentStore,
+  Growth,
+  Receiver,
+  SpooledContent,
+} from '../store/store.ts'
 import type { OpenContent } from './chain.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import {
@@ -32,14 +38,7 @@ const IDLE = 3000
 /** Something that passing bytes can be written to when nothing else keeps them readable. */
 export interface SpoolLike {
   /** Undefined when there is no room. */
-  begin(size: number): Promise<Spooled | undefined>
-}
-
-interface Spooled {
-  readonly content: ArrivingContent
-  /** False when some of it is missing. */
-  write(chunk: Uint8Array): Promise<boolean>
-  end(): Promise<void>
+  begin(size: number): Promise<SpooledContent | undefined>
 }
 
 export interface InflightComponents {
@@ -310,7 +309,7 @@ export class Inflight implements ContentSource {
   /** Writes it to where it is wanted; what was written aside stays until the store gives it. */
   async #bring(
     arrival: Arrival,
-    spooled: Spooled | undefined,
+    spooled: SpooledContent | undefined,
     write: () => Promise<void>,
   ): Promise<void> {
     try {

@@ -2,6 +2,7 @@ import type { Logger } from '../observe/log.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { OpenContent } from './chain.ts'
 import { ContentNotFoundError } from './source.ts'
+import { remember } from './remember.ts'
 
 /** A client that resumes does so within this, in ms; later ones start anew. */
 const REMEMBERED = 60_000
@@ -33,12 +34,8 @@ export class PoisonedDownloads {
       (error: unknown) =>
         this.#log.warn({ digest, err: error }, 'wrong content could not be thrown away'),
     )
-    this.#poisoned.delete(digest)
-    this.#poisoned.set(digest, { done, until: performance.now() + REMEMBERED })
-    for (const oldest of this.#poisoned.keys()) {
-      if (this.#poisoned.size <= MAX_REMEMBERED) break
-      this.#poisoned.delete(oldest)
-    }
+    const until = performance.now() + REMEMBERED
+    remember(this.#poisoned, digest, { done, until }, MAX_REMEMBERED)
   }
 
   /** Lets through all requests but those that would go on after wrong bytes. */

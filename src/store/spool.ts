@@ -4,16 +4,7 @@ import { join } from 'node:path'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import { GrowingFile } from './growing-file.ts'
-import type { ArrivingContent } from './store.ts'
-
-/** Content that passes by and is written aside, so that it can be read again while it comes. */
-export interface SpooledContent {
-  readonly content: ArrivingContent
-  /** Never fails: what cannot be written is missing there, and nobody gets beyond it. False once that is so. */
-  write(chunk: Uint8Array): Promise<boolean>
-  /** Gives its room back; who reads it may read on. */
-  end(): Promise<void>
-}
+import type { SpooledContent } from './store.ts'
 
 /** A directory with a bound for what passes by and is in no file that could be read. Nothing in it outlives a start. */
 export class Spool implements Startable {

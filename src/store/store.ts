@@ -71,6 +71,15 @@ export interface ArrivingContent {
   open(part: ByteRange, growth: Growth): Promise<ContentBody>
 }
 
+/** Content that passes by and is written aside, so that it can be read again while it comes. */
+export interface SpooledContent {
+  readonly content: ArrivingContent
+  /** Never fails: what cannot be written is missing there, and nobody gets beyond it. False once that is so. */
+  write(chunk: Uint8Array): Promise<boolean>
+  /** Gives its room back; who reads it may read on. */
+  end(): Promise<void>
+}
+
 /** What those know who receive content, for those who read it meanwhile. */
 export interface Growth {
   /**

@@ -17,6 +17,7 @@ import {
 } from './grants.ts'
 import type { PrivateImages } from './policy.ts'
 import { isProbe, showsProbe } from './probe.ts'
+import { remember } from '../remember.ts'
 
 /** Questions to registries at a time about who may pull. */
 const MAX_CHECKS = 64
@@ -238,12 +239,7 @@ export class Doorkeeper {
         const said = sayingOf(error)
         this.#components.log.debug({ endpoint: endpoint.url, err: error }, 'asked who may pull')
         if (said !== 'unreachable') return said
-        this.#unreachable.delete(endpoint.url)
-        this.#unreachable.set(endpoint.url, performance.now() + UNREACHABLE)
-        for (const oldest of this.#unreachable.keys()) {
-          if (this.#unreachable.size <= MAX_COUNTED) break
-          this.#unreachable.delete(oldest)
-        }
+        remember(this.#unreachable, endpoint.url, performance.now() + UNREACHABLE, MAX_COUNTED)
       }
     }
     return 'unreachable'
@@ -257,12 +253,7 @@ export class Doorkeeper {
       const known = this.#failures.get(name) ?? { count: 0, since: now }
       const forgotten = Math.floor((now - known.since) / FAILURE_LIFE)
       const count = Math.max(0, known.count - forgotten) + 1
-      this.#failures.delete(name)
-      this.#failures.set(name, { count, since: now })
-      for (const oldest of this.#failures.keys()) {
-        if (this.#failures.size <= MAX_COUNTED) break
-        this.#failures.delete(oldest)
-      }
+      remember(this.#failures, name, { count, since: now }, MAX_COUNTED)
     }
     this.#components.onRefused?.()
     this.#components.log.warn(

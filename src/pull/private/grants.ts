@@ -1,5 +1,6 @@
 import { createHmac, randomBytes } from 'node:crypto'
 import type { RegistryAuth } from '../../config/registries.ts'
+import { remember } from '../remember.ts'
 
 /** Of each kind so many are kept, the last ones. */
 const MAX_GRANTS = 10_000
@@ -45,8 +46,8 @@ export class Grants {
   issue({ registry, repository }: Scope, outcome: Outcome): string {
     const token = randomBytes(32).toString('base64url')
     const until = this.#now() + GRANT_LIFE
-    this.#grants.set(this.#hash(token), { registry, repository, outcome, until })
-    dropOldest(this.#grants, MAX_GRANTS)
+    const grant = { registry, repository, outcome, until }
+    remember(this.#grants, this.#hash(token), grant, MAX_GRANTS)
     return token
   }
 
@@ -61,10 +62,8 @@ export class Grants {
 
   /** The registry has let them in. */
   remember(scope: Scope, shown: Shown): void {
-    const name = this.#nameOf(scope, shown)
-    this.#successes.delete(name)
-    this.#successes.set(name, this.#now() + this.#offline)
-    dropOldest(this.#successes, MAX_SUCCESSES)
+    const until = this.#now() + this.#offline
+    remember(this.#successes, this.#nameOf(scope, shown), until, MAX_SUCCESSES)
   }
 
   /** The registry has not let them in. */
@@ -89,12 +88,5 @@ export class Grants {
 
   #hash(text: string): string {
     return createHmac('sha256', this.#key).update(text).digest('base64')
-  }
-}
-
-function dropOldest(map: Map<string, unknown>, most: number): void {
-  for (const oldest of map.keys()) {
-    if (map.size <= most) return
-    map.delete(oldest)
   }
 }

@@ -1,6 +1,7 @@
 import type { PullAdvice, PullReport } from '../../routing/router.ts'
 import type { Silence } from './silence.ts'
 import { winner } from './tracker.ts'
+import { remember } from '../remember.ts'
 
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
 const ANSWER = 500
@@ -166,15 +167,8 @@ export class Member {
   broke(ids: readonly string[], now: number): void {
     for (const id of ids) {
       const times = (this.#failed.get(id)?.times ?? 0) + 1
-      this.#failed.delete(id)
-      this.#failed.set(id, {
-        until: now + Math.min(FAILED.most, FAILED.first * 2 ** (times - 1)),
-        times,
-      })
-      for (const oldest of this.#failed.keys()) {
-        if (this.#failed.size <= MAX_FAILED) break
-        this.#failed.delete(oldest)
-      }
+      const until = now + Math.min(FAILED.most, FAILED.first * 2 ** (times - 1))
+      remember(this.#failed, id, { until, times }, MAX_FAILED)
     }
     this.#current = undefined
     this.#broken += 1
@@ -346,12 +340,7 @@ export class Member {
   }
 
   #awaitLate({ late }: Circle, id: string, report: { since: number; number: number }): void {
-    if (late.has(id)) return
-    late.set(id, report)
-    for (const oldest of late.keys()) {
-      if (late.size <= MAX_LATE) break
-      late.delete(oldest)
-    }
+    if (!late.has(id)) remember(late, id, report, MAX_LATE)
   }
 
   #wayOf({ from }: PullAdvice): Way {

@@ -1,4 +1,5 @@
 import type { PullAdvice, PullReport } from '../../routing/router.ts'
+import { remember } from '../remember.ts'
 
 /** Lists that are kept at a time; of those nobody has reported to for the longest the oldest goes. */
 const MAX_SWARMS = 2048
@@ -255,12 +256,7 @@ export class Tracker {
         ? known
         : { by: new Set<string>(), since: now }
     if (accused.by.size < ACCUSERS) accused.by.add(by)
-    this.#accused.delete(id)
-    this.#accused.set(id, accused)
-    for (const oldest of this.#accused.keys()) {
-      if (this.#accused.size <= MAX_ACCUSED) break
-      this.#accused.delete(oldest)
-    }
+    remember(this.#accused, id, accused, MAX_ACCUSED)
   }
 
   #isDisgraced(id: string, now: number): boolean {

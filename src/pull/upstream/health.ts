@@ -1,6 +1,7 @@
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { Logger } from '../../observe/log.ts'
 import type { UpstreamError } from './answer.ts'
+import { remember } from '../remember.ts'
 
 /** A registry that does not answer is left alone this long at first, in ms; twice as long each further time. */
 const REST_FIRST = 1000
@@ -207,13 +208,4 @@ interface State {
 
 function keyOf({ url }: Endpoint, path: string): string {
   return `${url} ${path}`
-}
-
-function remember<V>(map: Map<string, V>, key: string, value: V, most: number): void {
-  map.delete(key)
-  map.set(key, value)
-  for (const oldest of map.keys()) {
-    if (map.size <= most) break
-    map.delete(oldest)
-  }
 }

@@ -3,6 +3,7 @@ import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import type { UpstreamAnswer } from './answer.ts'
+import { remember } from '../remember.ts'
 
 /** A connection that brings so many bytes a ms is fast enough, and hardly held back: 100 Mbit/s. */
 const FAST = 12_500
@@ -128,23 +129,13 @@ export class ParallelReader {
 
   #flowOf(endpoint: string): Flow {
     const flow = this.#flows.get(endpoint) ?? new Flow()
-    this.#flows.delete(endpoint)
-    this.#flows.set(endpoint, flow)
-    for (const oldest of this.#flows.keys()) {
-      if (this.#flows.size <= REMEMBERED.endpoints) break
-      this.#flows.delete(oldest)
-    }
+    remember(this.#flows, endpoint, flow, REMEMBERED.endpoints)
     return flow
   }
 
   /** It is not tried there for a while. */
   #forget(endpoint: string, reason: string): void {
-    this.#useless.delete(endpoint)
-    this.#useless.set(endpoint, Date.now() + REMEMBERED.lasts)
-    for (const oldest of this.#useless.keys()) {
-      if (this.#useless.size <= REMEMBERED.endpoints) break
-      this.#useless.delete(oldest)
-    }
+    remember(this.#useless, endpoint, Date.now() + REMEMBERED.lasts, REMEMBERED.endpoints)
     this.#log.debug({ endpoint, reason }, 'read over one connection from now on')
   }
 }

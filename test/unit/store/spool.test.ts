@@ -6,7 +6,8 @@ import { after, before, beforeEach, suite, test } from 'node:test'
 import { configSchema } from '../../../src/config/schema.ts'
 import { createLogger } from '../../../src/observe/log.ts'
 import type { ByteRange } from '../../../src/oci/distribution.ts'
-import { Spool, type SpooledContent } from '../../../src/store/spool.ts'
+import { Spool } from '../../../src/store/spool.ts'
+import type { SpooledContent } from '../../../src/store/store.ts'
 
 const log = createLogger({ level: 'silent' })
 const LIMIT = 1000
