@@ -84,6 +84,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'traffic',
     'oci',
     'lifecycle.ts',
+    'system-error.ts',
     'observe/explain.ts',
     'observe/log.ts',
     'observe/round-trip.ts',

@@ -13,6 +13,7 @@ import {
   type ParseOptions,
   type SchemaOptions,
 } from 'yaml'
+import { hasCode } from '../system-error.ts'
 
 /** One thing wrong with the configuration, and where. */
 export interface ConfigProblem {
@@ -240,7 +241,7 @@ async function readSome(
   try {
     return (await handle.read(buffer, offset, buffer.length - offset)).bytesRead
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'EAGAIN') return undefined
+    if (hasCode(error, 'EAGAIN')) return undefined
     throw error
   }
 }

@@ -1,4 +1,5 @@
 import { ContentNotFoundError, type ContentSource, type MissReason } from './source.ts'
+import { hasCode } from '../system-error.ts'
 
 /** Opens what a request asks for; the one thing the HTTP room knows of all sources. */
 export type OpenContent = ContentSource['open']
@@ -23,14 +24,10 @@ export function chain(sources: readonly ContentSource[]): OpenContent {
           // What registries say is what people can do something about.
           if (source.name === 'upstream') said = error
         }
-        if (isCode(error, 'ERR_STORE_UNAVAILABLE')) unavailable ??= error
-        else if (!isCode(error, 'ERR_CONTENT_NOT_FOUND')) throw error
+        if (hasCode(error, 'ERR_STORE_UNAVAILABLE')) unavailable ??= error
+        else if (!hasCode(error, 'ERR_CONTENT_NOT_FOUND')) throw error
       }
     }
     throw unavailable ?? new ContentNotFoundError('no source has it', { cause: said })
   }
-}
-
-function isCode(error: unknown, code: string): error is Error {
-  return error instanceof Error && 'code' in error && error.code === code
 }

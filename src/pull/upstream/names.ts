@@ -3,6 +3,7 @@ import { lookup as lookupBySystem, Resolver } from 'node:dns/promises'
 import { readFile } from 'node:fs/promises'
 import type { LookupFunction } from 'node:net'
 import { callbackify } from 'node:util'
+import { hasCode } from '../../system-error.ts'
 
 /** How long a name server is waited for, in ms, and how often it is asked. */
 const QUESTION = { timeout: 1000, tries: 2 }
@@ -47,7 +48,8 @@ async function addressesOf(hostname: string): Promise<LookupAddress[]> {
   try {
     await Promise.any([four, six])
   } catch (error) {
-    const silent = error instanceof AggregateError && error.errors.some(isTimeout)
+    const silent =
+      error instanceof AggregateError && error.errors.some((each) => hasCode(each, 'ETIMEOUT'))
     if (silent) throw new Error(`no name server answers for ${hostname}`, { cause: error })
     return lookupBySystem(hostname, { all: true })
   }
@@ -64,10 +66,6 @@ async function nonEmpty(answer: Promise<string[]>, family: 4 | 6): Promise<Looku
   const addresses = await answer
   if (addresses.length === 0) throw new Error('no address of this family')
   return addresses.map((address) => ({ address, family }))
-}
-
-function isTimeout(error: unknown): boolean {
-  return error instanceof Error && 'code' in error && error.code === 'ETIMEOUT'
 }
 
 /** @see https://man7.org/linux/man-pages/man5/hosts.5.html */

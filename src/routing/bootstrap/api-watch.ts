@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
+import { hasCode } from '../../system-error.ts'
 import { ApiServerError, field, word, type ApiResource, type ApiServer } from './api-server.ts'
 
 interface ApiWatchComponents<T> {
@@ -170,7 +171,7 @@ export class ApiWatch<T> implements Startable {
     } catch (error) {
       if (signal.aborted) return
       // A stream that was cut is gone on with; what never began is a failure
-      if (!(error instanceof Error && 'code' in error && error.code === 'ECONNRESET')) throw error
+      if (!hasCode(error, 'ECONNRESET')) throw error
       this.#log.debug({ err: error }, 'watch was cut')
     }
   }
