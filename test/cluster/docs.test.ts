@@ -188,7 +188,11 @@ suite('the commands of the documents', { skip }, () => {
     ])
   })
 
-  test('a registry without TLS, and one with an authority of its own', async () => {
+  test('a registry without TLS, and one with an authority of its own', async (t) => {
+    t.after(async () => {
+      await vanilla.exec(['rm', '-f', '/etc/rancher/k3s/registries.yaml'])
+      await vanilla.exec(['shoal', 'mirror', 'apply'])
+    })
     const plain = await buildImage({ layers: [100_000], seed: 'plain' })
     await cluster.upstream.push(plain, 'org/plain:1')
     await vanilla.writeFile('/etc/ssl/old-ca.pem', '')
@@ -205,10 +209,14 @@ suite('the commands of the documents', { skip }, () => {
       { replace: { 'registry.example.com:5000': 'upstream.test:5000' } },
     )
     const got = await vanilla.bytesFrom('upstream')
-    await until(() => vanilla.cri.pull('upstream.test:5000/org/plain:1'), { timeoutMs: 60_000 })
+    // Until the daemon has read the file, containerd goes to the registry itself, as the same file has it.
+    const manifest = 'v2/org/plain/manifests/1?ns=upstream.test:5000'
+    await until(
+      async () => (await vanilla.machine.get(`http://127.0.0.1:5001/${manifest}`)).status === 200,
+      { timeoutMs: 60_000, what: 'Shoal goes to the registry without TLS' },
+    )
+    await vanilla.cri.pull('upstream.test:5000/org/plain:1')
     await until(async () => (await vanilla.bytesFrom('upstream')) > got + 100_000)
-    await vanilla.exec(['rm', '/etc/rancher/k3s/registries.yaml'])
-    await vanilla.exec(['shoal', 'mirror', 'apply'])
   })
 
   test('pushes on a node, by every tool', async () => {
