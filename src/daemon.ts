@@ -1,17 +1,17 @@
 import { networkInterfaces, userInfo } from 'node:os'
 import { join } from 'node:path'
 import manifest from '../package.json' with { type: 'json' }
-import type { EffectiveConfig } from './config/effective.ts'
-import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
 import {
-  type Config,
   formatAddress,
   formatLocal,
   p2pPort,
   PEER_FALLBACK_PORT,
   PEER_PORT,
   SPEGEL_PEER_PORT,
-} from './config/schema.ts'
+} from './config/addresses.ts'
+import type { EffectiveConfig } from './config/effective.ts'
+import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.ts'
+import type { Config } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
 import { DataDirectory } from './daemon/data-directory.ts'
 import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'

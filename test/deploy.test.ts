@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { parse, parseAllDocuments } from 'yaml'
-import { configKeys, configSchema, formatAddress } from '../src/config/schema.ts'
+import { formatAddress } from '../src/config/addresses.ts'
+import { configKeys, configSchema } from '../src/config/schema.ts'
 import { readUnitStart } from './harness/unit-file.ts'
 
 interface Container {

@@ -1,5 +1,6 @@
+import { p2pPort } from './addresses.ts'
 import type { K3sConfig } from './k3s.ts'
-import { p2pPort, type Config } from './schema.ts'
+import type { Config } from './schema.ts'
 import { ConfigInvalidError } from './yaml-file.ts'
 
 /** What the machine says of itself; the config room does not look for itself. */

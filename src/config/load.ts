@@ -1,6 +1,7 @@
 import { Document } from 'yaml'
+import { contradictions } from './contradictions.ts'
 import { RENAMED_KEYS, renameKeys, type RenamedKey } from './deprecations.ts'
-import { configKeys, configSchema, contradictions, type Config, type ConfigKey } from './schema.ts'
+import { configKeys, configSchema, type Config, type ConfigKey } from './schema.ts'
 import { nearest } from './suggest.ts'
 import {
   ConfigInvalidError,

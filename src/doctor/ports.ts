@@ -6,7 +6,7 @@ import {
   PEER_PORT,
   SPEGEL_PEER_PORT,
   type SocketAddress,
-} from '../config/schema.ts'
+} from '../config/addresses.ts'
 import { findings, type Finding } from './finding.ts'
 import { listeningSockets, type ListeningSocket } from './sockets.ts'
 
