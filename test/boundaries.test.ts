@@ -9,6 +9,7 @@ const COMPOSITION = [
   'oci',
   'lifecycle.ts',
   'system-error.ts',
+  'bounded-map.ts',
   'observe',
   'config',
   'store',
@@ -31,6 +32,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
   'system-error.ts': [], // what the system says of files, which every room that has some reads
+  'bounded-map.ts': [], // what is remembered, of which there is an end in every room that hears others
   kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
   observe: [],
   config: ['oci', 'lifecycle.ts', 'system-error.ts', 'observe/log.ts'],
@@ -63,6 +65,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'system-error.ts',
+    'bounded-map.ts',
     'observe/log.ts',
     'routing/router.ts',
     'pull/source.ts',
@@ -72,6 +75,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'system-error.ts',
+    'bounded-map.ts',
     'observe/log.ts',
     'observe/round-trip.ts',
     'store/store.ts',
@@ -85,6 +89,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'system-error.ts',
+    'bounded-map.ts',
     'observe/explain.ts',
     'observe/log.ts',
     'observe/round-trip.ts',
@@ -99,6 +104,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'system-error.ts',
+    'bounded-map.ts',
     'observe/log.ts',
     'store/store.ts',
     'routing/router.ts',
@@ -120,6 +126,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   http: [
     'oci',
     'lifecycle.ts',
+    'bounded-map.ts',
     'kernel',
     'observe',
     'pull/source.ts',

@@ -1,5 +1,6 @@
 import type { Server, Socket } from 'node:net'
 import { Server as TlsServer, type TLSSocket } from 'node:tls'
+import { BoundedMap } from '../bounded-map.ts'
 
 /** Handshakes of one address that may fail at once, and how many a second after that: each costs some 100 KB for a while. */
 const FAILURES = 64
@@ -25,7 +26,7 @@ export function limitConnections(
 ): void {
   const open = new Map<string, number>()
   /** By address: handshakes that may still fail, and when that was so */
-  const failing = new Map<string, { left: number; at: number }>()
+  const failing = new BoundedMap<string, { left: number; at: number }>(MAX_ADDRESSES)
   /** Connections that have shown nothing yet */
   const pending = new Set<string>()
   let all = 0
@@ -42,12 +43,7 @@ export function limitConnections(
 
   function failed(address: string): void {
     const left = patience(address) - 1
-    failing.delete(address)
     failing.set(address, { left, at: performance.now() })
-    for (const oldest of failing.keys()) {
-      if (failing.size <= MAX_ADDRESSES) break
-      failing.delete(oldest)
-    }
   }
 
   // Before the server's own listeners: they would make a TLS session of each first.

@@ -1,8 +1,8 @@
+import { BoundedMap } from '../bounded-map.ts'
 import type { Logger } from '../observe/log.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { OpenContent } from './chain.ts'
 import { ContentNotFoundError } from './source.ts'
-import { remember } from './remember.ts'
 
 /** A client that resumes does so within this, in ms; later ones start anew. */
 const REMEMBERED = 60_000
@@ -18,7 +18,9 @@ const MAX_REMEMBERED = 1000
 export class PoisonedDownloads {
   readonly #discard: (digest: Digest) => Promise<number>
   readonly #log: Logger
-  readonly #poisoned = new Map<Digest, { done: Promise<void>; until: number }>()
+  readonly #poisoned = new BoundedMap<Digest, { done: Promise<void>; until: number }>(
+    MAX_REMEMBERED,
+  )
 
   /** `discard` throws away what was received of a blob, and says how many beginnings of it there were. */
   constructor(components: { discard: (digest: Digest) => Promise<number>; log: Logger }) {
@@ -35,7 +37,7 @@ export class PoisonedDownloads {
         this.#log.warn({ digest, err: error }, 'wrong content could not be thrown away'),
     )
     const until = performance.now() + REMEMBERED
-    remember(this.#poisoned, digest, { done, until }, MAX_REMEMBERED)
+    this.#poisoned.set(digest, { done, until })
   }
 
   /** Lets through all requests but those that would go on after wrong bytes. */

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
+import { BoundedMap } from '../bounded-map.ts'
 import type { Logger } from '../observe/log.ts'
 import type { ProbeOutcome, RoundTrip } from '../observe/round-trip.ts'
 import { bytesBody } from '../oci/body.ts'
@@ -78,7 +79,7 @@ export class RoundTrips implements ContentSource {
   /** By who asked and their id */
   readonly #made = new Map<string, { image: ProbeImage; timer: NodeJS.Timeout }>()
   readonly #answers = new Map<string, (answer: ProbeAnswer) => void>()
-  readonly #servedAt = new Map<string, number>()
+  readonly #servedAt = new BoundedMap<string, number>(MAX_REMEMBERED)
   #serving = 0
   #trying: Promise<RoundTrip[]> | undefined
 
@@ -203,12 +204,7 @@ export class RoundTrips implements ContentSource {
       this.#router.answerProbe(from.id, { id, pulled: untried, ...rest, now: Date.now() })
       return
     }
-    this.#servedAt.delete(from.id)
     this.#servedAt.set(from.id, now)
-    for (const oldest of this.#servedAt.keys()) {
-      if (this.#servedAt.size <= MAX_REMEMBERED) break
-      this.#servedAt.delete(oldest)
-    }
     this.#serving += 1
     try {
       const image = this.#make()

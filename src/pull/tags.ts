@@ -1,3 +1,4 @@
+import { BoundedMap } from '../bounded-map.ts'
 import type { PullRequest } from '../oci/distribution.ts'
 import type { Digest } from '../oci/digest.ts'
 import { namePattern, tagName, type TagName } from '../oci/reference.ts'
@@ -54,7 +55,7 @@ export function trustedTags(
   { open, upstream, claims, onConflict = () => {} }: TagsComponents,
   { rules, budget, homeRegistry }: TagsInit,
 ): OpenContent {
-  const known = new Map<TagName, { digest: Digest; at: number }>()
+  const known = new BoundedMap<TagName, { digest: Digest; at: number }>(MAX_KNOWN)
   const asking = new Map<TagName, Promise<Digest | undefined>>()
   const ruleOf = tagRules(rules)
 
@@ -178,12 +179,7 @@ export function trustedTags(
           const { digest } = descriptor
           // What another node was told, that one claims.
           if (source === 'upstream') claims.claim({ name, kind: 'observed', descriptor })
-          known.delete(name)
           known.set(name, { digest, at: performance.now() })
-          for (const oldest of known.keys()) {
-            if (known.size <= MAX_KNOWN) break
-            known.delete(oldest)
-          }
           return digest
         },
         // Not there, down, or too late: then it has no say.

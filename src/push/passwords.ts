@@ -1,6 +1,7 @@
 import { createHmac, randomBytes } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
 import { Worker } from 'node:worker_threads'
+import { BoundedMap } from '../bounded-map.ts'
 import type { Logger } from '../observe/log.ts'
 import { DistributionError } from '../oci/errors.ts'
 import type { PasswordAnswer, PasswordQuestion } from './password-worker.ts'
@@ -21,7 +22,7 @@ export class Passwords {
   readonly #log: Logger
   /** Under a key of this process, so that no password stays in memory */
   readonly #secret = randomBytes(32)
-  readonly #right = new Map<string, number>()
+  readonly #right = new BoundedMap<string, number>(MAX_REMEMBERED)
   #users: ReadonlyMap<string, string> = new Map()
   #version = ''
   #checker: PasswordChecker | undefined
@@ -48,10 +49,6 @@ export class Passwords {
     const right = await this.#checker.check(password, hash ?? NOBODY)
     if (!right || hash === undefined) return false
     this.#right.set(key, performance.now() + REMEMBERED)
-    for (const oldest of this.#right.keys()) {
-      if (this.#right.size <= MAX_REMEMBERED) break
-      this.#right.delete(oldest)
-    }
     return true
   }
 

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
+import { BoundedMap } from '../bounded-map.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import { readBody } from '../oci/body.ts'
@@ -69,7 +70,7 @@ export class Replicas implements Startable {
   readonly #components: ReplicasComponents
   readonly #init: ReplicasInit
   /** What an image consists of, itself included, by the digest of its manifest */
-  readonly #contents = new Map<Digest, readonly Digest[]>()
+  readonly #contents = new BoundedMap<Digest, readonly Digest[]>(MAX_IMAGES)
   /** When a node was seen to keep an image, or was asked to; by image, then by node */
   readonly #seen = new Map<Digest, Map<string, number>>()
   readonly #asked = new Map<Digest, Map<string, number>>()
@@ -286,10 +287,6 @@ export class Replicas implements Startable {
         contents.add(child.digest)
         if (isManifestMediaType(child.mediaType)) manifests.push(child.digest)
       }
-    }
-    for (const oldest of this.#contents.keys()) {
-      if (this.#contents.size < MAX_IMAGES) break
-      this.#contents.delete(oldest)
     }
     const all = [...contents]
     this.#contents.set(root, all)

@@ -1,3 +1,5 @@
+import { BoundedMap } from '../bounded-map.ts'
+
 /** So many connections may come from one host at once, as after an outage when all nodes behind it do … */
 const BURST = 200
 /** … and then so many a second. Each holds a place among those that may be in their handshake, for 3 s if nothing is said. */
@@ -7,7 +9,7 @@ const MAX_HOSTS = 4096
 
 /** Bounds how many connections a host begins, so that who says nothing on his leaves room for the handshakes of others. */
 export class Arrivals {
-  readonly #hosts = new Map<string, { left: number; at: number }>()
+  readonly #hosts = new BoundedMap<string, { left: number; at: number }>(MAX_HOSTS)
   readonly #now: () => number
 
   constructor({ now = () => performance.now() }: { now?: () => number } = {}) {
@@ -19,12 +21,7 @@ export class Arrivals {
     const now = this.#now()
     const known = this.#hosts.get(host) ?? { left: BURST, at: now }
     const left = Math.min(BURST, known.left + ((now - known.at) / 1000) * PER_SECOND)
-    this.#hosts.delete(host)
     this.#hosts.set(host, { left: Math.max(0, left - 1), at: now })
-    for (const oldest of this.#hosts.keys()) {
-      if (this.#hosts.size <= MAX_HOSTS) break
-      this.#hosts.delete(oldest)
-    }
     return left >= 1
   }
 }

@@ -1,3 +1,4 @@
+import { BoundedMap } from '../bounded-map.ts'
 import { toMultiaddr, type SocketAddress } from './addresses.ts'
 
 /** A node that got a new identity is a second one at its address; more than a few there are made up. */
@@ -11,7 +12,7 @@ const MAX_ADDRESSES = 4096
  */
 export class DialGuard {
   /** In the order of their first dial */
-  readonly #dialled = new Map<string, { ids: Set<string>; since: number }>()
+  readonly #dialled = new BoundedMap<string, { ids: Set<string>; since: number }>(MAX_ADDRESSES)
   readonly #now: () => number
 
   constructor({ now }: { now: () => number } = { now: () => performance.now() }) {
@@ -25,12 +26,7 @@ export class DialGuard {
     const now = this.#now()
     let entry = this.#dialled.get(key)
     if (entry === undefined || now - entry.since > WINDOW_MS) {
-      this.#dialled.delete(key)
       this.#dialled.set(key, (entry = { ids: new Set(), since: now }))
-      for (const oldest of this.#dialled.keys()) {
-        if (this.#dialled.size <= MAX_ADDRESSES) break
-        this.#dialled.delete(oldest)
-      }
     }
     if (entry.ids.size < MAX_NODES_PER_ADDRESS) entry.ids.add(id)
     return entry.ids.has(id)

@@ -1,3 +1,4 @@
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { RegistryAuth } from '../../config/registries.ts'
 import type { Logger } from '../../observe/log.ts'
@@ -17,7 +18,6 @@ import {
 } from './grants.ts'
 import type { PrivateImages } from './policy.ts'
 import { isProbe, showsProbe } from './probe.ts'
-import { remember } from '../remember.ts'
 
 /** Questions to registries at a time about who may pull. */
 const MAX_CHECKS = 64
@@ -85,8 +85,8 @@ export class Doorkeeper {
   #client: Promise<UpstreamFetcher> | undefined
   #checks = 0
   /** By repository: how many were wrong, and when that is forgotten */
-  readonly #failures = new Map<string, { count: number; since: number }>()
-  readonly #unreachable = new Map<string, number>()
+  readonly #failures = new BoundedMap<string, { count: number; since: number }>(MAX_COUNTED)
+  readonly #unreachable = new BoundedMap<string, number>(MAX_COUNTED)
 
   readonly #homeRegistry: string
 
@@ -239,7 +239,7 @@ export class Doorkeeper {
         const said = sayingOf(error)
         this.#components.log.debug({ endpoint: endpoint.url, err: error }, 'asked who may pull')
         if (said !== 'unreachable') return said
-        remember(this.#unreachable, endpoint.url, performance.now() + UNREACHABLE, MAX_COUNTED)
+        this.#unreachable.set(endpoint.url, performance.now() + UNREACHABLE)
       }
     }
     return 'unreachable'
@@ -253,7 +253,7 @@ export class Doorkeeper {
       const known = this.#failures.get(name) ?? { count: 0, since: now }
       const forgotten = Math.floor((now - known.since) / FAILURE_LIFE)
       const count = Math.max(0, known.count - forgotten) + 1
-      remember(this.#failures, name, { count, since: now }, MAX_COUNTED)
+      this.#failures.set(name, { count, since: now })
     }
     this.#components.onRefused?.()
     this.#components.log.warn(

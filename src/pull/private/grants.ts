@@ -1,6 +1,6 @@
 import { createHmac, randomBytes } from 'node:crypto'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { RegistryAuth } from '../../config/registries.ts'
-import { remember } from '../remember.ts'
 
 /** Of each kind so many are kept, the last ones. */
 const MAX_GRANTS = 10_000
@@ -33,8 +33,8 @@ export class Grants {
   readonly #key = randomBytes(32)
   readonly #now: () => number
   readonly #offline: number
-  readonly #grants = new Map<string, Scope & { outcome: Outcome; until: number }>()
-  readonly #successes = new Map<string, number>()
+  readonly #grants = new BoundedMap<string, Scope & { outcome: Outcome; until: number }>(MAX_GRANTS)
+  readonly #successes = new BoundedMap<string, number>(MAX_SUCCESSES)
 
   /** `offline` is how long a success counts while the registry cannot be reached, in ms. */
   constructor(init: { offline: number; now?: () => number }) {
@@ -47,7 +47,7 @@ export class Grants {
     const token = randomBytes(32).toString('base64url')
     const until = this.#now() + GRANT_LIFE
     const grant = { registry, repository, outcome, until }
-    remember(this.#grants, this.#hash(token), grant, MAX_GRANTS)
+    this.#grants.set(this.#hash(token), grant)
     return token
   }
 
@@ -63,7 +63,7 @@ export class Grants {
   /** The registry has let them in. */
   remember(scope: Scope, shown: Shown): void {
     const until = this.#now() + this.#offline
-    remember(this.#successes, this.#nameOf(scope, shown), until, MAX_SUCCESSES)
+    this.#successes.set(this.#nameOf(scope, shown), until)
   }
 
   /** The registry has not let them in. */

@@ -1,7 +1,7 @@
+import { BoundedMap } from '../../bounded-map.ts'
 import type { PullAdvice, PullReport } from '../../routing/router.ts'
 import type { Silence } from './silence.ts'
 import { winner } from './tracker.ts'
-import { remember } from '../remember.ts'
 
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
 const ANSWER = 500
@@ -95,7 +95,7 @@ export class Member {
   readonly #small: boolean
   readonly #circles: Circle[] = []
   /** Until when they are not to be read from, and how often they failed */
-  readonly #failed = new Map<string, { until: number; times: number }>()
+  readonly #failed = new BoundedMap<string, { until: number; times: number }>(MAX_FAILED)
   readonly #silence: Silence | undefined
   #noUpstream: boolean
   #have: number
@@ -168,7 +168,7 @@ export class Member {
     for (const id of ids) {
       const times = (this.#failed.get(id)?.times ?? 0) + 1
       const until = now + Math.min(FAILED.most, FAILED.first * 2 ** (times - 1))
-      remember(this.#failed, id, { until, times }, MAX_FAILED)
+      this.#failed.set(id, { until, times })
     }
     this.#current = undefined
     this.#broken += 1
@@ -340,7 +340,7 @@ export class Member {
   }
 
   #awaitLate({ late }: Circle, id: string, report: { since: number; number: number }): void {
-    if (!late.has(id)) remember(late, id, report, MAX_LATE)
+    if (!late.has(id)) late.set(id, report)
   }
 
   #wayOf({ from }: PullAdvice): Way {
@@ -411,7 +411,7 @@ function newCircle(now: number): Circle {
     waiting: undefined,
     pace: PACE.first,
     silent: new Map(),
-    late: new Map(),
+    late: new BoundedMap(MAX_LATE),
     answerIn: 0,
     leadsAt: now,
     winners: { for: undefined, silent: '', id: undefined },

@@ -1,5 +1,5 @@
+import { BoundedMap } from '../../bounded-map.ts'
 import type { PullAdvice, PullReport } from '../../routing/router.ts'
-import { remember } from '../remember.ts'
 
 /** Lists that are kept at a time; of those nobody has reported to for the longest the oldest goes. */
 const MAX_SWARMS = 2048
@@ -66,7 +66,7 @@ export class Tracker {
   /** By circle and key, the one reported to last behind */
   readonly #swarms = new Map<string, Swarm>()
   readonly #ofOne = new Map<string, Set<string>>()
-  readonly #accused = new Map<string, { by: Set<string>; since: number }>()
+  readonly #accused = new BoundedMap<string, { by: Set<string>; since: number }>(MAX_ACCUSED)
   #entries = 0
 
   constructor(init: { now: () => number }) {
@@ -256,7 +256,7 @@ export class Tracker {
         ? known
         : { by: new Set<string>(), since: now }
     if (accused.by.size < ACCUSERS) accused.by.add(by)
-    remember(this.#accused, id, accused, MAX_ACCUSED)
+    this.#accused.set(id, accused)
   }
 
   #isDisgraced(id: string, now: number): boolean {

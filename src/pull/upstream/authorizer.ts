@@ -1,4 +1,5 @@
 import { request, type Dispatcher } from 'undici'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { RegistryAccess, RegistryAuth } from '../../config/registries.ts'
 import { parseChallenges } from './challenges.ts'
 
@@ -23,7 +24,7 @@ const MAX_TOKEN_ANSWER = 64 * 1024
  * @see https://distribution.github.io/distribution/spec/auth/token/
  */
 export class Authorizer {
-  readonly #tokens = new Map<string, { header: string; until: number }>()
+  readonly #tokens = new BoundedMap<string, { header: string; until: number }>(MAX_TOKENS)
   readonly #remembers: boolean
 
   /** Without `remembers` every request is authorized anew, as one who may have lost his rights has to be. */
@@ -56,10 +57,6 @@ export class Authorizer {
     if (granted === undefined || granted.header === used) return undefined
     if (!this.#remembers) return granted.header
     this.#tokens.set(keyOf(endpoint, scope), granted)
-    for (const oldest of this.#tokens.keys()) {
-      if (this.#tokens.size <= MAX_TOKENS) break
-      this.#tokens.delete(oldest)
-    }
     return granted.header
   }
 

@@ -1,7 +1,7 @@
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { Logger } from '../../observe/log.ts'
 import type { UpstreamError } from './answer.ts'
-import { remember } from '../remember.ts'
 
 /** A registry that does not answer is left alone this long at first, in ms; twice as long each further time. */
 const REST_FIRST = 1000
@@ -29,11 +29,11 @@ export interface EndpointHealthComponents {
 export class EndpointHealth {
   readonly #log: Logger
   readonly #probe: EndpointHealthComponents['probe']
-  readonly #states = new Map<string, State>()
+  readonly #states = new BoundedMap<string, State>(MAX_ENDPOINTS)
   /** Until when an answer of one endpoint for one name holds */
-  readonly #negative = new Map<string, { until: number; why: string }>()
+  readonly #negative = new BoundedMap<string, { until: number; why: string }>(MAX_NEGATIVE)
   /** Until when an endpoint is only asked when no other has it */
-  readonly #doubted = new Map<string, number>()
+  readonly #doubted = new BoundedMap<string, number>(MAX_ENDPOINTS)
 
   constructor({ log, probe }: EndpointHealthComponents) {
     this.#log = log
@@ -134,19 +134,13 @@ export class EndpointHealth {
       case 'denied':
       case 'bad answer':
       case 'bad content':
-        if (error.reason === 'bad content')
-          remember(this.#doubted, url, performance.now() + BAD_CONTENT, MAX_ENDPOINTS)
+        if (error.reason === 'bad content') this.#doubted.set(url, performance.now() + BAD_CONTENT)
         if (error.reason === 'bad answer')
           this.#log.warn({ endpoint: url, err: error }, 'upstream cannot be understood')
-        remember(
-          this.#negative,
-          keyOf(endpoint, path),
-          {
-            until: performance.now() + (error.reason === 'bad content' ? BAD_CONTENT : NEGATIVE),
-            why: `${why} (a moment ago)`,
-          },
-          MAX_NEGATIVE,
-        )
+        this.#negative.set(keyOf(endpoint, path), {
+          until: performance.now() + (error.reason === 'bad content' ? BAD_CONTENT : NEGATIVE),
+          why: `${why} (a moment ago)`,
+        })
         this.#states.delete(url)
         return
       case 'rate limited':
@@ -163,7 +157,7 @@ export class EndpointHealth {
   #rest(url: string, duration: number, why: string, limited: boolean): void {
     const now = performance.now()
     const state: State = { until: now + duration, duration, why, limited, tried: now }
-    remember(this.#states, url, state, MAX_ENDPOINTS)
+    this.#states.set(url, state)
   }
 
   /** A probe that is on its way may be lost where a new one is not: it is given up. @returns whether it answers */

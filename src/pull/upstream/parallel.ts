@@ -1,9 +1,9 @@
 import { setTimeout as delay } from 'node:timers/promises'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import type { UpstreamAnswer } from './answer.ts'
-import { remember } from '../remember.ts'
 
 /** A connection that brings so many bytes a ms is fast enough, and hardly held back: 100 Mbit/s. */
 const FAST = 12_500
@@ -45,10 +45,10 @@ export class ParallelReader {
   readonly #most: number
   readonly #watch: number
   /** Endpoints where one connection is as good, or the only way, until when */
-  readonly #useless = new Map<string, number>()
+  readonly #useless = new BoundedMap<string, number>(REMEMBERED.endpoints)
   readonly #memory = new Memory()
   /** By endpoint, the one last used behind */
-  readonly #flows = new Map<string, Flow>()
+  readonly #flows = new BoundedMap<string, Flow>(REMEMBERED.endpoints)
 
   /** `most`: connections for one blob; with 1 there is never another one. `watch`: how long each number of them is tried, in ms */
   constructor(components: { log: Logger }, init: { most: number; watch?: number }) {
@@ -129,13 +129,13 @@ export class ParallelReader {
 
   #flowOf(endpoint: string): Flow {
     const flow = this.#flows.get(endpoint) ?? new Flow()
-    remember(this.#flows, endpoint, flow, REMEMBERED.endpoints)
+    this.#flows.set(endpoint, flow)
     return flow
   }
 
   /** It is not tried there for a while. */
   #forget(endpoint: string, reason: string): void {
-    remember(this.#useless, endpoint, Date.now() + REMEMBERED.lasts, REMEMBERED.endpoints)
+    this.#useless.set(endpoint, Date.now() + REMEMBERED.lasts)
     this.#log.debug({ endpoint, reason }, 'read over one connection from now on')
   }
 }

@@ -5,6 +5,7 @@ import {
   type PeerId,
   type PeerStore,
 } from '@libp2p/interface'
+import { BoundedMap } from '../../bounded-map.ts'
 
 /** So long a node's addresses are not written again when they are the same. The peer store keeps them for an hour. */
 const FRESH_MS = 10 * 60_000
@@ -21,7 +22,9 @@ export function withProviders(
   store: PeerStore,
   { callsBack }: { callsBack: boolean } = { callsBack: false },
 ): PeerStore {
-  const known = new Map<string, { addresses: string; writtenAt: number; peer: Peer }>()
+  const known = new BoundedMap<string, { addresses: string; writtenAt: number; peer: Peer }>(
+    MAX_PROVIDERS,
+  )
   return {
     forEach: (each, query) => store.forEach(each, query),
     all: (query) => store.all(query),
@@ -45,12 +48,7 @@ export function withProviders(
       const now = performance.now()
       if (last?.addresses === addresses && now - last.writtenAt < FRESH_MS) return last.peer
       const peer = await store.merge(id, data, options)
-      known.delete(name)
       known.set(name, { addresses, writtenAt: now, peer })
-      for (const oldest of known.keys()) {
-        if (known.size <= MAX_PROVIDERS) break
-        known.delete(oldest)
-      }
       return peer
     },
     async get(id, options) {

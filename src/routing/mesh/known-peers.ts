@@ -1,5 +1,6 @@
 import { readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import { isPlausible, parseMultiaddr, toMultiaddr, type SocketAddress } from '../addresses.ts'
@@ -35,7 +36,7 @@ export class KnownPeers implements Startable {
   readonly #loopback: boolean
   readonly #writeDelayMs: number
   /** By id, in the order they were last seen */
-  readonly #peers = new Map<string, readonly SocketAddress[]>()
+  readonly #peers = new BoundedMap<string, readonly SocketAddress[]>(MAX_PEERS)
   #written = ''
   #timer: NodeJS.Timeout | undefined
   #writing = Promise.resolve()
@@ -79,12 +80,7 @@ export class KnownPeers implements Startable {
       .filter(({ host }) => isPlausible(host, { loopback: this.#loopback }))
       .slice(0, MAX_ADDRESSES)
     if (plausible.length === 0 || !PEER_ID.test(id)) return
-    this.#peers.delete(id)
     this.#peers.set(id, plausible)
-    for (const oldest of this.#peers.keys()) {
-      if (this.#peers.size <= MAX_PEERS) break
-      this.#peers.delete(oldest)
-    }
     if (this.#stopped) return
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined

@@ -2,6 +2,7 @@ import { EventEmitter } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import { create, type MessageInitShape } from '@bufbuild/protobuf'
 import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import {
@@ -98,7 +99,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #speaking = new Map<string, Speaking>()
   readonly #cut = new Map<string, number>()
   /** Nodes that had no room, and until when that counts; the newest last */
-  readonly #full = new Map<string, number>()
+  readonly #full = new BoundedMap<string, number>(MAX_FULL)
   #toldProbes = 0
   #crowded = false
   readonly #stopped = new AbortController()
@@ -359,12 +360,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     this.#crowded = true
     // The other side ends it, too, but until then a lookup that leads there would take it for a way
     connection.abort(new PeerProtocolError('peer has no room'))
-    this.#full.delete(id)
     this.#full.set(id, performance.now() + FULL_MS)
-    for (const oldest of this.#full.keys()) {
-      if (this.#full.size <= MAX_FULL) break
-      this.#full.delete(oldest)
-    }
   }
 
   /** A liar causes one ping, and then nothing for {@link MUTE_MS}. */

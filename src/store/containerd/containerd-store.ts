@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { access, constants, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { BoundedMap } from '../../bounded-map.ts'
 import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { splitDigest, type Digest } from '../../oci/digest.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
@@ -81,7 +82,7 @@ export class ContainerdStore implements WritableStore {
   readonly #init: ContainerdStoreInit
   readonly #client: ContainerdClient
   /** By digest, the one used last at the end */
-  readonly #mediaTypes = new Map<Digest, string>()
+  readonly #mediaTypes = new BoundedMap<Digest, string>(MEDIA_TYPES)
   readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
   /** For what is written now, and until when it is for what begins */
@@ -111,12 +112,7 @@ export class ContainerdStore implements WritableStore {
       size > MAX_MANIFEST_BYTES
         ? MEDIA_TYPE.octets
         : (this.#mediaTypes.get(digest) ?? (await this.#sniff(digest, size, options)))
-    this.#mediaTypes.delete(digest)
     this.#mediaTypes.set(digest, mediaType)
-    for (const oldest of this.#mediaTypes.keys()) {
-      if (this.#mediaTypes.size <= MEDIA_TYPES) break
-      this.#mediaTypes.delete(oldest)
-    }
     return { digest, mediaType, size }
   }
 
