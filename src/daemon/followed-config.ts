@@ -10,7 +10,7 @@ import type { MirrorKeeper } from '../mirror/keeper.ts'
 import type { Logger } from '../observe/log.ts'
 import type { UpstreamRoutes } from '../pull/upstream/routes.ts'
 import type { Config } from '../config/schema.ts'
-import type { Sharing } from '../routing/libp2p.ts'
+import type { Sharing } from '../routing/mesh/sharing.ts'
 
 export interface FollowedConfigComponents {
   readonly log: Logger

@@ -93,7 +93,7 @@ export function createPrefetches(
   const warmup = new Warmup(
     {
       prefetcher,
-      exchange: router,
+      exchange: router.exchanges,
       find,
       shares: isShared,
       zone: () => router.topology.zone,

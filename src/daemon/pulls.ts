@@ -128,7 +128,10 @@ export function createPulls(
     }),
     ...(config.mesh === 'spegel' && { headers: SPEGEL_HEADERS }),
   })
-  const roundTrips = new RoundTrips({ router, client, log: component('pull') }, { homeRegistry })
+  const roundTrips = new RoundTrips(
+    { router, exchange: router.exchanges, client, log: component('pull') },
+    { homeRegistry },
+  )
   const given = rights.whileSharing(
     rights.unlessUpstreams(
       chain([
@@ -183,7 +186,7 @@ export function createPulls(
   // only the upstream can say.
   const abroad = chain([holders('far'), upstream])
   const swarm = new Swarm({
-    exchange: router,
+    exchange: router.exchanges,
     peers,
     upstream: upstreams && {
       name: upstreams.name,

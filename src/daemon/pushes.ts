@@ -84,7 +84,7 @@ export function createPushes(
   const replicas = new Replicas(
     {
       store: writable,
-      router,
+      exchange: router.exchanges,
       fetcher,
       pins: kept,
       claims,
@@ -142,7 +142,7 @@ export function createPushes(
         deleted: (repository) =>
           repository.registry === homeRegistry &&
           router.peers().length > 0 &&
-          router.keepers().length === 0
+          router.exchanges.keepers().length === 0
             ? 'deleted on this node only: without a token no other node is told'
             : undefined,
         metrics,

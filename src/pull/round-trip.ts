@@ -47,7 +47,8 @@ const REGISTRY_SAYS: Readonly<Record<RegistryRequestError['reason'], ProbeOutcom
 }
 
 export interface RoundTripsComponents {
-  readonly router: Pick<Router, 'lookup' | 'advertise' | 'withdraw'> & ProbeExchange
+  readonly router: Pick<Router, 'lookup' | 'advertise' | 'withdraw'>
+  readonly exchange: ProbeExchange
   readonly client: Pick<RegistryClient, 'fetch'>
   readonly log: Logger
 }
@@ -71,6 +72,7 @@ interface ProbeImage {
 export class RoundTrips implements ContentSource {
   readonly name = 'local'
   readonly #router: RoundTripsComponents['router']
+  readonly #exchange: ProbeExchange
   readonly #client: RoundTripsComponents['client']
   readonly #log: Logger
   readonly #homeRegistry: string
@@ -83,12 +85,16 @@ export class RoundTrips implements ContentSource {
   #serving = 0
   #trying: Promise<RoundTrip[]> | undefined
 
-  constructor({ router, client, log }: RoundTripsComponents, init: { homeRegistry: string }) {
+  constructor(
+    { router, exchange, client, log }: RoundTripsComponents,
+    init: { homeRegistry: string },
+  ) {
     this.#router = router
+    this.#exchange = exchange
     this.#client = client
     this.#log = log
     this.#homeRegistry = init.homeRegistry
-    router.onProbe({
+    exchange.onProbe({
       asked: (from, request) => {
         this.#asked(from, request).catch((err: unknown) =>
           log.warn({ err, peer: from.name }, 'a pull could not be tried'),
@@ -140,7 +146,7 @@ export class RoundTrips implements ContentSource {
   // Asking
 
   async #tryAll(): Promise<RoundTrip[]> {
-    const chosen = this.#router
+    const chosen = this.#exchange
       .probers()
       .map((peer) => ({ peer, at: Math.random() }))
       .toSorted((a, b) => a.at - b.at)
@@ -161,7 +167,7 @@ export class RoundTrips implements ContentSource {
     const timer = setTimeout(() => resolve(undefined), ANSWER_DEADLINE)
     this.#answers.set(name, resolve)
     const asked = Date.now()
-    this.#router.askToProbe(peer.id, { id, digest })
+    this.#exchange.askToProbe(peer.id, { id, digest })
     const answer = await promise
     const heard = Date.now()
     clearTimeout(timer)
@@ -178,7 +184,7 @@ export class RoundTrips implements ContentSource {
       }
     const { pulled, registry, p2p, now } = answer
     const back = answer.digest === undefined ? untried : await this.#pull(peer, answer.digest)
-    this.#router.askToProbe(peer.id, { id, digest: undefined })
+    this.#exchange.askToProbe(peer.id, { id, digest: undefined })
     // It looks at its clock last, so what it took itself is not in between.
     const ahead = now - heard
     this.#log.debug(
@@ -201,7 +207,7 @@ export class RoundTrips implements ContentSource {
     const untried = { outcome: 'untried', ms: 0 } as const
     if (this.#serving >= MAX_SERVED || now - last < SERVE_EVERY || this.#made.has(name)) {
       const rest = { registry: 'untried', p2p: 'untried', digest: undefined } as const
-      this.#router.answerProbe(from.id, { id, pulled: untried, ...rest, now: Date.now() })
+      this.#exchange.answerProbe(from.id, { id, pulled: untried, ...rest, now: Date.now() })
       return
     }
     this.#servedAt.set(from.id, now)
@@ -216,7 +222,7 @@ export class RoundTrips implements ContentSource {
         dialAny(from.p2p),
       ])
       const answer = { id, pulled, registry, p2p, digest: image.digest, now: Date.now() }
-      this.#router.answerProbe(from.id, answer)
+      this.#exchange.answerProbe(from.id, answer)
     } finally {
       this.#serving -= 1
     }

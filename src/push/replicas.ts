@@ -37,7 +37,7 @@ const MAX_IMAGES = 10_000
 
 export interface ReplicasComponents {
   readonly store: WritableStore
-  readonly router: KeepExchange
+  readonly exchange: KeepExchange
   readonly fetcher: Fetcher
   readonly pins: Pins
   /** What the nodes say that was pushed or deleted */
@@ -94,7 +94,7 @@ export class Replicas implements Startable {
     await this.#components.pins.load()
     this.#stopped = new AbortController()
     const { signal } = this.#stopped
-    this.#components.router.onKeepRequest((from, request) => this.#take(from, request))
+    this.#components.exchange.onKeepRequest((from, request) => this.#take(from, request))
     this.#running = Promise.all([this.#watch(signal), this.#keep(signal)])
   }
 
@@ -133,13 +133,13 @@ export class Replicas implements Startable {
     peers: number,
   ): Promise<string | undefined> {
     const { wait } = this.#init
-    const { router } = this.#components
+    const { exchange } = this.#components
     const copies = this.#copiesOf(digest)
     if (copies < 2 || peers === 0) return undefined
-    if (router.keepers().length === 0)
+    if (exchange.keepers().length === 0)
       return 'kept on this node only: without a token no other node is asked to keep it'
     const contents = await this.#contentsOf(digest)
-    const wanted = Math.min(copies, router.keepers().length + 1)
+    const wanted = Math.min(copies, exchange.keepers().length + 1)
     this.#ask({ repository, digest, tags }, contents)
     const deadline = performance.now() + wait
     for (;;) {
@@ -166,7 +166,7 @@ export class Replicas implements Startable {
 
   /** Asks for copies of what this node answers for, where there are too few. */
   async #look(signal: AbortSignal): Promise<void> {
-    const { store, router } = this.#components
+    const { store, exchange } = this.#components
     const kept = await store.kept()
     await store.guard(new Set(kept.keys()))
     const parts = new Set<Digest>()
@@ -182,7 +182,7 @@ export class Replicas implements Startable {
       images += 1
       const contents = await this.#contentsOf(digest)
       const have = this.#present(digest, contents).size + 1
-      const wanted = Math.min(this.#copiesOf(digest), router.keepers().length + 1)
+      const wanted = Math.min(this.#copiesOf(digest), exchange.keepers().length + 1)
       for (const name of repositories) {
         const repository = splitRepository(name)
         if (!this.#components.shares(repository.registry)) continue
@@ -205,19 +205,19 @@ export class Replicas implements Startable {
   }
 
   #ask(request: KeepRequest, contents: readonly Digest[]): void {
-    const { router, log } = this.#components
+    const { exchange, log } = this.#components
     const { digest } = request
     const now = performance.now()
     const present = this.#present(digest, contents)
-    const others = router.keepers().filter(({ id }) => !present.has(id))
+    const others = exchange.keepers().filter(({ id }) => !present.has(id))
     const isAsked = ({ id }: Peer): boolean =>
       (this.#asked.get(digest)?.get(id) ?? -Infinity) + PATIENCE > now
     const copies = this.#copiesOf(digest)
     let missing = copies - 1 - present.size - others.filter(isAsked).length
     const zones = new Set([this.#init.zone])
-    for (const { id, zone } of router.keepers()) if (present.has(id)) zones.add(zone)
+    for (const { id, zone } of exchange.keepers()) if (present.has(id)) zones.add(zone)
     // Those that have it already need only be told to keep it.
-    const holders = new Set(router.holdersOfAll(contents).map(({ id }) => id))
+    const holders = new Set(exchange.holdersOfAll(contents).map(({ id }) => id))
     const free = others
       .filter((peer) => !isAsked(peer))
       .map((peer) => ({ peer, weight: weightOf(digest, peer.id) + Number(holders.has(peer.id)) }))
@@ -232,7 +232,10 @@ export class Replicas implements Startable {
       note(this.#asked, digest, next.peer.id, now)
       zones.add(next.peer.zone)
       missing -= 1
-      router.askToKeep(next.peer.id, { ...request, copies: this.#components.pins.get(digest) ?? 0 })
+      exchange.askToKeep(next.peer.id, {
+        ...request,
+        copies: this.#components.pins.get(digest) ?? 0,
+      })
       log.info({ digest, peer: next.peer.name }, 'a node is asked to keep a copy')
     }
   }
@@ -240,7 +243,7 @@ export class Replicas implements Startable {
   /** Nodes that were asked to keep it and hold all of it. Others that hold it may let it go at any time. */
   #keeping(digest: Digest, contents: readonly Digest[]): readonly Peer[] {
     const asked = this.#asked.get(digest)
-    return this.#components.router.holdersOfAll(contents).filter(({ id }) => asked?.has(id))
+    return this.#components.exchange.holdersOfAll(contents).filter(({ id }) => asked?.has(id))
   }
 
   /** The same, or did so a moment ago. */
@@ -255,9 +258,9 @@ export class Replicas implements Startable {
 
   /** One of those that hold it does, the same in the eyes of all. */
   #answersFor(digest: Digest, contents: readonly Digest[]): boolean {
-    const { router } = this.#components
-    const own = weightOf(digest, router.id ?? '')
-    return router.holdersOfAll(contents).every(({ id }) => weightOf(digest, id) < own)
+    const { exchange } = this.#components
+    const own = weightOf(digest, exchange.id ?? '')
+    return exchange.holdersOfAll(contents).every(({ id }) => weightOf(digest, id) < own)
   }
 
   /** What was pushed this moment may not be in `kept` yet. */

@@ -3,7 +3,6 @@ import { lookup as lookupHost } from 'node:dns/promises'
 import { EventEmitter, once } from 'node:events'
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
-import type { Connection } from '@libp2p/interface'
 import { multiaddr } from '@multiformats/multiaddr'
 import { ListenError, type Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
@@ -27,49 +26,25 @@ import type { ClaimBook } from './claims/claim-book.ts'
 import { ClaimExchange } from './claims/claim-exchange.ts'
 import { DhtRecords, type Provider } from './dht/records.ts'
 import { LONG_RECORD_LIFE_MS, RECORD_LIFE_MS, RecordStore } from './dht/record-store.ts'
+import {
+  AddressLostError,
+  dropMute,
+  dropStale,
+  HELLO_TIMEOUT_MS,
+  isConnectionTo,
+  PeerSilentError,
+  TokenRetiredError,
+} from './connections.ts'
 import { loadIdentity, signingKey } from './identity.ts'
+import { Exchanges, isNear } from './mesh/exchanges.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
-import { adviceMessage, PULLS, readAdvice, readReport, reportMessage } from './mesh/pulls.ts'
-import { KEEPS, keepMessage, readKeepRequest } from './mesh/keeps.ts'
-import {
-  cancelMessage,
-  hearPrefetch,
-  orderMessage,
-  PREFETCH,
-  stateMessage,
-} from './mesh/prefetches.ts'
-import {
-  probeAnswerMessage,
-  probeRequestMessage,
-  PROBES,
-  readProbeAnswer,
-  readProbeRequest,
-} from './mesh/probes.ts'
 import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
+import { SharingMode, type Sharing } from './mesh/sharing.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
-import type {
-  LookupOptions,
-  KeepExchange,
-  ProbeAnswer,
-  ProbeExchange,
-  ProbeListener,
-  Prober,
-  ProbeRequest,
-  KeepRequest,
-  PrefetchExchange,
-  PrefetchListener,
-  PrefetchOrder,
-  PrefetchState,
-  Peer,
-  PullAdvice,
-  PullExchange,
-  PullListener,
-  PullReport,
-  Router,
-} from './router.ts'
+import type { LookupOptions, Peer, Router } from './router.ts'
 import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
 
 /** Shoal's own DHT. */
@@ -85,8 +60,6 @@ const MAX_GUESTS = 100
 const GUEST_MS = 5000
 /** So long a lookup waits for inventories that are on their way. */
 const ARRIVAL_TIMEOUT_MS = 500
-/** A connection that brings no hello within this is no node of ours. */
-const HELLO_TIMEOUT_MS = 1000
 /** It is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
 const SILENCE_MS = 10_000
 const DHT_TIMEOUT_MS = 2000
@@ -103,28 +76,10 @@ export class RouterNotRunningError extends Error {
   readonly code = 'ERR_ROUTER_NOT_RUNNING'
 }
 
-/** A connection leads over an address that this node, or the other one, is not reached at any more. */
-export class AddressLostError extends Error {
-  override readonly name = 'AddressLostError'
-  readonly code = 'ERR_ADDRESS_LOST'
-}
-
-/** A connected node says nothing. */
-export class PeerSilentError extends Error {
-  override readonly name = 'PeerSilentError'
-  readonly code = 'ERR_PEER_SILENT'
-}
-
 /** A node with the identity of this one runs elsewhere. */
 export class TwinError extends Error {
   override readonly name = 'TwinError'
   readonly code = 'ERR_TWIN'
-}
-
-/** The cluster's token, with which a connection was made, is good no more. */
-export class TokenRetiredError extends Error {
-  override readonly name = 'TokenRetiredError'
-  readonly code = 'ERR_TOKEN_RETIRED'
 }
 
 /** Whom it tells, and whom it asks. */
@@ -146,9 +101,6 @@ export interface Libp2pRouterComponents {
   /** Told once, soon after the start, that another node has this one's identity: one of the two must go */
   readonly onTwin?: (twin: TwinError) => void
 }
-
-/** Whether others may read from a node, and it from them; `follow`: as nodes do that were told. */
-export type Sharing = 'on' | 'off' | 'follow'
 
 /** What this node is to the others. */
 export interface Libp2pRouterInit {
@@ -214,9 +166,9 @@ interface Running {
  * Finds nodes over libp2p. Inventories that the nodes of a mesh tell each other answer; what they cannot know the DHT
  * is asked for.
  */
-export class Libp2pRouter
-  implements Router, PullExchange, KeepExchange, PrefetchExchange, ProbeExchange, Startable
-{
+export class Libp2pRouter implements Router, Startable {
+  /** What nodes have to say to each other beside what they hold */
+  readonly exchanges: Exchanges
   readonly #log: Logger
   readonly #registryPort: () => number
   readonly #onMessages: NonNullable<Libp2pRouterComponents['onMessages']>
@@ -242,16 +194,7 @@ export class Libp2pRouter
   #startedAt = 0
   /** Connections that others began, whatever became of them */
   #arrived = 0
-  /** What it was told */
-  #told: Sharing
-  #sharing: boolean
-  /** Who has told last, since this node began, whether to share */
-  #leader: string | undefined
-  #pulls: PullListener | undefined
-  #prefetch: PrefetchListener | undefined
-  #keep: ((from: string, request: KeepRequest) => void) | undefined
-  #probes: ProbeListener | undefined
-  #circles: readonly (readonly Peer[])[] | undefined
+  readonly #sharing: SharingMode
 
   constructor(components: Libp2pRouterComponents, init: Libp2pRouterInit) {
     const { log, registryPort, onMessages = () => {}, onTwin = () => {} } = components
@@ -264,10 +207,15 @@ export class Libp2pRouter
     this.#init = init
     this.#tokens = init.tokens ?? []
     this.#banned = new Set(init.banned)
-    this.#told = init.sharing ?? 'on'
-    this.#sharing = this.#told === 'on'
+    this.#sharing = new SharingMode(init.sharing ?? 'on')
     this.#nodeAddresses = [init.nodeAddress].flat()
     this.#topology = this.#withConfigured({})
+    this.exchanges = new Exchanges({
+      protocol: () => this.#running?.protocol,
+      id: () => this.#running?.id,
+      topology: () => this.#topology,
+      hasToken: () => this.#tokens.length > 0,
+    })
     this.#meshSize = init.meshSize ?? MESH_SIZE
     this.#maxConnections = init.maxConnections ?? 2 * this.#meshSize + 100
     this.#spegel = init.mesh === 'spegel'
@@ -322,7 +270,7 @@ export class Libp2pRouter
     }
     this.#running = running
     await running.claims?.start()
-    this.#circles = undefined
+    this.exchanges.moved()
     await mesh.start()
     await bootstrapper.start()
   }
@@ -358,12 +306,12 @@ export class Libp2pRouter
 
   /** Whether this node gives to others, and asks them, now. */
   get sharing(): boolean {
-    return this.#sharing
+    return this.#sharing.on
   }
 
   /** The name of the node whose example this one follows, if it does. */
   get leader(): string | undefined {
-    return this.#leader
+    return this.#sharing.leader
   }
 
   /** The registry of this node is at another port: everybody is told. */
@@ -373,9 +321,7 @@ export class Libp2pRouter
 
   /** Tells it anew whether to share. Who is to follow goes on as before until somebody leads. */
   share(told: Sharing): void {
-    this.#told = told
-    this.#leader = undefined
-    if (told !== 'follow') this.#sharing = told === 'on'
+    this.#sharing.tell(told)
     const protocol = this.#running?.protocol
     if (protocol === undefined) return
     this.#followOthers(protocol)
@@ -407,24 +353,6 @@ export class Libp2pRouter
     return this.#running?.id
   }
 
-  circles(): readonly (readonly Peer[])[] {
-    return (this.#circles ??= this.#findCircles())
-  }
-
-  report(to: string, report: PullReport): void {
-    const about = `report ${report.circle} ${report.key}`
-    this.#running?.protocol.tell(to, about, () => reportMessage(report))
-  }
-
-  advise(to: string, advice: PullAdvice): void {
-    const about = `advice ${advice.circle} ${advice.key}`
-    this.#running?.protocol.tell(to, about, () => adviceMessage(advice))
-  }
-
-  listen(listener: PullListener): void {
-    this.#pulls = listener
-  }
-
   /** What a peer gives comes over a wide area network: from another region or, where these are not known, from another zone. */
   isFar({ zone, region }: Pick<Peer, 'zone' | 'region'>): boolean {
     const own = this.#topology
@@ -432,94 +360,9 @@ export class Libp2pRouter
     return own.zone !== undefined && zone !== undefined && own.zone !== zone
   }
 
-  keepers(): readonly Peer[] {
-    if (this.#tokens.length === 0) return []
-    return Array.from(this.#running?.protocol.nodes() ?? [])
-      .filter(({ keeps, sharing }) => keeps && sharing)
-      .map(({ peer }) => peer)
-  }
-
-  holdersOfAll(keys: readonly ContentKey[]): readonly Peer[] {
-    if (this.#tokens.length === 0) return []
-    const wanted = keys.map(inventoryKey)
-    return Array.from(this.#running?.protocol.nodes() ?? [])
-      .filter((node) => node.keeps && node.sharing && wanted.every((key) => node.keys.has(key)))
-      .map(({ peer }) => peer)
-  }
-
-  askToKeep(to: string, request: KeepRequest): void {
-    const about = `keep ${request.digest}`
-    this.#running?.protocol.tell(to, about, () => keepMessage(request))
-  }
-
-  get takesOrders(): boolean {
-    return this.#tokens.length > 0
-  }
-
-  prefetchers(): readonly Peer[] {
-    if (!this.takesOrders) return []
-    return Array.from(this.#running?.protocol.nodes() ?? [])
-      .filter(({ prefetches }) => prefetches)
-      .map(({ peer }) => peer)
-  }
-
-  orderPrefetch(to: string, id: number, order: PrefetchOrder): void {
-    this.#running?.protocol.tell(to, `prefetch ${id}`, () => orderMessage(id, order))
-  }
-
-  cancelPrefetch(to: string, id: number): void {
-    this.#running?.protocol.tell(to, `prefetch ${id}`, () => cancelMessage(id))
-  }
-
-  tellPrefetch(to: string, id: number, state: PrefetchState): void {
-    this.#running?.protocol.tell(to, `prefetched ${id}`, () => stateMessage(id, state))
-  }
-
-  onPrefetch(listener: PrefetchListener): void {
-    this.#prefetch = listener
-  }
-
   /** Where this node is. */
   get topology(): NodeTopology {
     return this.#topology
-  }
-
-  onKeepRequest(listener: (from: string, request: KeepRequest) => void): void {
-    this.#keep = listener
-  }
-
-  probers(): readonly Prober[] {
-    return Array.from(this.#running?.protocol.nodes() ?? [])
-      .filter(({ probes, sharing }) => probes && sharing)
-      .map(toProber)
-  }
-
-  askToProbe(to: string, request: ProbeRequest): void {
-    this.#running?.protocol.tell(to, `probe ${request.id}`, () => probeRequestMessage(request))
-  }
-
-  answerProbe(to: string, answer: ProbeAnswer): void {
-    this.#running?.protocol.tell(to, `probed ${answer.id}`, () => probeAnswerMessage(answer))
-  }
-
-  onProbe(listener: ProbeListener): void {
-    this.#probes = listener
-  }
-
-  /**
-   * Nodes of the same zone; and where there are regions, those of the same region. A zone means something only within its
-   * region, and nodes that say nothing are together.
-   */
-  #findCircles(): (readonly Peer[])[] {
-    const { region } = this.#topology
-    const near: Peer[] = []
-    const around: Peer[] = []
-    for (const { peer, sharing, pulls } of this.#running?.protocol.nodes() ?? []) {
-      if (!sharing || !pulls || peer.region !== region) continue
-      around.push(peer)
-      if (isNear(peer, this.#topology)) near.push(peer)
-    }
-    return region === undefined ? [near] : [near, around]
   }
 
   /** This node as others find it: its id, and its libp2p addresses as multiaddrs without it. */
@@ -834,7 +677,7 @@ export class Libp2pRouter
             ? undefined
             : (labels) => {
                 this.#topology = this.#withConfigured(labels)
-                this.#circles = undefined
+                this.exchanges.moved()
                 this.#log.info(this.#topology, 'the labels of the Node say where this node is')
                 protocol.updateCard()
               },
@@ -883,29 +726,9 @@ export class Libp2pRouter
     const isWanted = (id: string): boolean =>
       id !== self && protocol.size < this.#meshSize && hasRoom() && !protocol.isFull(id)
     protocol.on('change', () => this.#changes.emit('change'))
-    for (const event of ['join', 'update', 'leave'] as const) {
-      protocol.on(event, () => {
-        this.#circles = undefined
-        this.#followOthers(protocol)
-      })
-    }
-    protocol.on('said', (from, message) => {
-      const { peer, reports } = from
-      if (message.case === 'pullAdvice') this.#pulls?.advised(peer.id, readAdvice(message.value))
-      else if (message.case === 'pullReport' && reports.take())
-        this.#pulls?.reported(peer.id, readReport(message.value))
-      // Without a token anybody may be a node.
-      else if (message.case === 'keepRequest' && this.#tokens.length > 0)
-        this.#keep?.(peer.id, readKeepRequest(message.value))
-      else if (message.case === 'probeRequest')
-        this.#probes?.asked(toProber(from), readProbeRequest(message.value))
-      else if (message.case === 'probeAnswer')
-        this.#probes?.answered(peer.id, readProbeAnswer(message.value))
-      else if (message.case === 'prefetch' && this.#tokens.length > 0 && this.#prefetch)
-        if (reports.take()) hearPrefetch(peer.id, message.value, this.#prefetch)
-    })
-    protocol.on('join', ({ peer }) => this.#pulls?.met(peer.id))
-    protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
+    for (const event of ['join', 'update', 'leave'] as const)
+      protocol.on(event, () => this.#followOthers(protocol))
+    this.exchanges.follow(protocol)
     const here = new Set<string>()
     protocol.on('join', (remote, members) => {
       if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
@@ -951,25 +774,11 @@ export class Libp2pRouter
     })
   }
 
-  /**
-   * A node that was not told whether to share does so when one that was told does. Should all of those go, it stays at
-   * what they said, and one that starts anew does as its likes: pulls must not depend on a server that is away.
-   */
   #followOthers(protocol: PeerProtocol): void {
-    if (this.#told !== 'follow') return
-    const nodes = [...protocol.nodes()]
-    const leaders = nodes.filter(({ leads }) => leads)
-    const asked = leaders.length > 0 || this.#leader !== undefined ? leaders : nodes
-    const leader = asked.find(({ sharing }) => sharing) ?? leaders[0]
-    if (leader === undefined) return
-    this.#leader = leader.peer.name
-    if (leader.sharing === this.#sharing) return
-    this.#sharing = leader.sharing
+    if (!this.#sharing.follow(protocol.nodes())) return
     protocol.updateCard()
-    this.#log.info(
-      { sharing: this.#sharing, peer: leader.peer.name },
-      'shares as another node does',
-    )
+    const { on, leader } = this.#sharing
+    this.#log.info({ sharing: on, peer: leader }, 'shares as another node does')
   }
 
   /** Zone and region are configured, so that no label says anything new. */
@@ -993,13 +802,8 @@ export class Libp2pRouter
       zone: this.#topology.zone ?? '',
       region: this.#topology.region ?? '',
       version: version ?? '',
-      sharing: this.#sharing,
-      features: [
-        PULLS,
-        PROBES,
-        ...(this.#told === 'follow' ? [] : [LEADS_SHARING]),
-        ...(this.#tokens.length > 0 ? [KEEPS, PREFETCH] : []),
-      ],
+      sharing: this.#sharing.on,
+      features: [...this.exchanges.features, ...(this.#sharing.leads ? [LEADS_SHARING] : [])],
     }
   }
 
@@ -1067,58 +871,13 @@ function isArriving({ node, protocol, mesh }: Running, spegel: boolean): boolean
   )
 }
 
-function isConnectionTo({ remoteAddr, direction }: Connection, address: string): boolean {
-  const remote = parseMultiaddr(remoteAddr.toString())
-  return direction === 'outbound' && remote !== undefined && toMultiaddr(remote) === address
-}
-
 function isOwnAddress(host: string): boolean {
   return Object.values(networkInterfaces()).some((entries) =>
     entries?.some(({ address }) => address === host),
   )
 }
 
-/**
- * A node that says hello again though it never left is at another address, or its network failed and came back: the
- * connection before is dead. Nothing says so on this side, where it would be spoken on until it runs into a deadline.
- */
-function dropStale(node: RoutingNode, id: string): void {
-  const [, ...older] = node
-    .getConnections()
-    .filter(({ remotePeer }) => remotePeer.toString() === id)
-    .toSorted((a, b) => b.timeline.open - a.timeline.open)
-  for (const connection of older) connection.abort(new AddressLostError('peer came anew'))
-}
-
-/** Connections with a node that says nothing on them: while there is one, a dial makes no new one. */
-function dropMute(node: RoutingNode, id: string): void {
-  const young = Date.now() - 2 * HELLO_TIMEOUT_MS
-  for (const connection of node.getConnections()) {
-    if (connection.remotePeer.toString() === id && connection.timeline.open < young)
-      connection.abort(new PeerSilentError('no hello'))
-  }
-}
-
-/** In the same zone; a zone means something only within its region. */
-function isNear(peer: Peer, { zone, region }: NodeTopology): boolean {
-  return peer.zone === zone && peer.region === region
-}
-
 /** Those equally near in random order, so that they share the load. */
 function nearestFirst({ distance = 2 }: Peer): number {
   return distance + Math.random()
-}
-
-/** Only at the host from which it is connected: what it says of others is nothing to be tried, for anybody. */
-function toProber({ peer, addresses, seenAt }: RemoteNode): Prober {
-  return {
-    ...peer,
-    origins: peer.origins.filter(
-      (origin) => new URL(origin).hostname.replace(/^\[|\]$/g, '') === seenAt,
-    ),
-    p2p: addresses
-      .map((address) => parseMultiaddr(address))
-      .filter((at) => at !== undefined)
-      .filter(({ host }) => host === seenAt),
-  }
 }

@@ -102,6 +102,8 @@ suite('a node that is asked to try a pull', () => {
           },
           advertise: (keys) => [...keys].forEach((key) => announced.add(key)),
           withdraw: (keys) => [...keys].forEach((key) => announced.delete(key)),
+        },
+        exchange: {
           probers: () => [],
           askToProbe: () => {},
           answerProbe: (_to, answer) => answers.push(answer),

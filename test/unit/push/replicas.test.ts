@@ -70,7 +70,7 @@ class Node implements KeepExchange {
     this.replicas = new Replicas(
       {
         store: this.store,
-        router: this,
+        exchange: this,
         fetcher,
         pins: new Pins({ dataDir: join(tmpdir(), `shoal-pins-${process.pid}-${Math.random()}`) }),
         claims: network.book,
