@@ -8,6 +8,7 @@ import { test } from 'node:test'
 const COMPOSITION = [
   'oci',
   'lifecycle.ts',
+  'make-directory.ts',
   'system-error.ts',
   'bounded-map.ts',
   'observe',
@@ -31,21 +32,23 @@ const COMPOSITION = [
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
+  'make-directory.ts': ['system-error.ts'], // for every room that has files of its own
   'system-error.ts': [], // what the system says of files, which every room that has some reads
   'bounded-map.ts': [], // what is remembered, of which there is an end in every room that hears others
   kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
-  observe: [],
+  observe: ['make-directory.ts'],
   config: ['oci', 'lifecycle.ts', 'system-error.ts', 'observe/log.ts'],
   mirror: [
     'oci',
     'lifecycle.ts',
+    'make-directory.ts',
     'system-error.ts',
     'observe/log.ts',
     'config/endpoints.ts',
     'config/registries.ts',
   ],
   rollout: ['system-error.ts', 'config/registries.ts', 'config/yaml-file.ts'],
-  install: ['system-error.ts', 'mirror/file.ts'],
+  install: ['make-directory.ts', 'system-error.ts', 'mirror/file.ts'],
   // It looks at a node from outside, with what the node itself uses.
   doctor: [
     'config',
@@ -64,16 +67,18 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   store: [
     'oci',
     'lifecycle.ts',
+    'make-directory.ts',
     'system-error.ts',
     'bounded-map.ts',
     'observe/log.ts',
     'routing/router.ts',
     'pull/source.ts',
   ],
-  trust: ['lifecycle.ts', 'system-error.ts', 'observe/log.ts'],
+  trust: ['lifecycle.ts', 'make-directory.ts', 'system-error.ts', 'observe/log.ts'],
   routing: [
     'oci',
     'lifecycle.ts',
+    'make-directory.ts',
     'system-error.ts',
     'bounded-map.ts',
     'observe/log.ts',

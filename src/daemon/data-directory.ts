@@ -1,6 +1,7 @@
-import { mkdir, readFile } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Startable } from '../lifecycle.ts'
+import { makeDirectory } from '../make-directory.ts'
 import type { Logger } from '../observe/log.ts'
 import { replaceFile } from '../routing/replace-file.ts'
 import { hasCode } from '../system-error.ts'
@@ -56,7 +57,7 @@ export class DataDirectory implements Startable {
   /** @throws {DataDirectoryError} */
   async start(): Promise<void> {
     const newest = this.#migrations.length + 1
-    await mkdir(this.#path, { recursive: true, mode: 0o700 })
+    await makeDirectory(this.#path, { mode: 0o700 })
     const found = await this.#read()
     if (found.format > newest)
       throw new DataDirectoryError(

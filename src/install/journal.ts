@@ -3,7 +3,6 @@ import {
   chmod,
   chown,
   lstat,
-  mkdir,
   readFile,
   readlink,
   rename,
@@ -12,6 +11,7 @@ import {
   symlink,
 } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { makeDirectory } from '../make-directory.ts'
 import { replaceFile } from '../mirror/file.ts'
 import { hasCode } from '../system-error.ts'
 
@@ -132,7 +132,7 @@ export class Journal {
       const missing = await missingAbove(path)
       this.#replace({ path, before, after, directories: missing })
       await this.#save()
-      await mkdir(dirname(path), { recursive: true, mode: 0o755 })
+      await makeDirectory(dirname(path), { mode: 0o755 })
       return
     }
     this.#replace({ path, before, after, directories: known?.directories ?? [] })
@@ -146,7 +146,7 @@ export class Journal {
   }
 
   async #save(): Promise<void> {
-    await mkdir(dirname(this.#path), { recursive: true, mode: 0o700 })
+    await makeDirectory(dirname(this.#path), { mode: 0o700 })
     await replaceFile(this.#path, `${JSON.stringify(this.#entries)}\n`, 0o600)
   }
 }

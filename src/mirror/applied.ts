@@ -1,5 +1,6 @@
-import { mkdir, readFile, rm } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
+import { makeDirectory } from '../make-directory.ts'
 import { hasCode } from '../system-error.ts'
 import { replaceFile } from './file.ts'
 
@@ -31,7 +32,7 @@ export async function readApplied(dataDir: string): Promise<Applied | undefined>
 /** Makes `dataDir` if it has to, as the daemon does. */
 export async function writeApplied(dataDir: string, applied: Applied): Promise<void> {
   const path = join(dataDir, FILE)
-  await mkdir(dirname(path), { recursive: true, mode: 0o700 })
+  await makeDirectory(dirname(path), { mode: 0o700 })
   await replaceFile(path, `${JSON.stringify(applied)}\n`)
 }
 

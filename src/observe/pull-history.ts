@@ -1,5 +1,6 @@
-import { mkdir, open, rename, writeFile } from 'node:fs/promises'
+import { open, rename, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { makeDirectory } from '../make-directory.ts'
 
 /** What a client of this node asks for; of the room that answers, as far as it matters here. */
 interface Asked {
@@ -22,8 +23,8 @@ interface Answered {
   readonly missed?: string
 }
 
-/** How a request ended. */
-export type Outcome = 'ok' | 'not found' | 'aborted' | 'failed'
+/** How a request ended; `refused` is what was asked wrongly, or of somebody who is busy. */
+export type Outcome = 'ok' | 'not found' | 'aborted' | 'refused' | 'failed'
 
 /** A manifest or a blob within a pull, as it was asked for last. */
 export interface ContentReport {
@@ -144,7 +145,7 @@ export class PullHistory {
 
   async stop(): Promise<void> {
     if (this.#file === undefined || this.#pulls.size === 0) return
-    await mkdir(dirname(this.#file), { recursive: true })
+    await makeDirectory(dirname(this.#file))
     await writeFile(`${this.#file}.new`, JSON.stringify(this.pulls()), { mode: 0o600 })
     await rename(`${this.#file}.new`, this.#file)
   }

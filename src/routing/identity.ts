@@ -1,8 +1,9 @@
 import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
-import { chmod, mkdir, readFile, stat } from 'node:fs/promises'
+import { chmod, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import type { PrivateKey } from '@libp2p/interface'
+import { makeDirectory } from '../make-directory.ts'
 import type { Logger } from '../observe/log.ts'
 import { hasCode } from '../system-error.ts'
 import { replaceFile } from './replace-file.ts'
@@ -58,7 +59,7 @@ export async function loadIdentityKey(
 
 async function create(dataDir: string, path: string): Promise<KeyObject> {
   const { privateKey } = generateKeyPairSync('ed25519')
-  await mkdir(dataDir, { recursive: true, mode: 0o700 })
+  await makeDirectory(dataDir, { mode: 0o700 })
   await replaceFile(path, privateKey.export({ type: 'pkcs8', format: 'pem' }))
   return privateKey
 }

@@ -1,7 +1,8 @@
 import { randomUUID } from 'node:crypto'
-import { mkdir, open, readdir, unlink, type FileHandle } from 'node:fs/promises'
+import { open, readdir, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Startable } from '../lifecycle.ts'
+import { makeDirectory } from '../make-directory.ts'
 import type { Logger } from '../observe/log.ts'
 import { GrowingFile } from './growing-file.ts'
 import type { SpooledContent } from './store.ts'
@@ -23,7 +24,7 @@ export class Spool implements Startable {
   async start(): Promise<void> {
     try {
       // What private registries gave is nobody else's on this machine.
-      await mkdir(this.#directory, { recursive: true, mode: 0o700 })
+      await makeDirectory(this.#directory, { mode: 0o700 })
       for (const name of await readdir(this.#directory)) await unlink(join(this.#directory, name))
     } catch (error) {
       this.#log.warn({ err: error, directory: this.#directory }, 'spool cannot be used')

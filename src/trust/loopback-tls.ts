@@ -1,10 +1,11 @@
 import { createPrivateKey, generateKeyPairSync, randomBytes, X509Certificate } from 'node:crypto'
-import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { readFile, rename, writeFile } from 'node:fs/promises'
 import type { RequestListener } from 'node:http'
 import { createServer, type Server, type ServerOptions } from 'node:https'
 import { isIP } from 'node:net'
 import { dirname } from 'node:path'
 import type { Startable } from '../lifecycle.ts'
+import { makeDirectory } from '../make-directory.ts'
 import { selfSigned } from './certificates.ts'
 
 const OPTIONS = { minVersion: 'TLSv1.2', handshakeTimeout: 10_000 } as const
@@ -49,7 +50,7 @@ export class LoopbackTls implements Startable {
     const { privateKey } = generateKeyPairSync('ed25519')
     const cert = selfSigned(privateKey, [this.#host])
     const key = privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
-    await mkdir(dirname(this.#certFile), { recursive: true, mode: 0o700 })
+    await makeDirectory(dirname(this.#certFile), { mode: 0o700 })
     await this.#write(this.#keyFile, key, 0o600)
     await this.#write(this.#certFile, cert, 0o644)
     return { cert, key }

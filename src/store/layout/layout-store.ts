@@ -1,7 +1,6 @@
 import { createHash, randomUUID, type Hash } from 'node:crypto'
 import { constants, watch } from 'node:fs'
 import {
-  mkdir,
   open,
   readdir,
   readFile,
@@ -15,6 +14,7 @@ import {
 import { basename, dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
+import { makeDirectory } from '../../make-directory.ts'
 import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ContentBody } from '../../oci/body.ts'
 import {
@@ -280,7 +280,7 @@ export class LayoutStore implements WritableStore, Startable {
     }
     await reserve(options.size ?? 0)
     try {
-      await mkdir(dirname(path), { recursive: true })
+      await makeDirectory(dirname(path))
       const file = await open(path, options.resume === true ? O_RDWR | O_CREAT : 'wx', 0o644)
       if (options.digest !== undefined) this.#ingests.set(path, options.digest)
       const grow = async (bytes: number): Promise<void> => {
@@ -428,9 +428,9 @@ export class LayoutStore implements WritableStore, Startable {
     const incoming = dirname(this.#temporaryPath())
     try {
       // What private registries gave is nobody else's on this machine.
-      await mkdir(this.#path, { recursive: true, mode: 0o700 })
-      await mkdir(join(this.#path, 'blobs', 'sha256'), { recursive: true })
-      await mkdir(incoming, { recursive: true })
+      await makeDirectory(this.#path, { mode: 0o700 })
+      await makeDirectory(join(this.#path, 'blobs', 'sha256'))
+      await makeDirectory(incoming)
       await this.#links.load()
       for (const leftover of await readdir(incoming, { withFileTypes: true })) {
         if (!leftover.isFile()) continue
@@ -762,7 +762,7 @@ export class LayoutStore implements WritableStore, Startable {
   async #writeFile(path: string, text: string): Promise<void> {
     const temporary = this.#temporaryPath()
     try {
-      await mkdir(dirname(temporary), { recursive: true })
+      await makeDirectory(dirname(temporary))
       await writeFile(temporary, text, { flag: 'wx', flush: true })
       await this.#moveIntoPlace(temporary, path)
     } catch (error) {
@@ -774,7 +774,7 @@ export class LayoutStore implements WritableStore, Startable {
   /** Renames a synced file so that its new name survives a crash as well. */
   async #moveIntoPlace(from: string, to: string): Promise<void> {
     const directory = dirname(to)
-    const created = await mkdir(directory, { recursive: true })
+    const created = await makeDirectory(directory)
     await rename(from, to)
     await syncDirectory(directory)
     if (created !== undefined) await syncDirectory(dirname(directory))

@@ -1,5 +1,6 @@
-import { mkdir, open, readdir, rm } from 'node:fs/promises'
+import { open, readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { makeDirectory } from '../../make-directory.ts'
 import { isDigest, type Digest } from '../../oci/digest.ts'
 import { syncDirectory } from './sync-directory.ts'
 
@@ -20,7 +21,7 @@ export class Links {
   /** Reads all of them again. */
   async load(): Promise<void> {
     this.#repositories.clear()
-    await mkdir(this.#path, { recursive: true })
+    await makeDirectory(this.#path)
     for (const directory of await readdir(this.#path)) {
       for (const name of await readdir(join(this.#path, directory)))
         if (isDigest(name)) this.#note(name, directory.replaceAll('+', '/'))
@@ -44,7 +45,7 @@ export class Links {
   async add(digest: Digest, repository: string): Promise<void> {
     if (this.of(digest).has(repository)) return
     const directory = this.#directory(repository)
-    const created = await mkdir(directory, { recursive: true })
+    const created = await makeDirectory(directory)
     await (await open(join(directory, digest), 'w', 0o644)).close()
     await syncDirectory(directory)
     if (created !== undefined) await syncDirectory(this.#path)
