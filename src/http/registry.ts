@@ -277,7 +277,7 @@ export function createRegistryServer(
     } catch (error) {
       failure = error
       if (gone.signal.aborted && !raw.writableFinished) outcome = 'aborted'
-      else outcome = toDistributionError(error).status === 404 ? 'not found' : 'failed'
+      else outcome = outcomeOf(error)
       if (reply.sent) {
         // Headers are out: only a visibly broken connection tells the client that this is not the whole.
         raw.destroy()
@@ -378,6 +378,15 @@ export function createRegistryServer(
 
 function partsOf({ method, raw, headers }: FastifyRequest): RequestParts {
   return { method, url: raw.url ?? '', headers }
+}
+
+/** How a pull ended that was not answered with what it asked for. */
+function outcomeOf(error: unknown): Outcome {
+  if (error instanceof RangeNotSatisfiableError) return 'refused'
+  const { status, headers } = toDistributionError(error)
+  if (status === 404) return 'not found'
+  // Who is told when to come again has met a limit that was set.
+  return status < 500 || 'retry-after' in headers ? 'refused' : 'failed'
 }
 
 function render(reply: FastifyReply, error: DistributionError): void {

@@ -74,6 +74,8 @@ export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'):
         ...options,
         status: 416,
       })
+    case 'ERR_CLIENT_GONE':
+      return new DistributionError('BLOB_UPLOAD_INVALID', 'the request broke off', options)
     case 'ERR_UPLOAD_SIZE':
       return new DistributionError('SIZE_INVALID', error.message, options)
     case 'ERR_TOO_MANY_UPLOADS':

@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
-import { ContentTruncatedError } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
 import type { ChunkRange } from '../oci/home-request.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
@@ -170,7 +169,7 @@ export class Upload {
   readonly #content: ContentUpload
   readonly #ended: () => void
   readonly #room: () => number
-  #reading: { readonly stop: () => void; readonly done: Promise<void> } | undefined
+  #reading: { readonly stop: (reason: Error) => void; readonly done: Promise<void> } | undefined
   #usedMs = performance.now()
   #over = false
 
@@ -217,7 +216,7 @@ export class Upload {
     stopped.promise.catch(() => {})
     const taken = this.#take(bytes, range, stopped.promise)
     this.#reading = {
-      stop: () => stopped.reject(new ContentTruncatedError('the upload goes on elsewhere')),
+      stop: stopped.reject,
       done: taken.then(
         () => {},
         () => {},
@@ -246,7 +245,7 @@ export class Upload {
   async cancel(): Promise<void> {
     if (this.#over) return
     this.#end()
-    this.#reading?.stop()
+    this.#reading?.stop(new UploadUnknownError())
     await this.#reading?.done
     await this.#content.abort()
   }
@@ -257,7 +256,7 @@ export class Upload {
       if (bytes.length !== undefined && bytes.length !== length)
         throw new UploadSizeError(`Content-Range means ${length} bytes, not ${bytes.length}`)
       if (range.start !== this.received) throw new UploadRangeError(this)
-      this.#reading?.stop()
+      this.#reading?.stop(new UploadRangeError(this))
       await this.#reading?.done
       if (range.start !== this.received) throw new UploadRangeError(this)
     }

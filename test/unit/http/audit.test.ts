@@ -1,11 +1,14 @@
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
-import type { AddressInfo } from 'node:net'
+import { once } from 'node:events'
+import { connect, type AddressInfo } from 'node:net'
 import { after, before, suite, test } from 'node:test'
 import type { FastifyInstance } from 'fastify'
 import { createHome } from '../../../src/http/home.ts'
 import { createRegistryServer } from '../../../src/http/registry.ts'
 import { createMetrics } from '../../../src/observe/metrics.ts'
+import { RangeNotSatisfiableError } from '../../../src/oci/distribution.ts'
+import { DistributionError } from '../../../src/oci/errors.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { ContentNotFoundError } from '../../../src/pull/source.ts'
 import { loginAccess } from '../../../src/push/access.ts'
@@ -18,6 +21,7 @@ import { until } from '../../wait.ts'
 import { captureLog } from '../routing/nodes.ts'
 
 const HOME = 'registry.localhost'
+const REPOSITORY = { registry: HOME, repository: 'team/app' }
 const INDEX = JSON.stringify({ schemaVersion: 2, mediaType: MEDIA_TYPE.ociIndex, manifests: [] })
 const DIGEST = `sha256:${createHash('sha256').update(INDEX).digest('hex')}`
 const right = `Basic ${btoa('ci:right')}`
@@ -26,12 +30,13 @@ const wrong = `Basic ${btoa('ci:a secret typed wrongly')}`
 suite('who did what is one line of the log each', () => {
   const { log, lines } = captureLog()
   let server: FastifyInstance
+  let uploads: Uploads
   let origin: string
 
   before(async () => {
     const store = new MemoryStore()
     const metrics = createMetrics()
-    const uploads = new Uploads(
+    uploads = new Uploads(
       { store, log },
       { maxUploads: 4, maxUploadsOfClient: 4, maxBytes: 1e6, expiry: 60_000 },
     )
@@ -180,4 +185,71 @@ suite('who did what is one line of the log each', () => {
     assert.equal(answer.status, 401)
     assert.deepEqual(await said(0), [])
   })
+
+  test('a client that goes away in the middle of a body is no failure of ours', async () => {
+    const begun = await fetch(`${origin}/v2/team/app/blobs/uploads/`, {
+      method: 'POST',
+      headers: { authorization: right },
+    })
+    const location = begun.headers.get('location') ?? ''
+    const { port } = new URL(origin)
+    const head = `Host: ${HOME}\r\nAuthorization: ${right}\r\nContent-Length: 1000\r\n\r\n`
+    const bodies = [`PATCH ${location} HTTP/1.1\r\n`, 'PUT /v2/team/app/manifests/v9 HTTP/1.1\r\n']
+    for (const line of bodies) {
+      const socket = connect(Number(port), '127.0.0.1')
+      socket.on('error', () => {})
+      socket.resume().end(`${line}${head}{"schema`)
+      await once(socket, 'close')
+    }
+    const upload = uploads.find(location.slice(location.lastIndexOf('/') + 1), REPOSITORY)
+    await until(() => !upload.busy)
+    // What is said of the manifest, as of every push, is the last of it.
+    const all = await said(1)
+    assert.deepEqual(
+      all.map(({ level, msg, kind, outcome }) => ({ level, msg, kind, outcome })),
+      [{ level: 30, msg: 'push', kind: 'put manifest', outcome: 'refused' }],
+    )
+  })
+})
+
+suite('how a pull has ended, in log and metrics', () => {
+  const cases: [what: string, error: Error, outcome: string, level: number | undefined][] = [
+    ['a range beyond the end', new RangeNotSatisfiableError(5), 'refused', undefined],
+    [
+      'a limit that was reached',
+      new DistributionError('UNAVAILABLE', 'busy', { headers: { 'retry-after': '1' } }),
+      'refused',
+      undefined,
+    ],
+    ['nothing there', new ContentNotFoundError('nothing'), 'not found', undefined],
+    ['something of ours that broke', new Error('broken'), 'failed', 40],
+  ]
+  for (const [what, error, outcome, level] of cases) {
+    test(`${what} is ${outcome}`, async () => {
+      const { log, lines } = captureLog()
+      const metrics = createMetrics()
+      const server = createRegistryServer(
+        { open: async () => Promise.reject(error), metrics, log },
+        {
+          listener: 'peer',
+          naming: { homeRegistry: HOME, ownAddresses: new Set() },
+          limits: LIMITS,
+        },
+      )
+      try {
+        const origin = await server.listen({ port: 0, host: '127.0.0.1' })
+        await (await fetch(`${origin}/v2/a/blobs/${DIGEST}`)).arrayBuffer()
+        const counted = await until(async () =>
+          (await metrics.pulls.get()).values.find(({ value }) => value > 0),
+        )
+        assert.equal(counted.labels.outcome, outcome)
+      } finally {
+        await server.close()
+      }
+      assert.deepEqual(
+        lines.filter(({ msg }) => msg === 'pull').map((line) => line['level']),
+        level === undefined ? [] : [level],
+      )
+    })
+  }
 })

@@ -135,10 +135,27 @@ suite('uploads', () => {
         await new Promise(() => {})
       })(),
     })
-    const failed = assert.rejects(appended)
+    const failed = assert.rejects(appended, UploadUnknownError)
     await until(() => upload.received === 1)
     await upload.cancel()
     await failed
     assert.equal(uploads.count, 0)
+  })
+
+  test('who goes on at the right byte takes over from a connection that is dead, which hears where it goes on', async () => {
+    const uploads = uploadsInto(new MemoryStore())
+    const upload = await uploads.begin(repository)
+    const dead = upload.append({
+      chunks: (async function* () {
+        yield Buffer.from('a')
+        await new Promise(() => {})
+      })(),
+    })
+    const refused = assert.rejects(dead, UploadRangeError)
+    await until(() => upload.received === 1)
+    await upload.append(incoming(Buffer.from('bc')), { start: 1, end: 2 })
+    await refused
+    assert.equal(upload.received, 3)
+    await uploads.stop()
   })
 })
