@@ -68,7 +68,7 @@ export function parseManifest(bytes: Uint8Array): ManifestInfo {
     throw new ManifestInvalidError('manifest is larger than 4 MiB')
   let json: unknown
   try {
-    json = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(bytes))
+    json = JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes))
   } catch (cause) {
     throw new ManifestInvalidError('manifest is not JSON', { cause })
   }
@@ -88,6 +88,9 @@ export function parseManifest(bytes: Uint8Array): ManifestInfo {
   }
   if (config === undefined)
     throw new ManifestInvalidError('manifest has neither config nor manifests')
+  // Clients written in Go write no layers as null.
+  if (layers !== undefined && layers !== null && !Array.isArray(layers))
+    throw new ManifestInvalidError('layers of a manifest must be a list')
   const parts: unknown[] = Array.isArray(layers) ? [config, ...layers] : [config]
   const children = parts.map(toDescriptor)
   const elsewhere = parts.flatMap((part, index) =>

@@ -111,6 +111,7 @@ suite('manifest', () => {
       { schemaVersion: 2, mediaType: MEDIA_TYPE.dockerManifest, manifests: [layer] },
     ],
     ['a config that is text', { ...valid, config: digestOf('config') }],
+    ['layers that are no list', { ...valid, layers: { 0: layer } }],
     ['a layer that is null', { ...valid, layers: [null] }],
     ['a layer that is a list', { ...valid, layers: [[]] }],
     ['a layer without digest', { ...valid, layers: [{ size: 1 }] }],
@@ -180,6 +181,9 @@ suite('manifest', () => {
     const broken = Buffer.from(JSON.stringify(valid).replace('vnd', '\u0001'))
     broken[broken.indexOf(1)] = 0xff
     assert.throws(() => parseManifest(broken), ManifestInvalidError)
+    // Go's JSON, which is that of all clients, takes no byte order mark.
+    const marked = Buffer.from(`\uFEFF${JSON.stringify(valid)}`)
+    assert.throws(() => parseManifest(marked), ManifestInvalidError)
   })
 
   test('media types of manifests are known from all others', () => {
