@@ -19,6 +19,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
   ERR_PIN: "see shoal status; the daemon's log says more: journalctl -u shoal",
   ERR_REFERENCE_INVALID: 'write it as in docker.io/library/alpine:3.20',
   ERR_REGISTRIES_EDIT: 'write it in the usual form, one key a line, and run it again',
+  ERR_REGISTRY_NAME: 'write it as HOST or HOST:PORT, such as docker.io or 127.0.0.1:5000',
   ERR_ROLLOUT_NODE: 'put that right on the node, and run the same again',
   ERR_ROLLOUT_REFUSED: 'put the causes right, and run the same again',
   ERR_STORE_FULL: 'make room on that disk',

@@ -6,6 +6,7 @@ import { text } from 'node:stream/consumers'
 import { Command, InvalidArgumentError } from 'commander'
 import type { EffectiveConfig } from '../config/effective.ts'
 import { mirrorEndpoint } from '../mirror/certs-dir.ts'
+import { imageInFull } from '../oci/reference.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 
 /** The image may have to come first. */
@@ -25,12 +26,13 @@ export function pinCommand(): Command {
     .description(
       'get an image into the store of this node if it is not there, and keep it on so many nodes',
     )
-    .argument('<IMAGE>', 'with its registry, e.g. docker.io/library/alpine:3.20')
+    .argument('<IMAGE>', 'as in docker.io/library/alpine:3.20, or alpine')
     .option('--replicas <N>', 'nodes that are to have it', parseReplicas, 2)
     .action(async (image: string) => {
       const { config } = await loadFromCommand(pin)
       const { replicas } = pin.opts<{ replicas: number }>()
-      const { digest, warning } = await ask(config, 'POST', { image, replicas })
+      const name = imageInFull(image)
+      const { digest, warning } = await ask(config, 'POST', { image: name, replicas })
       process.stdout.write(`${digest} is kept${warning === undefined ? '' : `: ${warning}`}\n`)
     })
   return addConfigOptions(pin, KEYS)
@@ -43,7 +45,7 @@ export function unpinCommand(): Command {
     .argument('<IMAGE>', 'as it was pinned')
     .action(async (image: string) => {
       const { config } = await loadFromCommand(unpin)
-      const { digest } = await ask(config, 'DELETE', { image })
+      const { digest } = await ask(config, 'DELETE', { image: imageInFull(image) })
       process.stdout.write(`${digest} is kept no longer\n`)
     })
   return addConfigOptions(unpin, KEYS)

@@ -15,13 +15,12 @@ import { tokenCommand } from './token.ts'
 
 /** The command line: all commands with their flags and help texts. */
 export function createProgram(): Command {
-  return new Command('shoal')
+  const program = new Command('shoal')
     .description(
       'Every node of a cluster a small OCI registry: pulls come from this node, from peers, then the upstream',
     )
     .version(manifest.version)
     .option('--verbose', 'when something fails, print where, and what caused it')
-    .showHelpAfterError('(run with --help for what there is)')
     .addCommand(serveCommand())
     .addCommand(statusCommand())
     .addCommand(doctorCommand())
@@ -36,4 +35,14 @@ export function createProgram(): Command {
     .addCommand(rolloutCommand())
     .addCommand(tokenCommand())
     .addCommand(configCommand())
+  speakAlike(program, program.name())
+  return program
+}
+
+/** What is wrong with a command line is said as everything else that goes wrong: in one line what, in the next what to do. */
+function speakAlike(command: Command, name: string): void {
+  command
+    .configureOutput({ outputError: (text, write) => write(text.replace(/^error: /, 'shoal: ')) })
+    .showHelpAfterError(`  => ${name} --help says what there is`)
+  for (const below of command.commands) speakAlike(below, `${name} ${below.name()}`)
 }

@@ -1,8 +1,9 @@
 import type { Stats } from 'node:fs'
-import { lstat, mkdir, readdir, readFile, rm, rmdir, stat } from 'node:fs/promises'
+import { lstat, readdir, readFile, rm, rmdir, stat } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { readRoutes, WILDCARD, type Endpoint, type RegistryRoute } from '../config/endpoints.ts'
 import type { Registries, RegistryMirror } from '../config/registries.ts'
+import { makeDirectory } from '../make-directory.ts'
 import { isLoopback, isRegistry } from '../oci/reference.ts'
 import { hasCode } from '../system-error.ts'
 import { replaceFile } from './file.ts'
@@ -24,6 +25,12 @@ import {
 export class CertsDirError extends Error {
   override readonly name = 'CertsDirError'
   readonly code = 'ERR_CERTS_DIR'
+}
+
+/** What was given is not the name of a registry. */
+export class RegistryNameError extends Error {
+  override readonly name = 'RegistryNameError'
+  readonly code = 'ERR_REGISTRY_NAME'
 }
 
 /** What is to become of one hosts.toml. */
@@ -106,9 +113,7 @@ export function selectRoutes(
     if (!mirrored && (named.length > 0 || options.reader === 'k3s' || !saysSomething(route)))
       continue
     if (registry !== WILDCARD && !isRegistry(registry)) {
-      throw new CertsDirError(
-        `${JSON.stringify(registry)} is not the name of a registry (HOST or HOST:PORT)`,
-      )
+      throw new RegistryNameError(`${JSON.stringify(registry)} is not the name of a registry`)
     }
     routes.set(registry === WILDCARD ? DEFAULT : registry, { ...route, mirrored })
   }
@@ -196,7 +201,7 @@ export async function perform(changes: readonly Change[]): Promise<void> {
           directory = dirname(directory)
         }
       } else {
-        await mkdir(dirname(path), { recursive: true, mode: 0o755 })
+        await makeDirectory(dirname(path), { mode: 0o755 })
         await replaceFile(path, after)
       }
     } catch (error) {

@@ -1,4 +1,4 @@
-import { isDigest, parseDigest, type Digest } from './digest.ts'
+import { DigestInvalidError, isDigest, parseDigest, type Digest } from './digest.ts'
 
 declare const brand: unique symbol
 
@@ -120,13 +120,28 @@ export function contentName(repository: RepositoryName, digest: Digest): Content
   return name as ContentName
 }
 
-/** A name with what people leave out: the registry of Docker, its `library`, and `latest`. */
+/**
+ * A name with what people leave out: the registry of Docker, its `library`, and `latest`.
+ * @see https://github.com/distribution/reference/blob/v0.6.0/normalize.go
+ * @throws {ReferenceInvalidError} that names it
+ */
 export function imageInFull(image: string): string {
-  const [first = '', ...rest] = image.split('/')
-  const named = rest.length > 0 && looksLikeRegistry(first)
-  const path = named ? image : rest.length > 0 ? `docker.io/${image}` : `docker.io/library/${image}`
-  const last = path.slice(path.lastIndexOf('/'))
-  return last.includes(':') ? path : `${path}:latest`
+  const slash = image.indexOf('/')
+  const first = image.slice(0, Math.max(slash, 0))
+  const named = looksLikeRegistry(first)
+  const registry = !named || first === 'index.docker.io' ? 'docker.io' : first
+  const path = named ? image.slice(slash + 1) : image
+  const repository = registry === 'docker.io' && !path.includes('/') ? `library/${path}` : path
+  const last = repository.slice(repository.lastIndexOf('/'))
+  const full = `${registry}/${repository}${last.includes(':') ? '' : ':latest'}`
+  try {
+    parseReference(full)
+  } catch (cause) {
+    if (!(cause instanceof ReferenceInvalidError || cause instanceof DigestInvalidError))
+      throw cause
+    throw new ReferenceInvalidError(`${JSON.stringify(image)}: ${cause.message}`, { cause })
+  }
+  return full
 }
 
 /** Tells a tag's full name from that of content. */

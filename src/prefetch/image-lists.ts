@@ -4,8 +4,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { WatchedFiles, WatchedFilesInit } from '../config/watched-files.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
-import { DigestInvalidError } from '../oci/digest.ts'
-import { imageInFull, parseReference, ReferenceInvalidError } from '../oci/reference.ts'
+import { imageInFull, ReferenceInvalidError } from '../oci/reference.ts'
 import type { NamedImage } from '../routing/router.ts'
 import { reasonOf, type Prefetcher } from './prefetcher.ts'
 
@@ -221,15 +220,12 @@ export function parseImageList(text: string, file: string): string[] {
       .replace(/(^|\s)#.*$/, '')
       .trim()
     if (name === '') return []
-    const image = imageInFull(name)
     try {
-      parseReference(image)
+      return [imageInFull(name)]
     } catch (error) {
-      const invalid = error instanceof ReferenceInvalidError || error instanceof DigestInvalidError
-      const what = invalid ? error.message : 'cannot be read'
-      throw new ImageListInvalidError(`${file}:${index + 1}: ${JSON.stringify(name)}: ${what}`)
+      if (!(error instanceof ReferenceInvalidError)) throw error
+      throw new ImageListInvalidError(`${file}:${index + 1}: ${error.message}`)
     }
-    return [image]
   })
 }
 

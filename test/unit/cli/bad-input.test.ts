@@ -54,6 +54,39 @@ suite('bad input: a message, an exit status, and nothing left behind', () => {
     )
   })
 
+  test('what is wrong with a command line, and where to look', async () => {
+    const cases: [args: string[], said: string][] = [
+      [
+        ['serv'],
+        "shoal: unknown command 'serv'\n(Did you mean serve?)\n  => shoal --help says what there is\n",
+      ],
+      [
+        ['token', 'old'],
+        "shoal: unknown command 'old'\n  => shoal token --help says what there is\n",
+      ],
+      [
+        ['pull'],
+        "shoal: missing required argument 'IMAGE'\n  => shoal pull --help says what there is\n",
+      ],
+      [
+        ['pull', 'alpine', 'Upper'],
+        'shoal: "Upper": repository must be lower-case path components\n  => write it as in docker.io/library/alpine:3.20\n',
+      ],
+      [
+        ['unpin', '///'],
+        'shoal: "///": repository must be lower-case path components\n  => write it as in docker.io/library/alpine:3.20\n',
+      ],
+      [
+        ['mirror', 'apply', 'no registry'],
+        'shoal: "no registry" is not the name of a registry\n  => write it as HOST or HOST:PORT, such as docker.io or 127.0.0.1:5000\n',
+      ],
+    ]
+    for (const [args, said] of cases) {
+      const { code, stdout, stderr } = await shoal(args).ended
+      assert.deepEqual([code, stdout, stderr], [1, '', said])
+    }
+  })
+
   test('no permission for the data directory', async (t) => {
     const directory = await directoryOf(t)
     const args = ['local', 'peer', 'p2p', 'admin'].map((name) => `--listen-${name}=127.0.0.1:0`)

@@ -5,6 +5,7 @@ import { DigestInvalidError, digestOf, isDigest } from '../../../src/oci/digest.
 import {
   canonicalRegistry,
   hostOf,
+  imageInFull,
   isDigestKey,
   isLoopback,
   isRegistry,
@@ -230,6 +231,28 @@ suite('reference', () => {
       { seed },
     )
   })
+
+  const inFull: [written: string, meant: string][] = [
+    ['alpine', 'docker.io/library/alpine:latest'],
+    ['alpine:3.20', 'docker.io/library/alpine:3.20'],
+    ['acme/app', 'docker.io/acme/app:latest'],
+    ['docker.io/alpine', 'docker.io/library/alpine:latest'],
+    ['index.docker.io/acme/app:1', 'docker.io/acme/app:1'],
+    ['ghcr.io/app', 'ghcr.io/app:latest'],
+    ['localhost:5001/team/app', 'localhost:5001/team/app:latest'],
+    [`alpine@${digestOf('x')}`, `docker.io/library/alpine@${digestOf('x')}`],
+  ]
+  for (const [written, meant] of inFull)
+    test(`${short(written)} is ${short(meant)} in full`, () =>
+      assert.equal(imageInFull(written), meant))
+  for (const written of ['', '/', 'UPPER', 'a b', 'alpine:', 'alpine@sha256:1', 'ghcr.io/:1'])
+    test(`${JSON.stringify(written)} is refused, and named`, () =>
+      assert.throws(
+        () => imageInFull(written),
+        (error) =>
+          error instanceof ReferenceInvalidError &&
+          error.message.startsWith(`${JSON.stringify(written)}: `),
+      ))
 
   test('text that is none is refused with one of two errors', () => {
     const piece = fc.constantFrom(
