@@ -14,6 +14,7 @@ import { readKubernetesAccess, type ServiceAccount } from './config/kubernetes.t
 import type { Config } from './config/schema.ts'
 import { SharedRegistries } from './config/shared-registries.ts'
 import { DataDirectory } from './daemon/data-directory.ts'
+import { DirectoryLock } from './daemon/directory-lock.ts'
 import { FollowedConfig, toldTo, type OwnFile } from './daemon/followed-config.ts'
 import { IdleMemory } from './daemon/idle-memory.ts'
 import { createMeshTrust } from './daemon/mesh-trust.ts'
@@ -530,7 +531,8 @@ export function createDaemon(
   const parts: Startable[] = [
     adminListener,
     ...(metricsListener ? [metricsListener] : []),
-    // Before anything that reads what is in it
+    // Before anything that reads what is in them
+    ...ownDirectories(config).map((own) => new DirectoryLock({ log: component('data') }, own)),
     new DataDirectory(
       { log: component('data') },
       { path: config.dataDir, version: manifest.version },
@@ -584,6 +586,19 @@ export function createDaemon(
       log.info('stopped')
     },
   }
+}
+
+/** What only one daemon may write to. */
+function ownDirectories({
+  dataDir,
+  layout,
+  store,
+}: EffectiveConfig): { path: string; key: string }[] {
+  const own = [{ path: dataDir, key: 'dataDir' }]
+  const within = layout.path.startsWith(`${dataDir}/`)
+  if (store === 'layout' && !within && layout.path !== dataDir)
+    own.push({ path: layout.path, key: 'layout.path' })
+  return own
 }
 
 /** Where the peer listener is if nothing is said. One port has to be the same on all nodes of a Spegel mesh. */

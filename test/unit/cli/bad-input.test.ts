@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { fileURLToPath } from 'node:url'
-import { shoal } from './command.ts'
+import { shoal, startedLine } from './command.ts'
 
 const LAUNCHER = fileURLToPath(new URL('../../../bin/shoal', import.meta.url))
 const isRoot = process.getuid?.() === 0
@@ -85,6 +85,24 @@ suite('bad input: a message, an exit status, and nothing left behind', () => {
       const { code, stdout, stderr } = await shoal(args).ended
       assert.deepEqual([code, stdout, stderr], [1, '', said])
     }
+  })
+
+  test('two daemons on one data directory', async (t) => {
+    const directory = await directoryOf(t)
+    const args = ['local', 'peer', 'p2p', 'admin'].map((name) => `--listen-${name}=127.0.0.1:0`)
+    const serve = ['serve', '--store=layout', `--data-dir=${join(directory, 'state')}`, ...args]
+    const first = shoal(serve)
+    t.after(() => first.child.kill('SIGKILL'))
+    await startedLine(first.output)
+    const { code, stderr } = await shoal(serve).ended
+    assert.equal(
+      stderr,
+      `shoal: another daemon of Shoal uses ${directory}/state\n  => stop it, or set dataDir to another directory\n`,
+    )
+    assert.equal(code, 1)
+    first.child.kill('SIGTERM')
+    assert.equal((await first.ended).code, 0)
+    assert.ok(!(await readdir(join(directory, 'state'))).includes('shoal.lock'))
   })
 
   test('no permission for the data directory', async (t) => {
