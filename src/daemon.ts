@@ -575,6 +575,11 @@ export function createDaemon(
           { local: addresses().local },
           'other machines reach the local listener, and may do everything there',
         )
+      if (!isLoopback(formatAddress(config.listen.admin)))
+        log.warn(
+          { admin: addresses().admin },
+          'other machines reach the admin listener, see what this node holds, and may have it pull',
+        )
       log.info({ ...addresses(), id, name, store, sharing }, 'started')
     },
     async stop() {

@@ -33,6 +33,16 @@ export function* contradictions({
       message:
         'is an address that other machines reach, where all of them may do everything: say listen.exposed: true if that is meant',
     }
+  const places = new Map<string, string>()
+  for (const key of ['local', 'admin', 'metrics', 'push', 'peer', 'p2p'] as const) {
+    const place = key === 'local' ? address : listen[key]
+    if (place === undefined || place === 'auto' || place.port === 0) continue
+    const written = formatAddress(place)
+    const other = places.get(written)
+    if (other !== undefined)
+      yield { path: ['listen', key], message: `is ${written}, where listen.${other} is already` }
+    places.set(written, key)
+  }
   if (limits.uploadRate !== undefined && formatRates(limits.upload) !== 'unlimited')
     yield {
       path: ['limits', 'uploadRate'],

@@ -91,7 +91,10 @@ export const configSchema = section({
       'Identity and other state of this node. `auto` is `/var/lib/shoal` for root, else `shoal` in the XDG data directory.',
   }),
   registry: section({
-    name: plain('the name of a registry, HOST or HOST:PORT', isRegistry)
+    name: plain(
+      'the name of a registry, HOST or HOST:PORT, in lower case',
+      (text) => isRegistry(text) && text === text.toLowerCase(),
+    )
       .prefault('registry.localhost')
       .register(docs, {
         placeholder: 'HOST',

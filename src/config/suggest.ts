@@ -10,15 +10,19 @@ export function nearest(word: string, candidates: readonly string[]): string | u
   return best.candidate
 }
 
-/** Levenshtein's: how many letters must be changed, put in or taken out. */
+/** Damerau's: how many letters must be changed, put in, taken out, or exchanged with the next one. */
 function distance(a: string, b: string): number {
+  let before: number[] = []
   let row = Array.from({ length: b.length + 1 }, (_, index) => index)
-  for (const [i, letter] of Array.from(a).entries()) {
+  for (let i = 0; i < a.length; i++) {
     const next = [i + 1]
-    for (const [j, other] of Array.from(b).entries()) {
-      const kept = (row[j] ?? 0) + (letter === other ? 0 : 1)
-      next.push(Math.min(kept, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1))
+    for (let j = 0; j < b.length; j++) {
+      const kept = (row[j] ?? 0) + (a[i] === b[j] ? 0 : 1)
+      const exchanged = i > 0 && j > 0 && a[i] === b[j - 1] && a[i - 1] === b[j]
+      const other = exchanged ? (before[j - 1] ?? 0) + 1 : Infinity
+      next.push(Math.min(kept, other, (row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1))
     }
+    before = row
     row = next
   }
   return row[b.length] ?? 0

@@ -44,6 +44,16 @@ suite('shoal serve', () => {
     assert.equal(stdout, '')
   }
 
+  test('says which listeners other machines reach where they may do things', async (t) => {
+    const open = node('open').replace('local: "127.0.0.1:0"', 'local: "0.0.0.0:0", exposed: true')
+    const config = open.replace('admin: "127.0.0.1:0"', 'admin: "0.0.0.0:0"')
+    const { child, output } = shoal(['serve', '--config', await configFile('open.yaml', config)])
+    t.after(() => child.kill('SIGKILL'))
+    await startedLine(output)
+    assert.match(output.stdout, /"level":40,.*other machines reach the local listener/)
+    assert.match(output.stdout, /"level":40,.*other machines reach the admin listener/)
+  })
+
   test('names file, line, key and the likely key of a misspelt one', async () => {
     const path = await configFile('unknown.yaml', 'store: layout\nlisten:\n  lokal: 127.0.0.1:1\n')
     await assertRefused(

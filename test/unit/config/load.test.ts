@@ -199,11 +199,30 @@ suite('a configuration that is wrong', () => {
     ])
   })
 
+  test('two listeners at one address', async (t) => {
+    const listen = (places: string) => problemsOf(t, `listen: {${places}}\n`)
+    assert.deepEqual(await listen('admin: 127.0.0.1:5001, metrics: 0.0.0.0:9091'), [
+      'FILE:1: listen.admin: is 127.0.0.1:5001, where listen.local is already',
+    ])
+    assert.deepEqual(await listen('peer: "[fe80::1]:7", p2p: "[fe80::1]:7"'), [
+      'FILE:1: listen.p2p: is [fe80::1]:7, where listen.peer is already',
+    ])
+    await loadConfig({ file: await configFile(t, 'listen: {peer: 10.0.0.1:0, p2p: 10.0.0.1:0}\n') })
+  })
+
+  test('a home registry in upper case, which clients would ask for in lower', async (t) => {
+    assert.deepEqual(await problemsOf(t, 'registry: {name: Registry.example}\n'), [
+      'FILE:1: registry.name: expected the name of a registry, HOST or HOST:PORT, in lower case, found "Registry.example"',
+    ])
+  })
+
   for (const [key, hint] of [
     ['nodename: x', 'nodename: unknown key, did you mean nodeName?'],
     ['address: x', 'address: unknown key, did you mean containerd.address?'],
     ['listen.peer: x', 'listen.peer: unknown key, did you mean listen: { peer: … }?'],
     ['peer: {dial: 1s}', 'peer: unknown key, did you mean peers?'],
+    ['stroe: x', 'stroe: unknown key, did you mean store?'],
+    ['mehs: x', 'mehs: unknown key, did you mean mesh?'],
     ['banana: x', 'banana: unknown key'],
     ['__proto__: {a: 1}', '__proto__: unknown key'],
     ['1: x', '1: unknown key'],
