@@ -49,13 +49,7 @@ suite('shoal doctor', { skip }, () => {
   after(() => cluster[Symbol.asyncDispose]())
 
   async function connected(): Promise<void> {
-    await until(
-      async () =>
-        (await patient.machine.get('http://127.0.0.1:9090/metrics')).body.includes(
-          '\nshoal_peers 1\n',
-        ),
-      { timeoutMs: 60_000, what: 'the two nodes are connected' },
-    )
+    await patient.meets(1)
   }
 
   async function restart(text = config): Promise<void> {
@@ -462,6 +456,7 @@ listen: {peer: "127.0.0.1:5003"}
       [peer, 'upstream'],
       [patient, 'peer'],
     ] as const) {
+      if (source === 'peer') await node.knows(image)
       await node.cri.pull(image)
       // The end of an answer is noted when all of it has gone, which its client may know before.
       const pull = await until(async () => {

@@ -163,6 +163,7 @@ suite(
     test('a pull on its node comes from a peer, and whole', async () => {
       for (const { node } of nodes) {
         await ready(node)
+        await node.knows(IMAGE)
         await node.cri.pull(IMAGE)
         assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
         await until(async () => (await node.bytesFrom('peer')) > 200_000)

@@ -80,6 +80,7 @@ suite('shoal install and uninstall', { skip }, () => {
         async () => (await node.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
         { timeoutMs: 60_000, what: 'doctor finds nothing that fails' },
       )
+      await node.knows(IMAGE)
       await node.cri.pull(IMAGE)
       assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
       // Again, as an upgrade does it.

@@ -78,15 +78,7 @@ suite("beside K3s' own embedded registry", { skip }, () => {
       await node.exec(['shoal', 'mirror', 'apply'])
       await node.startDaemon()
     }
-    for (const node of nodes) {
-      await until(
-        async () =>
-          (await node.machine.get('http://127.0.0.1:9090/metrics')).body.includes(
-            '\nshoal_peers 1\n',
-          ),
-        { what: 'the nodes have met' },
-      )
-    }
+    for (const node of nodes) await node.meets(1)
   })
   after(() => cluster[Symbol.asyncDispose]())
 
@@ -127,6 +119,7 @@ suite("beside K3s' own embedded registry", { skip }, () => {
       assert.ok(from && to)
       const name = `ksd.test.com/ours/${index}:1`
       await from.import(await buildImage({ layers: [300_000, 1000], seed: name }), name)
+      await to.knows(name)
       const before = asked(nodes.indexOf(to))
       await pull(to, name, how)
       assert.equal(await to.rootfs(name), await from.rootfs(name))

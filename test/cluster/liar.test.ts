@@ -33,6 +33,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         const reference = 'ksd.test.com/liar/app:1'
         await Promise.all([node.startContainerd(), node.startDaemon(), honest.startDaemon()])
         await honest.import(image, reference)
+        await node.knows(reference)
         const faulty = await FaultyNodes.start(host, [node, honest])
         const layer = image.layers[0]?.descriptor.digest ?? ''
         await using liar = await faulty.join({

@@ -4,6 +4,7 @@ import { after, before, suite, test } from 'node:test'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
 
 const LAYERS = [9_000_000, 4_000_000]
 const SIZE = LAYERS.reduce((sum, bytes) => sum + bytes, 0)
@@ -38,6 +39,7 @@ suite('nodes whose containerd asks for parts of a layer in parallel', { skip }, 
     await Promise.all(
       cluster.nodes.map(async (node) => {
         await Promise.all([node.startContainerd(), node.startDaemon()])
+        await node.meets(2)
       }),
     )
     image = await buildImage({ layers: LAYERS, seed: 'parallel' })
@@ -62,6 +64,8 @@ suite('nodes whose containerd asks for parts of a layer in parallel', { skip }, 
     // On a machine that is busy with something else an answer may come too late, and a node goes its own way.
     assert.ok(copies < 2, `${copies} copies:\n${cluster.upstream.requests().join('\n')}`)
     for (const { name, daemon } of cluster.nodes)
-      assert.match(daemon.log(), /reads what this node is receiving already/, name)
+      await until(() => daemon.log().includes('reads what this node is receiving already'), {
+        what: `the log of ${name} says so`,
+      })
   })
 })

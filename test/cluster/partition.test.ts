@@ -49,14 +49,8 @@ suite('a network that falls in two and heals', { skip }, () => {
     return node.machine.get(`http://127.0.0.1:5001/v2/ksd.test.com/split/${path}`)
   }
 
-  async function finds(node: ClusterNode, name: string): Promise<void> {
-    await until(async () => (await get(node, `${name}/manifests/1`)).status === 200, {
-      what: `${node.name} finds ${name}`,
-    })
-  }
-
   async function pulls(node: ClusterNode, name: string, image: DemoImage): Promise<void> {
-    await finds(node, name)
+    await node.knows(`ksd.test.com/split/${name}:1`)
     for (const { descriptor } of image.layers) {
       const { status, headers } = await get(node, `${name}/blobs/${descriptor.digest}`)
       assert.equal(status, 200)

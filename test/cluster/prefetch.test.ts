@@ -41,8 +41,7 @@ suite('images are brought to nodes before they are needed', { skip }, () => {
         await Promise.all([node.startContainerd(), node.startDaemon()])
       }),
     )
-    for (const node of cluster.nodes)
-      await until(async () => (await metric(node, 'shoal_peers')) === 2, { what: 'they meet' })
+    for (const node of cluster.nodes) await node.meets(2)
   })
   after(() => cluster?.[Symbol.asyncDispose]())
 

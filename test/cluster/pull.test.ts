@@ -109,6 +109,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         await pull(cluster, a, WAYS[0]!, reference)
       }
       assert.ok(cluster.upstream.requests().length > 0)
+      for (const { reference } of images) for (const node of others) await node.knows(reference)
       await cluster.upstream.stop()
       await pullEverywhere(cluster, a, others, images)
       const bytes = images
@@ -129,6 +130,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         }),
       )
       for (const { image, reference } of images) await a.import(image, reference)
+      for (const { reference } of images) for (const node of others) await node.knows(reference)
       await pullEverywhere(cluster, a, others, images)
       assert.deepEqual(
         cluster.namesAsked().filter((name) => name.endsWith(NOWHERE)),
@@ -142,6 +144,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       await a.import(image, `${NOWHERE}/ksd/nginx:1.27`)
       const reference = `127.0.0.1:5001/${NOWHERE}/ksd/nginx:1.27`
       for (const node of cluster.nodes) {
+        await node.knows(`${NOWHERE}/ksd/nginx:1.27`)
         const copy = [
           'copy',
           '--insecure-policy',
@@ -182,8 +185,7 @@ test(
     await holder!.import(image, `${NOWHERE}/ksd/nginx:1.27`)
     const reference = `127.0.0.1:5001/${NOWHERE}/ksd/nginx:1.27`
     // Its store has it within seconds; a tool has put it there behind the daemon's back.
-    await until(() => holder!.exec(['crane', 'digest', reference]))
-    await Promise.all(others.map((node) => until(() => node.exec(['crane', 'digest', reference]))))
+    for (const node of cluster.nodes) await node.knows(`${NOWHERE}/ksd/nginx:1.27`)
     await Promise.all(others.map((node) => node.exec(['crane', 'validate', '--remote', reference])))
     for (const node of others) {
       // An answer is counted when all of it has gone, which its client may know before.

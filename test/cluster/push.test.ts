@@ -53,14 +53,9 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
           await node.exec(['shoal', 'mirror', 'apply'])
         }),
       )
-      for (const node of cluster.nodes) await until(async () => (await peersOf(node)) === 2)
+      for (const node of cluster.nodes) await node.meets(2)
     })
     after(() => cluster[Symbol.asyncDispose]())
-
-    async function peersOf(node: ClusterNode): Promise<number> {
-      const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-      return Number(/^shoal_peers (\d+)$/m.exec(body)?.[1])
-    }
 
     /** With skopeo, to the node itself; resolves when its answer is there. */
     async function push(node: ClusterNode, image: DemoImage, name: string): Promise<void> {
@@ -111,6 +106,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       const name = `${HOME}/team/everywhere:v1`
       const expected = await a.rootfs(name)
       for (const node of [b, c]) {
+        await node.knows(name)
         await node.ctr('images', 'pull', '--hosts-dir', CERTS, name)
         assert.equal(await node.rootfs(name), expected)
       }
@@ -182,12 +178,13 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       const others = await Promise.all([b, c].map((node) => holds(node, image)))
       assert.equal(others.filter(Boolean).length, 1, 'one other node has it')
       const [without, holder] = others[0] === true ? [c, b] : [b, c]
+      await without.knows(name)
       await without.ctr('images', 'pull', '--hosts-dir', CERTS, name)
       assert.equal(await without.rootfs(name), await holder.rootfs(name))
 
       await a.link.restore()
       await a.startDaemon()
-      await until(async () => (await peersOf(a)) === 2, { timeoutMs: 60_000 })
+      await a.meets(2)
       assert.equal(await digestOn(a, 'team/survives:v1'), image.manifest.descriptor.digest)
       assert.match(await a.ctr('image', 'check', `name==${name}`), /complete/)
       for (const node of [a, holder, without])
@@ -251,14 +248,8 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       } finally {
         await a.link.restore()
       }
-      for (const node of [a, c])
-        await until(async () => (await peersOf(node)) === 2, { timeoutMs: 60_000 })
-      const isThere = (): Promise<boolean> =>
-        digestOn(c, 'team/runs:v1').then(
-          () => true,
-          () => false,
-        )
-      await until(isThere, { timeoutMs: 60_000 })
+      for (const node of [a, c]) await node.meets(2)
+      await c.knows(name)
       await c.cri.pull(name)
       assert.equal(await run(c, name), 'it runs\n')
       // The CRI plugin has written its record anew.

@@ -66,6 +66,7 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
   }
 
   async function assertPulls(node: ClusterNode): Promise<void> {
+    await node.knows(IMAGE)
     await node.cri.pull(IMAGE)
     assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
   }

@@ -26,17 +26,12 @@ suite('a node goes on whatever is restarted under it', { skip }, () => {
     return (await node.machine.get(`http://127.0.0.1:9090${path}`)).status
   }
 
-  async function knows(node: ClusterNode, peers: number): Promise<boolean> {
-    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-    return body.includes(`\nshoal_peers ${peers}\n`)
-  }
-
   /** `node` gets a new image by hand; `other` finds it and pulls it. */
   async function assertShared(node: ClusterNode, other: ClusterNode): Promise<void> {
     const image = await buildImage({ layers: [100_000, 10], seed: `restart ${++images}` })
     const name = `ksd.test.com/restart/app:${images}`
     await node.import(image, name)
-    await assertFound(name, other)
+    await other.knows(name)
     await other.cri.pull(name)
     assert.equal(await other.rootfs(name), await node.rootfs(name))
   }
@@ -121,9 +116,9 @@ suite('a node goes on whatever is restarted under it', { skip }, () => {
     const [node, other] = pairs[0]!
     await assertShared(node, other)
     await node.link.cut()
-    await until(() => knows(other, 0), { timeoutMs: 60_000, what: 'the peer is gone' })
+    await other.meets(0)
     await node.link.restore()
-    await until(() => knows(other, 1), { timeoutMs: 60_000, what: 'the peer is back' })
+    await other.meets(1)
     await assertShared(node, other)
   })
 })

@@ -44,7 +44,7 @@ suite('a mesh with a token', { skip }, () => {
         await node.exec(['shoal', 'mirror', 'apply'])
       }),
     )
-    await Promise.all(members.map((node) => meets(node, 2)))
+    await Promise.all(members.map((node) => node.meets(2)))
     image = await buildImage({ layers: [3_000_000, 200_000, 10], seed: 'secret' })
     await holder.import(image, `${REGISTRY}/org/secret:1`)
   })
@@ -69,17 +69,10 @@ suite('a mesh with a token', { skip }, () => {
     return lines.reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0)
   }
 
-  async function meets(node: ClusterNode, peers: number): Promise<void> {
-    await until(async () => (await metric(node, 'shoal_peers ')) === peers, {
-      what: `${node.name} meets ${peers}`,
-    }).catch((error: unknown) => {
-      throw new Error(`${String(error)}\n${node.daemon.tail()}`, { cause: error })
-    })
-  }
-
   test('pulls over TLS, into containerd 1.6 and 2.x', async () => {
     const expected = await holder.rootfs(`${REGISTRY}/org/secret:1`)
     for (const node of members.slice(1)) {
+      await node.knows(`${REGISTRY}/org/secret:1`)
       await node.cri.pull(`${REGISTRY}/org/secret:1`)
       assert.equal(await node.rootfs(`${REGISTRY}/org/secret:1`), expected)
       await until(async () => (await node.bytesFrom('peer')) > 3e6)
@@ -100,7 +93,7 @@ suite('a mesh with a token', { skip }, () => {
       assert.equal((await stranger.machine.get(url)).status, 404)
       await stranger.daemon.stop()
     }
-    for (const node of members) await meets(node, 2)
+    for (const node of members) await node.meets(2)
 
     const digests = image.blobs().map(({ descriptor }) => descriptor.digest)
     const paths = [
@@ -135,14 +128,9 @@ suite('a mesh with a token', { skip }, () => {
       const name = `${REGISTRY}/org/turn:${number}`
       await holder.import(await buildImage({ layers: [1000], seed: name }), name)
       const [, second] = members
-      const url = `http://127.0.0.1:5001/v2/${REGISTRY}/org/turn/manifests/${number}`
-      await until(async () => (await second?.machine.get(url))?.status === 200, {
-        what: `${name} is found`,
-      }).catch((error: unknown) => {
-        const logs = members.map((node) => `${node.name}:\n${node.daemon.tail()}`)
-        throw new Error(`${String(error)}\n${logs.join('\n')}`, { cause: error })
-      })
-      await second?.cri.pull(name)
+      assert.ok(second)
+      await second.knows(name)
+      await second.cri.pull(name)
     }
     for (const tokens of [[token, fresh], [fresh, token], [fresh]]) {
       for (const node of members) {
@@ -151,7 +139,7 @@ suite('a mesh with a token', { skip }, () => {
         await pullOnce()
       }
     }
-    await Promise.all(members.map((node) => meets(node, 2)))
+    await Promise.all(members.map((node) => node.meets(2)))
     // Who has the old one only is a stranger now.
     await putToken(stranger, token)
     await stranger.startDaemon()

@@ -317,6 +317,7 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       })
       assert.ok(counted < size + 100_000, `${counted} of ${size}`)
 
+      for (const { reference } of images) await b.knows(reference)
       await cluster.upstream.machine[Symbol.asyncDispose]()
       for (const { reference, how } of images) {
         await pulled(b, reference, how)

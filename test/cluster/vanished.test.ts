@@ -77,13 +77,8 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
     for (const each of cluster.nodes) if (!each.daemon.running()) await each.startDaemon()
     await node.daemon.stop()
     await node.startDaemon()
-    await until(
-      async () => {
-        const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
-        return body.includes('\nshoal_peers 2\n')
-      },
-      { timeoutMs: 60_000, what: 'the node knows both holders' },
-    )
+    for (const name of ['ksd.test.com/vanished/app:1', `${Upstream.host}/vanished/app:1`])
+      await node.knows(name, { holders: 2 })
   })
 
   function read(bytesPerSecond?: number) {

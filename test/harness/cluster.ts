@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { imageArchive, type TaggedContent } from '../../src/cli/demo-image.ts'
 import { until } from '../wait.ts'
+import type { PullPlan } from '../../src/observe/explain.ts'
 import { CriImages } from '../../src/store/containerd/cri/images.ts'
 import { Machine, type ExecOptions, type Program } from './machine.ts'
 import { tools, type ContainerdBinaries } from './tools.ts'
@@ -392,6 +393,42 @@ export class ClusterNode implements AsyncDisposable {
     const labels = `listener="local",source="${source}"`
     const lines = body.matchAll(new RegExp(`^shoal_bytes_total\\{${labels}.*\\} (\\d+)$`, 'gm'))
     return lines.reduce((sum, [, bytes]) => sum + Number(bytes), 0)
+  }
+
+  /**
+   * Resolves when the daemon knows where all of an image is: here, or at so many of the others, who have told it by then. What a node has got a
+   * moment ago the others hear of a moment later, and who pulls before that is sent elsewhere. Nothing is pulled.
+   */
+  async knows(image: string, { holders = 1 }: { holders?: number } = {}): Promise<void> {
+    const url = `http://127.0.0.1:9090/explain?image=${encodeURIComponent(image)}`
+    let plan = ''
+    await until(
+      async () => {
+        plan = (await this.machine.get(url)).body
+        const { content, missing } = JSON.parse(plan) as PullPlan
+        const known = content.every(
+          (each) => (each.here && holders === 1) || each.holders.length >= holders,
+        )
+        return missing === null && content.length > 0 && known
+      },
+      { timeoutMs: 60_000, what: `${this.name} knows where ${image} is` },
+    ).catch((error: unknown) => {
+      const said = `${String(error)}; it says:\n${plan}\nits log:\n${this.daemon.tail()}`
+      throw new Error(said, { cause: error })
+    })
+  }
+
+  /** Resolves when the daemon is connected with so many others. */
+  async meets(peers: number): Promise<void> {
+    await until(
+      async () =>
+        (await this.machine.get('http://127.0.0.1:9090/metrics')).body.includes(
+          `\nshoal_peers ${peers}\n`,
+        ),
+      { timeoutMs: 60_000, what: `${this.name} is connected with ${peers} others` },
+    ).catch((error: unknown) => {
+      throw new Error(`${String(error)}; its log:\n${this.daemon.tail()}`, { cause: error })
+    })
   }
 
   /** Resolves when the daemon says that it is ready. */
