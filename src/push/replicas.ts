@@ -14,6 +14,7 @@ import {
   type TagName,
 } from '../oci/reference.ts'
 import type { TagClaims } from '../routing/claims.ts'
+import { ContentNotFoundError } from '../pull/source.ts'
 import type { KeepExchange, KeepRequest, Peer } from '../routing/router.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
 import { FetchProgress, type Fetcher, type FetchOptions } from './fetcher.ts'
@@ -25,6 +26,11 @@ const LOOK_EVERY_MS = 15_000
 const SETTLE_EVERY = 50
 /** A node that was asked has so long, in ms, before another one is. */
 const PATIENCE = 120_000
+/**
+ * That somebody holds an image may be heard of later than that it is to be kept: what nobody gives is looked for again after this, in ms, and
+ * after twice as long each time, until whoever asked counts on this node no longer.
+ */
+const LOOK_AGAIN = 250
 /** Images that this node was asked to keep and has not got yet. */
 const MAX_QUEUE = 1000
 /** One that cannot be got within this, in ms, is given up. */
@@ -74,10 +80,11 @@ export class Replicas implements Startable {
   /** When a node was seen to keep an image, or was asked to; by image, then by node */
   readonly #seen = new Map<Digest, Map<string, number>>()
   readonly #asked = new Map<Digest, Map<string, number>>()
-  readonly #queue = new Map<Digest, KeepRequest>()
+  readonly #queue = new Map<Digest, Queued>()
   /** Images with too few copies, and how many there are */
   readonly #short = new Map<Digest, { image: string; have: number; wanted: number }>()
-  /** Of the first in the queue */
+  /** What is being got, and how far that is */
+  #getting: Queued | undefined
   #progress = new FetchProgress()
   #images = 0
   #stopped = new AbortController()
@@ -114,10 +121,10 @@ export class Replicas implements Startable {
   list() {
     return {
       waiting: [...this.#short.values().take(MAX_LISTED)],
-      getting: [...this.#queue.values().take(MAX_LISTED)].map((request, index) => ({
-        image: imageOf(request),
-        bytes: index === 0 ? this.#progress.bytes : 0,
-        size: index === 0 ? this.#progress.size : 0,
+      getting: [...this.#queue.values().take(MAX_LISTED)].map((queued) => ({
+        image: imageOf(queued.request),
+        bytes: queued === this.#getting ? this.#progress.bytes : 0,
+        size: queued === this.#getting ? this.#progress.size : 0,
       })),
     }
   }
@@ -367,39 +374,70 @@ export class Replicas implements Startable {
       log.warn({ from, digest, repository }, 'this node does not keep that for another')
       return
     }
-    this.#queue.set(digest, request)
+    const now = performance.now()
+    this.#queue.set(digest, { request, until: now + PATIENCE, due: now, pause: LOOK_AGAIN })
     this.#wake()
   }
 
   async #keep(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
-      const [next] = this.#queue.values()
+      const now = performance.now()
+      const next = this.#queue.values().find(({ due }) => due <= now)
       if (next === undefined) {
-        await new Promise<void>((resolve) => {
-          this.#wake = resolve
-        })
+        const due = Math.min(...[...this.#queue.values()].map((queued) => queued.due))
+        await this.#rest(due - now)
         continue
       }
-      await this.#get(next, signal)
-      if (this.#queue.get(next.digest) === next) this.#queue.delete(next.digest)
+      this.#getting = next
+      const ended = await this.#get(next, signal)
+      this.#getting = undefined
+      const { digest } = next.request
+      if (ended && this.#queue.get(digest) === next) this.#queue.delete(digest)
     }
   }
 
-  async #get(request: KeepRequest, signal: AbortSignal): Promise<void> {
+  /** Resolves after so many ms, which may be infinitely many, or when there is something to do. */
+  async #rest(ms: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.#wake = resolve
+    const timer = Number.isFinite(ms) ? setTimeout(resolve, ms).unref() : undefined
+    await promise
+    clearTimeout(timer)
+  }
+
+  /** @returns whether that is all there is to do; otherwise it is `due` again */
+  async #get(queued: Queued, signal: AbortSignal): Promise<boolean> {
     const { onFetched = () => {}, log } = this.#components
-    const { repository, digest, tags } = request
+    const { repository, digest, tags } = queued.request
     const deadline = AbortSignal.any([signal, AbortSignal.timeout(FETCH_DEADLINE)])
     try {
       const progress = (this.#progress = new FetchProgress())
-      await this.#fetch(request, { signal: deadline, background: () => true, progress })
+      await this.#fetch(queued.request, { signal: deadline, background: () => true, progress })
       onFetched('kept')
       log.info({ digest, tags }, 'a copy is kept')
     } catch (err) {
-      if (signal.aborted) return
+      if (signal.aborted) return true
+      const due = performance.now() + queued.pause
+      if (err instanceof ContentNotFoundError && due < queued.until) {
+        queued.due = due
+        queued.pause *= 2
+        return false
+      }
       onFetched('failed')
       log.warn({ err, digest, repository }, 'a copy cannot be kept')
     }
+    return true
   }
+}
+
+/** What this node was asked to keep and has not got yet. */
+interface Queued {
+  readonly request: KeepRequest
+  /** When whoever asked turns to another node */
+  readonly until: number
+  /** When it is looked for next, and how long after that once more; in ms */
+  due: number
+  pause: number
 }
 
 /** As people know it. */

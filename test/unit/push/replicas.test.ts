@@ -279,6 +279,29 @@ suite('copies of what was pushed', () => {
     })
   })
 
+  test('are got as soon as somebody gives what is to be kept, be that heard of later than the request', async () => {
+    await withNetwork(async (network) => {
+      const [a, b] = [network.node('a'), network.node('b')]
+      await b.replicas.start()
+      const [late, here] = await Promise.all(
+        ['late', 'here'].map((seed) => buildImage({ layers: [2000], seed })),
+      )
+      assert(late !== undefined && here !== undefined)
+      const request = (image: DemoImage): KeepRequest => {
+        return { repository, digest: image.manifest.descriptor.digest, tags: [] }
+      }
+      b.listener('a', request(late))
+      await a.put(here)
+      b.listener('a', request(here))
+      // What is nowhere keeps nothing else waiting.
+      await until(() => b.store.keys.has(request(here).digest))
+      await until(() => b.replicas.stats().fetching === 1)
+      await a.put(late)
+      await until(() => b.store.keys.has(request(late).digest))
+      await until(() => b.replicas.stats().fetching === 0)
+    })
+  })
+
   test('are of the home registry alone', async () => {
     await withNetwork(async (network) => {
       const [a, b] = [network.node('a'), network.node('b')]
