@@ -108,7 +108,9 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
       for (const { reference } of images) {
         await pull(cluster, a, WAYS[0]!, reference)
       }
-      assert.ok(cluster.upstream.requests().length > 0)
+      await until(() => cluster.upstream.requests().length > 0, {
+        what: 'the log of the upstream says so',
+      })
       for (const { reference } of images) for (const node of others) await node.knows(reference)
       await cluster.upstream.stop()
       await pullEverywhere(cluster, a, others, images)

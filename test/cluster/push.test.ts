@@ -166,7 +166,12 @@ for (const [index, version] of (['1.x', '2.x'] as const).entries()) {
         )
     })
 
-    test('when its node dies right after the push, another has a copy, and a third gets one', async () => {
+    test('when its node dies right after the push, another has a copy, and a third gets one', async (t) => {
+      t.after(async () => {
+        await a.link.restore()
+        if (!a.daemon.running()) await a.startDaemon()
+        await a.meets(2)
+      })
       const image = await buildImage({
         layers: [MIB * 1024 * 1024, 3000],
         seed: `${version} survives`,

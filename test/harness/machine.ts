@@ -11,8 +11,8 @@ const ENVIRONMENT = {
   LANG: 'C.UTF-8',
 }
 
-/** Of a program's output this much of the end is kept. */
-const LOG_BYTES = 256 * 1024
+/** Of a program's output this much of the end is kept: all that a test's programs say, so that what is counted in it does not become less. */
+const LOG_BYTES = 4 * 1024 * 1024
 
 /** Per call of {@link Machine.exec}. */
 export interface ExecOptions {
