@@ -20,8 +20,9 @@ import { NotHeldError, type WritableStore } from '../store/store.ts'
 import { FetchProgress, type Fetcher, type FetchOptions } from './fetcher.ts'
 import type { Pins } from './pins.ts'
 
-/** So often it is looked whether there are enough copies of everything, in ms. */
+/** So often it is looked whether there are enough copies of everything, in ms; more often where they are to be replaced sooner, but no more than this. */
 const LOOK_EVERY_MS = 15_000
+const MIN_LOOK_EVERY_MS = 1000
 /** So often a push that waits for its copies looks whether they are there. */
 const SETTLE_EVERY = 50
 /** A node that was asked has so long, in ms, before another one is. */
@@ -64,7 +65,7 @@ export interface ReplicasInit {
   /** A node that had a copy counts for so long, in ms, after it was seen last */
   readonly repairAfter: number
   readonly zone?: string | undefined
-  /** So often it is looked whether there are enough copies of everything, in ms; default 15 s */
+  /** So often it is looked whether there are enough copies of everything, in ms; default `repairAfter`, if that is from 1 to 15 s */
   readonly lookEvery?: number
 }
 
@@ -160,10 +161,11 @@ export class Replicas implements Startable {
   }
 
   async #watch(signal: AbortSignal): Promise<void> {
+    const { repairAfter } = this.#init
+    const lookEvery =
+      this.#init.lookEvery ?? Math.max(MIN_LOOK_EVERY_MS, Math.min(LOOK_EVERY_MS, repairAfter))
     while (!signal.aborted) {
-      await delay((this.#init.lookEvery ?? LOOK_EVERY_MS) * (0.75 + Math.random() / 2), undefined, {
-        signal,
-      }).catch(() => {})
+      await delay(lookEvery * (0.75 + Math.random() / 2), undefined, { signal }).catch(() => {})
       if (signal.aborted) return
       await this.#look(signal).catch((err: unknown) =>
         this.#components.log.warn({ err }, 'copies of images cannot be looked after now'),
