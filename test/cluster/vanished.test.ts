@@ -74,9 +74,9 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
 
   // Nobody is blamed for what was done to him in another test.
   beforeEach(async () => {
-    for (const each of cluster.nodes) if (!each.daemon.running()) await each.startDaemon()
-    await node.daemon.stop()
-    await node.startDaemon()
+    if (node.daemon.running()) await node.daemon.stop()
+    const gone = cluster.nodes.filter(({ daemon }) => !daemon.running())
+    await Promise.all(gone.map((each) => each.startDaemon()))
     for (const name of ['ksd.test.com/vanished/app:1', `${Upstream.host}/vanished/app:1`])
       await node.knows(name, { holders: 2 })
   })
