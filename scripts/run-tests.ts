@@ -1,19 +1,32 @@
 import { chmodSync, globSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { availableParallelism, tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { Readable } from 'node:stream'
 import { run } from 'node:test'
 import { spec } from 'node:test/reporters'
 
-/** Groups in the order they run: cheap first. Those that start daemons and containerds have the machine for themselves. */
-const GROUPS: Readonly<Record<string, { globs: readonly string[]; alone: boolean }>> = {
+/** Groups in the order they run, cheap first, and how many files of each run at a time: most of what a test does is to wait. */
+const GROUPS: Readonly<Record<string, { globs: readonly string[]; together: number }>> = {
   unit: {
     globs: ['test/*.test.ts', 'test/{unit,compliance,fakes,conformance}/**/*.test.ts'],
-    alone: false,
+    together: Math.max(2, availableParallelism() - 1),
   },
-  containerd: { globs: ['test/containerd/**/*.test.ts'], alone: true },
-  cluster: { globs: ['test/cluster/**/*.test.ts'], alone: true },
+  containerd: { globs: ['test/containerd/**/*.test.ts'], together: 2 },
+  cluster: { globs: ['test/cluster/**/*.test.ts'], together: 2 },
 }
+/** These look at how many bytes cross a link or are in memory, or make what others run: they have the machine for themselves. */
+const ALONE: ReadonlySet<string> = new Set(
+  [
+    'coldstart',
+    'dashboard',
+    'exe',
+    'image',
+    'parallel-layers',
+    'prefetch',
+    'strangers',
+    'swarm',
+  ].map((name) => `test/cluster/${name}.test.ts`),
+)
 
 /** A hang ends as a failure here, not as a job that is cancelled from outside. */
 const TEST_TIMEOUT_MS = 240_000
@@ -37,15 +50,15 @@ type Event = { type: string; data: unknown }
 
 /** Runs batch after batch as if it were one run: one report, one summary, which is the end of the output. */
 async function* runAll(
-  batches: readonly { files: string[]; alone: boolean }[],
+  batches: readonly { files: string[]; together: number }[],
 ): AsyncGenerator<Event> {
   const totals = new Map<string, number>()
   const started = performance.now()
   const startedMs = Date.now()
-  for (const { files, alone } of batches) {
+  for (const { files, together } of batches) {
     const stream: AsyncIterable<Event> = run({
       files,
-      concurrency: alone ? 1 : true,
+      concurrency: together,
       timeout: FILE_TIMEOUT_MS,
       execArgv: ['--enable-source-maps', `--test-timeout=${TEST_TIMEOUT_MS}`],
     })
@@ -89,12 +102,14 @@ async function* runAll(
 
 const wanted = process.argv.slice(2)
 const names = wanted.length === 0 || wanted[0] === 'all' ? Object.keys(GROUPS) : wanted
-const batches = names.map((name) => {
-  const group = GROUPS[name]
-  return {
-    files: group === undefined ? [name] : globSync(group.globs),
-    alone: group?.alone ?? true,
-  }
+const batches = names.flatMap((name) => {
+  const { globs, together } = GROUPS[name] ?? { globs: [name], together: 1 }
+  const files = globSync(globs)
+  const isAlone = (file: string): boolean => ALONE.has(file)
+  return [
+    { files: files.filter((file) => !isAlone(file)), together },
+    { files: files.filter(isAlone), together: 1 },
+  ]
 })
 if (batches.every(({ files }) => files.length === 0))
   throw new Error(`no tests in ${names.join(', ')}`)
