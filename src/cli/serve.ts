@@ -38,7 +38,7 @@ export function serveCommand(): Command {
           },
         )
       }
-      await daemon.start()
+      // Before it starts: it ends in good order at any moment.
       for (const signal of ['SIGINT', 'SIGTERM'] as const) {
         process.on(signal, () => {
           log.info({ signal }, 'stopping')
@@ -49,6 +49,7 @@ export function serveCommand(): Command {
         log.fatal({ err: error }, 'internal error')
         drain(1)
       })
+      await daemon.start()
       process.exitCode = await ended.promise
     },
   )

@@ -1,4 +1,4 @@
-import { fastify, type FastifyInstance } from 'fastify'
+import { errorCodes, fastify, type FastifyInstance } from 'fastify'
 import { isOwnName, keepPagesOut } from './browsers.ts'
 import type { PullPlan } from '../observe/explain.ts'
 import type { Metrics } from '../observe/metrics.ts'
@@ -44,6 +44,8 @@ export function createAdminServer(components: AdminComponents): FastifyInstance 
   })
   keepPagesOut(server, { isOwn: (host) => isOwnName(host, names), mayWrite: false })
   server.setErrorHandler((error, _request, reply) => {
+    if (error instanceof errorCodes.FST_ERR_CTP_BODY_TOO_LARGE)
+      return reply.code(413).type('text/plain').send('that is too long\n')
     const answer = toDistributionError(error)
     return reply.code(answer.status).type('text/plain').send(`${answer.message}\n`)
   })

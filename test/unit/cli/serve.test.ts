@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, chown, mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  chown,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -245,6 +255,17 @@ suite('shoal serve', () => {
     assert.equal((await ended).code, 0)
   })
 
+  test('ends in good order also while it starts', async () => {
+    const path = await configFile('early.yaml', node('early'))
+    const { child, output, ended } = shoal(['serve', '--config', path])
+    await until(() => output.stdout.includes('\n'), { timeoutMs: 60_000, what: 'it says a word' })
+    child.kill('SIGTERM')
+    const { code, signal, stdout, stderr } = await ended
+    assert.deepEqual([code, signal, stderr], [0, null, ''])
+    assert.match(stdout, /"msg":"stopped"/)
+    assert.ok(!(await readdir(join(directory, 'early'))).includes('shoal.lock'))
+  })
+
   test('is ready alone, keeps its identity, and ends by SIGTERM with status 0', async () => {
     const path = await configFile('alone.yaml', node('alone'))
     const ids: string[] = []
@@ -257,6 +278,13 @@ suite('shoal serve', () => {
         const { ID, Addrs } = (await body.json()) as { ID: string; Addrs: string[] }
         assert.equal(Addrs.length, 1)
         ids.push(ID)
+        const tooLong = await request(`http://${admin}/pull`, {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({ images: ['a'.repeat(2 ** 20)] }),
+        })
+        assert.equal(tooLong.statusCode, 413)
+        assert.equal(await tooLong.body.text(), 'that is too long\n')
         const status = await shoal(['status', '--json', '--listen-admin', admin]).ended
         assert.equal(status.code, 0, status.stderr)
         const { id, notReady } = JSON.parse(status.stdout) as { id: string; notReady: null }
