@@ -4,8 +4,8 @@ import { dirname } from 'node:path'
 import { Command, Option } from 'commander'
 import { effectiveConfig, type EffectiveConfig, type HostFacts } from '../config/effective.ts'
 import { DEFAULT_CONFIG_FILE, loadConfig, printConfig, type LoadedConfig } from '../config/load.ts'
-import { readK3sConfig } from '../config/k3s.ts'
-import { formatProblem } from '../config/yaml-file.ts'
+import { readK3sConfig, type K3sConfig } from '../config/k3s.ts'
+import { formatProblem, type ConfigProblem } from '../config/yaml-file.ts'
 import { configKeys, type Config, type ConfigKey } from '../config/schema.ts'
 
 /** Adds `--config` and the flags of the keys, all of them if none are named. */
@@ -56,9 +56,12 @@ export async function loadGiven(command: Command): Promise<LoadedConfig> {
     flags,
     env: process.env,
   })
-  for (const warning of loaded.warnings)
-    process.stderr.write(`warning: ${formatProblem(warning)}\n`)
+  say(loaded.warnings)
   return loaded
+}
+
+function say(warnings: readonly ConfigProblem[]): void {
+  for (const warning of warnings) process.stderr.write(`warning: ${formatProblem(warning)}\n`)
 }
 
 /** The same with everything `auto` decided. `reconsider` decides that again, should K3s' configuration have changed. */
@@ -71,17 +74,20 @@ export async function loadFromCommand(command: Command): Promise<{
   written: { path: string; read: () => Promise<Config> }
 }> {
   const loaded = await loadGiven(command)
-  const reconsider = async (): Promise<EffectiveConfig> => {
-    const k3s = await readK3sConfig(loaded.config.k3s.config)
+  const readK3s = () => readK3sConfig(loaded.config.k3s.config)
+  const decide = (k3s: K3sConfig | undefined): EffectiveConfig => {
     const sharing = loaded.source('sharing')
     return effectiveConfig(loaded.config, hostFacts(), k3s, { sharing })
   }
+  const k3s = await readK3s()
+  const { warnings = [] } = k3s ?? {}
+  say(warnings)
   const { config: given } = command.opts<{ config?: string }>()
   return {
-    config: await reconsider(),
+    config: decide(k3s),
     source: loaded.source,
-    warnings: loaded.warnings,
-    reconsider,
+    warnings: [...loaded.warnings, ...warnings],
+    reconsider: async () => decide(await readK3s()),
     written: {
       path: given ?? DEFAULT_CONFIG_FILE,
       read: async () => (await loadGiven(command)).config,

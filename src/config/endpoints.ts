@@ -1,5 +1,6 @@
 import { isLoopback } from '../oci/reference.ts'
 import type { Registries, RegistryAccess } from './registries.ts'
+import { describe } from './yaml-file.ts'
 
 /** Where a registry can be asked, and how. */
 export interface Endpoint {
@@ -53,7 +54,7 @@ export function readRoutes(
     for (const [index, text] of written.entries()) {
       const found = parseEndpoint(text)
       if (found === undefined) {
-        notes.push(`endpoint ${JSON.stringify(text)} is no URL of a registry, left out`)
+        notes.push(`endpoint ${describe(text)} is no URL of a registry, left out`)
         continue
       }
       const last = index === written.length - 1

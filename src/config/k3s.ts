@@ -1,6 +1,7 @@
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { hasCode } from '../system-error.ts'
+import { nearest } from './suggest.ts'
 import {
   ConfigInvalidError,
   describe,
@@ -21,10 +22,19 @@ export interface K3sConfig {
   readonly registries?: string
   /** `data-dir` */
   readonly dataDir?: string
+  /** Keys that are none of K3s', which passes over them, and almost one of those above */
+  readonly warnings?: readonly ConfigProblem[]
 }
 
 /** Where K3s looks for its configuration when nothing else is said. */
 export const K3S_CONFIG_FILE = '/etc/rancher/k3s/config.yaml'
+
+const KEYS = [
+  'embedded-registry',
+  'disable-default-registry-endpoint',
+  'private-registry',
+  'data-dir',
+]
 
 /** The booleans of Go's flags. @see https://pkg.go.dev/strconv#ParseBool */
 const TRUE = ['1', 't', 'T', 'TRUE', 'true', 'True']
@@ -99,7 +109,14 @@ export async function readK3sConfig(path: string): Promise<K3sConfig | undefined
   const registries = absolutePath('private-registry')
   const dataDir = absolutePath('data-dir')
   if (problems.length > 0) throw new ConfigInvalidError(problems)
+  const warnings: ConfigProblem[] = []
+  for (const [key, { at }] of values) {
+    const meant = KEYS.includes(key) ? undefined : nearest(key, KEYS)
+    if (meant !== undefined)
+      warnings.push({ ...at, message: `K3s ignores this key, did you mean ${meant}?` })
+  }
   return {
+    ...(warnings.length > 0 && { warnings }),
     ...(embeddedRegistry !== undefined && {
       embeddedRegistry,
       embeddedRegistryAt: placeOf('embedded-registry'),

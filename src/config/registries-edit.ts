@@ -12,6 +12,7 @@ import {
 } from 'yaml'
 import { parseEndpoint } from './endpoints.ts'
 import { K3S_YAML, parseRegistries, type Registries, type RegistryMirror } from './registries.ts'
+import { withoutLogin } from './yaml-file.ts'
 
 /** An endpoint cannot be put into a registries.yaml as it is written. */
 export class RegistriesEditError extends Error {
@@ -91,9 +92,10 @@ export function withoutSecrets(text: string): string {
         secrets.push(node.range)
     },
   })
-  return secrets
+  const shown = secrets
     .toSorted(([a], [b]) => b - a)
-    .reduce((shown, [from, to]) => `${shown.slice(0, from)}***${shown.slice(to)}`, text)
+    .reduce((rest, [from, to]) => `${rest.slice(0, from)}***${rest.slice(to)}`, text)
+  return withoutLogin(shown)
 }
 
 function addTo(text: string, url: string, name: string): string {

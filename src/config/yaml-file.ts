@@ -255,8 +255,13 @@ export function describe(value: unknown): string {
   if (value === null || value === undefined) return 'nothing'
   if (Array.isArray(value)) return 'a list'
   if (typeof value === 'object') return 'a mapping'
-  if (typeof value === 'string') return JSON.stringify(shorten(value))
+  if (typeof value === 'string') return JSON.stringify(shorten(withoutLogin(value)))
   return `the ${typeof value} ${JSON.stringify(value)}`
+}
+
+/** A login that somebody has written into a URL is for no log. */
+export function withoutLogin(text: string): string {
+  return text.replaceAll(/\/\/[^\s/@"']*@/g, '//***@')
 }
 
 function shorten(text: string): string {

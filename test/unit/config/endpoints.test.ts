@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { parseEndpoint, readRoutes, type Endpoint } from '../../../src/config/endpoints.ts'
-import { readRegistries } from '../../../src/config/registries.ts'
+import { parseRegistries, readRegistries } from '../../../src/config/registries.ts'
 
 /** What a registries.yaml means for one registry, in short: endpoints in order, then the registry itself or `-`. */
 async function routeOf(
@@ -177,4 +177,16 @@ suite('a registries.yaml means, as to K3s,', () => {
       assert.deepEqual(await routeOf(t, text, registry, { disableDefaultEndpoint }), expected)
     })
   }
+})
+
+test('a login in an endpoint is shown to nobody', () => {
+  const text = 'mirrors: {a.io: {endpoint: ["https://un:pw@m", https://n]}}'
+  const routes = readRoutes(parseRegistries(text, 'r.yaml'), {})
+  assert.deepEqual(routes.get('a.io')?.notes, [
+    'endpoint "https://***@m" is no URL of a registry, left out',
+  ])
+  assert.throws(
+    () => parseRegistries('mirrors: {a.io: {endpoint: "https://un:pw@m"}}', 'r.yaml'),
+    /expected a list, found "https:..\*\*\*@m"/,
+  )
 })

@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test, type TestContext } from 'node:test'
 import { readK3sConfig } from '../../../src/config/k3s.ts'
+import { formatProblem } from '../../../src/config/yaml-file.ts'
 
 async function files(t: TestContext, texts: Record<string, string>): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-k3s-'))
@@ -32,6 +33,19 @@ suite("K3s' config.yaml", () => {
       registries: '/r.yaml',
       dataDir: '/k3s',
     })
+  })
+
+  test('is not what it looks like where a key is misspelt, which K3s passes over', async (t) => {
+    const path = await files(t, {
+      'config.yaml': 'embeded-registry: true\ndisable: traefik\ndebug: true\nnode-label: [a=b]\n',
+      'config.yaml.d/a.yaml': '\ndisable-default-registry-endpoints: true\n',
+    })
+    const { warnings = [], ...said } = (await readK3sConfig(path)) ?? {}
+    assert.deepEqual(said, {})
+    assert.deepEqual(warnings.map(formatProblem), [
+      `${path}:1: embeded-registry: K3s ignores this key, did you mean embedded-registry?`,
+      `${path}.d/a.yaml:2: disable-default-registry-endpoints: K3s ignores this key, did you mean disable-default-registry-endpoint?`,
+    ])
   })
 
   test('is followed by its drop-ins in the order of their names', async (t) => {

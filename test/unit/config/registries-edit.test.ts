@@ -130,6 +130,8 @@ configs:
         to
         ken
       auth: YTpi
+mirrors:
+  b: {endpoint: ["https://un2:pw2@m:5000", "https://n/p@q"]}
 `
     assert.equal(
       withoutSecrets(text),
@@ -141,6 +143,8 @@ configs:
     auth:
       password: *p
       identity_token: ***      auth: ***
+mirrors:
+  b: {endpoint: ["https://***@m:5000", "https://n/p@q"]}
 `,
     )
   })
