@@ -208,18 +208,23 @@ export function createHome(
 
   return {
     handle,
-    enter: (request) => access.enter(callerOf(request)),
-    pull: (request) => access.pull(callerOf(request)),
+    enter: (request) => access.enter(callerOf(request)).catch(refused(request)),
+    pull: (request) => access.pull(callerOf(request)).catch(refused(request)),
     async token(request, reply) {
-      const answer = await access.token(callerOf(request)).catch((error: unknown) => {
-        // Not who he says he is: that may be a password in the wrong field.
-        if (request.headers.authorization !== undefined && isCode(error, 'UNAUTHORIZED'))
-          log.warn({ address: request.raw.socket.remoteAddress }, 'login refused')
-        throw error
-      })
+      const answer = await access.token(callerOf(request)).catch(refused(request))
       void reply.header('cache-control', 'no-store')
       sendJson(reply, answer)
     },
+  }
+
+  /** Wherever a password is tried: whoever guesses is heard of. */
+  function refused({ headers, raw }: FastifyRequest): (error: unknown) => never {
+    return (error) => {
+      // Not who he says he is: that may be a password in the wrong field.
+      if (headers.authorization !== undefined && isCode(error, 'UNAUTHORIZED'))
+        log.warn({ address: raw.socket.remoteAddress }, 'login refused')
+      throw error
+    }
   }
 
   /** What was pulled from elsewhere may be deleted here, and only here. */

@@ -180,6 +180,16 @@ suite('who did what is one line of the log each', () => {
       ],
     )
     assert.doesNotMatch(JSON.stringify(all), /secret|Basic/)
+    // Wherever it is tried, also where nothing is pushed.
+    for (const path of ['/v2/', '/v2/team/app/manifests/v1', `/v2/team/app/blobs/${DIGEST}`]) {
+      assert.equal(await ask('GET', path, wrong), 401)
+      const guessed = await said(1)
+      assert.deepEqual(
+        guessed.map(({ level, msg, address }) => ({ level, msg, address })),
+        [{ level: 40, msg: 'login refused', address: '127.0.0.1' }],
+      )
+      assert.doesNotMatch(JSON.stringify(guessed), /secret|Basic/)
+    }
     // A client that has not been asked for a login yet is no line.
     const answer = await fetch(`${origin}/v2/team/app/blobs/uploads/`, { method: 'POST' })
     assert.equal(answer.status, 401)
