@@ -74,7 +74,10 @@ export function describeStatus(status: NodeStatus): string {
     ['', status.id === null ? 'routing has not started' : `this node is ${status.id}`],
     ...(listen === null
       ? []
-      : Object.entries(listen).map(([name, at]): [string, string] => [`${name} listener`, at])),
+      : Object.entries(listen).map(([name, at]): [string, string] => [
+          `${name} listener`,
+          at === '' ? 'none yet: this node has no address that others could reach' : at,
+        ])),
     ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
     ...describeTraffic(status.traffic),

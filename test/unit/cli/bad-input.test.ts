@@ -1,7 +1,17 @@
 import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  chown,
+  copyFile,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  writeFile,
+} from 'node:fs/promises'
 import { createServer, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -178,6 +188,26 @@ suite('bad input: a message, an exit status, and nothing left behind', () => {
       assert.deepEqual([code, out], [1, ''])
       assert.match(err, message)
     })
+
+  test('a program that has to be built first, by somebody who may not', async (t) => {
+    const root = join(await directoryOf(t), 'shoal')
+    for (const name of ['bin', 'src', 'scripts']) await mkdir(join(root, name), { recursive: true })
+    await copyFile(LAUNCHER, join(root, 'bin', 'shoal'))
+    await writeFile(join(root, 'scripts', 'ensure-dependencies'), '#!/bin/sh\n', { mode: 0o755 })
+    await chmod(root, 0o555)
+    try {
+      const command = [...NOBODY, join(root, 'bin', 'shoal'), 'status'].join(' ')
+      const { code, out, err } = await run(`exec ${command}`)
+      assert.deepEqual([code, out], [1, ''])
+      assert.equal(
+        err,
+        `shoal: the program in ${root} has to be built first, and this user may not write there\n` +
+          `  => run ${root}/bin/shoal --version once as the user who owns it\n`,
+      )
+    } finally {
+      await chmod(root, 0o755)
+    }
+  })
 
   test('an admin port that is taken: nothing else was begun', async (t) => {
     const directory = await directoryOf(t)

@@ -47,6 +47,15 @@ suite('the words of shoal status', () => {
     assert.match(describeStatus(READY), /^registries +all \(registries\.yaml has no mirrors/m)
   })
 
+  test('say where the node listens, and where it cannot yet', () => {
+    const waits = describeStatus({
+      ...READY,
+      listen: { local: '127.0.0.1:5001', peer: '', p2p: '', admin: '[::1]:1' },
+    })
+    assert.match(waits, /^local listener +127\.0\.0\.1:5001$/m)
+    assert.match(waits, /^peer listener +none yet: this node has no address/m)
+  })
+
   test('say what is kept, and whether there are copies of it', () => {
     assert.match(describeStatus(READY), /^push +auth: 3 images kept, 2 copies of each$/m)
     const short = {
