@@ -66,6 +66,8 @@ await writeFile(
     executable: join(modules, `node_modules/node-linux-${architecture}/bin/node`),
     output,
     disableExperimentalSEAWarning: true,
+    // As bin/shoal starts Node
+    execArgv: ['--max-semi-space-size=2'],
     assets,
   }),
 )

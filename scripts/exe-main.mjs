@@ -41,4 +41,10 @@ try {
   process.exit(1)
 }
 process.env.SHOAL_PROGRAM = process.execPath
+// The C library reads it before anything of ours runs; bin/shoal says why.
+if (process.argv[2] === 'serve' && process.env.MALLOC_ARENA_MAX === undefined)
+  process.execve(process.execPath, process.argv.toSpliced(1, 1), {
+    ...process.env,
+    MALLOC_ARENA_MAX: '2',
+  })
 createRequire(join(directory, 'start.cjs'))('./start.cjs')
