@@ -1,4 +1,4 @@
-import { connect, type Socket } from 'node:net'
+import { connect, type LookupFunction, type Socket } from 'node:net'
 import { connect as connectSecurely, TLSSocket, type ConnectionOptions } from 'node:tls'
 import { LentSocket } from '../kernel/calls.ts'
 
@@ -42,7 +42,7 @@ export class AnswerInvalidError extends Error {
   readonly code = 'ERR_ANSWER_INVALID'
 }
 
-/** Status and headers of an answer; names in lower case, of a repeated header the last value. */
+/** Status and headers of an answer; names in lower case, of a repeated header the last value, but all that may be logged in with. */
 export interface AnswerHead {
   readonly status: number
   readonly headers: ReadonlyMap<string, string>
@@ -69,7 +69,7 @@ export class Connection {
   #buffer = NOTHING
 
   /** With `secure` it speaks TLS and without it does not: there is no way from the one to the other. */
-  constructor(origin: string, secure?: SecureOptions) {
+  constructor(origin: string, secure?: SecureOptions, lookup?: LookupFunction) {
     this.target = targetOf(origin, secure)
     const { protocol, hostname, port } = new URL(origin)
     if (protocol !== (secure === undefined ? 'http:' : 'https:'))
@@ -83,7 +83,8 @@ export class Connection {
         callback: (bytes: number, filled: Uint8Array) =>
           this.#arrived(Buffer.from(filled.buffer, filled.byteOffset, bytes)),
       }
-      this.#socket = connect({ host, port: Number(port || 80), onread })
+      const names = lookup && { lookup }
+      this.#socket = connect({ host, port: Number(port || 80), onread, ...names })
     } else {
       const inbox = new Inbox()
       this.#inbox = inbox
@@ -289,7 +290,10 @@ function parseHead(text: string): AnswerHead {
   for (const line of lines) {
     const colon = line.indexOf(':')
     if (colon < 1) throw new AnswerInvalidError('answered with a malformed header')
-    headers.set(line.slice(0, colon).toLowerCase(), line.slice(colon + 1).trim())
+    const name = line.slice(0, colon).toLowerCase()
+    const value = line.slice(colon + 1).trim()
+    const before = name === 'www-authenticate' ? headers.get(name) : undefined
+    headers.set(name, before === undefined ? value : `${before}, ${value}`)
   }
   return { status: Number(status), headers }
 }
@@ -306,7 +310,13 @@ export interface SecureOptions {
 /** Open connections that nobody uses, by whom they reach; the one used last is taken first. */
 export class ConnectionPool {
   readonly #idle = new Map<string, Connection[]>()
+  readonly #lookup: LookupFunction | undefined
   #closed = false
+
+  /** `lookup` takes the place of the system's for names, but for those that speak TLS, whose options have it. */
+  constructor({ lookup }: { lookup?: LookupFunction } = {}) {
+    this.#lookup = lookup
+  }
 
   /** A connection that rests, or a new one that is still to be opened. */
   take(origin: string, secure?: SecureOptions): Connection {
@@ -318,7 +328,7 @@ export class ConnectionPool {
       return last
     }
     this.#idle.delete(target)
-    return new Connection(origin, secure)
+    return new Connection(origin, secure, this.#lookup)
   }
 
   /** Gives back a connection whose last answer was read to its end. */

@@ -56,9 +56,9 @@ export const SPEGEL_HEADERS: Readonly<Record<string, string>> = {
 }
 
 /** Less than this is not worth to be carried: another thread would take longer to be told. */
-const CARRY_BYTES = 512 * 1024
+export const CARRY_BYTES = 512 * 1024
 /** Of a body that is carried, the last bytes are not: whoever verifies it holds them back. */
-const HELD_BYTES = 16 * 1024
+export const HELD_BYTES = 16 * 1024
 /**
  * What another node receives itself comes no faster than that does. Where less than `bytes` are there at a time, the next ones are let
  * gather for so long, in ms: a piece costs the same whatever is in it, here and at whoever passes it on.

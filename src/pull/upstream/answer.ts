@@ -1,6 +1,7 @@
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { Digest } from '../../oci/digest.ts'
 import type { ByteRange, PullRequest } from '../../oci/distribution.ts'
+import type { UpstreamBody } from './direct.ts'
 
 /** Why an upstream did not give what it was asked for. */
 export class UpstreamError extends Error {
@@ -37,9 +38,7 @@ export interface UpstreamAnswer {
   readonly digest?: Digest
   /** Bytes of the whole content */
   readonly size: number
-  readonly body: AsyncIterable<Uint8Array>
-  /** Bytes that have come, and wait for whoever reads them; about so many */
-  readonly waiting: () => number
+  readonly body: Pick<UpstreamBody, 'chunks' | 'waiting' | 'carry'>
   /** It sends everything from the first byte on, and the range asked for was cut out of it here */
   readonly ignoresRange?: boolean
   close(): void

@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { readFile, stat } from 'node:fs/promises'
+import { env } from 'node:process'
 import { EnvHttpProxyAgent, errors, request, type Dispatcher } from 'undici'
 import type { Endpoint } from '../../config/endpoints.ts'
 import type { RegistryAuth } from '../../config/registries.ts'
@@ -7,6 +8,7 @@ import type { Logger } from '../../observe/log.ts'
 import { isDigest } from '../../oci/digest.ts'
 import { parseContentRange, rangeLength, type ByteRange } from '../../oci/distribution.ts'
 import { MANIFEST_MEDIA_TYPES, MAX_MANIFEST_BYTES } from '../../oci/manifest.ts'
+import { AnswerInvalidError, ConnectionError } from '../connection.ts'
 import type { StageTimeouts } from '../registry-client.ts'
 import {
   UpstreamError,
@@ -15,6 +17,7 @@ import {
   type UpstreamRequest,
 } from './answer.ts'
 import { Authorizer } from './authorizer.ts'
+import { DirectConnections, type UpstreamBody, type UpstreamResponse } from './direct.ts'
 import type { Logins } from './logins.ts'
 import { lookup } from './names.ts'
 
@@ -27,6 +30,8 @@ const RATE_LIMITED_LONGEST = 3_600_000
 const MAX_ENDPOINTS = 64
 /** Of a body that wait for whoever reads it */
 const BODY_BYTES = 256 * 1024
+/** Where the environment names proxies. @see https://undici.nodejs.org/#/docs/api/EnvHttpProxyAgent */
+const PROXIES = ['http_proxy', 'HTTP_PROXY', 'https_proxy', 'HTTPS_PROXY']
 /** Endpoints whose limits are told of: each is a label of a metric. */
 const MAX_LIMITED = 32
 
@@ -79,6 +84,7 @@ export class UpstreamClient implements UpstreamFetcher {
   ): Promise<UpstreamAnswer> {
     const way = await this.#way(endpoint)
     const first = { ...way, own: way.own.compose(tellWhenSent(onConnected)) }
+    const options = { signal, onConnected }
     const { pull, repository } = asked
     const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
     const url = new URL(`${base(endpoint)}/${repository}/${pull.kind}s/${target}`)
@@ -88,14 +94,14 @@ export class UpstreamClient implements UpstreamFetcher {
     const context = { endpoint: named, scope, dispatcher: way.own, signal }
     let authorization = this.#authorizer.known(context)
     for (let attempt = 1; ; attempt += 1) {
-      const response = await this.#send(url, first, asked, authorization, signal)
+      const response = await this.#send(url, first, asked, authorization, options)
       const { statusCode, headers } = response
       this.#noteLimit(url.host, headers)
       if (statusCode !== 401 || attempt > 1) {
         if (statusCode === 401 || statusCode === 403) this.#noteRefusal(endpoint, auth, statusCode)
         return readAnswer(response, asked)
       }
-      await drain(response)
+      await response.body.drain().catch(() => {})
       const next = await this.#authorizer
         .answer(context, headers['www-authenticate'], authorization)
         .catch((error: unknown) => {
@@ -164,9 +170,13 @@ export class UpstreamClient implements UpstreamFetcher {
     const ways = await Promise.allSettled(this.#ways.values())
     this.#ways.clear()
     await Promise.all(
-      ways.flatMap((way) =>
-        way.status === 'fulfilled' ? [way.value.own.destroy(), way.value.other.destroy()] : [],
-      ),
+      ways.flatMap((way) => {
+        if (way.status !== 'fulfilled') return []
+        const { own, other, direct } = way.value
+        direct?.own.destroy()
+        direct?.other.destroy()
+        return [own.destroy(), other.destroy()]
+      }),
     )
   }
 
@@ -176,7 +186,7 @@ export class UpstreamClient implements UpstreamFetcher {
       this.#log.warn({ endpoint: url, status }, 'upstream refuses the login of this node')
   }
 
-  #noteLimit(endpoint: string, headers: Dispatcher.ResponseData['headers']): void {
+  #noteLimit(endpoint: string, headers: UpstreamResponse['headers']): void {
     // Each may name its window behind a semicolon, e.g. 100;w=21600
     const [limit, remaining] = ['ratelimit-limit', 'ratelimit-remaining'].map((name) =>
       Number.parseInt(String(headers[name]), 10),
@@ -193,25 +203,33 @@ export class UpstreamClient implements UpstreamFetcher {
     way: Way,
     { pull, range }: UpstreamRequest,
     authorization: string | undefined,
-    signal: AbortSignal,
-  ): Promise<Dispatcher.ResponseData> {
+    { signal, onConnected }: { signal: AbortSignal; onConnected: () => void },
+  ): Promise<UpstreamResponse> {
     let url = start
     for (let redirects = 0; ; redirects += 1) {
       const own = url.origin === start.origin
-      let response: Dispatcher.ResponseData
+      const headers = {
+        'user-agent': 'shoal',
+        ...(pull.kind === 'manifest' && { accept: MANIFEST_MEDIA_TYPES.join(', ') }),
+        ...(range !== undefined && { range: `bytes=${range.start}-${range.end}` }),
+        ...(own && authorization !== undefined && { authorization }),
+      }
+      const isBlob = pull.kind === 'blob' && pull.method === 'GET'
+      const direct = isBlob ? way.direct?.[own ? 'own' : 'other'] : undefined
+      let response: UpstreamResponse
       try {
-        response = await request(url, {
-          method: pull.method,
-          dispatcher: own ? way.own : way.other,
-          signal,
-          highWaterMark: BODY_BYTES,
-          headers: {
-            'user-agent': 'shoal',
-            ...(pull.kind === 'manifest' && { accept: MANIFEST_MEDIA_TYPES.join(', ') }),
-            ...(range !== undefined && { range: `bytes=${range.start}-${range.end}` }),
-            ...(own && authorization !== undefined && { authorization }),
-          },
-        })
+        response =
+          direct === undefined
+            ? ofLibrary(
+                await request(url, {
+                  method: pull.method,
+                  dispatcher: own ? way.own : way.other,
+                  signal,
+                  highWaterMark: BODY_BYTES,
+                  headers,
+                }),
+              )
+            : await direct.get(url, headers, { signal, onConnected: own ? onConnected : () => {} })
       } catch (error) {
         signal.throwIfAborted()
         throw translate(error, 'does not answer')
@@ -220,7 +238,7 @@ export class UpstreamClient implements UpstreamFetcher {
       if (response.statusCode < 301 || response.statusCode > 308 || typeof location !== 'string') {
         return response
       }
-      await drain(response)
+      await response.body.drain().catch(() => {})
       const next = URL.parse(location, url)
       if (next === null || !/^https?:$/.test(next.protocol))
         throw new UpstreamError('bad answer', 'redirects to no URL')
@@ -258,7 +276,11 @@ export class UpstreamClient implements UpstreamFetcher {
       if (this.#ways.size <= MAX_ENDPOINTS) break
       this.#ways.delete(oldest)
       void unused
-        .then(({ own, other }) => Promise.all([own.close(), other.close()]))
+        .then(({ own, other, direct }) => {
+          direct?.own.close()
+          direct?.other.close()
+          return Promise.all([own.close(), other.close()])
+        })
         .catch(() => {})
     }
     return way
@@ -293,7 +315,15 @@ export class UpstreamClient implements UpstreamFetcher {
       })
     }
     // Elsewhere, say to an object store, this node does not show who it is.
-    return { own: agent({ ...trust, ...identity }), other: agent(trust) }
+    const direct = (options: object): DirectConnections =>
+      new DirectConnections({ tls: options, lookup, timeouts: this.#timeouts })
+    return {
+      own: agent({ ...trust, ...identity }),
+      other: agent(trust),
+      ...(!PROXIES.some((name) => env[name]) && {
+        direct: { own: direct({ ...trust, ...identity }), other: direct(trust) },
+      }),
+    }
   }
 }
 
@@ -308,6 +338,8 @@ function isLogin(auth: RegistryAuth | undefined): boolean {
 interface Way {
   readonly own: Dispatcher
   readonly other: Dispatcher
+  /** The same for blobs, where no proxy is in between */
+  readonly direct?: Readonly<Record<'own' | 'other', DirectConnections>>
 }
 
 /** Tells when a request goes out. */
@@ -338,18 +370,29 @@ function base({ url, overridePath }: Endpoint): string {
   return overridePath ? url.replace(/\/$/, '') : `${url}/v2`
 }
 
+function ofLibrary(response: Dispatcher.ResponseData): UpstreamResponse {
+  const { statusCode, headers, body } = response
+  return {
+    statusCode,
+    headers,
+    body: {
+      chunks: body,
+      waiting: () => body.readableLength,
+      drain: () => drain(response),
+      close: () => void body.on('error', () => {}).destroy(),
+    },
+  }
+}
+
 async function drain({ body }: Dispatcher.ResponseData): Promise<void> {
   await body.dump({ limit: 64 * 1024 }).catch(() => {})
 }
 
 /** Checks everything that can be checked before the bytes come. */
-function readAnswer(
-  response: Dispatcher.ResponseData,
-  { pull, range }: UpstreamRequest,
-): UpstreamAnswer {
+function readAnswer(response: UpstreamResponse, { pull, range }: UpstreamRequest): UpstreamAnswer {
   const { statusCode, headers, body } = response
   const fail = (reason: UpstreamError['reason'], message: string, retryAfter = 0): never => {
-    body.on('error', () => {}).destroy()
+    body.close()
     throw new UpstreamError(reason, message, { retryAfter, status: statusCode })
   }
   const header = (name: string): string | undefined => {
@@ -384,10 +427,13 @@ function readAnswer(
     mediaType: header('content-type') ?? 'application/octet-stream',
     size,
     ...(digest !== undefined && isDigest(digest) && { digest }),
-    body: ignoresRange ? partOf(translated(body), range) : translated(body),
+    body: {
+      chunks: translated(ignoresRange ? partOf(body.chunks, range) : body.chunks),
+      waiting: body.waiting,
+      ...(body.carry && !ignoresRange && { carry: translatedCarry(body.carry) }),
+    },
     ...(ignoresRange && { ignoresRange }),
-    waiting: () => body.readableLength,
-    close: () => void body.on('error', () => {}).destroy(),
+    close: () => body.close(),
   }
 }
 
@@ -413,6 +459,19 @@ async function* translated(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint
   }
 }
 
+function translatedCarry(
+  carry: NonNullable<UpstreamBody['carry']>,
+): NonNullable<UpstreamBody['carry']> {
+  return async (...load) => {
+    try {
+      return await carry(...load)
+    } catch (error) {
+      // What the sink says is not the upstream's fault.
+      throw error instanceof ConnectionError ? translate(error, 'broke off') : error
+    }
+  }
+}
+
 /** @see https://www.rfc-editor.org/rfc/rfc9110.html#name-retry-after */
 function retryAfter(value: string | undefined): number {
   const seconds = Number(value)
@@ -426,10 +485,13 @@ const CERTIFICATE_REFUSED = /CERT|^(?:SELF_SIGNED|UNABLE_TO_(?:GET_ISSUER|VERIFY
 function translate(error: unknown, what: string): unknown {
   if (error instanceof UpstreamError) return error
   if (error instanceof Error && error.name === 'AbortError') return error
+  if (error instanceof AnswerInvalidError)
+    return new UpstreamError('bad answer', error.message, { cause: error })
   const late =
     error instanceof errors.HeadersTimeoutError || error instanceof errors.BodyTimeoutError
   const detail = late ? 'in time' : error instanceof Error ? error.message : String(error)
-  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  const reason = error instanceof ConnectionError ? error.cause : error
+  const code = reason instanceof Error && 'code' in reason ? String(reason.code) : ''
   const said = CERTIFICATE_REFUSED.test(code) ? 'shows a certificate that is not accepted' : what
   return new UpstreamError('unreachable', `${said}: ${detail}`, { cause: error })
 }

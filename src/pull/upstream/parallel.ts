@@ -3,6 +3,7 @@ import { BoundedMap } from '../../bounded-map.ts'
 import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { rangeLength, type ByteRange } from '../../oci/distribution.ts'
+import { CARRY_BYTES, HELD_BYTES } from '../registry-client.ts'
 import type { UpstreamAnswer } from './answer.ts'
 
 /** A connection that brings so many bytes a ms is fast enough, and hardly held back: 100 Mbit/s. */
@@ -88,21 +89,32 @@ export class ParallelReader {
     let at = start
     let decided = this.#most < 2
     try {
-      const chunks = gathered(answer, { size: end + 1 - start, signal })
+      const { carry, chunks } = answer.body
+      const single = carry && sink.carry && chunks[Symbol.asyncIterator]()
+      let carries = single !== undefined
+      const pieces = gathered(answer, { size: end + 1 - start, signal })
       for (;;) {
         const asked = performance.now()
-        const { done, value: chunk } = await chunks.next()
+        const { done, value: chunk } = await (carries && single ? single : pieces).next()
         if (done === true) return
-        const now = performance.now()
-        waited += now - asked
+        waited += performance.now() - asked
         const left = lanes.from - at
         if (chunk.length >= left && lanes.ready()) {
           await sink.write(chunk.subarray(0, left))
           break
         }
         await sink.write(chunk)
+        const before = at
         at += chunk.length
-        flow.received += chunk.length
+        const count = Math.min(lanes.from, end) - HELD_BYTES - at
+        if (carries && count > CARRY_BYTES) {
+          const carried = await carry?.(sink, count, { signal, slice: watch / 4 })
+          carries = carried !== undefined
+          at += carried?.bytes ?? 0
+          waited += carried?.waited ?? 0
+        }
+        flow.received += at - before
+        const now = performance.now()
         const passed = now - mark.at
         if (decided || passed < watch) continue
         const pace = (at - mark.start) / passed
@@ -142,19 +154,23 @@ export class ParallelReader {
 
 /** What comes slowly, in fewer pieces; each is the reader's until it asks for the next one. */
 async function* gathered(
-  { body, waiting }: UpstreamAnswer,
+  { body: { chunks, waiting } }: UpstreamAnswer,
   { size, signal }: { size: number; signal: AbortSignal },
 ): AsyncGenerator<Uint8Array> {
   const room = Buffer.allocUnsafeSlow(Math.min(size, GATHER.most))
   let filled = 0
   let came = 0
-  for await (const chunk of body) {
+  for await (const chunk of chunks) {
     came += chunk.length
     if (filled + chunk.length > room.length) {
       if (filled > 0) yield room.subarray(0, filled)
       filled = 0
     }
     if (chunk.length > room.length) {
+      yield chunk
+      continue
+    }
+    if (filled === 0 && chunk.length >= GATHER.few && waiting() === 0) {
       yield chunk
       continue
     }
@@ -424,10 +440,10 @@ class Part {
       if (this.#closed) return answer.close()
       this.state = 'gives'
       let left = this.end + 1 - this.start
-      for await (const chunk of answer.body) {
+      for await (const chunk of answer.body.chunks) {
         if (chunk.length > left) throw new ContentTruncatedError('sent too much')
         left -= chunk.length
-        this.#chunks.push(chunk)
+        this.#chunks.push(Buffer.from(chunk))
         this.#waiting += chunk.length
         onChange(chunk.length)
         while (left > 0 && this.#waiting >= this.#limit && !this.#closed) await this.#room.promise

@@ -374,10 +374,10 @@ interface Found extends Asked {
 async function collect(answer: UpstreamAnswer): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let length = 0
-  for await (const chunk of answer.body) {
+  for await (const chunk of answer.body.chunks) {
     length += chunk.length
     if (length > MAX_MANIFEST_BYTES) throw new UpstreamError('bad answer', 'sent too much')
-    chunks.push(chunk)
+    chunks.push(Buffer.from(chunk))
   }
   return Buffer.concat(chunks)
 }
