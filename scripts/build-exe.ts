@@ -24,6 +24,8 @@ const files = new Map(
       from: root,
       names: [
         ...bundle.map((name) => `dist/${name}`),
+        // Of this machine's V8
+        ...(architecture === process.arch ? bundle.map((name) => `dist/${name}.cache`) : []),
         'dist/dashboard/*',
         'deploy/systemd/shoal.service',
       ],

@@ -9,11 +9,9 @@ for (const stream of [process.stdout, process.stderr])
 
 const program = createProgram()
 
-try {
-  await program.parseAsync()
-} catch (error) {
+program.parseAsync().catch((error: unknown) => {
   const verbose = program.opts<{ verbose?: boolean }>().verbose === true
   const { isTTY, columns } = process.stderr
   process.stderr.write(describeFailure(error, { verbose, ...(isTTY && { columns }) }))
   process.exitCode ??= 1
-}
+})
