@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import type { EffectiveConfig } from '../config/effective.ts'
+import { kernelCalls } from '../kernel/calls.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { PullPlan } from '../observe/explain.ts'
 import type { Logger } from '../observe/log.ts'
@@ -280,7 +281,13 @@ export function createPulls(
     parts: [
       { start: async () => {}, stop: async () => roundTrips.close() },
       { start: async () => {}, stop: async () => client.close() },
-      { start: async () => {}, stop: async () => transfers.close() },
+      {
+        // To load the system's library takes some ms, for which nobody's first pull has to wait.
+        start: async () => {
+          setImmediate(() => void kernelCalls())
+        },
+        stop: async () => transfers.close(),
+      },
       spool,
       { start: async () => {}, stop: async () => swarm.close() },
       { start: async () => {}, stop: async () => upstream.close() },

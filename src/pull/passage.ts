@@ -9,10 +9,12 @@ import type { CarryEnd, PassageAnswer, PassageOrder } from './passage-worker.ts'
 /** Less than this is done where it is: another thread would take longer to be told. */
 const MIN_BYTES = 1024 * 1024
 /**
- * So many bytes may be on their way through one thread, this one or another, before the next one is begun for more. To begin one takes as much CPU as
+ * So many bytes may be on their way through this thread before another is begun for more. To begin one takes as much CPU as
  * it saves for three times as many, and nothing passes through it meanwhile.
  */
 const HERE_BYTES = 32 * 1024 * 1024
+/** As many times that may be on their way through a thread before the next one is begun, which saves time alone, and no CPU. */
+const SHARED = 4
 /** A ring is this many buffers of this size; so much of a blob may be on its way to the thread. */
 const BUFFERS = 4
 const BUFFER_BYTES = 256 * 1024
@@ -81,13 +83,14 @@ export class Passages {
     const most = Math.min(MAX_THREADS, availableParallelism())
     const usable = this.#threads.filter((thread) => thread.usable)
     const [idlest] = usable.toSorted((a, b) => a.bytes - b.bytes)
-    const hasRoom = (bytes: number): boolean => bytes + size <= this.#hereBytes
     if (
       idlest !== undefined &&
-      (idlest.bytes === 0 || usable.length >= most || hasRoom(idlest.bytes))
+      (idlest.bytes === 0 ||
+        usable.length >= most ||
+        idlest.bytes + size <= SHARED * this.#hereBytes)
     )
       return new RemotePassage(idlest, digest, size)
-    if (idlest === undefined && hasRoom(this.#here)) {
+    if (idlest === undefined && this.#here + size <= this.#hereBytes) {
       this.#here += size
       return passageHere(digest, () => (this.#here -= size))
     }
