@@ -31,6 +31,9 @@ const MAX_READERS = 128
 const MAX_ASKED = 8
 /** Who reads from a holder goes on elsewhere when nothing has come for so long, in ms. */
 const PROGRESS = 1000
+/** Who is getting it and has not begun lets others wait for so long, in ms; after the second of these they ask the next node, too. */
+const BEGIN = 8000
+const HEDGE = 1000
 /** Who comes or goes, or holds something, is known to all so soon, in ms. */
 const VIEW = 500
 /** A node whose network is cut is missed after so long, in ms. */
@@ -81,6 +84,11 @@ class Node {
   have = 0
   next = 0
   source: Node | 'upstream' | undefined
+  /** It knows what it gets: who asks it need not wait any longer */
+  begun = false
+  /** When it asked its source, and who else was named */
+  askedAt = 0
+  others: readonly string[] = []
   readers = 0
   wakeAt: number
   done: number | undefined
@@ -181,6 +189,7 @@ function simulate(conditions: Conditions, seed: number): Outcome {
       node.source = holder
       holder.readers += 1
       node.held = true
+      node.begun = true
       return true
     }
     return false
@@ -191,24 +200,43 @@ function simulate(conditions: Conditions, seed: number): Outcome {
       if (node.source === 'upstream' || findHolder(node)) return
       leave(node)
       node.source = 'upstream'
+      node.begun = true
       node.member?.takes({ kind: 'upstream' }, now, size)
       return
     }
     if (node.source instanceof Node && way.ids.includes(node.source.id)) return
     if (findHolder(node)) return
     leave(node)
-    for (const id of way.ids) {
-      const peer = byId.get(id)
-      // Nobody can read from who is gone, or has not begun.
-      if (peer === undefined || peer.gone || (peer.source === undefined && peer.done === undefined))
-        continue
-      node.source = peer
-      peer.readers += 1
-      node.member?.takes({ kind: 'peer', id }, now, size)
-      return
-    }
-    node.member?.broke(way.ids, now)
+    // Nobody can read from who is gone, or has not come yet.
+    const there = way.ids.filter((id) => isThere(byId.get(id)))
+    const [id] = there
+    if (id === undefined) lose(node, way.ids)
+    else ask(node, id, there.slice(1))
+  }
+  const isThere = (node: Node | undefined): boolean => node?.member !== undefined && !node.gone
+  const ask = (node: Node, id: string, others: readonly string[]): void => {
+    const peer = byId.get(id)
+    if (peer === undefined) return
+    leave(node)
+    node.source = peer
+    node.askedAt = now
+    node.others = others
+    peer.readers += 1
+    node.member?.takes({ kind: 'peer', id }, now)
+  }
+  const lose = (node: Node, ids: readonly string[]): void => {
+    leave(node)
+    node.member?.broke(ids, now)
     node.wakeAt = now
+  }
+  /** Whoever is asked answers as soon as it has begun itself. */
+  const awaitBegin = (node: Node, source: Node): void => {
+    const other = node.others.find((id) => isThere(byId.get(id)) && byId.get(id)?.begun === true)
+    if (source.begun && !source.gone) {
+      node.begun = true
+      node.member?.takes({ kind: 'peer', id: source.id }, now, size)
+    } else if (now - node.askedAt >= BEGIN) lose(node, [source.id])
+    else if (now - node.askedAt >= HEDGE && other !== undefined) ask(node, other, [])
   }
   const stop = (node: Node): void => {
     node.gone = true
@@ -242,16 +270,16 @@ function simulate(conditions: Conditions, seed: number): Outcome {
     if (changed && now - viewed >= VIEW) {
       changed = false
       viewed = now
-      const isThere = ({ gone, cut, goneAt }: Node): boolean =>
+      const isSeen = ({ gone, cut, goneAt }: Node): boolean =>
         !gone || (cut && now - goneAt < MISSED)
       for (const id of view) {
         const node = byId.get(id)
-        if (node !== undefined && !isThere(node)) for (const each of nodes) each.tracker.forget(id)
+        if (node !== undefined && !isSeen(node)) for (const each of nodes) each.tracker.forget(id)
       }
-      view = nodes.filter(isThere).map(({ id }) => id)
+      view = nodes.filter(isSeen).map(({ id }) => id)
       // As the daemon does when a node leaves
       for (const node of nodes) node.wakeAt = Math.min(node.wakeAt, Math.max(now, node.starts))
-      changed = nodes.some((node) => node.gone && isThere(node))
+      changed = nodes.some((node) => node.gone && isSeen(node))
     }
     const leaders = nodes.filter(({ source, gone }) => source === 'upstream' && !gone).length
     let open = 0
@@ -270,14 +298,16 @@ function simulate(conditions: Conditions, seed: number): Outcome {
         egress += bytes
         node.next += bytes
       } else if (source !== undefined) {
-        if (source.gone) {
-          // A cable that was pulled says nothing.
+        // A cable that was pulled says nothing.
+        if (source.gone && !(source.cut && !node.begun)) {
           if (!source.cut || (node.held && now - source.goneAt >= PROGRESS)) {
             leave(node)
             node.held = false
             node.member?.broke([source.id], now)
             if (!findHolder(node)) node.wakeAt = now
           }
+        } else if (!node.begun) {
+          awaitBegin(node, source)
         } else {
           const pace = Math.min(link / source.readers, link) * TICK
           node.next += Math.max(0, Math.min(pace, source.have - node.have))

@@ -13,8 +13,8 @@ const MAX_LATE = 16
 const ASK_AGAIN = 150
 /** And by one that has: what was lost on the way must not make a tracker look silent. */
 const SAY_AGAIN = 500
-/** A node that did not answer is not asked for so long, in ms. */
-const SILENT = 5000
+/** Who did not answer is told again so often, in ms, or as seldom as the one that answers instead wants to be told. */
+const TELL_AGAIN = 1000
 /** After so many in a row nobody is asked any more: the circle is taken to be empty. */
 const MAX_SILENT = 2
 /**
@@ -73,8 +73,8 @@ interface Circle {
   /** Of the oldest report without an answer: when it was sent, and its number */
   waiting: { since: number; number: number } | undefined
   pace: number
-  /** Those that did not answer in time, until when nobody is asked there; `known`: that was so before, and nobody has waited for it here */
-  readonly silent: Map<string, { readonly until: number; readonly known: boolean }>
+  /** Those that did not answer in time: when each was told last; `known`: another one has answered, or was asked from the first */
+  readonly silent: Map<string, { told: number; known: boolean }>
   /** Reports to those whose answers may still come */
   readonly late: Map<string, { readonly since: number; readonly number: number }>
   /** How long answers may take, in ms: as long as they have taken, and some more */
@@ -216,7 +216,11 @@ export class Member {
     // Whoever keeps the list may only be busy, and tell others to lead.
     const steppedIn = [...circle.silent.values()].some(({ known }) => !known)
     circle.leadsAt = steppedIn && advice.lead ? Math.max(circle.leadsAt, now + ANSWER) : now
-    circle.silent.clear()
+    // Perhaps only messages were lost: it is told once more now.
+    for (const each of circle.silent.values()) {
+      if (!each.known) each.told = Number.NEGATIVE_INFINITY
+      each.known = true
+    }
     circle.pace = Math.min(PACE.most, Math.max(PACE.least, advice.pace))
     // It need not be said again.
     if (circle.due > now) circle.due = Math.max(now, circle.reported + circle.pace)
@@ -251,9 +255,14 @@ export class Member {
     for (const [index, members] of circles.entries()) {
       if (!open) break
       const circle = (this.#circles[index] ??= this.#enter(index, members, now, reports))
+      for (const id of this.#silentToTell(circle, members, now)) {
+        this.#number += 1
+        this.#awaitLate(circle, id, { since: now, number: this.#number })
+        reports.push({ to: id, report: this.#report(index, circle, stalled, now) })
+      }
       for (let again = true; again;) {
         again = false
-        const tracker = this.#trackerOf(circle, members, now)
+        const tracker = this.#trackerOf(circle, members)
         // Alone in it, or as good as: there is nobody to agree with.
         if (tracker === undefined) {
           circle.tracker = undefined
@@ -284,7 +293,7 @@ export class Member {
         const usual = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
         const answerIn = Math.max(usual, circle.answerIn)
         if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
-          circle.silent.set(tracker, { until: now + SILENT, known: false })
+          circle.silent.set(tracker, { told: now, known: false })
           this.#awaitLate(circle, tracker, circle.waiting)
           this.#silence?.note(tracker, now)
           circle.waiting = undefined
@@ -332,11 +341,24 @@ export class Member {
     for (const id of silent) {
       if (winner(this.#key, [next, id]) !== id) continue
       this.#number += 1
-      circle.silent.set(id, { until: now + SILENT, known: true })
+      circle.silent.set(id, { told: now, known: true })
       this.#awaitLate(circle, id, { since: now, number: this.#number })
       reports.push({ to: id, report: this.#report(index, circle, false, now) })
     }
     return circle
+  }
+
+  /** Who did not answer is told again now and then, and nobody waits for it: its answer would end that. */
+  #silentToTell(circle: Circle, members: readonly string[], now: number): string[] {
+    const every = circle.tracker === undefined ? TELL_AGAIN : Math.max(TELL_AGAIN, circle.pace)
+    const due: string[] = []
+    for (const [id, each] of circle.silent) {
+      if (now - each.told < every) continue
+      each.told = now
+      if (members.includes(id)) due.push(id)
+      else circle.silent.delete(id)
+    }
+    return due
   }
 
   #awaitLate({ late }: Circle, id: string, report: { since: number; number: number }): void {
@@ -383,13 +405,10 @@ export class Member {
     }
   }
 
-  #trackerOf(circle: Circle, members: readonly string[], now: number): string | undefined {
+  #trackerOf(circle: Circle, members: readonly string[]): string | undefined {
     const { silent, winners } = circle
     let met = 0
-    for (const [id, { until, known }] of silent) {
-      if (until <= now) silent.delete(id)
-      else if (!known) met += 1
-    }
+    for (const { known } of silent.values()) if (!known) met += 1
     if (members.length === 0 || met >= MAX_SILENT) return undefined
     const without = [...silent.keys()].join()
     if (winners.for !== members || winners.silent !== without) {

@@ -424,6 +424,7 @@ export class Tracker {
       const way = swarm.wayTo(member, me)
       if (way === undefined || !isSource(way.root) || way.root.outdone) continue
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
+      if (isBehind(way.root, me, now)) continue
       const used = member === me.from ? member.children - 1 : member.children
       const late = lags(member, swarm) || member.have + LAG.bytes < me.have
       const waits = member !== way.root && member.stalledAt !== undefined
@@ -577,6 +578,14 @@ function lags(member: Member, swarm: Swarm): boolean {
   if (from === undefined || rate === 0) return false
   const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
   return rate < LAG.share * usual && from.have - member.have > LAG.bytes + usual * LAG.ms
+}
+
+/**
+ * `member` would wait for it, as all below would: whoever has more leads instead, and this one yields. It has gone on since it said how
+ * much it has, and what comes in a second is not worth that.
+ */
+function isBehind({ state, have, rate, at }: Member, member: Member, now: number): boolean {
+  return state === 'leads' && have + rate * (now - at + LAG.ms) + LAG.bytes < member.have
 }
 
 function lead(swarm: Swarm, member: Member, now: number): Choice {

@@ -182,6 +182,49 @@ suite("one node's part", () => {
     )
   })
 
+  test('a tracker that does not answer is told on, but nobody waits for it again; with its first answer it keeps the list', () => {
+    const bench = new Bench()
+    bench.pass(510)
+    const [silent, instead] = [bench.reports[0]?.to ?? '', bench.reports.at(-1)?.to]
+    assert.notEqual(silent, instead)
+    bench.answer({ from: ['b'] })
+    bench.step()
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    const told: number[] = []
+    let last: PullReport | undefined
+    for (let have = 1; have <= 600; have += 1) {
+      bench.reports = []
+      bench.member.grew(have, bench.now)
+      assert.deepEqual(bench.pass(10), { kind: 'peers', ids: ['b'] })
+      last = bench.reports.find(({ to }) => to === silent)?.report ?? last
+      const own = bench.reports.filter(({ to }) => to === instead)
+      if (own.length > 0) told.push(bench.now)
+      bench.reports = own
+      if (own.length > 0) bench.answer({ from: ['b'] })
+    }
+    const gaps = told.slice(1).map((at, index) => at - (told[index] ?? 0))
+    assert.ok(Math.max(...gaps) <= 300, `the one that answers was told nothing for ${gaps.join()}`)
+    assert.ok(last)
+    const { circle, key: what, number } = last
+    const advice = { circle, key: what, number, lead: false, from: ['c'], pace: 250 }
+    bench.member.hear(silent, advice, bench.now)
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['c'] })
+    bench.reports = []
+    bench.pass(300)
+    assert.deepEqual([...new Set(bench.reports.map(({ to }) => to))], [silent])
+  })
+
+  test('nobody has answered: once one of those who were asked does, it is heard', () => {
+    const bench = new Bench()
+    assert.deepEqual(bench.pass(1100), { kind: 'upstream' })
+    bench.member.takes({ kind: 'upstream' }, bench.now)
+    bench.reports = []
+    bench.pass(1100)
+    assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 2)
+    bench.answer({ from: ['b'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b'] })
+  })
+
   test('an answer of somebody it did not ask, or that is too late, is not heard', () => {
     const bench = new Bench()
     bench.step()

@@ -219,6 +219,21 @@ suite('a list of who gets what', () => {
     assert.equal(other.hear('a', { state: 'leads', have: 99.95 * MB }).lead, true)
   })
 
+  test('nobody waits for a leader that has much less: who has more leads, and that one yields', () => {
+    const list = new Bench()
+    list.join('leader')
+    const lost = { failed: ['gone'], have: 50 * MB }
+    // It comes as far within a second, or nearly
+    list.hear('leader', { state: 'leads', have: 49 * MB })
+    assert.deepEqual(list.hear('a', lost).from, ['leader'])
+    const other = new Bench()
+    other.join('leader')
+    other.hear('leader', { state: 'leads', have: 20 * MB })
+    assert.equal(other.hear('a', lost).lead, true)
+    assert.equal(other.hear('b', lost).from[0], 'a')
+    assert.equal(other.hear('leader', { state: 'leads', have: 21 * MB }).from[0], 'a')
+  })
+
   test('of two leaders that are as fast the later one yields, whoever reports when', () => {
     for (const lead of [0, 0.5 * MB, -0.5 * MB]) {
       const list = new Bench()
