@@ -11,6 +11,8 @@ const RESERVED_TURNS = 2
 const FLOOR = 0.05
 /** The least of it there, in bytes a second. */
 const LEAST_FLOOR = 125_000
+/** A turn of it where it may have to yield at any time: as much may be on its way past this thread when somebody begins to wait. */
+const BACKGROUND_TURN = 4 * 1024 * 1024
 /** How much the last look counts when it is said how fast something comes. */
 const NEWS = 0.3
 /** In ms; so soon is noticed that another rate is in force. */
@@ -81,19 +83,20 @@ export class Link {
   /** A transfer begins; its flow must be ended. `background` is asked anew at each turn. */
   enter(background: () => boolean, signal: AbortSignal): Flow {
     const flow = new Flow(this, background, signal)
-    if (!background()) this.#wanted += 1
+    if (!background()) this.count(1)
     return flow
   }
 
   /** For {@link Flow} only. */
   leave(left: number, epoch: number, counted: boolean): void {
-    if (counted) this.#wanted -= 1
+    if (counted) this.count(-1)
     if (epoch === this.#epoch && Number.isFinite(left)) this.#tokens += left
     this.#serve()
   }
 
-  /** For {@link Flow} only: somebody waits for one more, or for one less. */
+  /** For {@link Flow} only: somebody waits for one more, or for one less. With the first, turns that background traffic has are void. */
   count(more: 1 | -1): void {
+    if (this.#wanted === 0 && this.#yieldsFreely) this.#epoch += 1
     this.#wanted += more
   }
 
@@ -104,6 +107,11 @@ export class Link {
 
   get epoch(): number {
     return this.#epoch
+  }
+
+  /** Background traffic has no turns of a rate, and yields all the same. */
+  get #yieldsFreely(): boolean {
+    return this.#inForce.rate === Infinity && this.#init.yields === true
   }
 
   /** Bytes a second for background traffic where no rate is set. */
@@ -153,7 +161,8 @@ export class Link {
       return turn
     }
     if (!limited) {
-      if (this.#wanted === 0 || this.#init.yields !== true) return turn
+      if (!this.#yieldsFreely) return turn
+      if (this.#wanted === 0) return BACKGROUND_TURN
       const small = this.#floorRate / TURNS_A_SECOND
       if (this.#floor < small) return 0
       this.#floor -= small

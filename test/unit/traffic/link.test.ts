@@ -128,6 +128,24 @@ suite('a link', () => {
     stop.abort()
   })
 
+  test('without a rate, background traffic has at most what it is writing when somebody begins to wait', async () => {
+    const stop = new AbortController()
+    const { signal } = stop
+    const link = new Link({ rate: () => ({ rate: Infinity }), yields: true })
+    const counter = new Counter()
+    const background = new ShapedSink(counter, [link], { background: () => true, signal })
+    await background.write(CHUNK)
+    using pull = new ShapedSink(new Counter(), [link], { background: () => false, signal })
+    await pull.write(CHUNK)
+    // Of the turn that it was given most has not passed yet.
+    const rest = background.write(Buffer.alloc(2e6))
+    await new Promise((resolve) => setImmediate(resolve))
+    assert.ok(counter.bytes < CHUNK.length + 1e5, `${counter.bytes} bytes have passed`)
+    stop.abort()
+    await assert.rejects(rest)
+    background[Symbol.dispose]()
+  })
+
   test('follows another rate while something passes', async () => {
     const stop = new AbortController()
     let rate = Infinity
