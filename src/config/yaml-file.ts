@@ -120,9 +120,11 @@ export function parseYaml(
         message:
           code === 'MULTIPLE_DOCS'
             ? 'a second document begins here'
-            : /call stack/.test(message)
-              ? 'is nested too deeply'
-              : message,
+            : code === 'DUPLICATE_KEY'
+              ? 'a key that stands there already: write what belongs to it in one place'
+              : /call stack/.test(message)
+                ? 'is nested too deeply'
+                : message,
       }
     })
   if (problems.length > 0) throw new ConfigInvalidError(problems.slice(0, MAX_PROBLEMS))
