@@ -23,7 +23,7 @@ export function explainCommand(): Command {
     .description(
       'say who holds an image, what a pull of it would do now and why, and how those before went',
     )
-    .argument('<image>', 'as in docker.io/library/alpine:3.20, or alpine')
+    .argument('<IMAGE>', 'as in docker.io/library/alpine:3.20, or alpine')
     .option('--json', 'print it as JSON')
     .option('--pulls <N>', 'tell of so many pulls of it that were made here', whole, 3)
     .action(async (image: string) => {

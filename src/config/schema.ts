@@ -132,7 +132,8 @@ export const configSchema = section({
     }),
     admin: address().prefault('127.0.0.1:9090').register(docs, {
       placeholder: 'HOST:PORT',
-      description: 'Metrics and health: `/metrics`, `/livez`, `/readyz`.',
+      description:
+        'Dashboard, metrics and health (`/`, `/metrics`, `/livez`, `/readyz`), and what the commands ask. Whoever reaches it sees what this node holds and may have it pull: keep it on loopback.',
     }),
     metrics: address().optional().register(docs, {
       placeholder: 'HOST:PORT',
