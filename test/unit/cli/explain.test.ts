@@ -176,14 +176,15 @@ suite('a tag that moves while nodes watch', () => {
 
     const shoal = (...args: string[]) =>
       promisify(execFile)(LAUNCHER, ['explain', ...args, '--listen-admin', one.addresses.admin])
-    // The end of a pull is noted when all of it has gone, which its client may know before.
+    // The end of a pull is noted when all of it has gone, which its client may know before; what the other node has got it hears of later.
     const plan = await until(async () => {
       const { stdout } = await shoal('up.test/org/app', '--json')
       const said = JSON.parse(stdout) as PullPlan & { pulls: PullReport[] }
       const givers = said.pulls.flatMap(({ contents }) =>
         contents.flatMap(({ givers: by }) => Object.keys(by)),
       )
-      return givers.includes('two') && said
+      const known = said.content.every(({ holders }) => holders.length > 0)
+      return givers.includes('two') && known && said
     })
     assert.equal(plan.digest, wanted)
     assert.deepEqual(plan.tag, { match: '*:latest', revalidate: 'always', budgetMs: 500 })
