@@ -212,7 +212,10 @@ suite('a tag that moves while nodes watch', () => {
       assert.match(stdout, pulled)
       return true
     })
-    await assert.rejects(shoal('UP.test/Org/app'), /shoal: repository must be lower-case/)
+    await assert.rejects(
+      shoal('UP.test/Org/app'),
+      /"UP.test.Org.app": repository must be lower-case/,
+    )
     const unknown = JSON.parse((await shoal('up.test/org/none:1', '--json')).stdout) as PullPlan
     assert.deepEqual([unknown.digest, unknown.content], [null, []])
   })
