@@ -5,7 +5,6 @@ import type { Startable } from '../lifecycle.ts'
 import type { PullPlan } from '../observe/explain.ts'
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
-import type { PullRequest } from '../oci/distribution.ts'
 import { isDigestKey, type ContentKey, type Reference } from '../oci/reference.ts'
 import { chain, type OpenContent } from '../pull/chain.ts'
 import { explainPull } from '../pull/explain.ts'
@@ -27,6 +26,7 @@ import { Transfers } from '../pull/transfer.ts'
 import { Logins } from '../pull/upstream/logins.ts'
 import type { UpstreamRoutes } from '../pull/upstream/routes.ts'
 import { UpstreamSource } from '../pull/upstream/source.ts'
+import { homeContent } from '../push/home-content.ts'
 import type { ClaimBook } from '../routing/claims/claim-book.ts'
 import type { Libp2pRouter } from '../routing/libp2p.ts'
 import type { ContainerdStore } from '../store/containerd/containerd-store.ts'
@@ -93,11 +93,7 @@ export function createPulls(
   const isShared = (name: string): boolean => rights.isShared(name)
 
   // What this node has.
-  /** What was pushed is in its repositories only, whoever knows its digest. */
-  const gives = async (request: PullRequest, options: { signal: AbortSignal }): Promise<boolean> =>
-    request.registry !== homeRegistry ||
-    !('digest' in request.target) ||
-    (await (layout ?? containerd).belongs(request.target.digest, request, options))
+  const gives = homeContent({ store: layout ?? containerd, claims }, { homeRegistry })
   const own = (when?: (key: ContentKey) => boolean): ContentSource =>
     rights.ofItsRepository(new LocalSource({ store, onMiss, gives, ...(when && { when }) }))
   const here = own()

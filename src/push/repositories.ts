@@ -24,6 +24,7 @@ import {
 } from '../oci/reference.ts'
 import type { ClaimChange, ClaimedName, TagClaims } from '../routing/claims.ts'
 import { NotHeldError, type WritableStore } from '../store/store.ts'
+import { isDeleted } from './home-content.ts'
 
 /** Children of one manifest that are looked at together. */
 const CONCURRENT_CHECKS = 8
@@ -137,7 +138,7 @@ export class Repositories {
     await this.#alone(repository, async () => {
       await this.#store.link(digest, repository)
       const name = contentName(repository, digest)
-      if (this.#claims.of(name)[0]?.kind === 'deleted')
+      if (isDeleted(this.#claims, repository, digest))
         this.#claims.claim({ name, kind: 'pushed', descriptor: await this.#store.stat(digest) })
     })
     await this.#claimed()
@@ -151,6 +152,8 @@ export class Repositories {
   async mount(repository: RepositoryName, digest: Digest, from?: string): Promise<boolean> {
     try {
       const { registry } = repository
+      if (from !== undefined && isDeleted(this.#claims, { registry, repository: from }, digest))
+        return false
       await this.#store.hold(digest, { registry, ...(from !== undefined && { repository: from }) })
       await this.putBlob(repository, digest)
       return true
@@ -216,10 +219,7 @@ export class Repositories {
     // By its own name where the other nodes would not know otherwise: what it is about, or that it is there again.
     const name = contentName(repository, digest)
     const subject = manifest.subject !== undefined && { subject: manifest.subject }
-    if (
-      registry === this.#homeRegistry &&
-      (subject || this.#claims.of(name)[0]?.kind === 'deleted')
-    )
+    if (registry === this.#homeRegistry && (subject || isDeleted(this.#claims, repository, digest)))
       this.#claims.claim({ name, kind: 'pushed', descriptor, ...subject })
     return tags
   }
@@ -478,6 +478,7 @@ export class Repositories {
   async #check(repository: RepositoryName, manifest: ManifestInfo): Promise<void> {
     const elsewhere = new Set(manifest.elsewhere)
     const isHere = async ({ digest, size }: Descriptor): Promise<boolean> => {
+      if (isDeleted(this.#claims, repository, digest)) return false
       const held = await this.#store.hold(digest, repository).catch(ifNowhere)
       if (held !== undefined && held.size !== size)
         throw new ManifestInvalidError(`${digest} has ${held.size} bytes, not ${size}`)

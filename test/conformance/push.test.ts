@@ -17,10 +17,11 @@ import { NotHeldError } from '../../src/store/store.ts'
 import { chain } from '../../src/pull/chain.ts'
 import { LocalSource } from '../../src/pull/local.ts'
 import { openAccess } from '../../src/push/access.ts'
+import { homeContent } from '../../src/push/home-content.ts'
 import { Repositories } from '../../src/push/repositories.ts'
 import { Uploads } from '../../src/push/uploads.ts'
-import { ClaimBook } from '../../src/routing/claims/claim-book.ts'
 import { MemoryStore } from '../fakes/memory-store.ts'
+import { TestBook } from '../fakes/test-book.ts'
 import { until } from '../wait.ts'
 import { LIMITS } from '../fakes/limits.ts'
 
@@ -33,6 +34,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
   const store = new MemoryStore({ maxBytes: 64 * 1024 * KiB })
   /** What other nodes have, by digest */
   const elsewhere = new Map<string, Uint8Array>()
+  const claims = new TestBook({ trusted: true })
   const metrics = createMetrics()
   const uploads = new Uploads(
     { store, log },
@@ -43,7 +45,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
       repositories: new Repositories(
         {
           store,
-          claims: new ClaimBook({ log, shares: () => true }, { trusted: true }),
+          claims,
           claimed: async () => {},
           added: () => {},
           removed: () => {},
@@ -75,10 +77,7 @@ async function startRegistry(access: 'off' | 'local' = 'local') {
     },
     { homeRegistry: HOME, stallTimeout: 60_000 },
   )
-  const gives: ConstructorParameters<typeof LocalSource>[0]['gives'] = async (request) =>
-    request.registry !== HOME ||
-    !('digest' in request.target) ||
-    (await store.belongs(request.target.digest, request))
+  const gives = homeContent({ store, claims }, { homeRegistry: HOME })
   const server = createRegistryServer(
     { open: chain([new LocalSource({ store, gives })]), metrics, log, home },
     {
@@ -328,6 +327,33 @@ suite('pushes over HTTP, by the distribution spec', () => {
     assert.equal((await send('DELETE', `/v2/team/app/blobs/${digest}`)).status, 202)
     assert.deepEqual([await there('team/app'), await there('team/other')], [false, true])
     assertError(await send('DELETE', `/v2/team/app/blobs/${digest}`), 404, 'BLOB_UNKNOWN')
+  })
+
+  test('a blob that is deleted is gone at once, though a tag leads to it, until it is pushed again', async () => {
+    const layer = Buffer.from('a layer')
+    await putBlob(layer, 'team/gone')
+    const descriptor = {
+      mediaType: MEDIA_TYPE.octets,
+      digest: digestOf(layer),
+      size: layer.length,
+    }
+    const { bytes } = await manifestOf('team/gone', { layers: [descriptor] })
+    const put = () => send('PUT', '/v2/team/gone/manifests/v1', bytes, manifestType)
+    const blob = `/v2/team/gone/blobs/${digestOf(layer)}`
+    assert.equal((await put()).status, 201)
+    assert.equal((await send('DELETE', blob)).status, 202)
+    for (const method of ['GET', 'HEAD'] as const)
+      assert.equal((await send(method, blob)).status, 404)
+    assertError(await send('DELETE', blob), 404, 'BLOB_UNKNOWN')
+    // Whoever pushes the manifest again is told to push the blob too, and nobody mounts it from there.
+    assertError(await put(), 404, 'MANIFEST_BLOB_UNKNOWN')
+    const mount = `/v2/team/other/blobs/uploads/?mount=${digestOf(layer)}&from=team/gone`
+    const upload = await send('POST', mount)
+    assert.equal(upload.status, 202)
+    await send('DELETE', String(upload.headers['location']))
+    await putBlob(layer, 'team/gone')
+    assert.equal((await put()).status, 201)
+    assert.deepEqual((await send('GET', blob)).bytes, layer)
   })
 
   test('what was pushed as 127.0.0.1 is the image of the home registry', async () => {
