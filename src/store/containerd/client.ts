@@ -487,6 +487,9 @@ export class ContainerdClient {
   }
 
   async #translate(error: unknown, key?: string): Promise<unknown> {
+    // The time that was given by a signal is over, as after a deadline of the call itself.
+    if (error instanceof DOMException && error.name === 'TimeoutError')
+      return new StoreUnavailableError(this.#silent(), { cause: error })
     if (!(error instanceof GrpcError)) return error
     if (error.status === GrpcStatus.NOT_FOUND && key !== undefined) {
       return new NotHeldError(key, { cause: error })
@@ -495,6 +498,10 @@ export class ContainerdClient {
       return new StoreFullError('containerd has no space left for content', { cause: error })
     }
     return new StoreUnavailableError(await this.#diagnosis(error), { cause: error })
+  }
+
+  #silent(): string {
+    return `containerd at ${this.#address} does not answer in time`
   }
 
   async #diagnosis(error: GrpcError): Promise<string> {
@@ -511,7 +518,7 @@ export class ContainerdClient {
             : `${socket} does not exist: containerd is down, its address is another, or its directory is not mounted here`
         }
       case GrpcStatus.DEADLINE_EXCEEDED:
-        return `containerd at ${this.#address} does not answer in time`
+        return this.#silent()
       default:
         return `containerd at ${this.#address} answers with an error: ${error.message}`
     }

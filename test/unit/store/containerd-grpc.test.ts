@@ -162,6 +162,15 @@ suite('calls over a unix socket', () => {
     await assert.rejects(call, reason)
   })
 
+  test('that get no answer in the time that a signal gives mean that containerd is not there', async () => {
+    server.answer = 'silent'
+    await assert.rejects(client.info(digest, { signal: AbortSignal.timeout(50) }), (error) => {
+      assert(error instanceof StoreUnavailableError)
+      assert.match(error.message, /does not answer in time/)
+      return true
+    })
+  })
+
   test('with many messages end on both sides when the loop is left', async () => {
     const aborter = new AbortController()
     let bytes = 0
