@@ -57,6 +57,15 @@ export class ManifestInvalidError extends Error {
   readonly code = 'ERR_MANIFEST_INVALID'
 }
 
+/** What may stand before a value. @see https://www.rfc-editor.org/rfc/rfc8259#section-2 */
+const JSON_SPACE: ReadonlySet<number> = new Set([0x20, 0x09, 0x0a, 0x0d])
+
+/** Whether what begins so may be a manifest, which is an object of JSON; a layer shows at once that it is none. */
+export function mayBeManifest(beginning: Uint8Array): boolean {
+  const first = beginning.find((byte) => !JSON_SPACE.has(byte))
+  return first === undefined || first === 0x7b
+}
+
 /**
  * Reads a manifest or an index, of OCI's or of docker's media types. The media type is the one written inside, else it
  * follows from the shape, as clients conclude it too. What could be read as either is refused, as containerd does.

@@ -9,6 +9,7 @@ import {
   isManifestMediaType,
   ManifestInvalidError,
   MAX_MANIFEST_BYTES,
+  mayBeManifest,
   MEDIA_TYPE,
   parseManifest,
   type Descriptor,
@@ -38,6 +39,9 @@ import { watchContent, Written } from './watcher.ts'
 
 /** Media types that are remembered; more content than this is read again to tell what it is. */
 const MEDIA_TYPES = 4096
+
+/** So many bytes show of most blobs that they are no manifests, without reading all of them. */
+const BEGINNING = 4096
 
 /** To tell the media type of something of at most 4 MiB. */
 const SNIFF_DEADLINE_MS = 10_000
@@ -340,13 +344,15 @@ export class ContainerdStore implements WritableStore {
 
   /** containerd's content store does not keep media types, so the content itself must tell. */
   async #sniff(digest: Digest, size: number, options: AbortOptions): Promise<string> {
-    const body = await this.#open(digest, { start: 0, end: size - 1 }, options)
-    const bytes = await readBody(body, {
-      maxBytes: MAX_MANIFEST_BYTES,
-      signal: options.signal ?? AbortSignal.timeout(SNIFF_DEADLINE_MS),
-    })
+    const signal = options.signal ?? AbortSignal.timeout(SNIFF_DEADLINE_MS)
+    const read = async (bytes: number): Promise<Uint8Array> =>
+      readBody(await this.#open(digest, { start: 0, end: bytes - 1 }, { signal }), {
+        maxBytes: MAX_MANIFEST_BYTES,
+        signal,
+      })
+    if (size > BEGINNING && !mayBeManifest(await read(BEGINNING))) return MEDIA_TYPE.octets
     try {
-      return parseManifest(bytes).mediaType
+      return parseManifest(await read(size)).mediaType
     } catch (error) {
       if (error instanceof ManifestInvalidError) return MEDIA_TYPE.octets
       throw error

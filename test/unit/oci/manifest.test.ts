@@ -7,6 +7,7 @@ import {
   isManifestMediaType,
   ManifestInvalidError,
   MAX_MANIFEST_BYTES,
+  mayBeManifest,
   MEDIA_TYPE,
   parseDescriptor,
   parseManifest,
@@ -33,6 +34,29 @@ function parse(value: unknown) {
 }
 
 suite('manifest', () => {
+  test('may begin with white space and a brace, and with nothing else', () => {
+    const text = JSON.stringify({ schemaVersion: 2, config, layers: [layer] })
+    const beginnings = fc.string({
+      unit: fc.constantFrom(' ', '\t', '\n', '\r', '{', '[', '\ufeff'),
+    })
+    fc.assert(
+      fc.property(beginnings, fc.nat({ max: 20 }), (before, shown) => {
+        const bytes = Buffer.from(before + text)
+        const parsed = (() => {
+          try {
+            return parseManifest(bytes)
+          } catch {
+            return undefined
+          }
+        })()
+        assert.ok(parsed === undefined || mayBeManifest(bytes.subarray(0, shown)))
+      }),
+      { seed },
+    )
+    for (const layerOf of [[0x1f, 0x8b, 0x08], [0x28, 0xb5, 0x2f, 0xfd], [0x5b], [0x00]])
+      assert.ok(!mayBeManifest(Uint8Array.from(layerOf)))
+  })
+
   test('gives the children as they were written, in order', () => {
     fc.assert(
       fc.property(descriptor, fc.array(descriptor), (first, others) => {
