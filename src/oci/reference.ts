@@ -132,7 +132,7 @@ export function imageInFull(image: string): string {
   const registry = !named || first === 'index.docker.io' ? 'docker.io' : first
   const path = named ? image.slice(slash + 1) : image
   const repository = registry === 'docker.io' && !path.includes('/') ? `library/${path}` : path
-  const last = repository.slice(repository.lastIndexOf('/'))
+  const last = repository.slice(repository.lastIndexOf('/') + 1)
   const full = `${registry}/${repository}${last.includes(':') ? '' : ':latest'}`
   try {
     parseReference(full)

@@ -350,7 +350,7 @@ suite('mirror apply', () => {
   test('takes no name that is not a registry', () => {
     for (const name of ['../x', 'a/b', '', 'https://a', '.', 'a b'])
       assert.throws(() => selectRoutes([name], registries({}), { reader: 'containerd' }), {
-        code: 'ERR_CERTS_DIR',
+        code: 'ERR_REGISTRY_NAME',
       })
   })
 

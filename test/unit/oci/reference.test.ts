@@ -239,6 +239,8 @@ suite('reference', () => {
     ['docker.io/alpine', 'docker.io/library/alpine:latest'],
     ['index.docker.io/acme/app:1', 'docker.io/acme/app:1'],
     ['ghcr.io/app', 'ghcr.io/app:latest'],
+    ['ghcr.io/app:1', 'ghcr.io/app:1'],
+    ['localhost:5001/app:1', 'localhost:5001/app:1'],
     ['localhost:5001/team/app', 'localhost:5001/team/app:latest'],
     [`alpine@${digestOf('x')}`, `docker.io/library/alpine@${digestOf('x')}`],
   ]
