@@ -24,6 +24,8 @@ const SPARE_RINGS = 8
 const MAX_THREADS = 4
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
 const IDLE = 30_000
+/** The same of one that was begun for what was foreseen, and did not come: whoever asks for a manifest and wants all of it goes on at once. */
+const FORESEEN = 5_000
 /** A thread that is to end is waited for so long, in ms, until it has begun. */
 const BEGINS = 10_000
 /** What is taken out of a socket at once, if the system allows pipes of that size. */
@@ -69,12 +71,17 @@ export interface Passage {
 export class Passages {
   readonly #threads: Thread[] = []
   readonly #hereBytes: number
+  readonly #foreseen: number
   /** Of blobs that pass through this thread now */
   #here = 0
 
-  /** `hereBytes` takes the place of {@link HERE_BYTES}. */
-  constructor({ hereBytes = HERE_BYTES }: { hereBytes?: number } = {}) {
+  /** `hereBytes` takes the place of {@link HERE_BYTES}, and `foreseen` of {@link FORESEEN}. */
+  constructor({
+    hereBytes = HERE_BYTES,
+    foreseen = FORESEEN,
+  }: { hereBytes?: number; foreseen?: number } = {}) {
     this.#hereBytes = hereBytes
+    this.#foreseen = foreseen
   }
 
   /** `digest` is absent where nothing can be verified. */
@@ -105,7 +112,7 @@ export class Passages {
     // Whoever told goes first: to begin one holds this thread up for some ms.
     await nextTurn()
     const calls = await kernelCalls()
-    if (this.#threads.length === 0) this.#begin(calls).rest()
+    if (this.#threads.length === 0) this.#begin(calls).rest(this.#foreseen)
   }
 
   /** Ends all threads; what passes through them fails. */
@@ -220,11 +227,11 @@ class Thread {
     if (this.#users.delete(id) && this.#users.size === 0) this.rest()
   }
 
-  /** It ends when nobody comes for a while. */
-  rest(): void {
+  /** It ends when nobody comes for so long, in ms. */
+  rest(ms = IDLE): void {
     this.#worker.unref()
     clearTimeout(this.#idle)
-    this.#idle = setTimeout(() => void this.end(), IDLE).unref()
+    this.#idle = setTimeout(() => void this.end(), ms).unref()
   }
 
   /** Not while it loads the system's library: what that throws in a thread that is to end nobody can catch, and the process ends. */

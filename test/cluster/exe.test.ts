@@ -1,17 +1,31 @@
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
-import { chmod, chown, copyFile, mkdir, mkdtemp, open, readdir, rm } from 'node:fs/promises'
+import { execFile, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import {
+  chmod,
+  chown,
+  copyFile,
+  mkdir,
+  mkdtemp,
+  open,
+  readdir,
+  readFile,
+  rm,
+} from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, suite, test } from 'node:test'
 import { promisify } from 'node:util'
 import { skipWithout } from '../harness/tools.ts'
+import { until } from '../wait.ts'
 
 const run = promisify(execFile)
 const BUILD = new URL('../../scripts/build-exe.ts', import.meta.url).pathname
 const BUILT = new URL(`../../dist/shoal-linux-${process.arch}`, import.meta.url).pathname
 const NOBODY = 65534
+/** A user without anything: no Node, no repository, no npm. */
+const user = ['--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups']
 
 suite('the single executable', { skip: skipWithout('namespaces') }, () => {
   let directory: string
@@ -25,10 +39,8 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
     await chmod(join(directory, 'shoal'), 0o755)
     await mkdir(join(directory, 'home'))
     await chown(join(directory, 'home'), NOBODY, NOBODY)
-    // A user without anything: no Node, no repository, no npm.
-    const as = ['--reuid', String(NOBODY), '--regid', String(NOBODY), '--clear-groups']
     shoal = (...args) =>
-      run('setpriv', [...as, join(directory, 'shoal'), ...args], {
+      run('setpriv', [...user, join(directory, 'shoal'), ...args], {
         cwd: '/',
         env: { HOME: join(directory, 'home'), PATH: '/usr/bin:/bin' },
         timeout: 220_000,
@@ -65,6 +77,24 @@ suite('the single executable', { skip: skipWithout('namespaces') }, () => {
       load(name: string): object
     }
     assert.ok(koffi.load('libc.so.6'))
+  })
+
+  test('starts a daemon with the settings of bin/shoal that save memory', async () => {
+    const listen = ['local', 'peer', 'p2p', 'admin'].map((name) => `--listen-${name}=127.0.0.1:0`)
+    const data = [`--data-dir=${join(directory, 'home/data')}`, '--store=layout', '--upstream=off']
+    const daemon = spawn(
+      'setpriv',
+      ['--pdeathsig', 'KILL', ...user, join(directory, 'shoal'), 'serve', ...data, ...listen],
+      { cwd: '/', env: { HOME: join(directory, 'home'), PATH: '/usr/bin:/bin' }, stdio: 'ignore' },
+    )
+    const ended = once(daemon, 'exit')
+    try {
+      const variables = `/proc/${daemon.pid}/environ`
+      await until(async () => (await readFile(variables, 'latin1')).includes('MALLOC_ARENA_MAX=2'))
+    } finally {
+      daemon.kill('SIGKILL')
+      await ended
+    }
   })
 
   test('runs nothing from a directory that others may write to', async () => {

@@ -105,6 +105,19 @@ suite('passages', () => {
     await passages.close()
   })
 
+  test('that were foreseen and do not come have no thread for long', async () => {
+    const passages = new Passages({ hereBytes: 0, foreseen: 300 })
+    await kernelCalls()
+    const threads = (): string[] => readdirSync('/proc/self/task')
+    const before = new Set(threads())
+    await passages.foresee(1)
+    // No timer has had its turn by now.
+    const begun = threads().filter((id) => !before.has(id))
+    assert.notEqual(begun.length, 0)
+    await until(() => begun.some((id) => !threads().includes(id)))
+    await passages.close()
+  })
+
   test('may be given up while its thread begins, at whatever moment', async () => {
     for (let round = 0; round < 30; round += 1) {
       const passages = new Passages({ hereBytes: 0 })
