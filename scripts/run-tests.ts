@@ -9,7 +9,7 @@ import { spec } from 'node:test/reporters'
 const GROUPS: Readonly<Record<string, { globs: readonly string[]; together: number }>> = {
   unit: {
     globs: ['test/*.test.ts', 'test/{unit,compliance,fakes,conformance}/**/*.test.ts'],
-    together: Math.max(3, availableParallelism()),
+    together: Math.max(2, availableParallelism() - 1),
   },
   containerd: { globs: ['test/containerd/**/*.test.ts'], together: 2 },
   cluster: { globs: ['test/cluster/**/*.test.ts'], together: 2 },
