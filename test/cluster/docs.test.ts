@@ -1,6 +1,6 @@
 /**
  * The commands of README and of the pages in docs/, as they stand there, on nodes with real containerds. What has no place here (systemd, an
- * API server, docker's and podman's daemons, systemd-resolved) is a stand-in that notes how it was called; that the words are right is
+ * API server, systemd-resolved) is a stand-in that notes how it was called; that the words are right is
  * checked by test/docs.test.ts.
  */
 import assert from 'node:assert/strict'
@@ -19,6 +19,8 @@ const ROOT = fileURLToPath(new URL('../../', import.meta.url))
 const IMAGE = 'ksd.test.com/ksd/nginx:1.27'
 const CONFIG = '/etc/shoal/config.yaml'
 const PASSWORD = 'correct horse'
+/** Of podman and buildah: there is no file system beneath that takes an overlay. */
+const VFS = { env: { STORAGE_DRIVER: 'vfs' } }
 const skip = skipWithout(
   'namespaces',
   'registry',
@@ -27,6 +29,10 @@ const skip = skipWithout(
   'crane',
   'crictl',
   'buildah',
+  'docker',
+  'dockerd',
+  'podman',
+  'conmon',
   'helm',
   'containerd 1.x',
   'containerd 2.x',
@@ -56,8 +62,9 @@ suite('the commands of the documents', { skip }, () => {
     ;[holder, vanilla, k3s] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
     for (const node of cluster.nodes) {
       configs.set(node, await node.exec(['cat', CONFIG]))
-      for (const name of ['systemctl', 'docker', 'podman', 'kubectl', 'resolvectl', 'npm'])
-        await standIn(node, name)
+      for (const name of ['systemctl', 'kubectl', 'resolvectl', 'npm']) await standIn(node, name)
+      await standIn(node, 'docker', `exec ${tools.docker} "$@"`)
+      await standIn(node, 'podman', `exec ${tools.podman} --conmon ${tools.conmon} "$@"`)
       // As apache2-utils' does with these arguments
       await standIn(node, 'htpasswd', `printf '%s\\n' '${`ci:${hashSync(PASSWORD, 4)}`}'`)
       // All but the last step, which takes a cluster
@@ -105,11 +112,27 @@ suite('the commands of the documents', { skip }, () => {
         CONTAINER_RUNTIME_ENDPOINT: endpoint,
         IMAGE_SERVICE_ENDPOINT: endpoint,
         PASSWORD,
+        ...VFS.env,
         ...env,
       },
     })
     const log = await node.exec(['sh', '-c', 'cat /run/calls.log 2>/dev/null || true'])
     return { output, calls: log.split('\n').filter((line) => line !== '') }
+  }
+
+  /** What dockerd's unit would have started; it runs until its node is gone. Images are in the memory of the node, as all of /var/lib. */
+  async function startDocker(node: ClusterNode): Promise<void> {
+    assert.ok(tools.dockerd)
+    const noNetwork = ['--iptables=false', '--ip6tables=false', '--bridge=none']
+    const socket = ['--containerd', node.paths.socket, '--storage-driver', 'vfs']
+    node.machine.run([tools.dockerd, ...socket, ...noNetwork])
+    await until(() => node.exec(['docker', 'version']), { what: 'dockerd answers' })
+  }
+
+  /** Docker and podman have team/app:v1 from now on. */
+  async function load(node: ClusterNode): Promise<void> {
+    for (const tool of ['docker', 'podman'])
+      await node.exec([tool, 'load', '-i', '/run/app.tar'], VFS)
   }
 
   /** What `systemctl restart shoal` does. */
@@ -224,10 +247,16 @@ suite('the commands of the documents', { skip }, () => {
     const { calls } = await follow(holder, page, 'On a node')
     assert.deepEqual(calls, ['systemctl restart shoal'])
     await restart(holder)
-    assert.deepEqual((await follow(holder, page, 'On a node', { block: 1 })).calls, [
-      'docker push 127.0.0.1:5001/team/app:v1',
-      'podman push --tls-verify=false 127.0.0.1:5001/team/app:v1',
-    ])
+    await startDocker(holder)
+    await load(holder)
+    for (const tool of ['docker', 'podman'])
+      await holder.exec([tool, 'tag', 'team/app:v1', '127.0.0.1:5001/team/app:v1'], VFS)
+    const { output } = await follow(holder, page, 'On a node', { block: 1 })
+    assert.match(output, /^v1: digest: sha256:[0-9a-f]{64} size: \d+$/m, 'docker has pushed it')
+    await holder.exec(['sh', '-c', `echo '127.0.0.1 registry.localhost' >> /etc/hosts`])
+    await holder.exec(['docker', 'tag', 'team/app:v1', 'registry.localhost:5001/team/app:v0'])
+    await holder.exec(['docker', 'push', 'registry.localhost:5001/team/app:v0'])
+    await holder.exec(['crane', 'delete', '127.0.0.1:5001/team/app:v0'])
     await holder.exec(['buildah', 'pull', '--quiet', 'docker-archive:/run/app.tar'])
     await follow(holder, page, 'On a node', { block: 2 })
     const app = 'registry.localhost/team/app:v1'
@@ -255,6 +284,7 @@ suite('the commands of the documents', { skip }, () => {
 
   test('pushes from another machine, over TLS and with a login', async () => {
     const page = 'docs/how-to/push-from-ci.md'
+    await fresh(holder)
     const { calls } = await follow(holder, page, 'From other machines')
     assert.deepEqual(calls, [`htpasswd -nbB ci ${PASSWORD}`, 'systemctl restart shoal'])
     await restart(holder)
@@ -268,6 +298,27 @@ suite('the commands of the documents', { skip }, () => {
       follow(vanilla, page, 'From other machines', { block: 1, env: wrong }),
       /UNAUTHORIZED/,
     )
+    // As the words behind the commands have it
+    const registry = 'push.example.com:5443'
+    await startDocker(vanilla)
+    await load(vanilla)
+    await vanilla.exec(['mkdir', '-p', `/etc/docker/certs.d/${registry}`])
+    await vanilla.exec(['cp', '/run/ca.pem', `/etc/docker/certs.d/${registry}/ca.crt`])
+    for (const [tool, tag] of [
+      ['docker', 'v3'],
+      ['podman', 'v4'],
+    ] as const) {
+      const of = { env: { ...VFS.env, PASSWORD, HOME: `/run/${tool}` } }
+      const login = `${tool} login ${registry} --username ci --password-stdin`
+      await vanilla.exec(['sh', '-euc', `echo "$PASSWORD" | ${login}`], of)
+      await assert.rejects(
+        vanilla.exec(['sh', '-euc', `echo wrong | ${login}`], of),
+        /[Uu]nauthorized|invalid username\/password/,
+      )
+      await vanilla.exec([tool, 'tag', 'team/app:v1', `${registry}/team/app:${tag}`], of)
+      await vanilla.exec([tool, 'push', `${registry}/team/app:${tag}`], of)
+      await holder.exec(['crane', 'manifest', `127.0.0.1:5001/team/app:${tag}`])
+    }
     await fresh(holder)
     await restart(holder)
   })
@@ -333,16 +384,12 @@ suite('the commands of the documents', { skip }, () => {
 
   test('a private registry with no registry server, as README has it', async () => {
     await fresh(holder)
-    const { calls } = await follow(
-      holder,
-      'README.md',
-      'A private registry with no registry server',
-    )
-    assert.deepEqual(calls, [
-      'docker push 127.0.0.1:5001/team/app:v1',
-      'kubectl create deployment app --image registry.localhost/team/app:v1',
-    ])
-    await holder.exec(['shoal', 'config', 'check'])
+    const heading = 'A private registry with no registry server'
+    const { calls } = await follow(holder, 'README.md', heading)
+    assert.deepEqual(calls, ['systemctl restart shoal'])
+    await restart(holder)
+    const { output } = await follow(holder, 'README.md', heading, { block: 1 })
+    assert.match(output, /^v1: digest: sha256:[0-9a-f]{64} size: \d+$/m, 'docker has pushed it')
   })
 
   test('quick start: Kubernetes, with Helm', async () => {

@@ -35,6 +35,11 @@ export const tools = {
     join(directory, `kubectl-validate-${versions['KUBECTL_VALIDATE_VERSION']}`, 'kubectl-validate'),
   ),
   buildah: find('buildah'),
+  /** Of the daemon's version */
+  docker: executable(join(directory, 'debian/usr/bin/docker')) ?? find('docker'),
+  dockerd: find('dockerd'),
+  podman: find('podman'),
+  conmon: find('conmon'),
   /** What runs containers, and what containerd runs it by */
   runc: find('runc'),
   shim: find('containerd-shim-runc-v2'),
@@ -89,6 +94,10 @@ const WHENCE: Readonly<Record<keyof typeof tools, string>> = {
   crictl: 'crictl (built where Go is installed)',
   kubectlValidate: 'kubectl-validate (built where Go is installed)',
   buildah: 'buildah (Debian package buildah)',
+  docker: 'docker (Debian package docker.io)',
+  dockerd: 'dockerd (Debian package docker.io)',
+  podman: 'podman (Debian package podman)',
+  conmon: 'conmon (Debian package conmon)',
   runc: 'runc (Debian package runc)',
   shim: 'containerd-shim-runc-v2 (Debian package containerd)',
   promtool: 'promtool (Debian package prometheus)',
