@@ -1,29 +1,13 @@
-import { createHash, randomUUID, type Hash } from 'node:crypto'
-import { constants, watch } from 'node:fs'
-import {
-  open,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  stat,
-  unlink,
-  type FileHandle,
-  writeFile,
-} from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { createHash, type Hash } from 'node:crypto'
+import { constants } from 'node:fs'
+import { open, readFile, rm, type FileHandle } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
 import { makeDirectory } from '../../make-directory.ts'
 import type { Logger } from '../../observe/log.ts'
 import { ContentTruncatedError, type ContentBody } from '../../oci/body.ts'
-import {
-  DigestMismatchError,
-  DigestVerifier,
-  isDigest,
-  splitDigest,
-  type Digest,
-} from '../../oci/digest.ts'
+import { DigestMismatchError, DigestVerifier, splitDigest, type Digest } from '../../oci/digest.ts'
 import type { ByteRange } from '../../oci/distribution.ts'
 import {
   isManifestMediaType,
@@ -62,9 +46,9 @@ import {
 } from '../store.ts'
 import { hasCode } from '../../system-error.ts'
 import { FileUpload } from './file-upload.ts'
-import { LayoutIndex, LayoutIndexInvalidError, type LayoutEntry } from './layout-index.ts'
+import { isResumable, LayoutDirectory } from './layout-directory.ts'
+import { LayoutIndex, type LayoutEntry } from './layout-index.ts'
 import { Links } from './links.ts'
-import { syncDirectory } from './sync-directory.ts'
 
 /** How a layout store is set up. */
 interface LayoutStoreInit {
@@ -88,26 +72,15 @@ const SETTLE_MS = 50
 const GARBAGE_AFTER_MS = 24 * 60 * 60 * 1000
 const COLLECT_EVERY_MS = 60 * 60 * 1000
 
-/** A tool may be writing `index.json` in place: half a file is read again before it counts as broken. */
-const INDEX_ATTEMPTS = 4
-
 /** Parsed manifests that are remembered; one is about 1 KiB. */
 const MAX_MANIFESTS = 10_000
 
 /** Room that is kept ahead for content whose size is not known. */
 const RESERVE_BYTES = 16 * 1024 * 1024
 
-/** Begins the names of files of ingests that may be resumed; they are kept so long after the last byte. */
-const RESUMABLE = 'resumable-'
-const RESUMABLE_MS = 24 * 60 * 60 * 1000
-/** To read again what there is of one. */
+/** To read again what there is of an ingest that is resumed */
 const READ_AGAIN_DEADLINE_MS = 600_000
 const { O_CREAT, O_RDWR } = constants
-
-const ALGORITHMS = ['sha256', 'sha512']
-
-/** @see https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md#oci-layout-file */
-const OCI_LAYOUT = JSON.stringify({ imageLayoutVersion: '1.0.0' })
 
 interface HeldBlob {
   readonly size: number
@@ -121,15 +94,14 @@ interface HeldBlob {
  * Content in a directory that is an OCI image layout, so that any tool can read it and add to it.
  *
  * The directory is the truth and is read again whenever it changed; what is kept in memory only says what to tell
- * watchers, and what may be evicted. A crash at any moment leaves a valid layout: content is written and synced under
- * another name first.
+ * watchers, and what may be evicted.
  *
  * @see https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
  */
 export class LayoutStore implements WritableStore, Startable {
   readonly name = 'layout'
   readonly #log: Logger
-  readonly #path: string
+  readonly #directory: LayoutDirectory
   readonly #maxBytes: number
   readonly #rescanMs: number
   readonly #inventory = new Inventory()
@@ -156,7 +128,7 @@ export class LayoutStore implements WritableStore, Startable {
 
   constructor(components: { log: Logger }, init: LayoutStoreInit) {
     this.#log = components.log
-    this.#path = init.path
+    this.#directory = new LayoutDirectory(init.path)
     this.#links = new Links(join(init.path, 'links'))
     this.#maxBytes = init.maxBytes
     this.#rescanMs = init.rescanMs ?? RESCAN_MS
@@ -165,7 +137,10 @@ export class LayoutStore implements WritableStore, Startable {
   /** @throws {StoreUnavailableError} when the directory cannot be made or is something else */
   async start(): Promise<void> {
     if (this.#running !== undefined) return
-    await this.#prepare()
+    await this.#directory.prepare()
+    await this.#links.load().catch((error: unknown) => {
+      throw asStoreError(error, this.#directory.path)
+    })
     await this.#rescan()
     const aborter = new AbortController()
     this.#running = { aborter, done: this.#follow(aborter.signal) }
@@ -203,7 +178,7 @@ export class LayoutStore implements WritableStore, Startable {
   ): Promise<ContentBody> {
     signal?.throwIfAborted()
     await this.#size(digest, digest)
-    const path = this.#blobPath(digest)
+    const path = this.#directory.blobPath(digest)
     try {
       const body = await openFileBody(path, range)
       this.#touch(digest)
@@ -221,7 +196,7 @@ export class LayoutStore implements WritableStore, Startable {
 
   async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
     for (const [path, incoming] of this.#ingests) {
-      const by: Receiver = basename(path).startsWith(RESUMABLE) ? 'node' : 'client'
+      const by: Receiver = isResumable(path) ? 'node' : 'client'
       if (incoming === digest && (receiver ?? by) === by) return new GrowingFile(path)
     }
     return undefined
@@ -270,10 +245,7 @@ export class LayoutStore implements WritableStore, Startable {
       await this.#exclusive(() => this.#reserve(bytes - reserved))
       reserved = bytes
     }
-    const path =
-      options.resume === true && options.digest !== undefined
-        ? `${dirname(this.#temporaryPath())}/${RESUMABLE}${splitDigest(options.digest).hex}`
-        : this.#temporaryPath()
+    const path = this.#directory.ingestPath(options.resume === true ? options.digest : undefined)
     const settle = (): void => {
       this.#reserved -= reserved
       this.#ingests.delete(path)
@@ -288,7 +260,7 @@ export class LayoutStore implements WritableStore, Startable {
       }
       const keep = (digest: Digest, size: number): Promise<void> =>
         this.#exclusive(async () => {
-          await this.#moveIntoPlace(path, this.#blobPath(digest))
+          await this.#directory.moveIntoPlace(path, this.#directory.blobPath(digest))
           this.#blobs.set(digest, {
             size,
             usedMs: Date.now(),
@@ -313,20 +285,20 @@ export class LayoutStore implements WritableStore, Startable {
   ): Promise<void> {
     await this.#exclusive(async () => {
       const size = await this.#size(digest, digest)
-      const index = await this.#readIndex()
+      const index = await this.#directory.readIndex()
       const pulled = options.pulled ?? false
       const next = index.withTag(tag, { digest, mediaType, size }, { pulled })
-      if (next !== index) await this.#writeIndex(next)
+      if (next !== index) await this.#directory.writeIndex(next)
       await this.#use(next)
     })
   }
 
   async untag(tag: TagName): Promise<void> {
     await this.#exclusive(async () => {
-      const index = await this.#readIndex()
+      const index = await this.#directory.readIndex()
       if (!index.tags.has(tag)) throw new NotHeldError(tag)
       const next = index.withoutTag(tag)
-      await this.#writeIndex(next)
+      await this.#directory.writeIndex(next)
       await this.#use(next)
     })
   }
@@ -346,12 +318,12 @@ export class LayoutStore implements WritableStore, Startable {
       try {
         await this.#links.add(digest, fullName(repository))
       } catch (error) {
-        throw asStoreError(error, this.#path)
+        throw asStoreError(error, this.#directory.path)
       }
       if (!keep) return
-      const index = await this.#readIndex()
+      const index = await this.#directory.readIndex()
       const next = index.withRoot(descriptor)
-      if (next !== index) await this.#writeIndex(next)
+      if (next !== index) await this.#directory.writeIndex(next)
       await this.#use(next)
     })
   }
@@ -360,9 +332,9 @@ export class LayoutStore implements WritableStore, Startable {
     await this.#exclusive(async () => {
       if (!(await this.#links.remove(digest, fullName(repository)))) throw new NotHeldError(digest)
       if (this.#links.of(digest).size > 0) return
-      const index = await this.#readIndex()
+      const index = await this.#directory.readIndex()
       const next = index.withoutRoot(digest)
-      if (next !== index) await this.#writeIndex(next)
+      if (next !== index) await this.#directory.writeIndex(next)
       await this.#use(next)
       // Only what was linked: other content that nothing refers to was pulled, and may be of use again.
       const reached = await this.#reachedByAny(next)
@@ -402,12 +374,12 @@ export class LayoutStore implements WritableStore, Startable {
 
   async release(tag: TagName): Promise<void> {
     await this.#exclusive(async () => {
-      const index = await this.#readIndex()
+      const index = await this.#directory.readIndex()
       const entry = index.tags.get(tag)
       if (entry === undefined) throw new NotHeldError(tag)
       if (entry.pulled) return
       const next = index.withoutTag(tag).withTag(tag, entry.descriptor, { pulled: true })
-      await this.#writeIndex(next)
+      await this.#directory.writeIndex(next)
       await this.#use(next)
     })
   }
@@ -424,27 +396,6 @@ export class LayoutStore implements WritableStore, Startable {
 
   // Reading the directory
 
-  async #prepare(): Promise<void> {
-    const incoming = dirname(this.#temporaryPath())
-    try {
-      // What private registries gave is nobody else's on this machine.
-      await makeDirectory(this.#path, { mode: 0o700 })
-      await makeDirectory(join(this.#path, 'blobs', 'sha256'))
-      await makeDirectory(incoming)
-      await this.#links.load()
-      for (const leftover of await readdir(incoming, { withFileTypes: true })) {
-        if (!leftover.isFile()) continue
-        const path = join(incoming, leftover.name)
-        const isOld = async () => (await stat(path)).mtimeMs < Date.now() - RESUMABLE_MS
-        if (!leftover.name.startsWith(RESUMABLE) || (await isOld())) await unlink(path)
-      }
-      await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
-      await this.#writeIfMissing('index.json', LayoutIndex.EMPTY.toString())
-    } catch (error) {
-      throw asStoreError(error, this.#path)
-    }
-  }
-
   /** Looks again whenever the file system hints at a change, and from time to time without a hint. */
   async #follow(signal: AbortSignal): Promise<void> {
     while (!signal.aborted) {
@@ -459,16 +410,7 @@ export class LayoutStore implements WritableStore, Startable {
   async #nextHint(signal: AbortSignal): Promise<void> {
     const hint = Promise.withResolvers<void>()
     this.#lookAgain = hint.resolve
-    const directories = ['', 'blobs', ...ALGORITHMS.map((algorithm) => join('blobs', algorithm))]
-    const watchers = directories.flatMap((directory) => {
-      try {
-        const watcher = watch(join(this.#path, directory), () => hint.resolve())
-        return [watcher.on('error', () => {})]
-      } catch {
-        // Not there, or no more watches to be had: the timer remains.
-        return []
-      }
-    })
+    const unwatch = this.#directory.watch(() => hint.resolve())
     const timer = setTimeout(hint.resolve, this.#rescanMs)
     const onAbort = (): void => hint.resolve()
     signal.addEventListener('abort', onAbort)
@@ -477,7 +419,7 @@ export class LayoutStore implements WritableStore, Startable {
     } finally {
       signal.removeEventListener('abort', onAbort)
       clearTimeout(timer)
-      for (const watcher of watchers) watcher.close()
+      unwatch()
     }
   }
 
@@ -486,7 +428,7 @@ export class LayoutStore implements WritableStore, Startable {
       const doubted = this.#doubted
       this.#doubted = false
       try {
-        const index = await this.#readIndex()
+        const index = await this.#directory.readIndex()
         this.#blobs = await this.#listBlobs()
         if (this.#failure !== undefined) this.#log.info('layout store can be read again')
         this.#failure = undefined
@@ -494,7 +436,7 @@ export class LayoutStore implements WritableStore, Startable {
         if (this.#collectedMs + COLLECT_EVERY_MS < Date.now()) await this.#collect(index)
         if (doubted) this.#inventory.tellAnew()
       } catch (error) {
-        const failure = asStoreError(error, this.#path)
+        const failure = asStoreError(error, this.#directory.path)
         if (this.#failure === undefined)
           this.#log.error({ err: failure }, 'layout store is unreadable')
         this.#failure = failure
@@ -503,40 +445,18 @@ export class LayoutStore implements WritableStore, Startable {
     })
   }
 
-  /** @throws {StoreUnavailableError} */
-  async #readIndex(): Promise<LayoutIndex> {
-    const path = this.#indexPath()
-    for (let attempt = 1; ; attempt++) {
-      try {
-        const text = await readFile(path, 'utf8').catch(missingAsUndefined)
-        return text === undefined ? LayoutIndex.EMPTY : LayoutIndex.parse(text)
-      } catch (error) {
-        if (!(error instanceof LayoutIndexInvalidError)) throw asStoreError(error, path)
-        if (attempt === INDEX_ATTEMPTS) {
-          throw new StoreUnavailableError(`${path} is broken: ${error.message}`, { cause: error })
-        }
-        await delay(SETTLE_MS)
-      }
-    }
-  }
-
   async #listBlobs(): Promise<Map<Digest, HeldBlob>> {
     const blobs = new Map<Digest, HeldBlob>()
-    for (const algorithm of ALGORITHMS) {
-      const directory = join(this.#path, 'blobs', algorithm)
-      for (const name of (await readdir(directory).catch(missingAsUndefined)) ?? []) {
-        const digest = `${algorithm}:${name}`
-        if (!isDigest(digest)) continue
-        const blob = this.#blobs.get(digest) ?? (await this.#measure(digest))
-        if (blob !== undefined) blobs.set(digest, blob)
-      }
+    for (const digest of await this.#directory.listBlobs()) {
+      const blob = this.#blobs.get(digest) ?? (await this.#measure(digest))
+      if (blob !== undefined) blobs.set(digest, blob)
     }
     return blobs
   }
 
   async #measure(digest: Digest): Promise<HeldBlob | undefined> {
-    const found = await stat(this.#blobPath(digest)).catch(missingAsUndefined)
-    return found?.isFile() === true ? { size: found.size, usedMs: found.mtimeMs } : undefined
+    const file = await this.#directory.blob(digest)
+    return file && { size: file.size, usedMs: file.modifiedMs }
   }
 
   /** Makes an index that was read or written the one that counts. */
@@ -589,12 +509,11 @@ export class LayoutStore implements WritableStore, Startable {
 
   /** @throws {NotHeldError} for `key`, which stands for the content with this digest */
   async #size(digest: Digest, key: ContentKey): Promise<number> {
-    const path = this.#blobPath(digest)
     try {
-      const found = await stat(path)
-      if (found.isFile() && this.#intact(digest, found.size)) return found.size
+      const file = await this.#directory.blob(digest)
+      if (file !== undefined && this.#intact(digest, file.size)) return file.size
     } catch (error) {
-      if (!hasCode(error, 'ENOENT')) throw asStoreError(error, path)
+      throw asStoreError(error, this.#directory.blobPath(digest))
     }
     throw new NotHeldError(key)
   }
@@ -603,7 +522,7 @@ export class LayoutStore implements WritableStore, Startable {
     const known = this.#manifests.get(digest)
     if (known !== undefined) return known
     if (size > MAX_MANIFEST_BYTES) return null
-    const path = this.#blobPath(digest)
+    const path = this.#directory.blobPath(digest)
     let manifest: ManifestInfo | null = null
     try {
       const bytes = await readFile(path)
@@ -662,7 +581,7 @@ export class LayoutStore implements WritableStore, Startable {
    * was tagged without being pulled stays, and so does all that it consists of.
    */
   async #evict(bytes: number): Promise<void> {
-    const index = await this.#readIndex()
+    const index = await this.#directory.readIndex()
     const images = await Promise.all(
       index.entries.map(async (entry) => {
         const reached = await this.#reachable(entry.descriptor)
@@ -696,10 +615,12 @@ export class LayoutStore implements WritableStore, Startable {
       }
     }
     if (freed < bytes) {
-      throw new StoreFullError(`${this.#path} may hold ${this.#maxBytes} bytes, and they are used`)
+      throw new StoreFullError(
+        `${this.#directory.path} may hold ${this.#maxBytes} bytes, and they are used`,
+      )
     }
     // In this order a crash leaves content without an image, never an image without content.
-    if (entries.size > 0) await this.#writeIndex(index.withoutEntries(entries))
+    if (entries.size > 0) await this.#directory.writeIndex(index.withoutEntries(entries))
     await this.#remove(digests)
     await this.#use(index.withoutEntries(entries))
     this.#log.info({ images: entries.size, blobs: digests.length, bytes: freed }, 'evicted')
@@ -738,59 +659,13 @@ export class LayoutStore implements WritableStore, Startable {
     for (const digest of digests) {
       this.#blobs.delete(digest)
       // In this order a crash leaves a link to nothing, which goes with the next collection.
-      await rm(this.#blobPath(digest), { force: true })
+      await rm(this.#directory.blobPath(digest), { force: true })
       await this.#links.removeAll(digest)
     }
   }
 
   #lastUse(digests: ReadonlySet<Digest>): number {
     return Math.max(0, ...[...digests].map((digest) => this.#blobs.get(digest)?.usedMs ?? 0))
-  }
-
-  async #writeIndex(index: LayoutIndex): Promise<void> {
-    // Somebody may have emptied the directory.
-    await this.#writeIfMissing('oci-layout', OCI_LAYOUT)
-    await this.#writeFile(this.#indexPath(), index.toString())
-  }
-
-  async #writeIfMissing(name: string, text: string): Promise<void> {
-    const path = join(this.#path, name)
-    const found = await stat(path).catch(missingAsUndefined)
-    if (found === undefined) await this.#writeFile(path, text)
-  }
-
-  async #writeFile(path: string, text: string): Promise<void> {
-    const temporary = this.#temporaryPath()
-    try {
-      await makeDirectory(dirname(temporary))
-      await writeFile(temporary, text, { flag: 'wx', flush: true })
-      await this.#moveIntoPlace(temporary, path)
-    } catch (error) {
-      await rm(temporary, { force: true }).catch(() => {})
-      throw asStoreError(error, path)
-    }
-  }
-
-  /** Renames a synced file so that its new name survives a crash as well. */
-  async #moveIntoPlace(from: string, to: string): Promise<void> {
-    const directory = dirname(to)
-    const created = await makeDirectory(directory)
-    await rename(from, to)
-    await syncDirectory(directory)
-    if (created !== undefined) await syncDirectory(dirname(directory))
-  }
-
-  #indexPath(): string {
-    return join(this.#path, 'index.json')
-  }
-
-  #blobPath(digest: Digest): string {
-    const { algorithm, hex } = splitDigest(digest)
-    return join(this.#path, 'blobs', algorithm, hex)
-  }
-
-  #temporaryPath(): string {
-    return join(this.#path, 'ingest', randomUUID())
   }
 }
 
@@ -808,8 +683,4 @@ async function readAgain(
     await body.writeTo({ write: async (chunk) => void hash.update(chunk) }, { signal })
   }
   return { bytes: size, hash }
-}
-
-function missingAsUndefined(error: unknown): undefined {
-  if (!hasCode(error, 'ENOENT')) throw error
 }
