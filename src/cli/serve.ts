@@ -45,6 +45,8 @@ export function serveCommand(): Command {
           drain(0)
         })
       }
+      // Node would open its inspector, at which whoever is on this machine runs what he likes.
+      process.on('SIGUSR1', () => {})
       process.on('uncaughtException', (error) => {
         log.fatal({ err: error }, 'internal error')
         drain(1)
