@@ -14,7 +14,7 @@ const GROUPS: Readonly<Record<string, { globs: readonly string[]; together: numb
   containerd: { globs: ['test/containerd/**/*.test.ts'], together: 2 },
   cluster: { globs: ['test/cluster/**/*.test.ts'], together: 2 },
 }
-/** These look at how many bytes cross a link or are in memory, or make what others run: they have the machine for themselves. */
+/** These look at how many bytes cross a link or are in memory, act in the middle of a blob, or make what others run: they have the machine for themselves. */
 const ALONE: ReadonlySet<string> = new Set(
   [
     'coldstart',
@@ -25,6 +25,7 @@ const ALONE: ReadonlySet<string> = new Set(
     'prefetch',
     'strangers',
     'swarm',
+    'vanished',
   ].map((name) => `test/cluster/${name}.test.ts`),
 )
 
