@@ -246,13 +246,20 @@ suite('a registries.yaml that cannot be used is said to be', () => {
     t.after(() => rm(directory, { recursive: true }))
     const pipe = join(directory, 'pipe')
     execFileSync('mkfifo', [pipe])
-    const writer = spawn('sh', [
-      '-c',
-      `exec 3>"${pipe}"; echo "mirrors:" >&3; read -r _; echo "  a:" >&3`,
-    ])
-    const reading = until(() => readRegistries(pipe).catch(() => undefined))
-    writer.stdin.end('go on\n')
-    const { mirrors } = await reading
+    const { mirrors } = await until(async () => {
+      const writer = spawn('sh', [
+        '-c',
+        `exec 3>"${pipe}"; echo "mirrors:" >&3; read -r _; echo "  a:" >&3`,
+      ])
+      try {
+        // Who does not write soon enough for it begins again.
+        const reading = readRegistries(pipe)
+        writer.stdin.end('go on\n')
+        return await reading
+      } finally {
+        writer.kill()
+      }
+    })
     assert.deepEqual([...mirrors.keys()], ['a'])
   })
 })
