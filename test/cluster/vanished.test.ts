@@ -17,7 +17,9 @@ const MEGABITS = 100
 /** A client that takes its time: five seconds for the blob. */
 const SLOW = 5_000_000
 /** This far it is when something happens. */
-const MIDDLE = 6_000_000
+const MIDDLE = 4_000_000
+/** Of each socket, in bytes: whoever gives is no further than his reader, so that he has not given all when something happens to him. */
+const BUFFER = 256 * 1024
 /** A client that will not be done in any time. */
 const CRAWL = 1_000_000
 /** The upstream speaks plain HTTP here, and what has no upstream is shared as well. */
@@ -61,6 +63,8 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
       const more = `\ntopology:\n  zone: ${zone}\nshutdownTimeout: ${DRAIN_MS}ms\n`
       await appendFile(each.machine.path('/etc/shoal/config.yaml'), more)
       await each.writeFile('/etc/rancher/k3s/registries.yaml', REGISTRIES)
+      for (const name of ['tcp_rmem', 'tcp_wmem'])
+        await each.exec(['sh', '-c', `echo 4096 65536 ${BUFFER} > /proc/sys/net/ipv4/${name}`])
     }
     await node.startContainerd()
     await Promise.all(cluster.nodes.map((each) => each.startDaemon()))
@@ -236,7 +240,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
 
   test('a daemon that is told to end lets those finish whom it gives to, and who read from it', async () => {
     const reading = read()
-    await reading.at(MIDDLE)
+    await reading.at(3 * MIDDLE)
     const ended = [near, node].map((each) => each.daemon.stop())
     assertComplete(await reading.result())
     assert.deepEqual(await Promise.all(ended), [0, 0])
