@@ -98,15 +98,19 @@ async function listenAt(address: string): Promise<Server | undefined> {
   }
 }
 
+/** Also true when it is gone meanwhile. */
 async function isDead(address: string): Promise<boolean> {
+  const file = await lstat(address).catch((error: unknown) => {
+    if (!hasCode(error, 'ENOENT')) throw error
+  })
   // A file that is none of ours is left alone.
-  if (!(await lstat(address)).isSocket()) throw new Error('there is a file in the way of its lock')
+  if (file?.isSocket() === false) throw new Error('there is a file in the way of its lock')
   const socket = connect(address)
   try {
     await once(socket, 'connect')
     return false
   } catch (error) {
-    return hasCode(error, 'ECONNREFUSED')
+    return hasCode(error, 'ECONNREFUSED') || hasCode(error, 'ENOENT')
   } finally {
     socket.destroy()
   }
