@@ -535,6 +535,7 @@ export class Libp2pRouter implements Router, Startable {
     seen: Set<string>,
     signal: AbortSignal,
   ): AsyncGenerator<Peer> {
+    const name = inventoryKey(key)
     const enough = new AbortController()
     const limit = AbortSignal.any([enough.signal, signal, AbortSignal.timeout(DHT_TIMEOUT_MS)])
     const met: Peer[] = []
@@ -555,7 +556,9 @@ export class Libp2pRouter implements Router, Startable {
         return
       }
       const remote = await this.#meet(running, provider, limit)
-      if (remote?.sharing === true) met.push(remote.peer)
+      // A record may say what is long withdrawn, or what somebody else made up.
+      const lacks = remote?.inventory === 'complete' && !remote.keys.has(name)
+      if (remote?.sharing === true && !lacks) met.push(remote.peer)
     }
     const ask = async (): Promise<void> => {
       for await (const provider of this.#records.find(key, { signal: limit })) {
