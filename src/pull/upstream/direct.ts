@@ -1,7 +1,13 @@
-import type { LookupFunction } from 'node:net'
+import { isIP, type LookupFunction } from 'node:net'
 import type { ConnectionOptions } from 'node:tls'
 import type { ByteSink, Carried } from '../../oci/body.ts'
-import { ConnectionError, ConnectionPool, type AnswerHead, type Connection } from '../connection.ts'
+import {
+  AnswerInvalidError,
+  ConnectionError,
+  ConnectionPool,
+  type AnswerHead,
+  type Connection,
+} from '../connection.ts'
 import type { StageTimeouts } from '../registry-client.ts'
 
 /** An answer whose body is still to be read, or let go of. */
@@ -28,6 +34,8 @@ export interface UpstreamBody {
   close(): void
 }
 
+/** @see https://www.rfc-editor.org/rfc/rfc9110.html#name-field-values */
+const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/
 /** So many pieces are read into the buffer of a connection before it gets a larger one. */
 const NARROW = 8
 /** What is read of a body that nobody wants. */
@@ -60,7 +68,11 @@ export class DirectConnections {
     headers: Readonly<Record<string, string>>,
     { signal, onConnected }: { signal: AbortSignal; onConnected: () => void },
   ): Promise<UpstreamResponse> {
-    const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+    const lines = Object.entries(headers).map(([name, value]) => {
+      // A token is what its server says.
+      if (!FIELD_VALUE.test(value)) throw new AnswerInvalidError(`answered what no ${name} may be`)
+      return `${name}: ${value}\r\n`
+    })
     const request = `GET ${url.pathname}${url.search} HTTP/1.1\r\nhost: ${url.host}\r\n${lines.join('')}\r\n`
     for (;;) {
       signal.throwIfAborted()
@@ -101,7 +113,10 @@ export class DirectConnections {
 
   #connect(url: URL): Connection {
     if (url.protocol === 'http:') return this.#pool.take(url.origin)
-    const options = this.#tls
+    // A server with several names has to be told in the handshake which one is meant; unasked, Node names none.
+    const host = url.hostname.replace(/^\[|\]$/g, '')
+    const named = isIP(host) === 0 && { servername: host }
+    const options = { ...this.#tls, ...named, ALPNProtocols: ['http/1.1'] }
     return this.#pool.take(url.origin, { peer: '', options, isIdentityError: () => false })
   }
 

@@ -1,8 +1,14 @@
 import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
+import { mkdtemp, rm } from 'node:fs/promises'
 import { createServer, type RequestListener, type Server } from 'node:http'
+import { createServer as createSecureServer } from 'node:https'
 import { connect, createServer as createRawServer, type AddressInfo } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { afterEach, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { kernelCalls } from '../../../src/kernel/calls.ts'
@@ -66,6 +72,37 @@ test('a body comes as it was sent, and the connection is used again', async () =
   }
   assert.equal(ports.size, 1)
   assert.deepEqual(asked.slice(0, 3), ['/a?b=c', url.host, 'test'])
+})
+
+test('a server with several names is told which one is meant', async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), 'shoal-direct-'))
+  t.after(() => rm(directory, { recursive: true }))
+  const [other, registry] = ['other.test', 'registry.test'].map((name) => {
+    const [key, cert] = [join(directory, `${name}.key`), join(directory, `${name}.crt`)]
+    const made = ['-nodes', '-days', '2', '-subj', `/CN=${name}`, '-keyout', key, '-out', cert]
+    const kind = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256']
+    const names = ['-addext', `subjectAltName=DNS:${name}`]
+    execFileSync('openssl', ['req', '-x509', ...kind, ...made, ...names], { stdio: 'ignore' })
+    return { key: readFileSync(key), cert: readFileSync(cert) }
+  })
+  const server = createSecureServer({ ...other }, (_request, response) => response.end('here'))
+  server.addContext('registry.test', { ...registry })
+  server.listen(0, '127.0.0.1')
+  servers.push(server)
+  await once(server, 'listening')
+  const from = new DirectConnections({
+    tls: { ca: registry?.cert },
+    lookup: (_name, { all }, callback) =>
+      all === true
+        ? callback(null, [{ address: '127.0.0.1', family: 4 }])
+        : callback(null, '127.0.0.1', 4),
+    timeouts,
+  })
+  clients.push(from)
+  const { port } = server.address() as AddressInfo
+  const answer = await get(from, new URL(`https://registry.test:${port}/`))
+  assert.equal((await read(answer)).toString(), 'here')
+  await assert.rejects(get(from, new URL(`https://other.test:${port}/`)), /self-signed certificate/)
 })
 
 test('what is short and not wanted is read, so that the connection is used again; what is long is not', async () => {
@@ -143,6 +180,14 @@ test('an abort, or the end of the client, breaks a body and closes its connectio
     else from.destroy()
     await reading
     await until(async () => (await connections()) === 0, { what: 'the connection is closed' })
+  }
+})
+
+test('what would end a header is not sent', async () => {
+  const { url } = await serve((_request, response) => response.end())
+  for (const authorization of ['Bearer a\r\nx: y', 'Bearer a\nx: y', 'Bearer \u010ax: y']) {
+    const asked = client().get(url, { authorization }, { signal: calm, onConnected() {} })
+    await assert.rejects(asked, /answered what no authorization may be/)
   }
 })
 
