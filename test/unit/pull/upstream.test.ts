@@ -188,6 +188,25 @@ suite('an upstream', () => {
     assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
   })
 
+  test('gives its first bytes before it has the last', async () => {
+    await using registry = await UpstreamRegistry.start()
+    const first = Promise.withResolvers<void>()
+    const half = blob.length / 2
+    registry.on(BLOB, (_request, response) => {
+      response.writeHead(200, { 'content-length': blob.length }).write(blob.subarray(0, half))
+      void first.promise.then(() => response.end(blob.subarray(half)))
+    })
+    await using up = upstream(endpoint(registry.url))
+    const { body } = await up.source.open(pull(), { signal: signal() })
+    const chunks: Buffer[] = []
+    const write = async (chunk: Uint8Array): Promise<void> => {
+      chunks.push(Buffer.from(chunk))
+      first.resolve()
+    }
+    await body?.writeTo({ write }, { signal: signal() })
+    assert.deepEqual(Buffer.concat(chunks), blob)
+  })
+
   test('that breaks off goes on at the same byte', async () => {
     await using registry = await UpstreamRegistry.start()
     registry.on(BLOB, (_request, response) => {
@@ -464,6 +483,67 @@ suite('a login', () => {
       await read(await up.source.open(pull(), { signal: signal() }))
       assert.deepEqual(granted, [expected])
     }
+  })
+
+  test('is exchanged as docker.io, ghcr.io, gcr.io and quay.io ask for it', async () => {
+    const scope = 'scope="repository:library/alpine:pull"'
+    for (const [realm, challenge, answer] of [
+      // At a host of its own, with the token twice
+      ['/token', `service="registry.docker.io",${scope}`, { token: 'good', access_token: 'good' }],
+      // Which does not say how long it is good
+      ['/token', `service="ghcr.io",${scope}`, { token: 'good' }],
+      ['/v2/token', `service="gcr.io",${scope}`, { expires_in: 3600, token: 'good' }],
+      // Which does not say for what
+      ['/v2/auth', 'service="quay.io"', { token: 'good' }],
+    ] as const) {
+      await using tokens = await UpstreamRegistry.start()
+      tokens.on(realm, (_request, response) => response.end(JSON.stringify(answer)))
+      await using registry = await UpstreamRegistry.start()
+      registry.serve(BLOB, blob, {}, (request, response) => {
+        if (request.headers.authorization === 'Bearer good') return true
+        const said = `Bearer realm="${tokens.url}${realm}",${challenge}`
+        response.writeHead(401, { 'www-authenticate': said }).end('{}')
+        return false
+      })
+      await using up = upstream(endpoint(registry.url))
+      assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+      const [service] = /(?<=service=")[^"]+/.exec(challenge) ?? []
+      assert.deepEqual(
+        tokens.asked.map(({ path }) => path),
+        [`${realm}?service=${service}&scope=repository%3Alibrary%2Falpine%3Apull`],
+      )
+    }
+  })
+
+  test('is exchanged again when the token has expired, or is refused all at once', async () => {
+    await using registry = await UpstreamRegistry.start()
+    let granted = 0
+    let life = 300
+    registry.on(TOKEN, (_request, response) => {
+      granted += 1
+      response.end(JSON.stringify({ token: `token-${granted}`, expires_in: life }))
+    })
+    registry.serve(BLOB, blob, {}, (request, response) => {
+      if (request.headers.authorization === `Bearer token-${granted}`) return true
+      const challenge = `Bearer realm="${registry.url}${TOKEN}",service="reg"`
+      response.writeHead(401, { 'www-authenticate': challenge }).end('{}')
+      return false
+    })
+    await using up = upstream(endpoint(registry.url))
+    const get = async () => read(await up.source.open(pull(), { signal: signal() }))
+    assert.deepEqual(await get(), blob)
+    assert.deepEqual(await get(), blob)
+    assert.equal(granted, 1)
+    // Somebody else was given one, with which the one before is good no more.
+    granted += 1
+    life = 1
+    assert.deepEqual(await get(), blob)
+    assert.equal(granted, 3)
+    const asked = registry.asked.length
+    assert.deepEqual(await get(), blob)
+    assert.equal(granted, 4)
+    // What has expired is not even shown.
+    assert.equal(registry.asked[asked]?.authorization, undefined)
   })
 
   test('is in a file too, as Docker or a credential helper writes it, and may change there', async () => {
