@@ -1,4 +1,4 @@
-import { connect, type LookupFunction, type Socket } from 'node:net'
+import { connect, isIP, type LookupFunction, type Socket } from 'node:net'
 import { connect as connectSecurely, TLSSocket, type ConnectionOptions } from 'node:tls'
 import { LentSocket } from '../kernel/calls.ts'
 
@@ -91,7 +91,9 @@ export class Connection {
       const buffer = Buffer.allocUnsafeSlow(RECORD_BYTES)
       const callback = (bytes: number) => this.#arrivedSecurely(inbox, buffer.subarray(0, bytes))
       const target = { host, port: Number(port || 443), onread: { buffer, callback } }
-      this.#socket = connectSecurely({ ...secure.options, ...target })
+      // A server with several names has to be told in the handshake which one is meant; unasked, Node names none.
+      const named = isIP(host) === 0 && { servername: host }
+      this.#socket = connectSecurely({ ...named, ...secure.options, ...target })
     }
     this.#socket.setNoDelay()
     this.#socket.once(secure === undefined ? 'connect' : 'secureConnect', () => {

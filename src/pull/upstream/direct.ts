@@ -1,4 +1,4 @@
-import { isIP, type LookupFunction } from 'node:net'
+import type { LookupFunction } from 'node:net'
 import type { ConnectionOptions } from 'node:tls'
 import type { ByteSink, Carried } from '../../oci/body.ts'
 import {
@@ -113,10 +113,7 @@ export class DirectConnections {
 
   #connect(url: URL): Connection {
     if (url.protocol === 'http:') return this.#pool.take(url.origin)
-    // A server with several names has to be told in the handshake which one is meant; unasked, Node names none.
-    const host = url.hostname.replace(/^\[|\]$/g, '')
-    const named = isIP(host) === 0 && { servername: host }
-    const options = { ...this.#tls, ...named, ALPNProtocols: ['http/1.1'] }
+    const options = { ...this.#tls, ALPNProtocols: ['http/1.1'] }
     return this.#pool.take(url.origin, { peer: '', options, isIdentityError: () => false })
   }
 
