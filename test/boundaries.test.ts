@@ -34,6 +34,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'lifecycle.ts': [],
   'make-directory.ts': ['system-error.ts'], // for every room that has files of its own
   'system-error.ts': [], // what the system says of files, which every room that has some reads
+  'alarm.ts': [], // for rooms that work at something from time to time
   'bounded-map.ts': [], // what is remembered, of which there is an end in every room that hears others
   kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
   observe: ['make-directory.ts'],
@@ -109,6 +110,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'oci',
     'lifecycle.ts',
     'system-error.ts',
+    'alarm.ts',
     'bounded-map.ts',
     'observe/log.ts',
     'store/store.ts',
@@ -120,6 +122,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   prefetch: [
     'oci',
     'pull/source.ts',
+    'alarm.ts',
     'lifecycle.ts',
     'observe/log.ts',
     'observe/warmup.ts',

@@ -1,6 +1,7 @@
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { Alarm } from '../alarm.ts'
 import type { WatchedFiles, WatchedFilesInit } from '../config/watched-files.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
@@ -67,7 +68,7 @@ export class ImageLists implements Startable {
   #listed = new Map<string, Listed>()
   #stopped = new AbortController()
   #running: Promise<void> | undefined
-  #wake = (): void => {}
+  readonly #alarm = new Alarm()
 
   constructor(components: ImageListsComponents, init: { readonly paths: () => readonly string[] }) {
     this.#components = components
@@ -105,7 +106,7 @@ export class ImageLists implements Startable {
 
   async stop(): Promise<void> {
     this.#stopped.abort()
-    this.#wake()
+    this.#alarm.ring()
     await this.#watched.stop()
     await this.#running
     this.#running = undefined
@@ -127,7 +128,7 @@ export class ImageLists implements Startable {
       ]),
     )
     if (images.length > 0) this.#components.log.info({ images: images.length }, 'lists of images')
-    this.#wake()
+    this.#alarm.ring()
   }
 
   async #run(signal: AbortSignal): Promise<void> {
@@ -139,17 +140,8 @@ export class ImageLists implements Startable {
       const open = [...this.#listed.values()].filter(({ here, tried }) => !here && !tried)
       for (const listed of open) if (listed.dueAt <= now) void this.#try(listed, signal)
       const next = Math.min(...open.map(({ dueAt }) => dueAt).filter((dueAt) => dueAt > now))
-      await this.#rest(next - now)
+      await this.#alarm.rest(next - now)
     }
-  }
-
-  /** Until something has changed, or so many ms have passed. */
-  async #rest(ms: number): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.#wake = resolve
-    const timer = Number.isFinite(ms) ? setTimeout(resolve, ms).unref() : undefined
-    await promise
-    clearTimeout(timer)
   }
 
   /** It never rejects. */
@@ -174,7 +166,7 @@ export class ImageLists implements Startable {
       log.warn({ image, reason: listed.reason, retryMs: Math.round(pause) }, 'no listed image')
     } finally {
       listed.tried = false
-      this.#wake()
+      this.#alarm.ring()
     }
   }
 }

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
+import { Alarm } from '../alarm.ts'
 import { BoundedMap } from '../bounded-map.ts'
 import type { Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
@@ -90,7 +91,7 @@ export class Replicas implements Startable {
   #images = 0
   #stopped = new AbortController()
   #running: Promise<unknown> | undefined
-  #wake = (): void => {}
+  readonly #alarm = new Alarm()
 
   constructor(components: ReplicasComponents, init: ReplicasInit) {
     this.#components = components
@@ -108,7 +109,7 @@ export class Replicas implements Startable {
 
   async stop(): Promise<void> {
     this.#stopped.abort()
-    this.#wake()
+    this.#alarm.ring()
     await this.#running
     this.#running = undefined
   }
@@ -378,7 +379,7 @@ export class Replicas implements Startable {
     }
     const now = performance.now()
     this.#queue.set(digest, { request, until: now + PATIENCE, due: now, pause: LOOK_AGAIN })
-    this.#wake()
+    this.#alarm.ring()
   }
 
   async #keep(signal: AbortSignal): Promise<void> {
@@ -387,7 +388,7 @@ export class Replicas implements Startable {
       const next = this.#queue.values().find(({ due }) => due <= now)
       if (next === undefined) {
         const due = Math.min(...[...this.#queue.values()].map((queued) => queued.due))
-        await this.#rest(due - now)
+        await this.#alarm.rest(due - now)
         continue
       }
       this.#getting = next
@@ -396,15 +397,6 @@ export class Replicas implements Startable {
       const { digest } = next.request
       if (ended && this.#queue.get(digest) === next) this.#queue.delete(digest)
     }
-  }
-
-  /** Resolves after so many ms, which may be infinitely many, or when there is something to do. */
-  async #rest(ms: number): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.#wake = resolve
-    const timer = Number.isFinite(ms) ? setTimeout(resolve, ms).unref() : undefined
-    await promise
-    clearTimeout(timer)
   }
 
   /** @returns whether that is all there is to do; otherwise it is `due` again */

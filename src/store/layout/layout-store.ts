@@ -3,6 +3,7 @@ import { constants } from 'node:fs'
 import { open, readFile, rm, type FileHandle } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Startable } from '../../lifecycle.ts'
 import { makeDirectory } from '../../make-directory.ts'
 import type { Logger } from '../../observe/log.ts'
@@ -106,7 +107,7 @@ export class LayoutStore implements WritableStore, Startable {
   readonly #rescanMs: number
   readonly #inventory = new Inventory()
   /** By digest, so never out of date; null for what is no manifest. */
-  readonly #manifests = new Map<Digest, ManifestInfo | null>()
+  readonly #manifests = new BoundedMap<Digest, ManifestInfo | null>(MAX_MANIFESTS)
   #index = LayoutIndex.EMPTY
   #blobs = new Map<Digest, HeldBlob>()
   /** Sizes that index and manifests claim for content. None of them is right for a file that was cut off. */
@@ -534,10 +535,6 @@ export class LayoutStore implements WritableStore, Startable {
       // A file that is damaged, or not yet complete, is not remembered.
       if (hasCode(error, 'ENOENT') || error instanceof DigestMismatchError) return null
       if (!(error instanceof ManifestInvalidError)) throw asStoreError(error, path)
-    }
-    const [oldest] = this.#manifests.keys()
-    if (this.#manifests.size >= MAX_MANIFESTS && oldest !== undefined) {
-      this.#manifests.delete(oldest)
     }
     this.#manifests.set(digest, manifest)
     return manifest
