@@ -52,6 +52,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   install: ['make-directory.ts', 'system-error.ts', 'mirror/file.ts'],
   // It looks at a node from outside, with what the node itself uses.
   doctor: [
+    'oci/reference.ts',
     'config',
     'mirror',
     'observe/round-trip.ts',

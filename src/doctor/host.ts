@@ -2,6 +2,7 @@ import { readFile, statfs } from 'node:fs/promises'
 import { networkInterfaces } from 'node:os'
 import { dirname } from 'node:path'
 import type { NodeStatus } from '../observe/status.ts'
+import { hostOf } from '../oci/reference.ts'
 import { findings, type Finding } from './finding.ts'
 
 export interface HostFacts {
@@ -62,10 +63,7 @@ async function space(path: string): Promise<{ bytes: number; free: number }> {
 
 /** The interface that has the first of these addresses. */
 async function linkOf(addresses: string): Promise<HostFacts['link']> {
-  const host = addresses
-    .split(',')[0]
-    ?.replace(/:\d+$/, '')
-    .replace(/^\[|\]$/g, '')
+  const host = hostOf(addresses.split(',', 1)[0] ?? '')
   const [name] =
     Object.entries(networkInterfaces()).find(([, all]) =>
       (all ?? []).some(({ address }) => address === host),

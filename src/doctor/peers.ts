@@ -6,6 +6,7 @@ import { formatAddress, p2pPort, type SocketAddress } from '../config/addresses.
 import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { lookup } from '../pull/upstream/names.ts'
+import { hostOf } from '../oci/reference.ts'
 import { findings, some, type Finding } from './finding.ts'
 
 /** Why nothing was answered: the words of the system, or that it took too long. */
@@ -66,7 +67,7 @@ export async function lookAtMesh(
       const url = new URL(entry.url)
       return [
         {
-          host: url.hostname.replace(/^\[|\]$/g, ''),
+          host: hostOf(url.host),
           port: Number(url.port || (url.protocol === 'https:' ? 443 : 80)),
         },
       ]
@@ -85,8 +86,7 @@ async function lookAtPeer(
   p2p: number,
 ): Promise<PeerFacts> {
   const origin = origins[0] ?? ''
-  const { hostname } = new URL(origin)
-  const p2pAt = { host: hostname.replace(/^\[|\]$/g, ''), port: p2p }
+  const p2pAt = { host: hostOf(new URL(origin).host), port: p2p }
   const started = performance.now()
   const [small, p2pAnswer] = await Promise.all([ask(origin, {}), reach(p2pAt)])
   const registry = typeof small === 'string' ? small : performance.now() - started
@@ -119,7 +119,7 @@ async function ask(
   const signal = AbortSignal.timeout(ANSWER)
   const url = new URL(origin)
   if (url.protocol === 'https:') {
-    const host = url.hostname.replace(/^\[|\]$/g, '')
+    const host = hostOf(url.host)
     const socket = connectTls({ host, port: Number(url.port || 443), rejectUnauthorized: false })
     socket.setTimeout(ANSWER, () => resolve('no answer'))
     socket.once('secureConnect', () => resolve({ date: undefined }))

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import { DistributionError } from '../oci/errors.ts'
+import { hostOf } from '../oci/reference.ts'
 
 /** What keeps an answer of ours from being shown as a page, or read by one. */
 const HEADERS = {
@@ -39,10 +40,7 @@ export function keepPagesOut(
 
 /** An address, or a name that means this machine: no name service can make another name of it. */
 export function isOwnName(host: string, names: readonly string[]): boolean {
-  const name = host
-    .replace(/:\d+$/, '')
-    .replace(/^\[|\]$/g, '')
-    .toLowerCase()
+  const name = hostOf(host)
   return (
     /^[0-9.]+$/.test(name) ||
     name.includes(':') ||

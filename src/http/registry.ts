@@ -19,7 +19,7 @@ import {
   type PullRequest,
   type RequestParts,
 } from '../oci/distribution.ts'
-import { DistributionError, toDistributionError } from '../oci/errors.ts'
+import { DistributionError, methodNotAllowed, toDistributionError } from '../oci/errors.ts'
 import { parseHomeRequest } from '../oci/home-request.ts'
 import type { HomeNaming } from '../oci/reference.ts'
 import type { Content, ContentSource, SourceName } from '../pull/source.ts'
@@ -100,7 +100,8 @@ export interface RegistryInit {
 const CHECK_EVERY = 2000
 /** What all registries are called in metrics that have no label of their own. */
 export const OTHER_REGISTRIES = 'other'
-const METHODS = ['GET', 'HEAD', 'POST', 'PATCH', 'PUT', 'DELETE']
+const PULLS = ['GET', 'HEAD']
+const METHODS = [...PULLS, 'POST', 'PATCH', 'PUT', 'DELETE']
 const EVERY_ANSWER = {
   'x-content-type-options': 'nosniff',
   // docker before 1.11 and some tools since look for it.
@@ -192,19 +193,19 @@ export function createRegistryServer(
     sendError(reply, answer)
   })
   server.setNotFoundHandler((request, reply) => {
-    const other = request.method !== 'GET' && request.method !== 'HEAD'
+    const reads = PULLS.includes(request.method)
     sendError(
       reply,
-      new DistributionError('UNSUPPORTED', other ? 'method is not supported' : 'no such endpoint', {
-        status: other ? 405 : 404,
-      }),
+      reads
+        ? new DistributionError('UNSUPPORTED', 'no such endpoint', { status: 404 })
+        : methodNotAllowed(PULLS),
     )
   })
 
   /** @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#determining-support */
   for (const url of ['/v2', '/v2/']) {
     server.route({
-      method: ['GET', 'HEAD'],
+      method: PULLS,
       url,
       async handler(request, reply) {
         await home?.enter(request)
@@ -223,7 +224,7 @@ export function createRegistryServer(
     })
   }
   server.route({
-    method: home === undefined ? ['GET', 'HEAD'] : METHODS,
+    method: home === undefined ? PULLS : METHODS,
     url: '/v2/*',
     async handler(request, reply) {
       const leave = requests?.begin(request.raw.socket.remoteAddress ?? '')

@@ -79,6 +79,7 @@ const PATH = /^\/v2\/(?<name>.+)\/(?<kind>manifests|blobs)\/(?<target>[^/]+)$/
  * is a host name, else the `Host` header.
  *
  * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pull
+ * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-13.1.5
  * @throws {RouteUnknownError | ReferenceInvalidError | DigestInvalidError}
  */
 export function parsePullRequest(request: RequestParts, naming: HomeNaming): PullRequest {
@@ -90,7 +91,9 @@ export function parsePullRequest(request: RequestParts, naming: HomeNaming): Pul
   const { name = '', kind = '', target = '' } = match
 
   const { registry, repository } = nameRepository(name, query, request.headers, naming)
-  const range = parseRange(header(request.headers, 'range'))
+  // No answer has a validator, so none is the one that `If-Range` names, and then the whole is due.
+  const whole = header(request.headers, 'if-range') !== undefined
+  const range = whole ? undefined : parseRange(header(request.headers, 'range'))
   const parsed = {
     method,
     registry,

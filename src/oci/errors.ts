@@ -50,6 +50,17 @@ export class DistributionError extends Error {
 }
 
 /**
+ * The answer to a method that is not for this path: it names those that are.
+ * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-15.5.6
+ */
+export function methodNotAllowed(
+  allowed: readonly string[],
+  why = 'method is not supported',
+): DistributionError {
+  return new DistributionError('UNSUPPORTED', why, { headers: { allow: allowed.join(', ') } })
+}
+
+/**
  * What a client is told about a failure. Only messages written for clients get out; of anything unknown it learns no
  * more than that.
  */

@@ -1,6 +1,6 @@
 import { DigestInvalidError, isDigest, parseDigest, type Digest } from './digest.ts'
 import { header, nameRepository, splitUrl, type RequestParts } from './distribution.ts'
-import { DistributionError } from './errors.ts'
+import { DistributionError, methodNotAllowed } from './errors.ts'
 import {
   isRepository,
   isTag,
@@ -126,7 +126,8 @@ export function parseHomeRequest(
       ...(mediaType !== undefined && mediaType !== '' && { mediaType }),
     }
   }
-  throw new DistributionError('UNSUPPORTED', 'method is not supported', { status: 405 })
+  const writes = { manifests: ['PUT', 'DELETE'], blobs: ['DELETE'] }[kind ?? ''] ?? []
+  throw methodNotAllowed(['GET', 'HEAD', ...writes])
 }
 
 function parseUpload(
@@ -137,8 +138,7 @@ function parseUpload(
 ): HomeRequest {
   const range = parseChunkRange(header(headers, 'content-range'))
   if (id === '') {
-    if (method !== 'POST')
-      throw new DistributionError('UNSUPPORTED', 'method is not supported', { status: 405 })
+    if (method !== 'POST') throw methodNotAllowed(['POST'])
     const digest = query.get('digest')
     const mount = query.get('mount')
     const from = query.get('from')
@@ -167,7 +167,7 @@ function parseUpload(
       return { ...named, kind: 'end upload', id, digest, ...(range && { range }) }
     }
     default:
-      throw new DistributionError('UNSUPPORTED', 'method is not supported', { status: 405 })
+      throw methodNotAllowed(['GET', 'HEAD', 'PATCH', 'PUT', 'DELETE'])
   }
 }
 

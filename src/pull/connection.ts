@@ -1,6 +1,7 @@
 import { connect, isIP, type LookupFunction, type Socket } from 'node:net'
 import { connect as connectSecurely, TLSSocket, type ConnectionOptions } from 'node:tls'
 import { LentSocket } from '../kernel/calls.ts'
+import { hostOf } from '../oci/reference.ts'
 
 /**
  * The fast path of a pull: HTTP/1.1 over a socket whose bytes arrive in one buffer that is used again and again. A body
@@ -71,10 +72,10 @@ export class Connection {
   /** With `secure` it speaks TLS and without it does not: there is no way from the one to the other. */
   constructor(origin: string, secure?: SecureOptions, lookup?: LookupFunction) {
     this.target = targetOf(origin, secure)
-    const { protocol, hostname, port } = new URL(origin)
+    const { protocol, host: at, port } = new URL(origin)
     if (protocol !== (secure === undefined ? 'http:' : 'https:'))
       throw new UntrustedError(`${protocol}// is not how nodes of this cluster speak`)
-    const host = hostname.replace(/^\[|\]$/g, '')
+    const host = hostOf(at)
     if (secure === undefined) {
       this.#buffer = Buffer.allocUnsafeSlow(BUFFER_BYTES)
       const onread = {

@@ -7,6 +7,7 @@ import type { ProbeOutcome, RoundTrip } from '../observe/round-trip.ts'
 import { bytesBody } from '../oci/body.ts'
 import { digestOf, type Digest } from '../oci/digest.ts'
 import { MEDIA_TYPE, parseManifest, type Descriptor } from '../oci/manifest.ts'
+import { hostOf } from '../oci/reference.ts'
 import type { Prober, ProbeAnswer, ProbeExchange, ProbeRequest, Router } from '../routing/router.ts'
 import { RegistryRequestError, type RegistryClient } from './registry-client.ts'
 import { ContentNotFoundError, type Content, type ContentSource } from './source.ts'
@@ -349,8 +350,8 @@ function createImage(): ProbeImage {
 const LAYER = 'application/vnd.oci.image.layer.v1.tar'
 
 function addressOf(origin: string): { host: string; port: number } {
-  const { hostname, port } = new URL(origin)
-  return { host: hostname.replace(/^\[|\]$/g, ''), port: Number(port) }
+  const { host, port } = new URL(origin)
+  return { host: hostOf(host), port: Number(port) }
 }
 
 /** Whether a connection can be made to one of them; else why not to the first, if there is one. */

@@ -1,6 +1,6 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { header, type RequestParts } from '../oci/distribution.ts'
-import { DistributionError } from '../oci/errors.ts'
+import { DistributionError, methodNotAllowed } from '../oci/errors.ts'
 import type { HomeRequest } from '../oci/home-request.ts'
 
 type Headers = RequestParts['headers']
@@ -47,7 +47,7 @@ export function openAccess(access: 'off' | 'local'): Access {
   return {
     async authorize({ kind }) {
       if (access === 'off' && !kind.startsWith('list'))
-        throw new DistributionError('UNSUPPORTED', 'this node takes no pushes (push.access is off)')
+        throw methodNotAllowed(['GET', 'HEAD'], 'this node takes no pushes (push.access is off)')
       return undefined
     },
     async enter() {},

@@ -273,6 +273,25 @@ suite('pushes over HTTP, by the distribution spec', () => {
     await send('DELETE', location)
   })
 
+  test('a method that is not for a path is 405 and told which are', async () => {
+    const digest = digestOf('x')
+    const location = await begin()
+    for (const [method, path, allow] of [
+      ['PUT', '/v2/team/app/tags/list', 'GET, HEAD'],
+      ['DELETE', `/v2/team/app/referrers/${digest}`, 'GET, HEAD'],
+      ['POST', '/v2/team/app/manifests/v1', 'GET, HEAD, PUT, DELETE'],
+      ['PUT', `/v2/team/app/blobs/${digest}`, 'GET, HEAD, DELETE'],
+      ['PUT', '/v2/team/app/blobs/uploads/', 'POST'],
+      ['POST', location, 'GET, HEAD, PATCH, PUT, DELETE'],
+      ['POST', '/v2/_catalog', 'GET, HEAD'],
+    ] as const) {
+      const answer = await send(method, path)
+      assertError(answer, 405, 'UNSUPPORTED')
+      assert.equal(answer.headers['allow'], allow, `${method} ${path}`)
+    }
+    await send('DELETE', location)
+  })
+
   test('the wrong digest is 400, nothing of it is held, and the upload is over', async () => {
     const [right, wrong] = [Buffer.from('right'), Buffer.from('wrong')]
     const digest = digestOf(right)
@@ -715,8 +734,11 @@ test('where pushes are off they are 405, and lists are answered', async () => {
       ['DELETE', '/v2/team/app/manifests/v1'],
       ['DELETE', `/v2/team/app/blobs/${digestOf('x')}`],
     ] as const) {
-      const { statusCode, body } = await ask(`http://127.0.0.1:${registry.port}${path}`, { method })
+      const { statusCode, headers, body } = await ask(`http://127.0.0.1:${registry.port}${path}`, {
+        method,
+      })
       assert.equal(statusCode, 405, path)
+      assert.equal(headers['allow'], 'GET, HEAD')
       await body.dump()
     }
     const { statusCode, body } = await ask(`http://127.0.0.1:${registry.port}/v2/_catalog`)

@@ -1,4 +1,4 @@
-import type { ContentKey } from '../../oci/reference.ts'
+import { hostOf, type ContentKey } from '../../oci/reference.ts'
 import { parseMultiaddr } from '../addresses.ts'
 import type { NodeTopology } from '../bootstrap/kubernetes.ts'
 import type { PeerMessage } from '../gen/peer/v1/peer_pb.ts'
@@ -214,9 +214,7 @@ export function isNear(peer: Peer, { zone, region }: NodeTopology): boolean {
 function toProber({ peer, addresses, seenAt }: RemoteNode): Prober {
   return {
     ...peer,
-    origins: peer.origins.filter(
-      (origin) => new URL(origin).hostname.replace(/^\[|\]$/g, '') === seenAt,
-    ),
+    origins: peer.origins.filter((origin) => hostOf(new URL(origin).host) === seenAt),
     p2p: addresses
       .map((address) => parseMultiaddr(address))
       .filter((at) => at !== undefined)
