@@ -1,4 +1,5 @@
 import manifest from '../../package.json' with { type: 'json' }
+import { formatAddress } from '../config/addresses.ts'
 import type { EffectiveConfig } from '../config/effective.ts'
 import type { SharedRegistries } from '../config/shared-registries.ts'
 import type { MirrorKeeper } from '../mirror/keeper.ts'
@@ -57,6 +58,7 @@ export async function nodeStatus(
 ): Promise<NodeStatus> {
   const listen = addresses()
   const inContainerd = config.store === 'containerd'
+  const p2pOf = new Map(router.exchanges.probers().map(({ id, p2p }) => [id, p2p]))
   const nameOf = (id: string): string =>
     id === router.id ? config.nodeName : (router.peers().find((each) => each.id === id)?.name ?? id)
   return {
@@ -93,7 +95,11 @@ export async function nodeStatus(
     },
     mesh: {
       kind: config.mesh,
-      peers: router.peers().map(({ name, origins }) => ({ name, origins })),
+      peers: router.peers().map(({ id, name, origins }) => ({
+        name,
+        origins,
+        p2p: (p2pOf.get(id) ?? []).map(formatAddress),
+      })),
       keys: router.stats().peerKeys,
     },
     together: {

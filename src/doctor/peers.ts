@@ -2,7 +2,7 @@ import { request } from 'node:http'
 import { connect as connectTcp, isIP } from 'node:net'
 import { connect as connectTls } from 'node:tls'
 import type { EffectiveConfig } from '../config/effective.ts'
-import { formatAddress, p2pPort, type SocketAddress } from '../config/addresses.ts'
+import { formatAddress, p2pPort, parseAddress, type SocketAddress } from '../config/addresses.ts'
 import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
 import { lookup } from '../pull/upstream/names.ts'
@@ -50,7 +50,8 @@ export async function lookAtMesh(
   config: Pick<EffectiveConfig, 'bootstrap' | 'mesh' | 'listen'>,
   status: NodeStatus | undefined,
 ): Promise<MeshFacts> {
-  const port =
+  // Of those that do not say where they listen
+  const usual =
     config.listen.p2p === 'auto'
       ? p2pPort(config.mesh)
       : config.listen.p2p.port || p2pPort(config.mesh)
@@ -60,7 +61,7 @@ export async function lookAtMesh(
     .toSorted((a, b) => a.at - b.at)
     .slice(0, MOST)
     .map(({ peer }) => peer)
-  const peers = await eachOf(chosen, (peer) => lookAtPeer(peer, port))
+  const peers = await eachOf(chosen, (peer) => lookAtPeer(peer, usual))
   const ways = config.bootstrap.flatMap((entry): SocketAddress[] => {
     if (entry.type === 'host') return [entry]
     if (entry.type === 'http') {
@@ -82,11 +83,11 @@ export async function lookAtMesh(
 }
 
 async function lookAtPeer(
-  { name, origins }: NodeStatus['mesh']['peers'][number],
-  p2p: number,
+  { name, origins, p2p }: NodeStatus['mesh']['peers'][number],
+  usual: number,
 ): Promise<PeerFacts> {
   const origin = origins[0] ?? ''
-  const p2pAt = { host: hostOf(new URL(origin).host), port: p2p }
+  const p2pAt = parseAddress(p2p[0] ?? '') ?? { host: hostOf(new URL(origin).host), port: usual }
   const started = performance.now()
   const [small, p2pAnswer] = await Promise.all([ask(origin, {}), reach(p2pAt)])
   const registry = typeof small === 'string' ? small : performance.now() - started
@@ -245,7 +246,7 @@ export function checkPeers({ mesh: connected, peers }: MeshFacts): Finding[] {
         peersCheck.warn(
           `libp2p of ${name} at ${at}: ${p2p}; only that node can connect, not this one`,
           p2p === 'refused'
-            ? `open that port, or nothing if ${name} has another listen.p2p`
+            ? `open that port in the firewalls between here and ${host}`
             : REMEDY[p2p](at),
         ),
       )

@@ -60,7 +60,13 @@ export interface NodeStatus {
   readonly mesh: {
     readonly kind: 'shoal' | 'spegel'
     /** Those connected now */
-    readonly peers: readonly { readonly name: string; readonly origins: readonly string[] }[]
+    readonly peers: readonly {
+      readonly name: string
+      /** Where its registry answers */
+      readonly origins: readonly string[]
+      /** `HOST:PORT` where it listens for libp2p, at the host it is connected from; none where it does not say */
+      readonly p2p: readonly string[]
+    }[]
     /** Digests and tags that they say they hold */
     readonly keys: number
   }

@@ -75,7 +75,7 @@ export function dashboardNode({
     traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
     mesh: {
       kind: 'shoal',
-      peers: list().map(({ name, at }) => ({ name, origins: [`http://${at}`] })),
+      peers: list().map(({ name, at }) => ({ name, origins: [`http://${at}`], p2p: [] })),
       keys: count * 40_000,
     },
     push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0, waiting: [], getting: [] },

@@ -176,7 +176,11 @@ suite('the words of shoal status', () => {
   })
 
   test('count peers beyond some, and let none of their names command the terminal', () => {
-    const peers = Array.from({ length: 20 }, (_, n) => ({ name: `\u001B[2J${n}`, origins: [] }))
+    const peers = Array.from({ length: 20 }, (_, n) => ({
+      name: `\u001B[2J${n}`,
+      origins: [],
+      p2p: [],
+    }))
     const text = describeStatus({ ...READY, mesh: { kind: 'shoal', peers, keys: 5 } })
     assert.match(text, /20 peers connected: \?\[2J0, .*12 more; they hold 5 keys/)
   })

@@ -44,7 +44,11 @@ const PEER: PeerFacts = {
   p2p: 'ok',
   p2pAt: { host: '10.0.0.2', port: 5002 },
 }
-const MESH = { kind: 'shoal', keys: 7, peers: [{ name: 'b', origins: [PEER.origin] }] } as const
+const MESH = {
+  kind: 'shoal',
+  keys: 7,
+  peers: [{ name: 'b', origins: [PEER.origin], p2p: [] }],
+} as const
 const mesh = (...peers: PeerFacts[]) => ({
   mesh: MESH,
   bootstrap: [],
@@ -156,7 +160,8 @@ suite('the checks of shoal doctor', () => {
     await once(server, 'listening')
     const { port } = server.address() as AddressInfo
     try {
-      const peers = [{ name: 'late', origins: [`http://127.0.0.1:${port}`] }]
+      const origins = [`http://127.0.0.1:${port}`]
+      const peers = [{ name: 'late', origins, p2p: [`127.0.0.1:${port}`] }]
       const facts = await lookAtMesh(
         {
           bootstrap: [],
@@ -166,13 +171,14 @@ suite('the checks of shoal doctor', () => {
             exposed: false,
             admin: ANY,
             peer: 'auto',
-            p2p: { host: '0.0.0.0', port },
+            p2p: { host: '0.0.0.0', port: 1 }, // another one than its own
           },
         },
         { ...STATUS, mesh: { ...MESH, peers } },
       )
       assert.match(only(checkClock(facts)).said, /^late: [56]\d s behind this node's clock$/)
       assert.match(only(checkPeers(facts)).said, /small requests and no large ones/)
+      assert.equal(facts.peers[0]?.p2p, 'ok')
     } finally {
       server.closeAllConnections()
       server.close()
