@@ -70,7 +70,7 @@ export class PeerChoice {
     if (this.#hedge === undefined || this.#samples >= this.#hedge.until) {
       const sorted = this.#firstBytes.toSorted((a, b) => a - b)
       const p90 = sorted[Math.floor(sorted.length * 0.9)] ?? 0
-      const ms = Math.min(this.#longestHedge, Math.max(SHORTEST_HEDGE, 2 * p90))
+      const ms = Math.min(this.#longestHedge, Math.max(SHORTEST_HEDGE, p90))
       this.#hedge = { ms, until: this.#samples + SAMPLES_BETWEEN }
     }
     return this.#hedge.ms

@@ -90,7 +90,7 @@ suite('of several peers', () => {
     assert.equal(choice.hedge(), 250)
     for (let count = 0; count < 300; count += 1)
       choice.answered(peer('a'), 'http://a:1', count % 5 === 0 ? 90 : 20)
-    assert.equal(choice.hedge(), 180)
+    assert.equal(choice.hedge(), 90)
     for (let count = 0; count < 300; count += 1) choice.answered(peer('a'), 'http://a:1', 0.5)
     assert.equal(choice.hedge(), 10)
     for (let count = 0; count < 300; count += 1) choice.answered(peer('a'), 'http://a:1', 900)
