@@ -1,19 +1,12 @@
 import assert from 'node:assert/strict'
-import { createHash, generateKeyPairSync, randomBytes, X509Certificate } from 'node:crypto'
-import { once } from 'node:events'
+import { createHash, randomBytes } from 'node:crypto'
 import type { RequestListener } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import { suite, test } from 'node:test'
 import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
-import { RegistryClient } from '../../../src/pull/registry-client.ts'
-import { authorityOf, issueCertificate, peerIdOf } from '../../../src/trust/certificates.ts'
-import { isIdentityError, PeerTls } from '../../../src/trust/peer-tls.ts'
-import { silent } from '../routing/nodes.ts'
+import { member } from '../../fakes/secure-member.ts'
 
-const TOKEN = 'a token of this test'.replaceAll(' ', '-').padEnd(43, '-')
-const timeouts = { dial: 5000, firstByte: 5000, progress: 5000 }
 const content = randomBytes(24 * 1024 * 1024 + 77)
 const pull: PullRequest = {
   method: 'GET',
@@ -23,35 +16,6 @@ const pull: PullRequest = {
   target: { digest: digestOf(content) },
 }
 const signal = (): AbortSignal => AbortSignal.timeout(30_000)
-
-async function member(listener: RequestListener, token = TOKEN) {
-  const key = generateKeyPairSync('ed25519').privateKey
-  const tls = new PeerTls({ log: silent, identity: async () => key })
-  tls.useTokens([token])
-  await tls.start()
-  const server = tls.createServer({}, listener)
-  let connections = 0
-  server.on('secureConnection', () => (connections += 1))
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { publicKey } = new X509Certificate(issueCertificate(authorityOf(token), key))
-  const client = new RegistryClient({
-    timeouts,
-    secure: (peer) => ({ options: tls.connectTo(peer), isIdentityError }),
-  })
-  return {
-    peer: { id: peerIdOf(publicKey) ?? '', name: 'a member' },
-    origin: `https://127.0.0.1:${(server.address() as AddressInfo).port}`,
-    client,
-    connections: () => connections,
-    async [Symbol.asyncDispose]() {
-      client.close()
-      server.closeAllConnections()
-      server.close()
-      await tls.stop()
-    },
-  }
-}
 
 const gives: RequestListener = (_request, response) => {
   response.writeHead(200, { 'content-length': content.length })
@@ -97,7 +61,7 @@ suite('registry client over TLS', () => {
   test('a stranger is asked nothing, and asks nothing', async () => {
     let asked = 0
     await using a = await member(() => (asked += 1))
-    await using stranger = await member(() => (asked += 1), 'b'.repeat(43))
+    await using stranger = await member(() => (asked += 1), { token: 'b'.repeat(43) })
     for (const [from, to] of [
       [a, stranger],
       [stranger, a],
