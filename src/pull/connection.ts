@@ -29,6 +29,12 @@ const NOTHING = Buffer.alloc(0)
 export class ConnectionError extends Error {
   override readonly name = 'ConnectionError'
   readonly code = 'ERR_CONNECTION'
+  /** Nothing closed it: the other side was waited for until its time was over */
+  readonly late: boolean
+  constructor(message: string, options: ErrorOptions & { late?: boolean } = {}) {
+    super(message, options)
+    this.late = options.late === true
+  }
 }
 
 /** Somebody else answers than was to be reached, or cannot show who it is. */
@@ -101,7 +107,8 @@ export class Connection {
       this.#open = true
     })
     this.#socket.on('error', (error) => {
-      if (secure?.isIdentityError(error) !== true) return this.#fail(error.message, error)
+      if (secure?.isIdentityError(error) !== true)
+        return this.#fail(error.message, { cause: error })
       this.#failure ??= new UntrustedError(error.message, { cause: error })
       this.#fail('not trusted')
     })
@@ -117,7 +124,7 @@ export class Connection {
     if (this.#open) return
     if (this.#failure !== undefined) throw this.#failure
     const { promise, resolve, reject } = Promise.withResolvers<void>()
-    const inTime = afterIo(timeoutMs, () => this.close('no connection in time'))
+    const inTime = afterIo(timeoutMs, () => this.#fail('no connection in time', { late: true }))
     this.#socket.once(this.#socket instanceof TLSSocket ? 'secureConnect' : 'connect', resolve)
     this.#socket.once('close', () => reject(this.#failure))
     await promise.finally(inTime)
@@ -154,7 +161,7 @@ export class Connection {
     if (this.#failure !== undefined) throw this.#failure
     this.#waiting = Promise.withResolvers()
     const { promise } = this.#waiting
-    const inTime = afterIo(timeoutMs, () => this.close('no bytes in time'))
+    const inTime = afterIo(timeoutMs, () => this.#fail('no bytes in time', { late: true }))
     this.#socket.resume()
     return promise.finally(inTime)
   }
@@ -231,12 +238,12 @@ export class Connection {
     waiting.resolve(inbox.take())
   }
 
-  #fail(reason: string, cause?: Error): void {
+  #fail(reason: string, options: { cause?: Error; late?: boolean } = {}): void {
     clearTimeout(this.#idle)
     clearImmediate(this.#soon)
     // What came before the end counts
     if (this.#inbox !== undefined) this.#handOn(this.#inbox)
-    this.#failure ??= new ConnectionError(reason, { cause })
+    this.#failure ??= new ConnectionError(reason, options)
     this.#waiting?.reject(this.#failure)
     this.#waiting = undefined
     this.#socket.destroy()
@@ -310,6 +317,29 @@ export interface SecureOptions {
   readonly isIdentityError: (error: unknown) => boolean
 }
 
+/** Who is asked, and how long each stage of that may take. */
+export interface Asked {
+  /** `http://host:port`, or https with `secure` */
+  readonly origin: string
+  readonly secure?: SecureOptions | undefined
+  /** In ms */
+  readonly dial: number
+  /** In ms, for the head of the answer */
+  readonly firstByte: number
+  /** Ends it, and the connection, until `end` is called */
+  readonly signal: AbortSignal
+  /** Told when there is a connection */
+  readonly onConnected?: (() => void) | undefined
+}
+
+/** An answer whose body is still to be read. */
+export interface Answered {
+  readonly connection: Connection
+  readonly head: AnswerHead
+  /** To be called when the connection is not used for it any more. */
+  readonly end: () => void
+}
+
 /** Open connections that nobody uses, by whom they reach; the one used last is taken first. */
 export class ConnectionPool {
   readonly #idle = new Map<string, Connection[]>()
@@ -321,17 +351,31 @@ export class ConnectionPool {
     this.#lookup = lookup
   }
 
-  /** A connection that rests, or a new one that is still to be opened. */
-  take(origin: string, secure?: SecureOptions): Connection {
-    const target = targetOf(origin, secure)
-    const resting = this.#idle.get(target)
-    for (let last = resting?.pop(); last !== undefined; last = resting?.pop()) {
-      if (!last.usable) continue
-      last.resume()
-      return last
+  /**
+   * Sends a request over a connection that rests, or over a new one. One that the other side has closed meanwhile costs nothing: the
+   * next one is taken. Who is silent on one would be silent on all.
+   * @throws {ConnectionError | AnswerInvalidError | UntrustedError} or the reason of `signal`
+   */
+  async ask(request: string, asked: Asked): Promise<Answered> {
+    const { origin, secure, signal } = asked
+    for (;;) {
+      signal.throwIfAborted()
+      const connection = this.#take(origin, secure)
+      const { used } = connection
+      const abort = (): void => connection.close('aborted')
+      signal.addEventListener('abort', abort, { once: true })
+      const end = (): void => signal.removeEventListener('abort', abort)
+      try {
+        await connection.opened(asked.dial)
+        asked.onConnected?.()
+        return { connection, head: await connection.ask(request, asked.firstByte), end }
+      } catch (error) {
+        connection.close('failed')
+        end()
+        signal.throwIfAborted()
+        if (!used || !(error instanceof ConnectionError) || error.late) throw error
+      }
     }
-    this.#idle.delete(target)
-    return new Connection(origin, secure, this.#lookup)
   }
 
   /** Gives back a connection whose last answer was read to its end. */
@@ -351,6 +395,19 @@ export class ConnectionPool {
     this.#closed = true
     for (const connection of [...this.#idle.values()].flat()) connection.close('client was closed')
     this.#idle.clear()
+  }
+
+  /** A connection that rests, or a new one that is still to be opened. */
+  #take(origin: string, secure?: SecureOptions): Connection {
+    const target = targetOf(origin, secure)
+    const resting = this.#idle.get(target)
+    for (let last = resting?.pop(); last !== undefined; last = resting?.pop()) {
+      if (!last.usable) continue
+      last.resume()
+      return last
+    }
+    this.#idle.delete(target)
+    return new Connection(origin, secure, this.#lookup)
   }
 }
 

@@ -16,6 +16,7 @@ import {
   ConnectionError,
   ConnectionPool,
   UntrustedError,
+  type Answered,
   type AnswerHead,
   type Connection,
   type SecureOptions,
@@ -130,27 +131,20 @@ export class RegistryClient {
   ): Promise<RegistryAnswer> {
     const { peer, range, signal } = options
     const timeouts = { ...this.#timeouts, ...options.timeouts }
-    signal.throwIfAborted()
-    const request = render(origin, pull, range, this.#headers)
-    for (;;) {
-      const connection = this.#connect(origin, peer)
-      const wasUsed = connection.used
-      const abort = (): void => connection.close('aborted')
-      signal.addEventListener('abort', abort, { once: true })
-      const end = (): void => signal.removeEventListener('abort', abort)
-      let head: AnswerHead
-      try {
-        await connection.opened(timeouts.dial)
-        options.onConnected?.()
-        head = await connection.ask(request, timeouts.firstByte)
-      } catch (error) {
-        connection.close('failed')
-        end()
-        signal.throwIfAborted()
-        if (wasUsed && error instanceof ConnectionError) continue
-        throw translate(error)
-      }
-      return this.#answer(connection, pull, range, head, end, timeouts.progress)
+    const { dial, firstByte } = timeouts
+    try {
+      const answered = await this.#pool.ask(render(origin, pull, range, this.#headers), {
+        origin,
+        secure: this.#secureTo(peer),
+        dial,
+        firstByte,
+        signal,
+        onConnected: options.onConnected,
+      })
+      return this.#answer(answered, pull, range, timeouts.progress)
+    } catch (error) {
+      signal.throwIfAborted()
+      throw translate(error)
     }
   }
 
@@ -158,22 +152,17 @@ export class RegistryClient {
     this.#pool.close()
   }
 
-  #connect(origin: string, peer: AskedPeer | undefined): Connection {
-    try {
-      if (this.#secure === undefined) return this.#pool.take(origin)
-      if (peer === undefined) throw new UntrustedError('nobody knows who answers there')
-      return this.#pool.take(origin, { peer: peer.id, ...this.#secure(peer) })
-    } catch (error) {
-      throw translate(error)
-    }
+  /** How a connection to it is made safe, where nodes speak TLS. */
+  #secureTo(peer: AskedPeer | undefined): SecureOptions | undefined {
+    if (this.#secure === undefined) return undefined
+    if (peer === undefined) throw new UntrustedError('nobody knows who answers there')
+    return { peer: peer.id, ...this.#secure(peer) }
   }
 
   #answer(
-    connection: Connection,
+    { connection, head, end }: Answered,
     pull: PullRequest,
     range: RangeRequest | undefined,
-    head: AnswerHead,
-    end: () => void,
     progress: number,
   ): RegistryAnswer {
     const length = Number(head.headers.get('content-length') ?? Number.NaN)

@@ -5,8 +5,8 @@ import {
   AnswerInvalidError,
   ConnectionError,
   ConnectionPool,
-  type AnswerHead,
-  type Connection,
+  type Answered,
+  type SecureOptions,
 } from '../connection.ts'
 import type { StageTimeouts } from '../registry-client.ts'
 
@@ -49,8 +49,8 @@ export class DirectConnections {
   readonly #tls: ConnectionOptions
   readonly #timeouts: StageTimeouts
   readonly #pool: ConnectionPool
-  /** What breaks requests that have not ended */
-  readonly #running = new Set<() => void>()
+  /** Breaks requests that have not ended */
+  readonly #destroyed = new AbortController()
 
   /** `tls`: whom to trust where a URL says https, and how to show who this node is */
   constructor(init: { tls: ConnectionOptions; lookup: LookupFunction; timeouts: StageTimeouts }) {
@@ -74,30 +74,16 @@ export class DirectConnections {
       return `${name}: ${value}\r\n`
     })
     const request = `GET ${url.pathname}${url.search} HTTP/1.1\r\nhost: ${url.host}\r\n${lines.join('')}\r\n`
-    for (;;) {
-      signal.throwIfAborted()
-      const connection = this.#connect(url)
-      const wasUsed = connection.used
-      const abort = (): void => connection.close('aborted')
-      signal.addEventListener('abort', abort, { once: true })
-      this.#running.add(abort)
-      const end = (): void => {
-        signal.removeEventListener('abort', abort)
-        this.#running.delete(abort)
-      }
-      try {
-        await connection.opened(this.#timeouts.dial)
-        onConnected()
-        const head = await connection.ask(request, this.#timeouts.firstByte)
-        return this.#response(connection, head, end)
-      } catch (error) {
-        connection.close('failed')
-        end()
-        signal.throwIfAborted()
-        // It may have been closed while nothing was asked of it.
-        if (!wasUsed || !(error instanceof ConnectionError)) throw error
-      }
-    }
+    const { dial, firstByte } = this.#timeouts
+    const answered = await this.#pool.ask(request, {
+      origin: url.origin,
+      secure: this.#secureTo(url),
+      dial,
+      firstByte,
+      signal: AbortSignal.any([signal, this.#destroyed.signal]),
+      onConnected,
+    })
+    return this.#response(answered)
   }
 
   /** Those that are in use are closed when they are not any more. */
@@ -108,16 +94,16 @@ export class DirectConnections {
   /** Breaks what is being asked. */
   destroy(): void {
     this.close()
-    for (const abort of this.#running) abort()
+    this.#destroyed.abort(new ConnectionError('nobody asks any more'))
   }
 
-  #connect(url: URL): Connection {
-    if (url.protocol === 'http:') return this.#pool.take(url.origin)
+  #secureTo({ protocol }: URL): SecureOptions | undefined {
+    if (protocol === 'http:') return undefined
     const options = { ...this.#tls, ALPNProtocols: ['http/1.1'] }
-    return this.#pool.take(url.origin, { peer: '', options, isIdentityError: () => false })
+    return { peer: '', options, isIdentityError: () => false }
   }
 
-  #response(connection: Connection, head: AnswerHead, end: () => void): UpstreamResponse {
+  #response({ connection, head, end }: Answered): UpstreamResponse {
     const { progress } = this.#timeouts
     const headers: Record<string, string> = Object.fromEntries(head.headers)
     // Without a length nobody wants it.

@@ -143,6 +143,23 @@ suite('registry client', () => {
     assert.equal(server.connections(), 3)
   })
 
+  test('who says nothing is not asked again over the other connections that rest', async () => {
+    let answering = true
+    let unanswered = 0
+    await using server = await serve((socket) => {
+      if (answering) socket.write(OK + content.toString())
+      else unanswered += 1
+    })
+    const ask = async () => server.client.fetch(server.origin, pull, { signal: signal() })
+    const answers = await Promise.all([ask(), ask(), ask()])
+    await Promise.all(answers.map(read))
+    assert.equal(server.connections(), 3)
+    answering = false
+    await assert.rejects(ask(), { reason: 'unreachable' })
+    assert.equal(unanswered, 1)
+    assert.equal(server.connections(), 3)
+  })
+
   test('bytes that nobody asked for end the connection', async () => {
     await using server = await serve((socket) => socket.write(`${OK}${content.toString()}and more`))
     const answer = await server.client.fetch(server.origin, pull, { signal: signal() })
