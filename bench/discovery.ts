@@ -10,13 +10,16 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Key } from 'interface-datastore'
 import { base32 } from 'multiformats/bases/base32'
+import { Command } from 'commander'
+import { addConfigOptions, loadFromCommand } from '../src/cli/config.ts'
 import { buildImage } from '../src/cli/demo-image.ts'
 import { p2pPort } from '../src/config/addresses.ts'
 import { createLogger } from '../src/observe/log.ts'
 import { digestOf, type Digest } from '../src/oci/digest.ts'
-import { RecordStore } from '../src/routing/dht/record-store.ts'
+import { LONG_RECORD_LIFE_MS, RecordStore } from '../src/routing/dht/record-store.ts'
+import { RENEW_AFTER, RENEW_OVER } from '../src/routing/dht/records.ts'
 import { Libp2pRouter } from '../src/routing/libp2p.ts'
-import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
+import { Cluster, UNIT, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import { containerdBinaries, type ContainerdBinaries } from '../test/harness/tools.ts'
 import { until } from '../test/wait.ts'
 import { cpuSeconds } from './contender.ts'
@@ -25,20 +28,21 @@ import { importImages } from './images.ts'
 /**
  * Whether what six nodes hold is found, how soon and at what cost: real daemons and containerds in network namespaces.
  *
- *     npm run bench:discovery -- [--only start,steady,lookups,pull,memory] [--digests N] [--lookups N] [--runs N] [--steady S]
+ *     npm run bench:discovery -- [--only start,steady,heal,lookups,pull,memory] [--digests N] [--lookups N] [--runs N] [--life S] [--hold]
  *
  * Prints a table. Two nodes at a time hold the same content; of each two, one comes and goes while it is looked for.
- * For the steady state it waits for 13 minutes by default. Among nodes of ours records are said anew for the first time 70 minutes after they were
- * sent at the soonest: only a longer one has that in it.
+ * In the steady state records live for `--life` seconds, so that they are said anew after some minutes, and the time before is told apart from the
+ * time in which they are. With `--hold` it waits for a line on standard input before it starts the daemons for that.
  */
 const { values: flags, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    only: { type: 'string', default: 'start,steady,lookups,pull,memory' },
+    only: { type: 'string', default: 'start,steady,heal,lookups,pull,memory' },
     digests: { type: 'string', default: '10000' },
     lookups: { type: 'string', default: '100000' },
     runs: { type: 'string', default: '5' },
-    steady: { type: 'string', default: '780' },
+    life: { type: 'string', default: '600' },
+    hold: { type: 'boolean', default: false },
   },
 })
 const wanted = new Set(flags.only.split(','))
@@ -55,9 +59,15 @@ const SEARCHER_PORT = 5901
 const BURST = 50
 const PAUSE = 40
 const FOREIGN_NODES = 10
+const SAMPLE_MS = 5000
+/** So much is measured of the time in which records are said anew. */
+const RENEWING_MS = 55_000
+/** Nobody has noticed yet; and all have, and look for the others as they do for hours */
+const APART_MS = [6000, 40_000]
 
 const [role, ...details] = positionals
 if (role === 'search') await search(details)
+else if (role === 'serve') await serve(details)
 else if (role === 'remember') await remember(details)
 else await measure()
 
@@ -66,12 +76,14 @@ async function measure(): Promise<void> {
   const binaries = containerdBinaries()
   const newest = binaries.at(-1)
   if (newest === undefined) throw new Error('there is no containerd')
-  if (['start', 'steady', 'lookups'].some((part) => wanted.has(part))) {
+  if (['start', 'steady', 'heal', 'lookups'].some((part) => wanted.has(part))) {
     await using cluster = await clusterOf(Array.from({ length: 2 * STABLE }, () => newest))
     const keys = await fill(cluster.nodes)
+    if (wanted.has('steady')) rows.push(...(await steady(cluster.nodes)))
     if (wanted.has('start')) rows.push(...(await start(cluster.nodes, keys)))
-    else await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
-    if (wanted.has('steady')) rows.push(await steady(cluster.nodes))
+    else if (wanted.has('heal') || wanted.has('lookups'))
+      await Promise.all(cluster.nodes.map((node) => node.startDaemon()))
+    if (wanted.has('heal')) rows.push(...(await heal(cluster.nodes)))
     if (wanted.has('lookups')) rows.push(...(await lookups(cluster.nodes, keys)))
   }
   if (wanted.has('pull')) {
@@ -166,8 +178,26 @@ async function start(
   ]
 }
 
-/** What a node costs that nobody asks for anything. */
-async function steady(nodes: readonly ClusterNode[]): Promise<[string, string, string]> {
+/**
+ * What a node costs that nobody asks for anything: when all records are out, and from when they begin to be said anew.
+ * What a record costs says what it is when they live as long as they do.
+ */
+async function steady(nodes: readonly ClusterNode[]): Promise<[string, string, string][]> {
+  const lifeMs = Number(flags.life) * 1000
+  const units = await Promise.all(nodes.map(({ machine }) => readFile(machine.path(UNIT), 'utf8')))
+  const exec = `ExecStart=${process.execPath} ${script} serve ${lifeMs}`
+  if (flags.hold) {
+    say('waits')
+    await once(process.stdin, 'data')
+    process.stdin.destroy()
+  }
+  const ends = performance.now() + (RENEW_AFTER - RENEW_OVER) * lifeMs + RENEWING_MS
+  await Promise.all(
+    nodes.map(async (node, number) => {
+      await node.writeFile(UNIT, units[number]?.replace(/^ExecStart=.*$/m, exec) ?? '')
+      await node.startDaemon()
+    }),
+  )
   say('what belongs to the start settles')
   for (const node of nodes) {
     await until(async () => (await metric(node, 'shoal_dht_backlog')) === 0, {
@@ -175,19 +205,135 @@ async function steady(nodes: readonly ClusterNode[]): Promise<[string, string, s
       what: `all records of ${node.name} are out`,
     })
   }
-  const before = nodes.map(({ daemon }) => cpuSeconds(daemon.pid))
-  const began = performance.now()
-  say(`${flags.steady} s of nothing`)
-  await delay(Number(flags.steady) * 1000)
-  const seconds = (performance.now() - began) / 1000
-  const shares = nodes.map(
-    ({ daemon }, number) => (100 * (cpuSeconds(daemon.pid) - (before[number] ?? 0))) / seconds,
-  )
+  say(`${((ends - performance.now()) / 1000).toFixed(0)} s of nothing`)
+  const samples = await Promise.all(nodes.map((node) => sampled(node, ends)))
+  for (const [number, node] of nodes.entries()) {
+    await node.daemon.stop()
+    await node.writeFile(UNIT, units[number] ?? '')
+  }
+  const idle = samples.map((all) => mean(all.filter(({ records }) => records === 0)))
+  const busy = samples.map((all) => mean(all.filter(({ records }) => records > 0)))
+  // Each is sent as many as it sends
+  const costs = busy.map(({ cpu, records }, number) => (cpu - (idle[number]?.cpu ?? 0)) / records)
+  const scale = lifeMs / LONG_RECORD_LIFE_MS
+  const all = idle.map(({ cpu }, number) => {
+    const { records = 0 } = busy[number] ?? {}
+    return cpu + (costs[number] ?? 0) * records * scale
+  })
+  const share = (seconds: number): string => `${(100 / seconds).toPrecision(2)} % of them a second`
+  const percent = (values: readonly number[]): string => spread(values, '%', 100)
   return [
-    `steady state, all nodes announcing, for ${flags.steady} s: CPU of a daemon`,
-    '2 % of a core',
-    spread(shares, '%'),
+    [
+      'steady state, no record being said anew: CPU of a daemon',
+      '2 % of a core',
+      percent(idle.map(({ cpu }) => cpu)),
+    ],
+    [
+      `the same while records are said anew that live for ${flags.life} s, ${share((RENEW_OVER * lifeMs) / 1000)}`,
+      '',
+      `${percent(busy.map(({ cpu }) => cpu))}, ${spread(
+        busy.map(({ records }) => records),
+        'records a second',
+      )}`,
+    ],
+    ['the same, of a record sent and one received', '', spread(costs, 'ms', 1000)],
+    [
+      `so while records are said anew that live for ${LONG_RECORD_LIFE_MS / 60_000} min, ${share((RENEW_OVER * LONG_RECORD_LIFE_MS) / 1000)}`,
+      '2 % of a core',
+      percent(all),
+    ],
   ]
+}
+
+/** Seconds of CPU and records sent, a second. */
+interface Rate {
+  readonly cpu: number
+  readonly records: number
+}
+
+async function sampled(node: ClusterNode, ends: number): Promise<Rate[]> {
+  const rates: Rate[] = []
+  const look = async () => ({
+    cpu: cpuSeconds(node.daemon.pid),
+    records: await metric(node, 'shoal_dht_records_sent'),
+    at: performance.now() / 1000,
+  })
+  for (let last = await look(); performance.now() < ends;) {
+    await delay(SAMPLE_MS)
+    const now = await look()
+    const seconds = now.at - last.at
+    rates.push({
+      cpu: (now.cpu - last.cpu) / seconds,
+      records: (now.records - last.records) / seconds,
+    })
+    last = now
+  }
+  return rates
+}
+
+function mean(rates: readonly Rate[]): Rate {
+  const of = (name: keyof Rate): number =>
+    rates.reduce((sum, rate) => sum + rate[name], 0) / rates.length
+  return { cpu: of('cpu'), records: of('records') }
+}
+
+/** A daemon as `shoal serve` runs it, whose records live as long as is said here. */
+async function serve([lifeMs]: readonly string[]): Promise<void> {
+  const { config } = await loadFromCommand(addConfigOptions(new Command('serve')))
+  // Its memory is none of what the others measure
+  const { createDaemon } = await import('../src/daemon.ts')
+  const daemon = createDaemon(config, {
+    log: createLogger({ level: config.log.level }),
+    recordLifeMs: Number(lifeMs),
+  })
+  process.on('SIGTERM', () => void daemon.stop().then(() => process.exit()))
+  await daemon.start()
+}
+
+/**
+ * From when two halves of a network are one again until each node has from the other half what came there meanwhile:
+ * before anybody has noticed, and when all have long given each other up.
+ */
+async function heal(nodes: readonly ClusterNode[]): Promise<[string, string, string][]> {
+  const halves = [nodes.slice(0, STABLE), nodes.slice(STABLE)]
+  const [[here], [there]] = halves as [ClusterNode[], ClusterNode[]]
+  if (here === undefined || there === undefined) throw new Error('there are no nodes')
+  const rows: [string, string, string][] = []
+  for (const apartMs of APART_MS) {
+    const times: number[] = []
+    for (let run = 0; run < Number(flags.runs); run += 1) {
+      say(`${apartMs / 1000} s apart, ${run + 1}`)
+      for (const node of nodes) await node.meets(nodes.length - 1)
+      await Promise.all(halves[1]?.map(({ link }) => link.plugInto('br1')) ?? [])
+      const apart = delay(apartMs)
+      const news = await Promise.all(
+        [here, there].map(async (node) => {
+          const image = await buildImage({ layers: [1000], seed: `${node.name} ${apartMs} ${run}` })
+          await node.import(image, `app.test/${node.name}:${apartMs}-${run}`)
+          return image.layers[0]?.descriptor.digest ?? image.manifest.descriptor.digest
+        }),
+      )
+      await apart
+      await Promise.all(halves[1]?.map(({ link }) => link.plugInto('br0')) ?? [])
+      const began = performance.now()
+      await Promise.all(
+        nodes.map((node, number) => {
+          const digest = news[number < STABLE ? 1 : 0]
+          return until(async () => digest !== undefined && (await isFrom(node, digest)), {
+            timeoutMs: 120_000,
+            what: `${node.name} finds what is new in the other half`,
+          })
+        }),
+      )
+      times.push((performance.now() - began) / 1000)
+    }
+    rows.push([
+      `two halves of 3 nodes, ${apartMs / 1000} s apart: from the link's return until all have from the other half what came there meanwhile`,
+      'seconds',
+      spread(times, 's'),
+    ])
+  }
+  return rows
 }
 
 /** Lookups of what three nodes hold, while three others that hold the same are killed and started. */
@@ -437,9 +583,9 @@ function percentiles(values: readonly number[]): string {
   return `${at(0.5)} / ${at(0.99)}`
 }
 
-/** Median, least and most. */
-function spread(values: readonly number[], unit: string): string {
-  const sorted = values.toSorted((a, b) => a - b)
+/** Median, least and most, each times `factor`. */
+function spread(values: readonly number[], unit: string, factor = 1): string {
+  const sorted = values.map((value) => factor * value).toSorted((a, b) => a - b)
   const [middle, least, most] = [sorted[Math.floor(sorted.length / 2)], sorted[0], sorted.at(-1)]
   return `${middle?.toFixed(2)} ${unit} (${least?.toFixed(2)} to ${most?.toFixed(2)}, ${values.length} of them)`
 }

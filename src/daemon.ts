@@ -79,6 +79,8 @@ export interface DaemonComponents {
   readonly reconsider?: () => Promise<EffectiveConfig>
   /** The file of its own configuration, and what it says now; without it changes of that are not followed. */
   readonly written?: OwnFile
+  /** How long records in the DHT live, in ms, on all nodes; a benchmark has them said anew sooner than others need */
+  readonly recordLifeMs?: number
 }
 
 /** Registries with a label of their own in metrics beside those of registries.yaml. */
@@ -95,7 +97,7 @@ const WELL_KNOWN: ReadonlySet<string> = new Set([
 /** Puts a node together: the one place, with the rooms of `daemon/`, that knows concrete classes. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, serviceAccount, onTwin, reconsider, written }: DaemonComponents,
+  { log, serviceAccount, onTwin, reconsider, written, recordLifeMs }: DaemonComponents,
 ): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
@@ -194,10 +196,12 @@ export function createDaemon(
       topology: config.topology,
       sharing: toldTo(config),
       meshSize: config.limits.meshSize,
+      recordLifeMs,
       maxRecords: config.limits.records,
       maxRecordsOfPeer: config.limits.recordsPerPeer,
       maxStreams: config.limits.p2pStreams,
       maxMessageBytes: config.limits.p2pMessage,
+      messagesPerMinute: config.limits.p2pMessages,
       ...(config.limits.p2pConnections !== 'auto' && {
         maxConnections: config.limits.p2pConnections,
       }),

@@ -538,6 +538,14 @@ export const configSchema = section({
       description:
         'Longest message of the protocol between nodes; whoever sends a longer one is cut off.',
     }),
+    p2pMessages: count(300, 10_000_000)
+      .prefault(15_000)
+      .register(docs, {
+        placeholder: 'N',
+        description:
+          'Messages of each of the two protocols between nodes that go to one other node in any minute; a record of the DHT is one. What is to be told beyond waits, ' +
+          'and changes that gather meanwhile are told together. Questions of lookups do not wait.',
+      }),
     cache: size('0B', '16GiB').prefault('16MiB').register(docs, {
       placeholder: 'SIZE',
       description:

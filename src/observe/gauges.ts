@@ -8,6 +8,7 @@ export interface ObservedNode {
     stats(): {
       readonly peerKeys: number
       readonly peerKeyBytes: number
+      readonly ownKeyBytes: number
       readonly recordBacklog: number
       readonly recordsSent: number
       readonly foreign: {
@@ -66,6 +67,11 @@ export function observeNode(
   )
   observe('shoal_advertised_keys', 'Digests and tags this node says it holds', () =>
     advertiser.count(),
+  )
+  observe(
+    'shoal_advertised_keys_bytes',
+    'Memory that these take, in bytes, estimated',
+    () => router.stats().ownKeyBytes,
   )
   observe('shoal_uploads', 'Blobs that are being given to other nodes', () => uploads.used)
   for (const link of ['upload', 'download', 'wan'] as const) {

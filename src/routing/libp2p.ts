@@ -63,6 +63,15 @@ const ARRIVAL_TIMEOUT_MS = 500
 /** It is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
 const SILENCE_MS = 10_000
 const DHT_TIMEOUT_MS = 2000
+/** More than 10,000 records in the time in which lookups should find them */
+const MESSAGES_PER_MINUTE = 15_000
+/**
+ * Of memory: the text of a digest, and its entries in the inventory, among the records and with the advertiser; measured
+ * with 10,000 to 100,000 of them at 232 to 260.
+ */
+const BYTES_PER_OWN_KEY = 240
+/** An entry in the set of what a node was not told yet. */
+const BYTES_PER_MISSING = 30
 /** Of two nodes with one identity the one goes that came just now, in ms since it did. */
 const TWIN_TIME_MS = 60_000
 /** A record may name thousands; so many are met at a time for one lookup. */
@@ -135,8 +144,12 @@ export interface Libp2pRouterInit {
   readonly maxStreams?: number
   /** Of a message of the peer protocol, in bytes, below 2 MiB */
   readonly maxMessageBytes?: number
+  /** Messages of each of its two protocols that go to one other node in any minute, at least 300; records are some, questions of lookups are not */
+  readonly messagesPerMinute?: number
   /** Connections that it keeps; by default some more than the node itself and as many others make */
   readonly maxConnections?: number
+  /** How long records in the DHT live, in ms; the same on all nodes. By default 190 min, or 19 with Spegel nodes */
+  readonly recordLifeMs?: number | undefined
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
   readonly recordShare?: number
   readonly heartbeatMs?: number
@@ -221,7 +234,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#spegel = init.mesh === 'spegel'
     const needed = (): boolean =>
       this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
-    const lifeMs = this.#spegel ? RECORD_LIFE_MS : LONG_RECORD_LIFE_MS
+    const { recordLifeMs: lifeMs = this.#spegel ? RECORD_LIFE_MS : LONG_RECORD_LIFE_MS } = init
     this.#foreign = new RecordStore({
       lifeMs,
       maxRecords: init.maxRecords,
@@ -237,6 +250,7 @@ export class Libp2pRouter implements Router, Startable {
       {
         protocol: this.#dhtProtocol,
         lifeMs,
+        messagesPerMinute: this.#messagesPerMinute,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
       },
     )
@@ -244,6 +258,10 @@ export class Libp2pRouter implements Router, Startable {
 
   get #dhtProtocol(): string {
     return this.#spegel ? SPEGEL_DHT_PROTOCOL : DHT_PROTOCOL
+  }
+
+  get #messagesPerMinute(): number {
+    return this.#init.messagesPerMinute ?? MESSAGES_PER_MINUTE
   }
 
   /**
@@ -418,10 +436,13 @@ export class Libp2pRouter implements Router, Startable {
   stats(): {
     peerKeys: number
     peerKeyBytes: number
+    /** Estimated */
+    ownKeyBytes: number
     recordBacklog: number
     recordsSent: number
     foreign: ReturnType<RecordStore['stats']>
   } {
+    const recordBacklog = this.#records.backlog
     let peerKeys = 0
     let peerKeyBytes = 0
     for (const { keys } of this.#running?.protocol.nodes() ?? []) {
@@ -431,7 +452,8 @@ export class Libp2pRouter implements Router, Startable {
     return {
       peerKeys,
       peerKeyBytes,
-      recordBacklog: this.#records.backlog,
+      ownKeyBytes: this.#inventory.size * BYTES_PER_OWN_KEY + recordBacklog * BYTES_PER_MISSING,
+      recordBacklog,
       recordsSent: this.#records.sent,
       foreign: this.#foreign.stats(),
     }
@@ -644,6 +666,7 @@ export class Libp2pRouter implements Router, Startable {
         meshSize: this.#meshSize,
         maxMessageBytes: this.#init.maxMessageBytes,
         heartbeatMs: this.#init.heartbeatMs ?? 4000,
+        messagesPerMinute: this.#messagesPerMinute,
       },
     )
     // A Spegel node says no hello

@@ -1,5 +1,6 @@
 import { create } from '@bufbuild/protobuf'
 import type { Startable } from '../../lifecycle.ts'
+import { Allowance } from '../allowance.ts'
 import {
   ClaimSyncSchema,
   TagClaimsSchema,
@@ -22,8 +23,7 @@ const ANSWER_MS = 5000
 const VAIN_PAUSE_MS = 20_000
 const MAX_VAIN_PAUSE_MS = 3_600_000
 /** What a peer may tell without being asked: so many claims at once, and in a second. What comes on top is not heard. */
-const BURST = 1000
-const CLAIMS_PER_SECOND = 50
+const UNASKED = { atOnce: 1000, perSecond: 50 } as const
 /** Twice what a book holds */
 const MAX_ANSWER = 80_000
 /** A bit for each part */
@@ -166,7 +166,7 @@ export class ClaimExchange implements Startable {
       forgotten: 0,
       vain: 0,
       askAfter: 0,
-      allowance: new Allowance(),
+      allowance: new Allowance(UNASKED),
     }
     this.#states.set(id, fresh)
     return fresh
@@ -275,21 +275,6 @@ interface Asked {
   /** Claims that it may bring */
   left: number
   news: boolean
-}
-
-/** How much may be said unasked: a bucket that fills slowly. */
-class Allowance {
-  #left = BURST
-  #at = performance.now()
-
-  take(): boolean {
-    const now = performance.now()
-    this.#left = Math.min(BURST, this.#left + ((now - this.#at) / 1000) * CLAIMS_PER_SECOND)
-    this.#at = now
-    if (this.#left < 1) return false
-    this.#left -= 1
-    return true
-  }
 }
 
 /** Undefined for what is no claim, which the book has refused. */

@@ -8,6 +8,7 @@ import { CID } from 'multiformats/cid'
 import { create as createMultihash } from 'multiformats/hashes/digest'
 import type { Logger } from '../../observe/log.ts'
 import type { ContentKey } from '../../oci/reference.ts'
+import { Allowance } from '../allowance.ts'
 import { distanceOf, KeySpace, placeOf, REPLICAS } from './key-space.ts'
 import { RECORD_LIFE_MS } from './record-store.ts'
 import { survey } from './survey.ts'
@@ -32,8 +33,8 @@ const PACE_BATCHES = 10
  * Of the life of a record. It is said again after the first, all of them a little at a time for the second of these, and
  * for the first time sooner after they went out in one go; so none gets older than the first.
  */
-const RENEW_AFTER = 13 / 19
-const RENEW_OVER = 6 / 19
+export const RENEW_AFTER = 13 / 19
+export const RENEW_OVER = 6 / 19
 /** When many nodes join at once, their turns begin at different times. */
 const SPREAD_MS_PER_NODE = 10
 /** So long after a node left others keep its records in its place: one that only restarts is back by then. */
@@ -102,6 +103,8 @@ interface DhtRecordsInit {
   readonly protocol: string
   /** How long receivers keep a record; {@link RECORD_LIFE_MS} by default */
   readonly lifeMs?: number | undefined
+  /** Messages to one receiver, of which each record is one; at least 300 */
+  readonly messagesPerMinute: number
   /** Of a receiver's time for each sender, while lookups need records */
   readonly shareNeeded?: number
   /** Milliseconds from the leaving of a node until others are told its records */
@@ -127,6 +130,7 @@ interface Receiver {
   /** Its keys that it was not told yet */
   readonly missing: Set<ContentKey>
   readonly bell: EventEmitter<{ missing: [] }>
+  readonly allowance: Allowance
 }
 
 /**
@@ -140,6 +144,7 @@ export class DhtRecords {
   readonly #incomplete: () => boolean
   readonly #onSent: (messages: number) => void
   readonly #protocol: string
+  readonly #messagesPerMinute: number
   readonly #shareNeeded: number
   readonly #settleMs: number
   readonly #surveyMs: number
@@ -169,6 +174,7 @@ export class DhtRecords {
     this.#incomplete = incomplete
     this.#onSent = onSent
     this.#protocol = init.protocol
+    this.#messagesPerMinute = init.messagesPerMinute
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
     this.#settleMs = init.settleMs ?? SETTLE_MS
     this.#surveyMs = init.surveyMs ?? SURVEY_MS
@@ -298,6 +304,7 @@ export class DhtRecords {
       left: new AbortController(),
       missing: new Set(),
       bell: new EventEmitter(),
+      allowance: Allowance.perMinute(this.#messagesPerMinute),
     }
     this.#receivers.set(id.toString(), receiver)
     this.#departed.delete(id.toString())
@@ -430,6 +437,11 @@ export class DhtRecords {
         renewed = this.#near(receiver)
         renewsAt = roundAt = Math.max(roundAt + this.#renewMs, performance.now() + MIN_RETRY_MS)
         continue
+      }
+      // A ping goes with them
+      while (!receiver.allowance.take(keys.length + 1)) {
+        const waitMs = receiver.allowance.waitMs(keys.length + 1)
+        await delay(waitMs, undefined, { signal, ref: false })
       }
       const started = performance.now()
       try {

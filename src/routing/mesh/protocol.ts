@@ -66,6 +66,8 @@ interface PeerProtocolInit {
   readonly maxMessageBytes?: number | undefined
   /** A sign of life goes out when nothing else did for so long */
   readonly heartbeatMs: number
+  /** Messages to one peer; what is to be told beyond waits, and is told together */
+  readonly messagesPerMinute: number
 }
 
 interface PeerProtocolEvents {

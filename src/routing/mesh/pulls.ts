@@ -22,7 +22,7 @@ const MAX_FROM = 4
 const MAX_ID_LENGTH = 128
 const MAX_PACE = 60_000
 /** Reports that are heard from one node in a second; many pulls at once, each several times. */
-const REPORTS_A_SECOND = 1000
+export const REPORTS = { atOnce: 1000, perSecond: 1000 } as const
 
 const STATES: readonly (readonly [PullReport['state'], PullReport_State])[] = [
   ['asks', PullReport_State.ASKS],
@@ -86,23 +86,6 @@ export function adviceMessage({ circle, key, from, ...rest }: PullAdvice): PeerM
     key: Buffer.from(key, 'latin1'),
   })
   return { case: 'pullAdvice', value }
-}
-
-/** Bounds how often one node is heard. */
-export class ReportLimit {
-  #left = REPORTS_A_SECOND
-  #at = performance.now()
-
-  /** False for what is too much. */
-  take(): boolean {
-    const now = performance.now()
-    const fresh = ((now - this.#at) / 1000) * REPORTS_A_SECOND
-    this.#left = Math.min(REPORTS_A_SECOND, this.#left + fresh)
-    this.#at = now
-    if (this.#left < 1) return false
-    this.#left -= 1
-    return true
-  }
 }
 
 const MAX_SAFE = BigInt(Number.MAX_SAFE_INTEGER)

@@ -1,5 +1,6 @@
 import type { Connection } from '@libp2p/interface'
 import { isPlausible, parseMultiaddr } from '../addresses.ts'
+import { Allowance } from '../allowance.ts'
 import type { Card, Hello, Inventory as InventoryMessage, Update } from '../gen/peer/v1/peer_pb.ts'
 import type { Peer } from '../router.ts'
 import { PeerProtocolError } from './frames.ts'
@@ -8,7 +9,7 @@ import { KeySet } from './key-set.ts'
 import { KEEPS } from './keeps.ts'
 import { PREFETCH } from './prefetches.ts'
 import { PROBES } from './probes.ts'
-import { PULLS, ReportLimit } from './pulls.ts'
+import { PULLS, REPORTS } from './pulls.ts'
 
 /** Nodes that one hello may name. */
 export const MAX_MEMBERS = 1024
@@ -32,7 +33,7 @@ export interface RemoteNode {
   /** It takes part in pulls in flight */
   readonly pulls: boolean
   /** Bounds how often it is heard of them */
-  readonly reports: ReportLimit
+  readonly reports: Allowance
   /** It keeps images that others ask it to */
   readonly keeps: boolean
   /** It tries pulls with others that ask it to */
@@ -61,7 +62,7 @@ export class Remote implements RemoteNode {
   readonly keys = new KeySet()
   /** Its suspicions of others are not heard until then */
   mutedUntil = 0
-  readonly reports = new ReportLimit()
+  readonly reports = new Allowance(REPORTS)
   inventory: RemoteNode['inventory']
   readonly #connection: Connection
   readonly #loopback: boolean

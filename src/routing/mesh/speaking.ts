@@ -11,6 +11,7 @@ import {
   type Inventory as InventoryMessage,
   type PeerMessage,
 } from '../gen/peer/v1/peer_pb.ts'
+import { Allowance } from '../allowance.ts'
 import { PeerProtocolError } from './frames.ts'
 import { packKeys, type Inventory } from './inventory.ts'
 
@@ -30,10 +31,11 @@ export const MAX_SILENT_BEATS = 3
 export class Speaking {
   readonly #inventory: Inventory
   readonly #heartbeatMs: number
+  readonly #allowance: Allowance
   readonly #onSent: () => void
   /**
    * Changes not yet told; one entry a key, the last change counts. It grows only while the peer does not read, which
-   * is not for long.
+   * is not for long, or was told too much already.
    */
   readonly #pending = new Map<string, boolean>()
   readonly #ended = Promise.withResolvers<void>()
@@ -44,9 +46,14 @@ export class Speaking {
   readonly #notes = new Map<string, () => PeerMessage['message']>()
 
   /** `onSent` is told of every message. */
-  constructor(inventory: Inventory, init: { readonly heartbeatMs: number }, onSent: () => void) {
+  constructor(
+    inventory: Inventory,
+    init: { readonly heartbeatMs: number; readonly messagesPerMinute: number },
+    onSent: () => void,
+  ) {
     this.#inventory = inventory
     this.#heartbeatMs = init.heartbeatMs
+    this.#allowance = Allowance.perMinute(init.messagesPerMinute)
     this.#onSent = onSent
   }
 
@@ -93,18 +100,27 @@ export class Speaking {
     await this.#send(stream, { case: 'hello', value: hello })
     const pieces = hello.inventory ? this.#pieces() : undefined
     while (this.#goodbye === undefined && stream.status === 'open') {
-      for (const [about, note] of this.#notes) {
-        this.#notes.delete(about)
-        await this.#send(stream, note())
+      const waitMs = this.#allowance.waitMs()
+      if (waitMs > 0) {
+        await this.#idle(waitMs)
+        continue
       }
-      const piece = pieces?.next().value
-      if (piece !== undefined) await this.#send(stream, { case: 'inventory', value: piece })
-      else if (await this.#idle())
+      const message = this.#nextNote() ?? nextPiece(pieces)
+      if (message !== undefined) await this.#send(stream, message)
+      else if (await this.#idle(this.#heartbeatMs))
         await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
     }
     if (stream.status !== 'open') return
     await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema, this.#goodbye) })
     await stream.close({ signal: AbortSignal.timeout(GOODBYE_TIMEOUT_MS) })
+  }
+
+  #nextNote(): PeerMessage['message'] | undefined {
+    for (const [about, note] of this.#notes) {
+      this.#notes.delete(about)
+      return note()
+    }
+    return undefined
   }
 
   /**
@@ -148,10 +164,10 @@ export class Speaking {
     })
   }
 
-  /** Resolves when there may be something to do; true when nothing was for the time of a heartbeat. */
-  async #idle(): Promise<boolean> {
+  /** Resolves when there may be something to do; true when nothing was for so long. */
+  async #idle(forMs: number): Promise<boolean> {
     const { promise, resolve } = Promise.withResolvers<boolean>()
-    const timer = setTimeout(resolve, this.#heartbeatMs, true).unref()
+    const timer = setTimeout(resolve, forMs, true).unref()
     this.#wake = () => resolve(false)
     const idle = await promise
     clearTimeout(timer)
@@ -163,11 +179,19 @@ export class Speaking {
     const more = stream.send(
       sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message })),
     )
+    this.#allowance.take()
     this.#onSent()
     // A large inventory shares the event loop with pulls
     await nextTurn()
     if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)
   }
+}
+
+function nextPiece(
+  pieces: Iterator<InventoryMessage | undefined> | undefined,
+): PeerMessage['message'] | undefined {
+  const value = pieces?.next().value
+  return value && { case: 'inventory', value }
 }
 
 /**

@@ -1,5 +1,8 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import v8 from 'node:v8'
+import vm from 'node:vm'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { until } from '../../wait.ts'
 import { LoopbackMesh } from './nodes.ts'
@@ -48,4 +51,53 @@ suite('what taking part costs a node', () => {
     await until(() => b.router.stats().foreign.refused === 200)
     assert.equal(b.router.stats().foreign.records, 100)
   })
+
+  test('changes beyond what may be said in a minute gather, and all of them are told', async () => {
+    // Half of them at once
+    const limit = 300
+    await using mesh = new LoopbackMesh({ messagesPerMinute: limit })
+    const sent = tally()
+    const a = await mesh.add({ onMessages: sent.onMessages })
+    const b = await mesh.add()
+    await until(() => a.router.peers().length === 1 && b.router.peers().length === 1)
+    const began = performance.now()
+    for (const key of KEYS) {
+      a.router.advertise([key])
+      // Each would be told by itself
+      await nextTurn()
+      await nextTurn()
+    }
+    await until(() => b.router.stats().peerKeys === KEYS.length)
+    const earned = ((performance.now() - began) / 60_000) * (limit / 2)
+    assert.ok(
+      sent.of('peer out') > 50,
+      `only ${sent.of('peer out')} messages: nothing was held back`,
+    )
+    assert.ok(sent.of('peer out') <= limit / 2 + earned + 1, `${sent.of('peer out')} messages`)
+  })
+
+  test('the memory that own keys take is told about right', async () => {
+    const count = 50_000
+    await using mesh = new LoopbackMesh()
+    const { router } = await mesh.add()
+    const before = liveBytes()
+    router.advertise(Array.from({ length: count }, (_, number) => digestOf(`own/${number}`)))
+    const told = router.stats().ownKeyBytes
+    // They enter one table after the other
+    await until(
+      () => {
+        const share = told / (liveBytes() - before)
+        return share > 0.7 && share < 1.4
+      },
+      { what: `about ${told} bytes are in use` },
+    )
+  })
 })
+
+/** Objects and buffers in use. */
+function liveBytes(): number {
+  v8.setFlagsFromString('--expose-gc')
+  vm.runInNewContext('gc')()
+  const { heapUsed, external } = process.memoryUsage()
+  return heapUsed + external
+}

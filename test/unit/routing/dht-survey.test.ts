@@ -42,7 +42,12 @@ async function start(stack: AsyncDisposableStack, maxConnections: number) {
   stack.defer(async () => node.stop())
   const records = new DhtRecords(
     { log: silent, needed: () => true, incomplete: () => true },
-    { protocol: SPEGEL_DHT_PROTOCOL, shareNeeded: 0.5, surveyMs: 500 },
+    {
+      protocol: SPEGEL_DHT_PROTOCOL,
+      messagesPerMinute: 1_000_000,
+      shareNeeded: 0.5,
+      surveyMs: 500,
+    },
   )
   return { node, records, place: placeOf(node.peerId.toMultihash().bytes) }
 }

@@ -27,7 +27,7 @@ const TRANSPORT = {
 }
 
 /** A node with records to send. */
-async function sender() {
+async function sender({ messagesPerMinute = 1_000_000 } = {}) {
   const node = await createLibp2p({
     ...TRANSPORT,
     start: false,
@@ -39,7 +39,7 @@ async function sender() {
   })
   const records = new DhtRecords(
     { log: silent, needed: () => true, incomplete: () => false },
-    { protocol: PROTOCOL, shareNeeded: 0.5, settleMs: 100 },
+    { protocol: PROTOCOL, messagesPerMinute, shareNeeded: 0.5, settleMs: 100 },
   )
   await records.start(node)
   await node.start()
@@ -210,6 +210,19 @@ suite('records in the DHT', () => {
     assert.deepEqual(told(others), range(0, 20))
   })
 
+  test('no more go to a node than are allowed in a minute', async () => {
+    // Half of them at once
+    await using a = await sender({ messagesPerMinute: 600 })
+    await using b = await receiver(true)
+    await connect(a.node, b.node)
+    const began = performance.now()
+    a.records.add(Array.from({ length: 300 }, (_, number) => digestOf(`${number}`)))
+    await until(() => a.records.sent === 300)
+    const tookMs = performance.now() - began
+    // A ping went with each hundred: three more messages than were allowed at once
+    assert.ok(tookMs > 550, `${tookMs} ms`)
+  })
+
   test('many keys and many nodes do not hold up everything else', async () => {
     const met: ((id: PeerId, connection: Connection) => void)[] = []
     // Only what it needs of a node; a connection to each of 500 would take a minute
@@ -222,7 +235,7 @@ suite('records in the DHT', () => {
     } as unknown as Parameters<DhtRecords['start']>[0]
     const records = new DhtRecords(
       { log: silent, needed: () => true, incomplete: () => false },
-      { protocol: PROTOCOL },
+      { protocol: PROTOCOL, messagesPerMinute: 15_000 },
     )
     await records.start(node)
     try {

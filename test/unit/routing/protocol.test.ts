@@ -296,7 +296,14 @@ async function speaker(card: () => MessageInitShape<typeof CardSchema>, addresse
     streamMuxers: [yamux()],
     services: { identify: identify() },
   })
-  const init = { card, addresses, loopback: true, meshSize: 10, heartbeatMs: 60_000 }
+  const init = {
+    card,
+    addresses,
+    loopback: true,
+    meshSize: 10,
+    heartbeatMs: 60_000,
+    messagesPerMinute: 15_000,
+  }
   const protocol = new PeerProtocol({ log: silent, node, inventory: new Inventory() }, init)
   await protocol.start()
   await node.start()
