@@ -2,6 +2,7 @@ import { setImmediate as breathe } from 'node:timers/promises'
 import { BaseDatastore } from 'datastore-core'
 import { Key, type Pair, type Query } from 'interface-datastore'
 import { base32 } from 'multiformats/bases/base32'
+import { KEY_BYTES } from '../mesh/inventory.ts'
 import { RecordTable } from './record-table.ts'
 
 const SECOND = 1000
@@ -70,6 +71,19 @@ export class RecordStore extends BaseDatastore {
   stats(): { records: number; bytes: number; refused: number } {
     const { size, bytes } = this.#table
     return { records: size, bytes, refused: this.#refused }
+  }
+
+  /** A node says that it holds these no more: keys as inventories carry them, with which the names of records begin. */
+  withdraw(id: string, packed: Uint8Array): void {
+    const number = this.#providers.get(id)?.number
+    if (number === undefined) return
+    for (let offset = 0; offset + KEY_BYTES <= packed.length; offset += KEY_BYTES) {
+      // A copy, whose bytes begin where a number may
+      const bytes = Uint8Array.from(packed.subarray(offset, offset + KEY_BYTES))
+      const key = new Uint32Array(bytes.buffer)
+      const row = this.#rowOf(key, number)
+      if (row !== undefined) this.#drop(row)
+    }
   }
 
   /** What cannot be kept is passed over: an error would make kad-dht drop the sender's other records as well. */
@@ -148,7 +162,11 @@ export class RecordStore extends BaseDatastore {
     const { key, provider = '' } = parse(name.toString())
     const number = this.#providers.get(provider)?.number
     if (key === undefined || number === undefined) return undefined
-    return this.#table.rowsOf(key).find((row) => this.#table.provider(row) === number)
+    return this.#rowOf(key, number)
+  }
+
+  #rowOf(key: Uint32Array, provider: number): number | undefined {
+    return this.#table.rowsOf(key).find((row) => this.#table.provider(row) === provider)
   }
 
   /** True when there may be more than the `count` it has dropped. */

@@ -2,6 +2,8 @@ import { randomFillSync } from 'node:crypto'
 
 /** Of a key, as 32-bit words: a SHA-256. */
 const KEY_WORDS = 8
+/** Of them, those by which it is found; they are what an inventory has of a key. */
+const NAME_WORDS = 4
 /** The other numbers of a record; each is a column. */
 const COLUMNS = 5
 const PROVIDER = 0
@@ -15,7 +17,7 @@ const MIN_ROWS = 1024
  * One random factor a word. The sum of the products says which bucket a key is in; with a fixed function, a peer could
  * send keys that are all in one of them, and each record would be compared with all others.
  */
-const FACTORS = randomFillSync(new Uint32Array(KEY_WORDS))
+const FACTORS = randomFillSync(new Uint32Array(NAME_WORDS))
 
 /**
  * Who is said to have which keys, and since when, in order of age: a hash table with chains, in arrays of numbers, 56
@@ -58,7 +60,7 @@ export class RecordTable {
     return this.#cell(row, AT)
   }
 
-  /** Rows of a key, the newest first; none of them may be removed meanwhile. */
+  /** Rows of a key, or of those that begin with its first 16 bytes; the newest first. None of them may be removed meanwhile. */
   *rowsOf(key: Uint32Array): Generator<number> {
     for (let row = this.#first(key); row !== 0; row = this.#cell(row, NEXT)) {
       if (this.#isKey(row, key)) yield row
@@ -146,7 +148,7 @@ export class RecordTable {
 
   #bucketOf(offset: number, words: Uint32Array): number {
     let sum = 0
-    for (let word = 0; word < KEY_WORDS; word += 1) {
+    for (let word = 0; word < NAME_WORDS; word += 1) {
       sum += Math.imul(words[offset + word] ?? 0, FACTORS[word] ?? 0) >>> 0
     }
     // The upper bits of a product depend on all bits of its factors, the lower ones do not.
@@ -154,7 +156,7 @@ export class RecordTable {
   }
 
   #isKey(row: number, key: Uint32Array): boolean {
-    for (let word = 0; word < KEY_WORDS; word += 1) {
+    for (let word = 0; word < key.length; word += 1) {
       if (this.#keys[row * KEY_WORDS + word] !== key[word]) return false
     }
     return true

@@ -79,6 +79,8 @@ interface PeerProtocolEvents {
   update: [node: RemoteNode]
   /** A node's stream ended; `meant`: it said goodbye */
   leave: [node: RemoteNode, meant: boolean]
+  /** A node says what it holds no more, in keys as inventories carry them */
+  withdraw: [id: string, keys: Uint8Array]
   /** A stream to a node begins, whose hello goes before all that it is told */
   speak: [id: string]
   /** A node says what is not for the protocol itself; a PeerProtocolError that a listener throws cuts it off */
@@ -313,6 +315,10 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'inventory':
         node.take(message.value)
         this.emit('change')
+        this.emit('withdraw', node.peer.id, message.value.removed)
+        break
+      case 'withdrawn':
+        this.emit('withdraw', node.peer.id, message.value.keys)
         break
       case 'update':
         node.describe(message.value)

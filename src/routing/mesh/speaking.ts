@@ -7,8 +7,8 @@ import {
   GoodbyeSchema,
   InventorySchema,
   PeerMessageSchema,
+  WithdrawnSchema,
   type Hello,
-  type Inventory as InventoryMessage,
   type PeerMessage,
 } from '../gen/peer/v1/peer_pb.ts'
 import { Allowance } from '../allowance.ts'
@@ -98,14 +98,14 @@ export class Speaking {
       stream.abort(new PeerProtocolError('a peer answered on a stream that it only reads')),
     )
     await this.#send(stream, { case: 'hello', value: hello })
-    const pieces = hello.inventory ? this.#pieces() : undefined
+    const pieces = hello.inventory ? this.#pieces() : this.#withdrawals()
     while (this.#goodbye === undefined && stream.status === 'open') {
       const waitMs = this.#allowance.waitMs()
       if (waitMs > 0) {
         await this.#idle(waitMs)
         continue
       }
-      const message = this.#nextNote() ?? nextPiece(pieces)
+      const message = this.#nextNote() ?? pieces.next().value
       if (message !== undefined) await this.#send(stream, message)
       else if (await this.#idle(this.#heartbeatMs))
         await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
@@ -127,7 +127,7 @@ export class Speaking {
    * The inventory, then its changes, piece by piece; nothing when there is nothing to tell at the moment. The inventory
    * is read while it may change, so what changed since the beginning is told once more after it.
    */
-  *#pieces(): Generator<InventoryMessage | undefined, never> {
+  *#pieces(): Generator<PeerMessage['message'] | undefined, never> {
     const all = this.#inventory.keys()
     let rest = true
     for (let reset = true; rest; reset = false) {
@@ -153,8 +153,29 @@ export class Speaking {
     }
   }
 
-  #piece(told: { reset: boolean; added: string[]; removed: string[]; rest: boolean }) {
-    return create(InventorySchema, {
+  /** For whom the inventory is too much: what is withdrawn, of which it may keep records. */
+  *#withdrawals(): Generator<PeerMessage['message'] | undefined, never> {
+    for (;;) {
+      const removed: string[] = []
+      for (const [key, held] of this.#pending) {
+        if (removed.length === KEYS_PER_MESSAGE) break
+        this.#pending.delete(key)
+        if (!held) removed.push(key)
+      }
+      const keys = packKeys(removed)
+      yield removed.length === 0
+        ? undefined
+        : { case: 'withdrawn', value: create(WithdrawnSchema, { keys }) }
+    }
+  }
+
+  #piece(told: {
+    reset: boolean
+    added: string[]
+    removed: string[]
+    rest: boolean
+  }): PeerMessage['message'] {
+    const value = create(InventorySchema, {
       epoch: this.#inventory.epoch,
       version: this.#inventory.version,
       reset: told.reset,
@@ -162,6 +183,7 @@ export class Speaking {
       removed: packKeys(told.removed),
       added: packKeys(told.added),
     })
+    return { case: 'inventory', value }
   }
 
   /** Resolves when there may be something to do; true when nothing was for so long. */
@@ -185,13 +207,6 @@ export class Speaking {
     await nextTurn()
     if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)
   }
-}
-
-function nextPiece(
-  pieces: Iterator<InventoryMessage | undefined> | undefined,
-): PeerMessage['message'] | undefined {
-  const value = pieces?.next().value
-  return value && { case: 'inventory', value }
 }
 
 /**

@@ -43,6 +43,26 @@ suite('store of DHT records', () => {
     assert.equal(store.stats().records, 3)
   })
 
+  test('what a node withdraws goes, by how the names of its records begin, and nothing of others', async () => {
+    const store = new RecordStore()
+    for (const number of [1, 2, 3]) {
+      for (const provider of ['a', 'b']) put(store, number, provider)
+    }
+    const start = (number: number) => hash('sha256', String(number), 'buffer').subarray(0, 16)
+    // Half a key is none
+    store.withdraw('a', Buffer.concat([start(1), start(4), start(3), start(2).subarray(0, 8)]))
+    store.withdraw('nobody', start(2))
+    assert.deepEqual(await Promise.all([1, 2, 3].map((number) => providersOf(store, number))), [
+      ['b'],
+      ['a', 'b'],
+      ['b'],
+    ])
+    store.withdraw('a', start(2))
+    put(store, 2, 'c')
+    assert.deepEqual(await providersOf(store, 2), ['b', 'c'])
+    assert.equal(store.stats().records, 4)
+  })
+
   test('a record that is not said again expires, in the answer and in memory', async (context) => {
     const store = new RecordStore()
     for (let number = 0; number < 5000; number += 1) put(store, number, 'a')

@@ -48,6 +48,25 @@ suite('router: the DHT alone', () => {
     assert.deepEqual(await holders(b.router, KEY), [])
   })
 
+  for (const meshSize of [0, 10]) {
+    test(`what is withdrawn goes from where its records are, with inventories for ${meshSize}`, async () => {
+      await using mesh = new LoopbackMesh({ meshSize })
+      const a = await mesh.add()
+      const b = await mesh.add()
+      const c = await mesh.add()
+      const records = () => [b, c].map(({ router }) => router.stats().foreign.records)
+      a.router.advertise([KEY, OTHER])
+      await until(() => records().every((count) => count === 2))
+      a.router.withdraw([KEY])
+      await until(() => records().every((count) => count === 1))
+      await until(async () => (await holders(c.router, KEY)).length === 0)
+      assert.deepEqual(await holders(b.router, OTHER), [a.id])
+      a.router.advertise([KEY])
+      await until(() => records().every((count) => count === 2))
+      assert.deepEqual(await holders(b.router, KEY), [a.id])
+    })
+  }
+
   test('a record of a node that is gone leads nowhere, and harms nobody', async () => {
     await using mesh = new LoopbackMesh({ meshSize: 0 })
     const a = await mesh.add()

@@ -23,7 +23,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEiowUKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIrCghwcmVmZXRjaBgJIAEoCzIXLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASNAoNcHJvYmVfcmVxdWVzdBgRIAEoCzIbLnNob2FsLnBlZXIudjEuUHJvYmVSZXF1ZXN0SAASMgoMcHJvYmVfYW5zd2VyGBIgASgLMhouc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlckgAQgkKB21lc3NhZ2UieAoFSGVsbG8SIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkSJgoHbWVtYmVycxgDIAMoCzIVLnNob2FsLnBlZXIudjEuTWVtYmVyEhEKCWludmVudG9yeRgEIAEoCCLAAQoEQ2FyZBIMCgRuYW1lGAEgASgJEhcKD3JlZ2lzdHJ5X3NjaGVtZRgCIAEoCRIVCg1yZWdpc3RyeV9wb3J0GAMgASgNEhoKEnJlZ2lzdHJ5X2FkZHJlc3NlcxgEIAMoCRIMCgR6b25lGAUgASgJEg4KBnJlZ2lvbhgGIAEoCRIPCgd2ZXJzaW9uGAcgASgJEhAKCGZlYXR1cmVzGAggAygJEgwKBGxvYWQYCSABKA0SDwoHc2hhcmluZxgKIAEoCCI+CgZVcGRhdGUSIQoEY2FyZBgBIAEoCzITLnNob2FsLnBlZXIudjEuQ2FyZBIRCglhZGRyZXNzZXMYAiADKAkiJwoGTWVtYmVyEgoKAmlkGAEgASgJEhEKCWFkZHJlc3NlcxgCIAMoCSJsCglJbnZlbnRvcnkSDQoFZXBvY2gYASABKAYSDwoHdmVyc2lvbhgCIAEoBBINCgVyZXNldBgDIAEoCBIQCghjb21wbGV0ZRgEIAEoCBIPCgdyZW1vdmVkGAUgASgMEg0KBWFkZGVkGAYgASgMIhcKB0dvb2RieWUSDAoEZnVsbBgBIAEoCCIHCgVBbGl2ZSIVCgdTdXNwZWN0EgoKAmlkGAEgASgJIkkKCVRhZ0NsYWltcxIqCgZjbGFpbXMYASADKAsyGi5zaG9hbC5wZWVyLnYxLlNpZ25lZENsYWltEhAKCGNvbXBsZXRlGAIgASgIIjMKC1NpZ25lZENsYWltEhEKCXN0YXRlbWVudBgBIAEoDBIRCglzaWduYXR1cmUYAiABKAwitAEKDkNsYWltU3RhdGVtZW50EgwKBG5hbWUYASABKAkSDAoEbm9kZRgCIAEoCRImCgRraW5kGAMgASgOMhguc2hvYWwucGVlci52MS5DbGFpbUtpbmQSDgoGZGlnZXN0GAQgASgJEgwKBHNpemUYBSABKAQSEgoKbWVkaWFfdHlwZRgGIAEoCRIKCgJtcxgHIAEoBBIPCgdjb3VudGVyGAggASgNEg8KB3N1YmplY3QYCSABKAkiQgoJQ2xhaW1TeW5jEg8KB3N1bW1hcnkYASABKAwSDgoGd2FudGVkGAIgASgGEhQKDGZvcmdvdHRlbl9tcxgDIAEoBCKlAgoKUHVsbFJlcG9ydBINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEi4KBXN0YXRlGAQgASgOMh8uc2hvYWwucGVlci52MS5QdWxsUmVwb3J0LlN0YXRlEgwKBGhhdmUYBSABKAQSDAoEc2l6ZRgGIAEoBBIMCgRmcm9tGAcgASgJEg4KBmZhaWxlZBgIIAMoCRIPCgdzdGFsbGVkGAkgASgIEhMKC25vX3Vwc3RyZWFtGAogASgIEg0KBXNtYWxsGAsgASgIEg0KBXdyb25nGAwgASgIIj0KBVN0YXRlEggKBEFTS1MQABIJCgVMRUFEUxABEgsKB0ZPTExPV1MQAhIICgRET05FEAMSCAoER09ORRAEImIKClB1bGxBZHZpY2USDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIMCgRsZWFkGAQgASgIEgwKBGZyb20YBSADKAkSDAoEcGFjZRgGIAEoDSJPCgtLZWVwUmVxdWVzdBISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEg4KBmNvcGllcxgEIAEoDSIqCgxQcm9iZVJlcXVlc3QSCgoCaWQYASABKAYSDgoGZGlnZXN0GAIgASgJIvoCCgtQcm9iZUFuc3dlchIKCgJpZBgBIAEoBhIyCgZwdWxsZWQYAiABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSEQoJcHVsbGVkX21zGAMgASgNEjQKCHJlZ2lzdHJ5GAQgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEi8KA3AycBgFIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIOCgZkaWdlc3QYBiABKAkSCwoDbm93GAcgASgEIpMBCgdPdXRjb21lEgsKB1VOVFJJRUQQABIGCgJPSxABEhEKDU5PVF9BTk5PVU5DRUQQAhILCgdSRUZVU0VEEAMSDAoITk9fUk9VVEUQBBINCglOT19BTlNXRVIQBRINCglVTlRSVVNURUQQBhINCglOT1RfR0lWRU4QBxIJCgVXUk9ORxAIEg0KCUVMU0VXSEVSRRAJIpIBCghQcmVmZXRjaBIKCgJpZBgBIAEoBBItCgVvcmRlchgCIAEoCzIcLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hPcmRlckgAEi0KBXN0YXRlGAMgASgLMhwuc2hvYWwucGVlci52MS5QcmVmZXRjaFN0YXRlSAASEwoJY2FuY2VsbGVkGAQgASgISABCBwoFYWJvdXQiawoNUHJlZmV0Y2hPcmRlchISCgpyZXBvc2l0b3J5GAEgASgJEg4KBmRpZ2VzdBgCIAEoCRIMCgR0YWdzGAMgAygJEhEKCXBsYXRmb3JtcxgEIAMoCRIVCg1hbGxfcGxhdGZvcm1zGAUgASgIItEBCg1QcmVmZXRjaFN0YXRlEjEKBXN0YWdlGAEgASgOMiIuc2hvYWwucGVlci52MS5QcmVmZXRjaFN0YXRlLlN0YWdlEgwKBHNpemUYAiABKAQSDAoEaGF2ZRgDIAEoBBIuCgdzb3VyY2VzGAQgAygLMh0uc2hvYWwucGVlci52MS5QcmVmZXRjaFNvdXJjZRIOCgZyZWFzb24YBSABKAkiMQoFU3RhZ2USCQoFV0FJVFMQABIICgRHRVRTEAESBwoDSEFTEAISCgoGRkFJTEVEEAMiLQoOUHJlZmV0Y2hTb3VyY2USDAoEbmFtZRgBIAEoCRINCgVieXRlcxgCIAEoBCpvCglDbGFpbUtpbmQSGgoWQ0xBSU1fS0lORF9VTlNQRUNJRklFRBAAEhcKE0NMQUlNX0tJTkRfT0JTRVJWRUQQARIVChFDTEFJTV9LSU5EX1BVU0hFRBACEhYKEkNMQUlNX0tJTkRfREVMRVRFRBADYgZwcm90bzM");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi0gUKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIrCghwcmVmZXRjaBgJIAEoCzIXLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASLQoJd2l0aGRyYXduGA0gASgLMhguc2hvYWwucGVlci52MS5XaXRoZHJhd25IABI0Cg1wcm9iZV9yZXF1ZXN0GBEgASgLMhsuc2hvYWwucGVlci52MS5Qcm9iZVJlcXVlc3RIABIyCgxwcm9iZV9hbnN3ZXIYEiABKAsyGi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VySABCCQoHbWVzc2FnZSJ4CgVIZWxsbxIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCRImCgdtZW1iZXJzGAMgAygLMhUuc2hvYWwucGVlci52MS5NZW1iZXISEQoJaW52ZW50b3J5GAQgASgIIsABCgRDYXJkEgwKBG5hbWUYASABKAkSFwoPcmVnaXN0cnlfc2NoZW1lGAIgASgJEhUKDXJlZ2lzdHJ5X3BvcnQYAyABKA0SGgoScmVnaXN0cnlfYWRkcmVzc2VzGAQgAygJEgwKBHpvbmUYBSABKAkSDgoGcmVnaW9uGAYgASgJEg8KB3ZlcnNpb24YByABKAkSEAoIZmVhdHVyZXMYCCADKAkSDAoEbG9hZBgJIAEoDRIPCgdzaGFyaW5nGAogASgIIj4KBlVwZGF0ZRIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCSInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiGQoJV2l0aGRyYXduEgwKBGtleXMYASABKAwiFwoHR29vZGJ5ZRIMCgRmdWxsGAEgASgIIgcKBUFsaXZlIhUKB1N1c3BlY3QSCgoCaWQYASABKAkiSQoJVGFnQ2xhaW1zEioKBmNsYWltcxgBIAMoCzIaLnNob2FsLnBlZXIudjEuU2lnbmVkQ2xhaW0SEAoIY29tcGxldGUYAiABKAgiMwoLU2lnbmVkQ2xhaW0SEQoJc3RhdGVtZW50GAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoDCK0AQoOQ2xhaW1TdGF0ZW1lbnQSDAoEbmFtZRgBIAEoCRIMCgRub2RlGAIgASgJEiYKBGtpbmQYAyABKA4yGC5zaG9hbC5wZWVyLnYxLkNsYWltS2luZBIOCgZkaWdlc3QYBCABKAkSDAoEc2l6ZRgFIAEoBBISCgptZWRpYV90eXBlGAYgASgJEgoKAm1zGAcgASgEEg8KB2NvdW50ZXIYCCABKA0SDwoHc3ViamVjdBgJIAEoCSJCCglDbGFpbVN5bmMSDwoHc3VtbWFyeRgBIAEoDBIOCgZ3YW50ZWQYAiABKAYSFAoMZm9yZ290dGVuX21zGAMgASgEIqUCCgpQdWxsUmVwb3J0Eg0KBXNjb3BlGAEgASgNEgsKA2tleRgCIAEoDBIOCgZudW1iZXIYAyABKA0SLgoFc3RhdGUYBCABKA4yHy5zaG9hbC5wZWVyLnYxLlB1bGxSZXBvcnQuU3RhdGUSDAoEaGF2ZRgFIAEoBBIMCgRzaXplGAYgASgEEgwKBGZyb20YByABKAkSDgoGZmFpbGVkGAggAygJEg8KB3N0YWxsZWQYCSABKAgSEwoLbm9fdXBzdHJlYW0YCiABKAgSDQoFc21hbGwYCyABKAgSDQoFd3JvbmcYDCABKAgiPQoFU3RhdGUSCAoEQVNLUxAAEgkKBUxFQURTEAESCwoHRk9MTE9XUxACEggKBERPTkUQAxIICgRHT05FEAQiYgoKUHVsbEFkdmljZRINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEgwKBGxlYWQYBCABKAgSDAoEZnJvbRgFIAMoCRIMCgRwYWNlGAYgASgNIk8KC0tlZXBSZXF1ZXN0EhIKCnJlcG9zaXRvcnkYASABKAkSDgoGZGlnZXN0GAIgASgJEgwKBHRhZ3MYAyADKAkSDgoGY29waWVzGAQgASgNIioKDFByb2JlUmVxdWVzdBIKCgJpZBgBIAEoBhIOCgZkaWdlc3QYAiABKAki+gIKC1Byb2JlQW5zd2VyEgoKAmlkGAEgASgGEjIKBnB1bGxlZBgCIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIRCglwdWxsZWRfbXMYAyABKA0SNAoIcmVnaXN0cnkYBCABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSLwoDcDJwGAUgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEg4KBmRpZ2VzdBgGIAEoCRILCgNub3cYByABKAQikwEKB091dGNvbWUSCwoHVU5UUklFRBAAEgYKAk9LEAESEQoNTk9UX0FOTk9VTkNFRBACEgsKB1JFRlVTRUQQAxIMCghOT19ST1VURRAEEg0KCU5PX0FOU1dFUhAFEg0KCVVOVFJVU1RFRBAGEg0KCU5PVF9HSVZFThAHEgkKBVdST05HEAgSDQoJRUxTRVdIRVJFEAkikgEKCFByZWZldGNoEgoKAmlkGAEgASgEEi0KBW9yZGVyGAIgASgLMhwuc2hvYWwucGVlci52MS5QcmVmZXRjaE9yZGVySAASLQoFc3RhdGUYAyABKAsyHC5zaG9hbC5wZWVyLnYxLlByZWZldGNoU3RhdGVIABITCgljYW5jZWxsZWQYBCABKAhIAEIHCgVhYm91dCJrCg1QcmVmZXRjaE9yZGVyEhIKCnJlcG9zaXRvcnkYASABKAkSDgoGZGlnZXN0GAIgASgJEgwKBHRhZ3MYAyADKAkSEQoJcGxhdGZvcm1zGAQgAygJEhUKDWFsbF9wbGF0Zm9ybXMYBSABKAgi0QEKDVByZWZldGNoU3RhdGUSMQoFc3RhZ2UYASABKA4yIi5zaG9hbC5wZWVyLnYxLlByZWZldGNoU3RhdGUuU3RhZ2USDAoEc2l6ZRgCIAEoBBIMCgRoYXZlGAMgASgEEi4KB3NvdXJjZXMYBCADKAsyHS5zaG9hbC5wZWVyLnYxLlByZWZldGNoU291cmNlEg4KBnJlYXNvbhgFIAEoCSIxCgVTdGFnZRIJCgVXQUlUUxAAEggKBEdFVFMQARIHCgNIQVMQAhIKCgZGQUlMRUQQAyItCg5QcmVmZXRjaFNvdXJjZRIMCgRuYW1lGAEgASgJEg0KBWJ5dGVzGAIgASgEKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -104,6 +104,12 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: KeepRequest;
     case: "keepRequest";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.Withdrawn withdrawn = 13;
+     */
+    value: Withdrawn;
+    case: "withdrawn";
   } | {
     /**
      * @generated from field: shoal.peer.v1.ProbeRequest probe_request = 17;
@@ -351,6 +357,27 @@ export const InventorySchema: GenMessage<Inventory> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 5);
 
 /**
+ * What the node holds no more; to whom it does not tell its inventory.
+ *
+ * @generated from message shoal.peer.v1.Withdrawn
+ */
+export type Withdrawn = Message<"shoal.peer.v1.Withdrawn"> & {
+  /**
+   * As in Inventory. Records of them that are kept for this node in the DHT are to go.
+   *
+   * @generated from field: bytes keys = 1;
+   */
+  keys: Uint8Array;
+};
+
+/**
+ * Describes the message shoal.peer.v1.Withdrawn.
+ * Use `create(WithdrawnSchema)` to create a new message.
+ */
+export const WithdrawnSchema: GenMessage<Withdrawn> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 6);
+
+/**
  * The node stops, and means to; or it goes on without this connection.
  *
  * @generated from message shoal.peer.v1.Goodbye
@@ -369,7 +396,7 @@ export type Goodbye = Message<"shoal.peer.v1.Goodbye"> & {
  * Use `create(GoodbyeSchema)` to create a new message.
  */
 export const GoodbyeSchema: GenMessage<Goodbye> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 6);
+  messageDesc(file_peer_v1_peer, 7);
 
 /**
  * The node is there, and has nothing to say.
@@ -384,7 +411,7 @@ export type Alive = Message<"shoal.peer.v1.Alive"> & {
  * Use `create(AliveSchema)` to create a new message.
  */
 export const AliveSchema: GenMessage<Alive> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 7);
+  messageDesc(file_peer_v1_peer, 8);
 
 /**
  * A node does not answer the one that speaks, which found so itself and forgot it. Who hears that asks the node too,
@@ -406,7 +433,7 @@ export type Suspect = Message<"shoal.peer.v1.Suspect"> & {
  * Use `create(SuspectSchema)` to create a new message.
  */
 export const SuspectSchema: GenMessage<Suspect> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 8);
+  messageDesc(file_peer_v1_peer, 9);
 
 /**
  * What nodes say that tags mean. A node tells its own claims as it makes them. Those of others, which may be gone, it
@@ -435,7 +462,7 @@ export type TagClaims = Message<"shoal.peer.v1.TagClaims"> & {
  * Use `create(TagClaimsSchema)` to create a new message.
  */
 export const TagClaimsSchema: GenMessage<TagClaims> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 9);
+  messageDesc(file_peer_v1_peer, 10);
 
 /**
  * @generated from message shoal.peer.v1.SignedClaim
@@ -461,7 +488,7 @@ export type SignedClaim = Message<"shoal.peer.v1.SignedClaim"> & {
  * Use `create(SignedClaimSchema)` to create a new message.
  */
 export const SignedClaimSchema: GenMessage<SignedClaim> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 10);
+  messageDesc(file_peer_v1_peer, 11);
 
 /**
  * @generated from message shoal.peer.v1.ClaimStatement
@@ -531,7 +558,7 @@ export type ClaimStatement = Message<"shoal.peer.v1.ClaimStatement"> & {
  * Use `create(ClaimStatementSchema)` to create a new message.
  */
 export const ClaimStatementSchema: GenMessage<ClaimStatement> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 11);
+  messageDesc(file_peer_v1_peer, 12);
 
 /**
  * Which claims a node knows, and which it wants to know. A node says the first at the beginning and from time to time;
@@ -571,7 +598,7 @@ export type ClaimSync = Message<"shoal.peer.v1.ClaimSync"> & {
  * Use `create(ClaimSyncSchema)` to create a new message.
  */
 export const ClaimSyncSchema: GenMessage<ClaimSync> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 12);
+  messageDesc(file_peer_v1_peer, 13);
 
 /**
  * A node that gets something which no node holds yet says how far it is. It says so to the node that keeps the list of
@@ -668,7 +695,7 @@ export type PullReport = Message<"shoal.peer.v1.PullReport"> & {
  * Use `create(PullReportSchema)` to create a new message.
  */
 export const PullReportSchema: GenMessage<PullReport> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 13);
+  messageDesc(file_peer_v1_peer, 14);
 
 /**
  * @generated from enum shoal.peer.v1.PullReport.State
@@ -719,7 +746,7 @@ export type PullReport_State = (typeof PullReport_State)[keyof typeof PullReport
  * Describes the enum shoal.peer.v1.PullReport.State.
  */
 export const PullReport_StateSchema: GenEnum<PullReport_State> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 13, 0);
+  enumDesc(file_peer_v1_peer, 14, 0);
 
 /**
  * Where a node should get something from. It may do otherwise.
@@ -769,7 +796,7 @@ export type PullAdvice = Message<"shoal.peer.v1.PullAdvice"> & {
  * Use `create(PullAdviceSchema)` to create a new message.
  */
 export const PullAdviceSchema: GenMessage<PullAdvice> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 14);
+  messageDesc(file_peer_v1_peer, 15);
 
 /**
  * Asks a node to get an image, if it has not got it, and to keep it. Only nodes whose cards have the
@@ -812,7 +839,7 @@ export type KeepRequest = Message<"shoal.peer.v1.KeepRequest"> & {
  * Use `create(KeepRequestSchema)` to create a new message.
  */
 export const KeepRequestSchema: GenMessage<KeepRequest> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 15);
+  messageDesc(file_peer_v1_peer, 16);
 
 /**
  * Asks a node to try whether what a pull needs works between the two: whether the other hears what this one announces,
@@ -844,7 +871,7 @@ export type ProbeRequest = Message<"shoal.peer.v1.ProbeRequest"> & {
  * Use `create(ProbeRequestSchema)` to create a new message.
  */
 export const ProbeRequestSchema: GenMessage<ProbeRequest> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 16);
+  messageDesc(file_peer_v1_peer, 17);
 
 /**
  * @generated from message shoal.peer.v1.ProbeAnswer
@@ -899,7 +926,7 @@ export type ProbeAnswer = Message<"shoal.peer.v1.ProbeAnswer"> & {
  * Use `create(ProbeAnswerSchema)` to create a new message.
  */
 export const ProbeAnswerSchema: GenMessage<ProbeAnswer> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 17);
+  messageDesc(file_peer_v1_peer, 18);
 
 /**
  * @generated from enum shoal.peer.v1.ProbeAnswer.Outcome
@@ -977,7 +1004,7 @@ export type ProbeAnswer_Outcome = (typeof ProbeAnswer_Outcome)[keyof typeof Prob
  * Describes the enum shoal.peer.v1.ProbeAnswer.Outcome.
  */
 export const ProbeAnswer_OutcomeSchema: GenEnum<ProbeAnswer_Outcome> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 17, 0);
+  enumDesc(file_peer_v1_peer, 18, 0);
 
 /**
  * About an image that a node is to get before somebody needs it. Only nodes whose cards have the feature "prefetch" are asked, and
@@ -1028,7 +1055,7 @@ export type Prefetch = Message<"shoal.peer.v1.Prefetch"> & {
  * Use `create(PrefetchSchema)` to create a new message.
  */
 export const PrefetchSchema: GenMessage<Prefetch> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 18);
+  messageDesc(file_peer_v1_peer, 19);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchOrder
@@ -1075,7 +1102,7 @@ export type PrefetchOrder = Message<"shoal.peer.v1.PrefetchOrder"> & {
  * Use `create(PrefetchOrderSchema)` to create a new message.
  */
 export const PrefetchOrderSchema: GenMessage<PrefetchOrder> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 19);
+  messageDesc(file_peer_v1_peer, 20);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchState
@@ -1118,7 +1145,7 @@ export type PrefetchState = Message<"shoal.peer.v1.PrefetchState"> & {
  * Use `create(PrefetchStateSchema)` to create a new message.
  */
 export const PrefetchStateSchema: GenMessage<PrefetchState> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 20);
+  messageDesc(file_peer_v1_peer, 21);
 
 /**
  * @generated from enum shoal.peer.v1.PrefetchState.Stage
@@ -1156,7 +1183,7 @@ export type PrefetchState_Stage = (typeof PrefetchState_Stage)[keyof typeof Pref
  * Describes the enum shoal.peer.v1.PrefetchState.Stage.
  */
 export const PrefetchState_StageSchema: GenEnum<PrefetchState_Stage> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 20, 0);
+  enumDesc(file_peer_v1_peer, 21, 0);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchSource
@@ -1178,7 +1205,7 @@ export type PrefetchSource = Message<"shoal.peer.v1.PrefetchSource"> & {
  * Use `create(PrefetchSourceSchema)` to create a new message.
  */
 export const PrefetchSourceSchema: GenMessage<PrefetchSource> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 21);
+  messageDesc(file_peer_v1_peer, 22);
 
 /**
  * @generated from enum shoal.peer.v1.ClaimKind
