@@ -220,7 +220,9 @@ export class Tracker {
     else if (asksAnew) member.state = 'asks'
     member.size = report.size
     const have = report.size > 0 ? Math.min(report.have, report.size) : report.have
-    if (now - member.mark.at >= 400 || member.mark.have > have) {
+    // Of one that has all of it before anything was measured that is all there is.
+    const isFirst = report.state === 'done' && member.rate === 0
+    if (now - member.mark.at >= 400 || member.mark.have > have || isFirst) {
       const rate = Math.max(0, have - member.mark.have) / Math.max(1, now - member.mark.at)
       member.rate = member.rate === 0 ? rate : (member.rate + rate) / 2
       member.mark = { at: now, have }
@@ -365,7 +367,7 @@ export class Tracker {
     const from = this.#candidates(swarm, me, now)
     const [first] = from
     if (first === undefined || first === parent || lags(first, swarm)) return undefined
-    if (first.have - me.have < LAG.bytes) return undefined
+    if (first.state !== 'done' && first.have - me.have < LAG.bytes) return undefined
     me.movedAt = now
     swarm.attach(me, first)
     return { from: from.slice(0, 2) }
@@ -572,12 +574,17 @@ function hasStalled({ stalledAt }: Member, now: number): boolean {
   return stalledAt !== undefined && now - stalledAt >= STALLED
 }
 
-/** It falls behind whom it reads from. Who came late is behind, too, but catches up. */
+/**
+ * It falls behind whom it reads from. Who came late is behind, too, but catches up. Whoever has all of it gets no further ahead, however slow
+ * `member` is: then it is told by how much longer the rest takes.
+ */
 function lags(member: Member, swarm: Swarm): boolean {
-  const { from, rate } = member
+  const { from, rate, have, size } = member
   if (from === undefined || rate === 0) return false
   const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
-  return rate < LAG.share * usual && from.have - member.have > LAG.bytes + usual * LAG.ms
+  if (rate >= LAG.share * usual) return false
+  if (from.have - have > LAG.bytes + usual * LAG.ms) return true
+  return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
 }
 
 /**

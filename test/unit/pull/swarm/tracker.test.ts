@@ -321,6 +321,31 @@ suite('a list of who gets what', () => {
     assert.notEqual(advice.from[0], 'slow')
   })
 
+  for (const [how, leads] of [
+    ['within the time of two reports', [10 * MB, 20 * MB]],
+    ['before anything was measured', [20 * MB]],
+  ] as const)
+    test(`nor does it where others have all of it ${how}: who has it gets no further ahead`, () => {
+      const list = new Bench()
+      const size = 20 * MB
+      list.join('leader', { size })
+      list.join('slow', { size })
+      list.join('a', { size })
+      list.hear('b', { state: 'follows', from: 'slow', size })
+      let advice: PullAdvice | undefined
+      let have = 0
+      for (let step = 0; step < 16 && (advice?.from[0] ?? 'slow') === 'slow'; step += 1) {
+        list.now += 250
+        have += 0.15 * MB
+        const there = leads[step] ?? size
+        const state = there < size ? 'leads' : 'done'
+        if (step < leads.length) list.hear('leader', { state, have: there, size })
+        list.hear('slow', { state: 'follows', from: 'leader', have, size })
+        advice = list.hear('b', { state: 'follows', from: 'slow', have, size })
+      }
+      assert.deepEqual(advice?.from[0], 'leader')
+    })
+
   test('a slow leader is tried against another node, and the faster one goes on', () => {
     const list = new Bench()
     list.join('slow')
