@@ -207,11 +207,10 @@ function simulate(conditions: Conditions, seed: number): Outcome {
     if (node.source instanceof Node && way.ids.includes(node.source.id)) return
     if (findHolder(node)) return
     leave(node)
-    // Nobody can read from who is gone, or has not come yet.
-    const there = way.ids.filter((id) => isThere(byId.get(id)))
-    const [id] = there
-    if (id === undefined) lose(node, way.ids)
-    else ask(node, id, there.slice(1))
+    // Nobody can read from who is gone, or has not come yet, and nobody else is asked in its place.
+    const [id = '', ...others] = way.ids
+    if (isThere(byId.get(id))) ask(node, id, others)
+    else lose(node, [id])
   }
   const isThere = (node: Node | undefined): boolean => node?.member !== undefined && !node.gone
   const ask = (node: Node, id: string, others: readonly string[]): void => {

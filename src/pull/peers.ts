@@ -80,8 +80,11 @@ interface Asked {
   readonly silent?: Set<string>
   /** Others are waited for while all are busy */
   readonly patient: boolean
-  /** They are receiving it themselves */
-  readonly inflight?: true
+  /**
+   * They are receiving it themselves. When the first cannot give it the others are not asked in its place: meanwhile they may have been
+   * told to read from this node. It takes the ids of those that cannot.
+   */
+  readonly inflight?: Set<string>
   readonly timeouts?: { readonly firstByte: number; readonly progress: number }
   /** How long the first is waited for before the next is asked as well, in ms */
   readonly hedge: () => number
@@ -148,15 +151,23 @@ export class PeersSource implements ContentSource {
     return found.toSorted((a, b) => order[a.asked] - order[b.asked])
   }
 
-  /** The same from certain peers, which are receiving it themselves: the first of them, and others when that is slow to answer. */
-  openAmong(peers: readonly Peer[], request: PullRequest, options: OpenOptions): Promise<Content> {
+  /**
+   * The same from certain peers, which are receiving it themselves: the first of them, and others when that is slow to answer. `failed` takes
+   * the ids of those that cannot give it.
+   */
+  openAmong(
+    peers: readonly Peer[],
+    request: PullRequest,
+    options: OpenOptions,
+    failed: Set<string> = new Set(),
+  ): Promise<Content> {
     const find = async function* (): AsyncGenerator<Peer> {
       yield* peers
     }
     return this.#open(request, options, {
       find,
       patient: false,
-      inflight: true,
+      inflight: failed,
       timeouts: INFLIGHT_TIMEOUTS,
       hedge: () => INFLIGHT_HEDGE,
     })
@@ -197,7 +208,7 @@ export class PeersSource implements ContentSource {
       descriptor: describe(transfer),
       ...(part !== undefined && { range: part }),
       body: this.#body(transfer),
-      giver: this.#giver(transfer.peer, asked.inflight === true),
+      giver: this.#giver(transfer.peer, asked.inflight !== undefined),
     }
   }
 
@@ -322,7 +333,7 @@ export class PeersSource implements ContentSource {
     busy: Map<string, number>,
     signal: AbortSignal,
     size: number | undefined,
-    { find, timeouts, hedge, patient, silent }: Asked,
+    { find, timeouts, hedge, patient, silent, inflight }: Asked,
   ): Promise<Transfer> {
     // Those that are receiving it themselves have times of their own
     using clock = patient ? new TierClock(this.#init.tiers) : undefined
@@ -336,6 +347,7 @@ export class PeersSource implements ContentSource {
       { abort: AbortController; done: Promise<Transfer | undefined> }
     >()
     let winner: Transfer | undefined
+    let first: string | undefined
     const later: Peer[] = []
     const askedTwice = new Set<string>()
     const again = (peer: Peer): void => {
@@ -370,6 +382,7 @@ export class PeersSource implements ContentSource {
             continue
           }
           tried.add(peer.id)
+          first ??= peer.id
           const abort = new AbortController()
           const attempt = AbortSignal.any([signal, abort.signal])
           // What has answered by then goes on
@@ -379,6 +392,7 @@ export class PeersSource implements ContentSource {
           const done = this.#ask(peer, request, range, size, attempt, {
             again,
             busy,
+            inflight,
             timeouts,
           }).finally(() => {
             over?.removeEventListener('abort', giveUp)
@@ -391,6 +405,7 @@ export class PeersSource implements ContentSource {
           patience = { ...impatient, timer }
         } else {
           if (event !== 'impatient') winner = event
+          if (winner === undefined && first !== undefined && inflight?.has(first) === true) break
           clearTimeout(patience?.timer)
           patience = undefined
         }
@@ -448,10 +463,12 @@ export class PeersSource implements ContentSource {
     {
       again,
       busy,
+      inflight,
       timeouts,
     }: {
       again: (peer: Peer) => void
       busy: Map<string, number>
+      inflight: Asked['inflight']
       timeouts: Asked['timeouts']
     },
   ): Promise<Transfer | undefined> {
@@ -502,6 +519,7 @@ export class PeersSource implements ContentSource {
     }
     end()
     if (signal.aborted) return undefined
+    inflight?.add(peer.id)
     this.#conclude(peer, failure)
     if (outcomeOf(failure) === 'unreachable') again(peer)
     if (failure instanceof RegistryRequestError && failure.retryAfter > 0)

@@ -281,7 +281,9 @@ export class Member {
           circle.waiting = undefined
           circle.due = now
         }
-        if (stalled) circle.due = Math.min(circle.due, circle.reported + STALLED_PACE)
+        // While nothing comes no answer must be missed because one message was lost.
+        const soon = circle.waiting === undefined ? STALLED_PACE : ASK_AGAIN
+        if (stalled) circle.due = Math.min(circle.due, circle.reported + soon)
         if (circle.due <= now) {
           this.#number += 1
           circle.waiting ??= { since: now, number: this.#number }

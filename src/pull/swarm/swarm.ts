@@ -39,8 +39,13 @@ const CARRY_SLICE = 100
 export interface AmongPeers {
   /** From those that hold it */
   open(request: PullRequest, options: OpenOptions): Promise<Content>
-  /** From certain ones, which are receiving it */
-  openAmong(peers: readonly Peer[], request: PullRequest, options: OpenOptions): Promise<Content>
+  /** From certain ones, which are receiving it; `failed` takes the ids of those that cannot give it. */
+  openAmong(
+    peers: readonly Peer[],
+    request: PullRequest,
+    options: OpenOptions,
+    failed: Set<string>,
+  ): Promise<Content>
 }
 
 export interface SwarmComponents {
@@ -311,6 +316,7 @@ export class Swarm implements ContentSource {
         const inner = { ...options, signal: AbortSignal.any([signal, abort.signal]) }
         const from = way.kind === 'peers' ? (peers[0]?.name ?? '') : 'upstream'
         const turn: Turn = { abort, way, source: { kind: 'upstream' }, from }
+        const failed = new Set<string>()
         job.turn = turn
         try {
           if (way.kind === 'upstream') {
@@ -324,7 +330,7 @@ export class Swarm implements ContentSource {
             job.member.takes(turn.source, performance.now())
             this.#drive(job)
           }
-          const content = await this.#peers.openAmong(peers, request, inner)
+          const content = await this.#peers.openAmong(peers, request, inner, failed)
           const peer = peers.find(({ id }) => id === content.giver?.id) ?? peers[0]
           if (peer !== undefined) {
             turn.source = { kind: 'peer', id: peer.id }
@@ -338,7 +344,8 @@ export class Swarm implements ContentSource {
           if (abort.signal.aborted) continue
           if (!(error instanceof ContentNotFoundError)) throw error
           if (way.kind === 'peers') {
-            this.#broke(job, way.ids)
+            // All of them, if none was as much as asked
+            this.#broke(job, failed.size > 0 ? [...failed] : way.ids)
             continue
           }
           job.failure = error

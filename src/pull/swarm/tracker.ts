@@ -46,9 +46,10 @@ const MISSED = 1000
 const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
- * That costs the uplink what both get twice, so it is tried only where the leader needs long.
+ * That costs the uplink what both get twice, so it is tried only where the leader needs long. It begins with the first bytes that the other one
+ * gets, which has so long to get any.
  */
-const TRIAL = { after: 1500, worth: 30_000, lasts: 1000, again: 60_000, better: 1.5 }
+const TRIAL = { after: 1500, worth: 30_000, begins: 3000, lasts: 1000, again: 60_000, better: 1.5 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
 const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1 }
 /** Of a list, for people */
@@ -308,6 +309,8 @@ export class Tracker {
       if (me.wary) return { from }
       swarm.attach(me, first)
       me.state = 'follows'
+      // From now on others can be sent to it. Else all who stand still would be given the same few sources, one after the other.
+      me.stalledAt = undefined
       return { from }
     }
     // Whoever kept the list until now did not answer it: of those who get it nothing is known here yet.
@@ -334,7 +337,10 @@ export class Tracker {
     if (me.faster && !hasStalled(me, now)) return { lead: true }
     if (trial !== undefined && (trial.by === me || trial.of === me)) {
       const still = isAlive(trial.by, now) && isAlive(trial.of, now)
-      if (still && now - trial.at < TRIAL.lasts) return { lead: true }
+      if (!trial.begun && trial.by.have > trial.haveBy)
+        Object.assign(trial, markOf(trial.by, trial.of, now), { begun: true })
+      if (still && now - trial.at < (trial.begun ? TRIAL.lasts : TRIAL.begins))
+        return { lead: true }
       swarm.trial = undefined
       const gains = [trial.by.have - trial.haveBy, trial.of.have - trial.haveOf] as const
       trial.of.outdone = still && gains[0] > TRIAL.better * gains[1]
@@ -412,7 +418,7 @@ export class Tracker {
       return false
     if ((of.size - of.have) / Math.max(of.rate, 1e-6) < TRIAL.worth || lags(me, swarm)) return false
     swarm.nextTrial = now + TRIAL.again
-    swarm.trial = { by: me, of, at: now, haveBy: me.have, haveOf: of.have }
+    swarm.trial = { by: me, of, begun: false, ...markOf(me, of, now) }
     return true
   }
 
@@ -522,6 +528,22 @@ interface Member {
   mark: { at: number; have: number }
 }
 
+/** One leads beside the leader, and it is looked who gets more from then on. */
+interface Trial extends ReturnType<typeof markOf> {
+  readonly by: Member
+  readonly of: Member
+  /** It has got something */
+  begun: boolean
+}
+
+function markOf(
+  by: Member,
+  of: Member,
+  now: number,
+): { at: number; haveBy: number; haveOf: number } {
+  return { at: now, haveBy: by.have, haveOf: of.have }
+}
+
 /** Who gets one thing. */
 class Swarm {
   readonly small: boolean
@@ -531,7 +553,7 @@ class Swarm {
   nextTrial = 0
   /** When somebody may try its own way */
   nextOwn = 0
-  trial: { by: Member; of: Member; at: number; haveBy: number; haveOf: number } | undefined
+  trial: Trial | undefined
 
   constructor(small: boolean) {
     this.small = small

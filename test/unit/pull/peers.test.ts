@@ -52,7 +52,8 @@ function source(
   return {
     holders: () => peersSource.holders(blob.digest, { signal: signal() }),
     source: { open: transfers.over(chain([peersSource])) },
-    among: (pull: PullRequest) => peersSource.openAmong(router.peers(), pull, { signal: signal() }),
+    among: (pull: PullRequest, failed?: Set<string>) =>
+      peersSource.openAmong(router.peers(), pull, { signal: signal() }, failed),
     near: (pull: PullRequest) => peersSource.open(pull, { signal: signal() }, 'near'),
     outcomes,
     router,
@@ -292,6 +293,24 @@ suite('peers source', () => {
       const exact = request(manifest, { method })
       assert.equal((await stale.among(exact)).descriptor.digest, manifest.digest)
     }
+  })
+
+  test('of those that are receiving it the second is asked when the first is slow, and not in its place', async () => {
+    await using gone = await zoo.unreachable()
+    await using without = await zoo.answers(404)
+    await using slow = await zoo.silent()
+    await using second = await zoo.good(blob, 'inflight')
+    for (const first of [gone, without]) {
+      const failed = new Set<string>()
+      await using tree = source([first, second])
+      await assert.rejects(tree.among(request(blob), failed), { code: 'ERR_CONTENT_NOT_FOUND' })
+      assert.deepEqual([...failed], [first.peer.id])
+    }
+    assert.deepEqual(second.requests, [])
+    await using waits = source([slow, second])
+    const { giver, body } = await waits.among(request(blob))
+    await body?.discard()
+    assert.equal(giver?.id, second.peer.id)
   })
 
   test('far is better than to wait for those near, and to wait for both better than nothing', async () => {

@@ -299,6 +299,24 @@ suite("one node's part", () => {
     assert.deepEqual(bench.reports, [])
   })
 
+  test('while nothing comes a report without an answer is said again sooner: one message that is lost must not send it its own way', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b'], pace: 5000 })
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    bench.step()
+    bench.answer({ from: ['b'], pace: 5000 })
+    bench.pass(1000)
+    bench.answer({ from: ['b'], pace: 5000 })
+    const tracker = bench.reports.at(-1)?.to
+    bench.reports = []
+    bench.pass(740)
+    assert.deepEqual(
+      bench.reports.map(({ to, report: { stalled } }) => [to, stalled]),
+      Array.from({ length: 4 }, () => [tracker, true]),
+    )
+  })
+
   test('its own way it goes for a while, and for longer each time', () => {
     const bench = new Bench()
     const alone = (): number => {

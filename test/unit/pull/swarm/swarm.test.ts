@@ -6,6 +6,7 @@ import { digestOf, type Digest } from '../../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { pullKey } from '../../../../src/pull/swarm/swarm.ts'
 import { winner } from '../../../../src/pull/swarm/tracker.ts'
+import type { PullExchange, PullReport } from '../../../../src/routing/router.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
@@ -32,15 +33,17 @@ function keyOfBlob(of: Digest): string {
   return pullKey({ ...base, repository: 'library/alpine', target: { digest: of } })
 }
 
-/** An upstream that gives the blob so fast, in bytes a ms, and counts what it gave. */
+/** An upstream that gives the blob, or `content` in its place, so fast, in bytes a ms, and counts what it gave. */
 async function startUpstream(
   pace = 10_000,
+  { content = bytes, ranges = true }: { content?: Buffer; ranges?: boolean } = {},
 ): Promise<UpstreamRegistry & { given: { bytes: number; open: Set<ServerResponse> } }> {
   const upstream = await UpstreamRegistry.start()
   const given = { bytes: 0, open: new Set<ServerResponse>() }
   upstream.on(BLOB, (request, response) => {
-    const [, from = '0', to] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '') ?? []
-    const part = bytes.subarray(Number(from), to === undefined ? undefined : Number(to) + 1)
+    const range = ranges ? request.headers.range : undefined
+    const [, from = '0', to] = /^bytes=(\d+)-(\d+)$/.exec(range ?? '') ?? []
+    const part = content.subarray(Number(from), to === undefined ? undefined : Number(to) + 1)
     response.writeHead(to === undefined ? 200 : 206, {
       'content-length': part.length,
       ...(to !== undefined && { 'content-range': `bytes ${from}-${to}/${bytes.length}` }),
@@ -206,6 +209,17 @@ suite('what goes wrong meanwhile', () => {
     assertShared(upstream.given.bytes)
   })
 
+  test('the leader is killed, and the upstream ignores ranges: another one goes on at its byte all the same', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream(4000, { ranges: false }))
+    const { net, nodes } = await startNodes(stack, 5, upstream.url)
+    const pulls = nodes.map((node) => node.get(BLOB))
+    await until(() => upstream.given.bytes > bytes.length / 4)
+    const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
+    await nodes[leader]!.kill(net)
+    assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+  })
+
   test('the upstream breaks off in the middle, of every answer once', async () => {
     await using stack = new AsyncDisposableStack()
     const upstream = stack.use(await startUpstream(4000))
@@ -309,6 +323,19 @@ suite('what goes wrong meanwhile', () => {
     }))
 })
 
+/** Says the same of each key to all of `nodes`, true or not. */
+function claim(
+  exchange: PullExchange,
+  nodes: readonly SwarmNode[],
+  keys: readonly string[],
+  said: Pick<PullReport, 'state' | 'have' | 'size'>,
+): void {
+  const rest = { from: '', failed: [], stalled: false, noUpstream: false, small: false }
+  for (const key of keys)
+    for (const { id } of nodes)
+      exchange.report(id, { circle: 0, key, number: 1, ...said, ...rest, wrong: false })
+}
+
 /** A node that says of everything that it has it, and gives other bytes. */
 async function startLiar(
   stack: AsyncDisposableStack,
@@ -326,22 +353,11 @@ async function startLiar(
     met() {},
     left() {},
   })
-  const key = keyOfBlob(digest)
   return {
     requests: liar.requests,
     claim(nodes) {
-      const size = bytes.length
-      const rest = {
-        size,
-        from: '',
-        failed: [],
-        stalled: false,
-        noUpstream: false,
-        small: false,
-        wrong: false,
-      }
-      for (const { id } of nodes)
-        exchange.report(id, { circle: 0, key, number: 1, state: 'leads', have: size, ...rest })
+      const said = { state: 'leads', have: bytes.length, size: bytes.length } as const
+      claim(exchange, nodes, [keyOfBlob(digest)], said)
     },
   }
 }
@@ -372,6 +388,77 @@ suite('liars', () => {
     assert.ok(liar.requests.length > 0, 'the liar was never asked')
     const asked = liar.requests.length
     assert.ok(asked <= nodes.length, `${asked} requests`)
+  })
+
+  test('two blobs with one name: where one upstream of several gives other bytes, everybody gets the right ones with the second attempt at most', async () => {
+    await using stack = new AsyncDisposableStack()
+    const right = stack.use(await startUpstream())
+    const other = Buffer.from(bytes)
+    other[3_000_000]! ^= 1
+    const wrong = stack.use(await startUpstream(10_000, { content: other }))
+    const net = new PullNet()
+    // Whoever asks first leads.
+    const misled = stack.use(await SwarmNode.start(net, { id: 'node-0', upstream: wrong.url }))
+    const first = misled.get(BLOB)
+    await until(() => wrong.given.bytes > 0)
+    const nodes: SwarmNode[] = []
+    for (let index = 1; index < 5; index += 1) {
+      const node = await SwarmNode.start(net, { id: `node-${index}`, upstream: right.url })
+      nodes.push(stack.use(node))
+    }
+    const pulls = nodes.map((node) => node.get(BLOB))
+    const got = await first
+    assert.ok(!got.complete, 'wrong content was a complete answer')
+    for (const [index, pull] of pulls.entries()) {
+      const attempt = await pull
+      if (!attempt.complete) assertRight([await nodes[index]!.get(BLOB)])
+      else assertRight([attempt])
+    }
+    assertRight([await misled.get(BLOB)])
+  })
+
+  test('a node that says how far it is, and is not, costs some seconds, and not the pull', async () => {
+    await using stack = new AsyncDisposableStack()
+    const upstream = stack.use(await startUpstream())
+    const { net, nodes } = await startNodes(stack, 4, upstream.url)
+    const content = { digest, mediaType: MEDIA_TYPE.octets, bytes }
+    const ahead = stack.use(await zoo.stalling(content, 0.3))
+    const exchange = net.join({ ...ahead.peer, id: LIAR })
+    const state = { state: 'leads', have: 0.9 * bytes.length, size: bytes.length } as const
+    claim(exchange, nodes, [keyOfBlob(digest)], state)
+    exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
+    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+  })
+
+  test('a node that claims to lead whatever is asked for, and gives nothing of it, is asked less and less', async () => {
+    await using stack = new AsyncDisposableStack()
+    const blobs = Array.from({ length: 4 }, () => randomBytes(500_000))
+    const upstream = stack.use(await UpstreamRegistry.start())
+    const paths = blobs.map((blob) => `/v2/library/alpine/blobs/${digestOf(blob)}`)
+    for (const [index, blob] of blobs.entries()) upstream.serve(paths[index]!, blob)
+    const { net, nodes } = await startNodes(stack, 6, upstream.url)
+    const hollow = stack.use(await zoo.answers(404))
+    const exchange = net.join({ ...hollow.peer, id: LIAR })
+    exchange.listen({
+      reported(to, { circle, key, number }) {
+        exchange.advise(to, { circle, key, number, lead: false, from: [LIAR], pace: 250 })
+      },
+      advised() {},
+      met() {},
+      left() {},
+    })
+    const keys = blobs.map((blob) => keyOfBlob(digestOf(blob)))
+    const says = { state: 'leads', have: 500_000, size: 500_000 } as const
+    const claims = setInterval(() => claim(exchange, nodes, keys, says), 20)
+    stack.defer(() => clearInterval(claims))
+    for (const [index, path] of paths.entries()) {
+      const got = await Promise.all(nodes.map((node) => node.get(path)))
+      for (const { complete, digest: of } of got)
+        assert.deepEqual({ complete, of }, { complete: true, of: digestOf(blobs[index]!) })
+    }
+    // Each node asks it for each blob once, and once more at most when it has forgotten that; so many would be one for each report.
+    const most = 4 * nodes.length * blobs.length
+    assert.ok(hollow.requests.length <= most, `${hollow.requests.length} requests`)
   })
 
   test('a node that says it has everything, and has nothing, is passed by', async () => {

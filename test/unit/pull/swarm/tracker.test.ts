@@ -166,6 +166,23 @@ suite('a list of who gets what', () => {
     assert.equal(list.hear('a', stalled).lead, true)
   })
 
+  test('all stand still, and one leads again: the others form a tree below it, not a crowd around it', () => {
+    const list = new Bench()
+    const ids = Array.from({ length: 30 }, (_, index) => `n${index}`)
+    for (const id of ids) list.hear(id, { state: 'follows', from: 'gone', have: MB })
+    list.now += 1000
+    const stalled = { state: 'follows', from: 'gone', have: MB, stalled: true } as const
+    const failed = ['gone']
+    const readers = new Map<string, number>()
+    for (const id of ids) {
+      const { lead, from } = list.hear(id, { ...stalled, failed })
+      if (lead) list.hear(id, { state: 'leads', have: MB })
+      else readers.set(from[0] ?? '', (readers.get(from[0] ?? '') ?? 0) + 1)
+    }
+    assert.equal(list.tracker.trees()[0]?.leaders.length, 1)
+    assert.ok(Math.max(...readers.values()) <= 2, JSON.stringify([...readers]))
+  })
+
   test('a node in the middle vanishes: who read from it goes on elsewhere, and all below stay where they are', () => {
     const list = new Bench()
     for (const id of ['leader', 'a', 'b']) list.join(id)
@@ -346,26 +363,35 @@ suite('a list of who gets what', () => {
       assert.deepEqual(advice?.from[0], 'leader')
     })
 
-  test('a slow leader is tried against another node, and the faster one goes on', () => {
-    const list = new Bench()
-    list.join('slow')
-    list.join('a')
-    let slow = 0
-    let fast = 0
-    const roles: string[] = []
-    let state: PullReport['state'] = 'follows'
-    for (let step = 0; step < 40; step += 1) {
-      list.now += 250
-      slow += 0.15 * MB
-      fast = state === 'leads' ? fast + 2 * MB : slow
-      const ofSlow = list.hear('slow', { state: 'leads', have: slow })
-      const ofA = list.hear('a', { state, from: state === 'leads' ? '' : 'slow', have: fast })
-      if (ofA.lead) state = 'leads'
-      roles.push(`${ofSlow.lead ? 'leads' : ofSlow.from.join()} ${ofA.lead ? 'leads' : 'follows'}`)
-      if (!ofSlow.lead) break
-    }
-    assert.equal(roles.at(-1), 'a leads')
-  })
+  for (const [what, opens] of [
+    ['', 0],
+    [', also where its first bytes take longer than the trial', 6],
+  ] as const)
+    test(`a slow leader is tried against another node, and the faster one goes on${what}`, () => {
+      const list = new Bench()
+      list.join('slow')
+      list.join('a')
+      let slow = 0
+      let fast = 0
+      let waits = opens
+      const roles: string[] = []
+      let state: PullReport['state'] = 'follows'
+      for (let step = 0; step < 40; step += 1) {
+        list.now += 250
+        slow += 0.15 * MB
+        if (state !== 'leads') fast = slow
+        else if (waits > 0) waits -= 1
+        else fast += 2 * MB
+        const ofSlow = list.hear('slow', { state: 'leads', have: slow })
+        const ofA = list.hear('a', { state, from: state === 'leads' ? '' : 'slow', have: fast })
+        if (ofA.lead) state = 'leads'
+        roles.push(
+          `${ofSlow.lead ? 'leads' : ofSlow.from.join()} ${ofA.lead ? 'leads' : 'follows'}`,
+        )
+        if (!ofSlow.lead || (state === 'leads' && !ofA.lead)) break
+      }
+      assert.equal(roles.at(-1), 'a leads')
+    })
 
   /** The leader gets 4 MB in each step, `a` so much less from others, and so much alone. @returns what `a` did in each step */
   const slowReader = (shared: number, alone: number): string[] => {
