@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { cp, rename, rm, truncate } from 'node:fs/promises'
+import { cp, rename, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
@@ -90,18 +90,15 @@ withEachContainerd((binaries) => {
     const digests = (image: typeof old) => image.blobs().map(({ descriptor }) => descriptor.digest)
     await containerd.import(old, [A])
     await node.watcher.holds([A, ...digests(old)])
-    const [root, backup] = ['root', 'backup'].map((name) => join(containerd.directory, name))
-    assert.ok(root !== undefined && backup !== undefined)
     await containerd.stop()
-    await cp(root, backup, { recursive: true })
+    await containerd.save()
     await containerd.start()
     await containerd.import(young, [A, B])
     await containerd.ctr('images', 'rm', '--sync', B)
     await node.watcher.holds([A, ...digests(young)])
     await node.watcher.lacks(digests(old).slice(0, 1))
     await containerd.stop()
-    await rm(root, { recursive: true })
-    await rename(backup, root)
+    await containerd.restore()
     await containerd.start()
     // Beside the image there may be the index of the archive it came in, until it is collected as garbage.
     await until(async () => {

@@ -1,7 +1,7 @@
 import { execFile, spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, openSync } from 'node:fs'
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
+import { access, cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite } from 'node:test'
@@ -29,6 +29,7 @@ export class Containerd implements AsyncDisposable {
   readonly #binaries: ContainerdBinaries
   #process: ChildProcess | undefined
   #archives = 0
+  #leases = 0
 
   private constructor(binaries: ContainerdBinaries, directory: string) {
     this.#binaries = binaries
@@ -105,6 +106,32 @@ export class Containerd implements AsyncDisposable {
     for (const directory of ['root', 'state']) {
       await rm(this.#file(directory), { recursive: true, force: true })
     }
+  }
+
+  /** Makes a backup of all data, in place of the one before; it must not run. */
+  async save(): Promise<void> {
+    await rm(this.#file('backup'), { recursive: true, force: true })
+    await cp(this.#file('root'), this.#file('backup'), { recursive: true })
+  }
+
+  /** Puts the backup back, if there is one; it must not run. */
+  async restore(): Promise<void> {
+    if (
+      !(await access(this.#file('backup')).then(
+        () => true,
+        () => false,
+      ))
+    )
+      return
+    await this.reset()
+    await cp(this.#file('backup'), this.#file('root'), { recursive: true })
+  }
+
+  /** Has garbage collected, of all its namespaces, without a change of an image. */
+  async collect(): Promise<void> {
+    const lease = `collect-${++this.#leases}`
+    await this.#ctr(['leases', 'create', '--id', lease])
+    await this.#ctr(['leases', 'delete', '--sync', lease])
   }
 
   /** Of its process. */
