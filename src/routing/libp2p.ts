@@ -881,9 +881,7 @@ export class Libp2pRouter implements Router, Startable {
 
 /** Inventories, hellos or connections are on their way that may answer in a moment. */
 function isArriving({ node, protocol, mesh }: Running, spegel: boolean): boolean {
-  for (const { inventory } of protocol.nodes()) {
-    if (inventory === 'arriving') return true
-  }
+  for (const { telling } of protocol.nodes()) if (telling) return true
   // Connections that never say hello are no reason to wait
   if (spegel) return false
   const young = Date.now() - HELLO_TIMEOUT_MS

@@ -7,6 +7,7 @@ import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
 import {
   HelloSchema,
+  InventoryRequestSchema,
   SuspectSchema,
   UpdateSchema,
   type CardSchema,
@@ -313,12 +314,16 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'hello':
         throw new PeerProtocolError('second hello on a stream')
       case 'inventory':
-        node.take(message.value)
+        if (node.take(message.value)) this.#askAnew(node)
         this.emit('change')
         this.emit('withdraw', node.peer.id, message.value.removed)
         break
       case 'withdrawn':
         this.emit('withdraw', node.peer.id, message.value.keys)
+        break
+      case 'inventoryRequest':
+        node.asks()
+        this.#speaking.get(node.peer.id)?.retell()
         break
       case 'update':
         node.describe(message.value)
@@ -362,6 +367,12 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
     }
     this.emit('join', node, hello.members)
     this.emit('change')
+  }
+
+  #askAnew({ peer: { id } }: Remote): void {
+    this.#log.info({ peer: id }, 'something of what a peer holds was missed; it is asked for anew')
+    const value = create(InventoryRequestSchema)
+    this.tell(id, 'inventory', () => ({ case: 'inventoryRequest', value }))
   }
 
   #heardFull({ connection }: Listening, { peer: { id } }: Remote): void {

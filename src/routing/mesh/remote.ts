@@ -20,6 +20,12 @@ export const MAX_NODE_ADDRESSES = 3
 const MAX_CARD_ADDRESSES = 8
 const MAX_FEATURES = 32
 const MAX_TEXT_BYTES = 255
+/** One that has not told all of its inventory by then is slow, or means to keep others waiting: nobody waits for it any more. */
+const TELLING_MS = 5000
+/** A node that has told everything anew and leaves something out again so soon means to. */
+const GAPS_APART_MS = 60_000
+/** And one that asks again so soon for everything to be told anew. */
+const ASKS_APART_MS = 10_000
 /** Control characters have no place in names that people and terminals read. */
 const PRINTABLE = /^[^\p{Cc}]*$/u
 
@@ -46,6 +52,8 @@ export interface RemoteNode {
   readonly seenAt: string | undefined
   /** `none`: it does not tell; `arriving`: its first telling is on the way */
   readonly inventory: 'none' | 'arriving' | 'complete'
+  /** More of its inventory is to come in a moment */
+  readonly telling: boolean
   readonly keys: Pick<KeySet, 'has' | 'size' | 'bytes'>
 }
 
@@ -69,6 +77,11 @@ export class Remote implements RemoteNode {
   #self: SelfDescription
   #epoch: bigint | undefined
   #version = 0n
+  #tellsUntil = performance.now() + TELLING_MS
+  /** Something is missing of what it told, until it tells all of it anew */
+  #gap = false
+  #gapAt = -Infinity
+  #askedAt = -Infinity
 
   /** @throws {PeerProtocolError} */
   constructor(hello: Hello, connection: Connection, loopback: boolean) {
@@ -115,6 +128,10 @@ export class Remote implements RemoteNode {
     return this.#self.addresses
   }
 
+  get telling(): boolean {
+    return this.inventory === 'arriving' && performance.now() < this.#tellsUntil
+  }
+
   /** @throws {PeerProtocolError} */
   describe(update: Update): void {
     this.#self = this.#read(update)
@@ -138,14 +155,29 @@ export class Remote implements RemoteNode {
     }
   }
 
-  /** @throws {PeerProtocolError} */
-  take({ epoch, version, reset, complete, removed, added }: InventoryMessage): void {
+  /**
+   * @returns true if something is missing before it, so that all is to be told anew; until then what was told is a hint
+   * @throws {PeerProtocolError}
+   */
+  take({ epoch, version, reset, complete, removed, added, since }: InventoryMessage): boolean {
     if (this.inventory === 'none') throw new PeerProtocolError('inventory was not promised')
+    const now = performance.now()
     if (reset) {
       this.keys.clear()
       this.inventory = 'arriving'
+      this.#gap = false
     } else if (epoch !== this.#epoch || version < this.#version) {
       throw new PeerProtocolError('inventory does not follow the one before')
+    } else if (this.#gap) {
+      // It was said before the node has heard that it is to begin anew
+      return false
+    } else if (since !== undefined && since !== this.#version) {
+      if (now - this.#gapAt < GAPS_APART_MS) throw new PeerProtocolError('inventory has gaps')
+      this.#gap = true
+      this.#gapAt = now
+      this.#tellsUntil = now + TELLING_MS
+      this.inventory = 'arriving'
+      return true
     }
     this.#epoch = epoch
     this.#version = version
@@ -155,6 +187,18 @@ export class Remote implements RemoteNode {
     this.keys.add(added)
     if (this.keys.size > MAX_KEYS) throw new PeerProtocolError(`more than ${MAX_KEYS} keys`)
     if (complete) this.inventory = 'complete'
+    return false
+  }
+
+  /**
+   * It asks for everything to be told anew.
+   * @throws {PeerProtocolError}
+   */
+  asks(): void {
+    const now = performance.now()
+    if (now - this.#askedAt < ASKS_APART_MS)
+      throw new PeerProtocolError('inventory is asked for again and again')
+    this.#askedAt = now
   }
 }
 

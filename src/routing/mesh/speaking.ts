@@ -9,6 +9,7 @@ import {
   PeerMessageSchema,
   WithdrawnSchema,
   type Hello,
+  type Inventory as InventoryMessage,
   type PeerMessage,
 } from '../gen/peer/v1/peer_pb.ts'
 import { Allowance } from '../allowance.ts'
@@ -27,6 +28,18 @@ const GOODBYE_TIMEOUT_MS = 500
 /** Signs of life a peer may leave out, in beats, before it counts as gone; not to read is one. */
 export const MAX_SILENT_BEATS = 3
 
+/** What one message tells of the inventory. */
+interface Piece {
+  /** The first of all */
+  readonly reset: boolean
+  readonly added: readonly string[]
+  readonly removed: readonly string[]
+  /** There is more that was never told */
+  readonly rest: boolean
+  /** The version of the message before, if there was one */
+  readonly since: bigint | undefined
+}
+
 /** The stream this node opened to another. */
 export class Speaking {
   readonly #inventory: Inventory
@@ -42,6 +55,7 @@ export class Speaking {
   #stream: Stream | undefined
   #wake = (): void => {}
   #goodbye: { readonly full: boolean } | undefined
+  #retells = false
   /** To be told before anything else, the newest of each kind */
   readonly #notes = new Map<string, () => PeerMessage['message']>()
 
@@ -82,6 +96,12 @@ export class Speaking {
     this.#wake()
   }
 
+  /** The peer has missed something of the inventory: all of it is told anew. */
+  retell(): void {
+    this.#retells = true
+    this.#wake()
+  }
+
   /** Says goodbye; `full`: only because there is no room for the peer. */
   async leave({ full }: { readonly full: boolean } = { full: false }): Promise<void> {
     this.#goodbye = { full }
@@ -98,13 +118,15 @@ export class Speaking {
       stream.abort(new PeerProtocolError('a peer answered on a stream that it only reads')),
     )
     await this.#send(stream, { case: 'hello', value: hello })
-    const pieces = hello.inventory ? this.#pieces() : this.#withdrawals()
+    let pieces = hello.inventory ? this.#pieces() : this.#withdrawals()
     while (this.#goodbye === undefined && stream.status === 'open') {
       const waitMs = this.#allowance.waitMs()
       if (waitMs > 0) {
         await this.#idle(waitMs)
         continue
       }
+      if (this.#retells && hello.inventory) pieces = this.#pieces()
+      this.#retells = false
       const message = this.#nextNote() ?? pieces.next().value
       if (message !== undefined) await this.#send(stream, message)
       else if (await this.#idle(this.#heartbeatMs))
@@ -130,6 +152,12 @@ export class Speaking {
   *#pieces(): Generator<PeerMessage['message'] | undefined, never> {
     const all = this.#inventory.keys()
     let rest = true
+    let since: bigint | undefined
+    const piece = (told: Omit<Piece, 'since'>): PeerMessage['message'] => {
+      const value = this.#piece({ ...told, since })
+      since = value.version
+      return { case: 'inventory', value }
+    }
     for (let reset = true; rest; reset = false) {
       const added: string[] = []
       while (rest && added.length < KEYS_PER_MESSAGE) {
@@ -137,7 +165,7 @@ export class Speaking {
         if (next.done === true) rest = false
         else added.push(next.value)
       }
-      yield this.#piece({ reset, added, removed: [], rest })
+      yield piece({ reset, added, removed: [], rest })
     }
     for (;;) {
       const added: string[] = []
@@ -149,7 +177,7 @@ export class Speaking {
         else removed.push(key)
       }
       if (added.length + removed.length === 0) yield undefined
-      else yield this.#piece({ reset: false, added, removed, rest: false })
+      else yield piece({ reset: false, added, removed, rest: false })
     }
   }
 
@@ -169,21 +197,16 @@ export class Speaking {
     }
   }
 
-  #piece(told: {
-    reset: boolean
-    added: string[]
-    removed: string[]
-    rest: boolean
-  }): PeerMessage['message'] {
-    const value = create(InventorySchema, {
+  #piece(told: Piece): InventoryMessage {
+    return create(InventorySchema, {
       epoch: this.#inventory.epoch,
       version: this.#inventory.version,
+      ...(told.since !== undefined && { since: told.since }),
       reset: told.reset,
       complete: !told.rest && this.#pending.size === 0,
       removed: packKeys(told.removed),
       added: packKeys(told.added),
     })
-    return { case: 'inventory', value }
   }
 
   /** Resolves when there may be something to do; true when nothing was for so long. */

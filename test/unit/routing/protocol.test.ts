@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
-import { create, toBinary, type MessageInitShape } from '@bufbuild/protobuf'
+import { create, fromBinary, toBinary, type MessageInitShape } from '@bufbuild/protobuf'
 import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
 import { identify } from '@libp2p/identify'
 import type { Libp2p, Stream } from '@libp2p/interface'
@@ -15,6 +15,7 @@ import {
   AliveSchema,
   CardSchema,
   HelloSchema,
+  InventoryRequestSchema,
   InventorySchema,
   PeerMessageSchema,
   SuspectSchema,
@@ -54,12 +55,21 @@ function card(changed: MessageInitShape<typeof CardSchema>): Uint8Array {
 
 function inventory(
   keys: string[],
-  options: { reset?: boolean; version?: bigint } = {},
+  options: { reset?: boolean; version?: bigint; since?: bigint } = {},
 ): Uint8Array {
-  const { reset = true, version = 1n } = options
-  const told = { epoch: 1n, version, reset, complete: true, added: packKeys(keys) }
+  const { reset = true, version = 1n, since } = options
+  const told = {
+    epoch: 1n,
+    version,
+    reset,
+    complete: true,
+    added: packKeys(keys),
+    ...(since !== undefined && { since }),
+  }
   return frame({ case: 'inventory', value: create(InventorySchema, told) })
 }
+
+type Told = PeerMessage['message']
 
 /** A libp2p node that speaks whatever a test wants. */
 class Rogue implements AsyncDisposable {
@@ -96,6 +106,17 @@ class Rogue implements AsyncDisposable {
   async open({ router }: { router: Pick<LoopbackNode['router'], 'self'> }): Promise<Stream> {
     const addresses = router.self().addresses.map((address) => multiaddr(address))
     return this.#node.dialProtocol(addresses, PEER_PROTOCOL)
+  }
+
+  /** What it hears on the first stream that was opened to it, from now on. */
+  listen(): Told[] {
+    const heard: Told[] = []
+    const frames = new FrameReader()
+    this.heard[0]?.addEventListener('message', ({ data }) => {
+      for (const bytes of frames.push(data))
+        heard.push(fromBinary(PeerMessageSchema, bytes).message)
+    })
+    return heard
   }
 
   connected(): boolean {
@@ -159,6 +180,18 @@ const OFFENCES: Record<string, () => Iterable<Uint8Array>> = {
     hello({ inventory: true }),
     inventory([], { version: 2n }),
     inventory([], { reset: false, version: 1n }),
+  ],
+  'gaps in what it has just told anew': () => [
+    hello({ inventory: true }),
+    inventory([], { version: 1n }),
+    inventory([], { reset: false, version: 3n, since: 2n }),
+    inventory([], { version: 3n }),
+    inventory([], { reset: false, version: 9n, since: 8n }),
+  ],
+  'to ask for the inventory again and again': () => [
+    hello(),
+    frame({ case: 'inventoryRequest', value: create(InventoryRequestSchema) }),
+    frame({ case: 'inventoryRequest', value: create(InventoryRequestSchema) }),
   ],
   'more keys than a node can have': endlessKeys,
   'no card': () => [frame({ case: 'hello', value: create(HelloSchema) })],
@@ -226,6 +259,32 @@ suite('peer protocol: what a peer may not do', () => {
     await rogue.connect(a)
     assert.ok(rogue.connected())
     await until(() => !rogue.connected())
+  })
+
+  test('a peer that never tells all it promised keeps nobody waiting', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.add()
+    await meshed([a, b])
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open(a)
+    stream.send(hello({ inventory: true }))
+    await until(() => a.router.peers().length === 2)
+    const alive = setInterval(() => {
+      if (stream.status === 'open')
+        stream.send(frame({ case: 'alive', value: create(AliveSchema) }))
+    }, 500)
+    try {
+      // Who waits for what is on its way does so for half a second each time
+      await until(async () => {
+        const began = performance.now()
+        assert.deepEqual(await holders(a.router, LIE), [])
+        return performance.now() - began < 400
+      })
+      assert.equal(a.router.peers().length, 2)
+    } finally {
+      clearInterval(alive)
+    }
   })
 
   test('a peer that does not read is dropped, and the others are told meanwhile', async () => {
@@ -386,6 +445,74 @@ suite('peer protocol: updates', () => {
     assert.equal(seen(), before, 'the node is the same one')
     assert.deepEqual(seen()?.addresses, addresses)
     assert.equal(seen()?.inventory, 'complete')
+  })
+})
+
+suite('peer protocol: something was missed', () => {
+  test('of what a peer holds: it is asked for all of it, and until then what it told is a hint', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open(a)
+    const [first, missed, last] = ['first', 'missed', 'last'].map((text) => digestOf(text))
+    assert(first !== undefined && missed !== undefined && last !== undefined)
+    stream.send(hello({ inventory: true }))
+    stream.send(inventory([inventoryKey(first)], { version: 1n }))
+    await until(async () => (await holders(a.router, first)).length === 1)
+    await until(() => rogue.heard.length === 1)
+    const heard = rogue.listen()
+    const requests = () => heard.filter((told) => told.case === 'inventoryRequest')
+
+    // The change from 1 to 2 is lost
+    const next = inventory([inventoryKey(last)], { reset: false, version: 3n, since: 2n })
+    stream.send(next)
+    await until(() => requests().length === 1, { what: 'it is asked for everything' })
+    assert.deepEqual(await holders(a.router, first), [rogue.id])
+    assert.deepEqual(await holders(a.router, last), [])
+    // What was on its way by then asks for nothing more
+    stream.send(inventory([], { reset: false, version: 4n, since: 3n }))
+    stream.send(inventory([missed, last].map(inventoryKey), { version: 4n }))
+    await until(async () => (await holders(a.router, missed)).length === 1)
+    assert.deepEqual(await holders(a.router, last), [rogue.id])
+    assert.deepEqual(await holders(a.router, first), [])
+    // And it goes on from there
+    stream.send(inventory([inventoryKey(first)], { reset: false, version: 5n, since: 4n }))
+    await until(async () => (await holders(a.router, first)).length === 1)
+    assert.equal(requests().length, 1)
+    assert.ok(rogue.connected())
+  })
+
+  test('of what this node holds: it tells all of it anew, and each message says what it follows', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    // Several messages full
+    const many = Array.from({ length: 9000 }, (_, index) => digestOf(`content ${index}`))
+    a.router.advertise(many)
+    await using rogue = await Rogue.create()
+    const stream = await rogue.open(a)
+    await until(() => rogue.heard.length === 1)
+    const heard = rogue.listen()
+    const inventories = () =>
+      heard.flatMap((told) => (told.case === 'inventory' ? [told.value] : []))
+    const isWhole = (resets: number) => () =>
+      inventories().filter(({ reset }) => reset).length === resets &&
+      inventories().at(-1)?.complete === true
+    await until(isWhole(1))
+    a.router.advertise([KEY])
+    await until(() =>
+      inventories().some(({ added }) => Buffer.from(added).equals(packKeys([inventoryKey(KEY)]))),
+    )
+    stream.send(hello())
+    stream.send(frame({ case: 'inventoryRequest', value: create(InventoryRequestSchema) }))
+    await until(isWhole(2))
+    const told = inventories()
+    const again = told.slice(told.findLastIndex(({ reset }) => reset))
+    assert.equal(
+      again.reduce((sum, { added }) => sum + added.length, 0),
+      packKeys([...many, KEY].map(inventoryKey)).length,
+    )
+    for (const [index, { reset, since }] of told.entries())
+      assert.equal(since, reset ? undefined : told[index - 1]?.version)
   })
 })
 

@@ -23,7 +23,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file peer/v1/peer.proto.
  */
 export const file_peer_v1_peer: GenFile = /*@__PURE__*/
-  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEi0gUKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIrCghwcmVmZXRjaBgJIAEoCzIXLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASLQoJd2l0aGRyYXduGA0gASgLMhguc2hvYWwucGVlci52MS5XaXRoZHJhd25IABI0Cg1wcm9iZV9yZXF1ZXN0GBEgASgLMhsuc2hvYWwucGVlci52MS5Qcm9iZVJlcXVlc3RIABIyCgxwcm9iZV9hbnN3ZXIYEiABKAsyGi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VySABCCQoHbWVzc2FnZSJ4CgVIZWxsbxIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCRImCgdtZW1iZXJzGAMgAygLMhUuc2hvYWwucGVlci52MS5NZW1iZXISEQoJaW52ZW50b3J5GAQgASgIIsABCgRDYXJkEgwKBG5hbWUYASABKAkSFwoPcmVnaXN0cnlfc2NoZW1lGAIgASgJEhUKDXJlZ2lzdHJ5X3BvcnQYAyABKA0SGgoScmVnaXN0cnlfYWRkcmVzc2VzGAQgAygJEgwKBHpvbmUYBSABKAkSDgoGcmVnaW9uGAYgASgJEg8KB3ZlcnNpb24YByABKAkSEAoIZmVhdHVyZXMYCCADKAkSDAoEbG9hZBgJIAEoDRIPCgdzaGFyaW5nGAogASgIIj4KBlVwZGF0ZRIhCgRjYXJkGAEgASgLMhMuc2hvYWwucGVlci52MS5DYXJkEhEKCWFkZHJlc3NlcxgCIAMoCSInCgZNZW1iZXISCgoCaWQYASABKAkSEQoJYWRkcmVzc2VzGAIgAygJImwKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwiGQoJV2l0aGRyYXduEgwKBGtleXMYASABKAwiFwoHR29vZGJ5ZRIMCgRmdWxsGAEgASgIIgcKBUFsaXZlIhUKB1N1c3BlY3QSCgoCaWQYASABKAkiSQoJVGFnQ2xhaW1zEioKBmNsYWltcxgBIAMoCzIaLnNob2FsLnBlZXIudjEuU2lnbmVkQ2xhaW0SEAoIY29tcGxldGUYAiABKAgiMwoLU2lnbmVkQ2xhaW0SEQoJc3RhdGVtZW50GAEgASgMEhEKCXNpZ25hdHVyZRgCIAEoDCK0AQoOQ2xhaW1TdGF0ZW1lbnQSDAoEbmFtZRgBIAEoCRIMCgRub2RlGAIgASgJEiYKBGtpbmQYAyABKA4yGC5zaG9hbC5wZWVyLnYxLkNsYWltS2luZBIOCgZkaWdlc3QYBCABKAkSDAoEc2l6ZRgFIAEoBBISCgptZWRpYV90eXBlGAYgASgJEgoKAm1zGAcgASgEEg8KB2NvdW50ZXIYCCABKA0SDwoHc3ViamVjdBgJIAEoCSJCCglDbGFpbVN5bmMSDwoHc3VtbWFyeRgBIAEoDBIOCgZ3YW50ZWQYAiABKAYSFAoMZm9yZ290dGVuX21zGAMgASgEIqUCCgpQdWxsUmVwb3J0Eg0KBXNjb3BlGAEgASgNEgsKA2tleRgCIAEoDBIOCgZudW1iZXIYAyABKA0SLgoFc3RhdGUYBCABKA4yHy5zaG9hbC5wZWVyLnYxLlB1bGxSZXBvcnQuU3RhdGUSDAoEaGF2ZRgFIAEoBBIMCgRzaXplGAYgASgEEgwKBGZyb20YByABKAkSDgoGZmFpbGVkGAggAygJEg8KB3N0YWxsZWQYCSABKAgSEwoLbm9fdXBzdHJlYW0YCiABKAgSDQoFc21hbGwYCyABKAgSDQoFd3JvbmcYDCABKAgiPQoFU3RhdGUSCAoEQVNLUxAAEgkKBUxFQURTEAESCwoHRk9MTE9XUxACEggKBERPTkUQAxIICgRHT05FEAQiYgoKUHVsbEFkdmljZRINCgVzY29wZRgBIAEoDRILCgNrZXkYAiABKAwSDgoGbnVtYmVyGAMgASgNEgwKBGxlYWQYBCABKAgSDAoEZnJvbRgFIAMoCRIMCgRwYWNlGAYgASgNIk8KC0tlZXBSZXF1ZXN0EhIKCnJlcG9zaXRvcnkYASABKAkSDgoGZGlnZXN0GAIgASgJEgwKBHRhZ3MYAyADKAkSDgoGY29waWVzGAQgASgNIioKDFByb2JlUmVxdWVzdBIKCgJpZBgBIAEoBhIOCgZkaWdlc3QYAiABKAki+gIKC1Byb2JlQW5zd2VyEgoKAmlkGAEgASgGEjIKBnB1bGxlZBgCIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIRCglwdWxsZWRfbXMYAyABKA0SNAoIcmVnaXN0cnkYBCABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSLwoDcDJwGAUgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEg4KBmRpZ2VzdBgGIAEoCRILCgNub3cYByABKAQikwEKB091dGNvbWUSCwoHVU5UUklFRBAAEgYKAk9LEAESEQoNTk9UX0FOTk9VTkNFRBACEgsKB1JFRlVTRUQQAxIMCghOT19ST1VURRAEEg0KCU5PX0FOU1dFUhAFEg0KCVVOVFJVU1RFRBAGEg0KCU5PVF9HSVZFThAHEgkKBVdST05HEAgSDQoJRUxTRVdIRVJFEAkikgEKCFByZWZldGNoEgoKAmlkGAEgASgEEi0KBW9yZGVyGAIgASgLMhwuc2hvYWwucGVlci52MS5QcmVmZXRjaE9yZGVySAASLQoFc3RhdGUYAyABKAsyHC5zaG9hbC5wZWVyLnYxLlByZWZldGNoU3RhdGVIABITCgljYW5jZWxsZWQYBCABKAhIAEIHCgVhYm91dCJrCg1QcmVmZXRjaE9yZGVyEhIKCnJlcG9zaXRvcnkYASABKAkSDgoGZGlnZXN0GAIgASgJEgwKBHRhZ3MYAyADKAkSEQoJcGxhdGZvcm1zGAQgAygJEhUKDWFsbF9wbGF0Zm9ybXMYBSABKAgi0QEKDVByZWZldGNoU3RhdGUSMQoFc3RhZ2UYASABKA4yIi5zaG9hbC5wZWVyLnYxLlByZWZldGNoU3RhdGUuU3RhZ2USDAoEc2l6ZRgCIAEoBBIMCgRoYXZlGAMgASgEEi4KB3NvdXJjZXMYBCADKAsyHS5zaG9hbC5wZWVyLnYxLlByZWZldGNoU291cmNlEg4KBnJlYXNvbhgFIAEoCSIxCgVTdGFnZRIJCgVXQUlUUxAAEggKBEdFVFMQARIHCgNIQVMQAhIKCgZGQUlMRUQQAyItCg5QcmVmZXRjaFNvdXJjZRIMCgRuYW1lGAEgASgJEg0KBWJ5dGVzGAIgASgEKm8KCUNsYWltS2luZBIaChZDTEFJTV9LSU5EX1VOU1BFQ0lGSUVEEAASFwoTQ0xBSU1fS0lORF9PQlNFUlZFRBABEhUKEUNMQUlNX0tJTkRfUFVTSEVEEAISFgoSQ0xBSU1fS0lORF9ERUxFVEVEEANiBnByb3RvMw");
+  fileDesc("ChJwZWVyL3YxL3BlZXIucHJvdG8SDXNob2FsLnBlZXIudjEikAYKC1BlZXJNZXNzYWdlEiUKBWhlbGxvGAEgASgLMhQuc2hvYWwucGVlci52MS5IZWxsb0gAEi0KCWludmVudG9yeRgCIAEoCzIYLnNob2FsLnBlZXIudjEuSW52ZW50b3J5SAASKQoHZ29vZGJ5ZRgDIAEoCzIWLnNob2FsLnBlZXIudjEuR29vZGJ5ZUgAEiUKBWFsaXZlGAQgASgLMhQuc2hvYWwucGVlci52MS5BbGl2ZUgAEicKBnVwZGF0ZRgFIAEoCzIVLnNob2FsLnBlZXIudjEuVXBkYXRlSAASKQoHc3VzcGVjdBgGIAEoCzIWLnNob2FsLnBlZXIudjEuU3VzcGVjdEgAEjAKC3B1bGxfcmVwb3J0GAcgASgLMhkuc2hvYWwucGVlci52MS5QdWxsUmVwb3J0SAASMAoLcHVsbF9hZHZpY2UYCCABKAsyGS5zaG9hbC5wZWVyLnYxLlB1bGxBZHZpY2VIABIrCghwcmVmZXRjaBgJIAEoCzIXLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hIABIuCgp0YWdfY2xhaW1zGAogASgLMhguc2hvYWwucGVlci52MS5UYWdDbGFpbXNIABIuCgpjbGFpbV9zeW5jGAsgASgLMhguc2hvYWwucGVlci52MS5DbGFpbVN5bmNIABIyCgxrZWVwX3JlcXVlc3QYDCABKAsyGi5zaG9hbC5wZWVyLnYxLktlZXBSZXF1ZXN0SAASLQoJd2l0aGRyYXduGA0gASgLMhguc2hvYWwucGVlci52MS5XaXRoZHJhd25IABI8ChFpbnZlbnRvcnlfcmVxdWVzdBgOIAEoCzIfLnNob2FsLnBlZXIudjEuSW52ZW50b3J5UmVxdWVzdEgAEjQKDXByb2JlX3JlcXVlc3QYESABKAsyGy5zaG9hbC5wZWVyLnYxLlByb2JlUmVxdWVzdEgAEjIKDHByb2JlX2Fuc3dlchgSIAEoCzIaLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXJIAEIJCgdtZXNzYWdlIngKBUhlbGxvEiEKBGNhcmQYASABKAsyEy5zaG9hbC5wZWVyLnYxLkNhcmQSEQoJYWRkcmVzc2VzGAIgAygJEiYKB21lbWJlcnMYAyADKAsyFS5zaG9hbC5wZWVyLnYxLk1lbWJlchIRCglpbnZlbnRvcnkYBCABKAgiwAEKBENhcmQSDAoEbmFtZRgBIAEoCRIXCg9yZWdpc3RyeV9zY2hlbWUYAiABKAkSFQoNcmVnaXN0cnlfcG9ydBgDIAEoDRIaChJyZWdpc3RyeV9hZGRyZXNzZXMYBCADKAkSDAoEem9uZRgFIAEoCRIOCgZyZWdpb24YBiABKAkSDwoHdmVyc2lvbhgHIAEoCRIQCghmZWF0dXJlcxgIIAMoCRIMCgRsb2FkGAkgASgNEg8KB3NoYXJpbmcYCiABKAgiPgoGVXBkYXRlEiEKBGNhcmQYASABKAsyEy5zaG9hbC5wZWVyLnYxLkNhcmQSEQoJYWRkcmVzc2VzGAIgAygJIicKBk1lbWJlchIKCgJpZBgBIAEoCRIRCglhZGRyZXNzZXMYAiADKAkiigEKCUludmVudG9yeRINCgVlcG9jaBgBIAEoBhIPCgd2ZXJzaW9uGAIgASgEEg0KBXJlc2V0GAMgASgIEhAKCGNvbXBsZXRlGAQgASgIEg8KB3JlbW92ZWQYBSABKAwSDQoFYWRkZWQYBiABKAwSEgoFc2luY2UYByABKARIAIgBAUIICgZfc2luY2UiGQoJV2l0aGRyYXduEgwKBGtleXMYASABKAwiEgoQSW52ZW50b3J5UmVxdWVzdCIXCgdHb29kYnllEgwKBGZ1bGwYASABKAgiBwoFQWxpdmUiFQoHU3VzcGVjdBIKCgJpZBgBIAEoCSJJCglUYWdDbGFpbXMSKgoGY2xhaW1zGAEgAygLMhouc2hvYWwucGVlci52MS5TaWduZWRDbGFpbRIQCghjb21wbGV0ZRgCIAEoCCIzCgtTaWduZWRDbGFpbRIRCglzdGF0ZW1lbnQYASABKAwSEQoJc2lnbmF0dXJlGAIgASgMIrQBCg5DbGFpbVN0YXRlbWVudBIMCgRuYW1lGAEgASgJEgwKBG5vZGUYAiABKAkSJgoEa2luZBgDIAEoDjIYLnNob2FsLnBlZXIudjEuQ2xhaW1LaW5kEg4KBmRpZ2VzdBgEIAEoCRIMCgRzaXplGAUgASgEEhIKCm1lZGlhX3R5cGUYBiABKAkSCgoCbXMYByABKAQSDwoHY291bnRlchgIIAEoDRIPCgdzdWJqZWN0GAkgASgJIkIKCUNsYWltU3luYxIPCgdzdW1tYXJ5GAEgASgMEg4KBndhbnRlZBgCIAEoBhIUCgxmb3Jnb3R0ZW5fbXMYAyABKAQipQIKClB1bGxSZXBvcnQSDQoFc2NvcGUYASABKA0SCwoDa2V5GAIgASgMEg4KBm51bWJlchgDIAEoDRIuCgVzdGF0ZRgEIAEoDjIfLnNob2FsLnBlZXIudjEuUHVsbFJlcG9ydC5TdGF0ZRIMCgRoYXZlGAUgASgEEgwKBHNpemUYBiABKAQSDAoEZnJvbRgHIAEoCRIOCgZmYWlsZWQYCCADKAkSDwoHc3RhbGxlZBgJIAEoCBITCgtub191cHN0cmVhbRgKIAEoCBINCgVzbWFsbBgLIAEoCBINCgV3cm9uZxgMIAEoCCI9CgVTdGF0ZRIICgRBU0tTEAASCQoFTEVBRFMQARILCgdGT0xMT1dTEAISCAoERE9ORRADEggKBEdPTkUQBCJiCgpQdWxsQWR2aWNlEg0KBXNjb3BlGAEgASgNEgsKA2tleRgCIAEoDBIOCgZudW1iZXIYAyABKA0SDAoEbGVhZBgEIAEoCBIMCgRmcm9tGAUgAygJEgwKBHBhY2UYBiABKA0iTwoLS2VlcFJlcXVlc3QSEgoKcmVwb3NpdG9yeRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSDAoEdGFncxgDIAMoCRIOCgZjb3BpZXMYBCABKA0iKgoMUHJvYmVSZXF1ZXN0EgoKAmlkGAEgASgGEg4KBmRpZ2VzdBgCIAEoCSL6AgoLUHJvYmVBbnN3ZXISCgoCaWQYASABKAYSMgoGcHVsbGVkGAIgASgOMiIuc2hvYWwucGVlci52MS5Qcm9iZUFuc3dlci5PdXRjb21lEhEKCXB1bGxlZF9tcxgDIAEoDRI0CghyZWdpc3RyeRgEIAEoDjIiLnNob2FsLnBlZXIudjEuUHJvYmVBbnN3ZXIuT3V0Y29tZRIvCgNwMnAYBSABKA4yIi5zaG9hbC5wZWVyLnYxLlByb2JlQW5zd2VyLk91dGNvbWUSDgoGZGlnZXN0GAYgASgJEgsKA25vdxgHIAEoBCKTAQoHT3V0Y29tZRILCgdVTlRSSUVEEAASBgoCT0sQARIRCg1OT1RfQU5OT1VOQ0VEEAISCwoHUkVGVVNFRBADEgwKCE5PX1JPVVRFEAQSDQoJTk9fQU5TV0VSEAUSDQoJVU5UUlVTVEVEEAYSDQoJTk9UX0dJVkVOEAcSCQoFV1JPTkcQCBINCglFTFNFV0hFUkUQCSKSAQoIUHJlZmV0Y2gSCgoCaWQYASABKAQSLQoFb3JkZXIYAiABKAsyHC5zaG9hbC5wZWVyLnYxLlByZWZldGNoT3JkZXJIABItCgVzdGF0ZRgDIAEoCzIcLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hTdGF0ZUgAEhMKCWNhbmNlbGxlZBgEIAEoCEgAQgcKBWFib3V0ImsKDVByZWZldGNoT3JkZXISEgoKcmVwb3NpdG9yeRgBIAEoCRIOCgZkaWdlc3QYAiABKAkSDAoEdGFncxgDIAMoCRIRCglwbGF0Zm9ybXMYBCADKAkSFQoNYWxsX3BsYXRmb3JtcxgFIAEoCCLRAQoNUHJlZmV0Y2hTdGF0ZRIxCgVzdGFnZRgBIAEoDjIiLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hTdGF0ZS5TdGFnZRIMCgRzaXplGAIgASgEEgwKBGhhdmUYAyABKAQSLgoHc291cmNlcxgEIAMoCzIdLnNob2FsLnBlZXIudjEuUHJlZmV0Y2hTb3VyY2USDgoGcmVhc29uGAUgASgJIjEKBVN0YWdlEgkKBVdBSVRTEAASCAoER0VUUxABEgcKA0hBUxACEgoKBkZBSUxFRBADIi0KDlByZWZldGNoU291cmNlEgwKBG5hbWUYASABKAkSDQoFYnl0ZXMYAiABKAQqbwoJQ2xhaW1LaW5kEhoKFkNMQUlNX0tJTkRfVU5TUEVDSUZJRUQQABIXChNDTEFJTV9LSU5EX09CU0VSVkVEEAESFQoRQ0xBSU1fS0lORF9QVVNIRUQQAhIWChJDTEFJTV9LSU5EX0RFTEVURUQQA2IGcHJvdG8z");
 
 /**
  * @generated from message shoal.peer.v1.PeerMessage
@@ -110,6 +110,12 @@ export type PeerMessage = Message<"shoal.peer.v1.PeerMessage"> & {
      */
     value: Withdrawn;
     case: "withdrawn";
+  } | {
+    /**
+     * @generated from field: shoal.peer.v1.InventoryRequest inventory_request = 14;
+     */
+    value: InventoryRequest;
+    case: "inventoryRequest";
   } | {
     /**
      * @generated from field: shoal.peer.v1.ProbeRequest probe_request = 17;
@@ -347,6 +353,14 @@ export type Inventory = Message<"shoal.peer.v1.Inventory"> & {
    * @generated from field: bytes added = 6;
    */
   added: Uint8Array;
+
+  /**
+   * The version of the message before on this stream; not in one with `reset`. Who has heard of another one has missed
+   * something, and asks for everything with an InventoryRequest.
+   *
+   * @generated from field: optional uint64 since = 7;
+   */
+  since?: bigint | undefined;
 };
 
 /**
@@ -378,6 +392,22 @@ export const WithdrawnSchema: GenMessage<Withdrawn> = /*@__PURE__*/
   messageDesc(file_peer_v1_peer, 6);
 
 /**
+ * The node that speaks has missed something that the other one told of its inventory: that one tells all of it anew, beginning with
+ * a `reset`. Who asks again within seconds breaks the protocol.
+ *
+ * @generated from message shoal.peer.v1.InventoryRequest
+ */
+export type InventoryRequest = Message<"shoal.peer.v1.InventoryRequest"> & {
+};
+
+/**
+ * Describes the message shoal.peer.v1.InventoryRequest.
+ * Use `create(InventoryRequestSchema)` to create a new message.
+ */
+export const InventoryRequestSchema: GenMessage<InventoryRequest> = /*@__PURE__*/
+  messageDesc(file_peer_v1_peer, 7);
+
+/**
  * The node stops, and means to; or it goes on without this connection.
  *
  * @generated from message shoal.peer.v1.Goodbye
@@ -396,7 +426,7 @@ export type Goodbye = Message<"shoal.peer.v1.Goodbye"> & {
  * Use `create(GoodbyeSchema)` to create a new message.
  */
 export const GoodbyeSchema: GenMessage<Goodbye> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 7);
+  messageDesc(file_peer_v1_peer, 8);
 
 /**
  * The node is there, and has nothing to say.
@@ -411,7 +441,7 @@ export type Alive = Message<"shoal.peer.v1.Alive"> & {
  * Use `create(AliveSchema)` to create a new message.
  */
 export const AliveSchema: GenMessage<Alive> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 8);
+  messageDesc(file_peer_v1_peer, 9);
 
 /**
  * A node does not answer the one that speaks, which found so itself and forgot it. Who hears that asks the node too,
@@ -433,7 +463,7 @@ export type Suspect = Message<"shoal.peer.v1.Suspect"> & {
  * Use `create(SuspectSchema)` to create a new message.
  */
 export const SuspectSchema: GenMessage<Suspect> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 9);
+  messageDesc(file_peer_v1_peer, 10);
 
 /**
  * What nodes say that tags mean. A node tells its own claims as it makes them. Those of others, which may be gone, it
@@ -462,7 +492,7 @@ export type TagClaims = Message<"shoal.peer.v1.TagClaims"> & {
  * Use `create(TagClaimsSchema)` to create a new message.
  */
 export const TagClaimsSchema: GenMessage<TagClaims> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 10);
+  messageDesc(file_peer_v1_peer, 11);
 
 /**
  * @generated from message shoal.peer.v1.SignedClaim
@@ -488,7 +518,7 @@ export type SignedClaim = Message<"shoal.peer.v1.SignedClaim"> & {
  * Use `create(SignedClaimSchema)` to create a new message.
  */
 export const SignedClaimSchema: GenMessage<SignedClaim> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 11);
+  messageDesc(file_peer_v1_peer, 12);
 
 /**
  * @generated from message shoal.peer.v1.ClaimStatement
@@ -558,7 +588,7 @@ export type ClaimStatement = Message<"shoal.peer.v1.ClaimStatement"> & {
  * Use `create(ClaimStatementSchema)` to create a new message.
  */
 export const ClaimStatementSchema: GenMessage<ClaimStatement> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 12);
+  messageDesc(file_peer_v1_peer, 13);
 
 /**
  * Which claims a node knows, and which it wants to know. A node says the first at the beginning and from time to time;
@@ -598,7 +628,7 @@ export type ClaimSync = Message<"shoal.peer.v1.ClaimSync"> & {
  * Use `create(ClaimSyncSchema)` to create a new message.
  */
 export const ClaimSyncSchema: GenMessage<ClaimSync> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 13);
+  messageDesc(file_peer_v1_peer, 14);
 
 /**
  * A node that gets something which no node holds yet says how far it is. It says so to the node that keeps the list of
@@ -695,7 +725,7 @@ export type PullReport = Message<"shoal.peer.v1.PullReport"> & {
  * Use `create(PullReportSchema)` to create a new message.
  */
 export const PullReportSchema: GenMessage<PullReport> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 14);
+  messageDesc(file_peer_v1_peer, 15);
 
 /**
  * @generated from enum shoal.peer.v1.PullReport.State
@@ -746,7 +776,7 @@ export type PullReport_State = (typeof PullReport_State)[keyof typeof PullReport
  * Describes the enum shoal.peer.v1.PullReport.State.
  */
 export const PullReport_StateSchema: GenEnum<PullReport_State> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 14, 0);
+  enumDesc(file_peer_v1_peer, 15, 0);
 
 /**
  * Where a node should get something from. It may do otherwise.
@@ -796,7 +826,7 @@ export type PullAdvice = Message<"shoal.peer.v1.PullAdvice"> & {
  * Use `create(PullAdviceSchema)` to create a new message.
  */
 export const PullAdviceSchema: GenMessage<PullAdvice> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 15);
+  messageDesc(file_peer_v1_peer, 16);
 
 /**
  * Asks a node to get an image, if it has not got it, and to keep it. Only nodes whose cards have the
@@ -839,7 +869,7 @@ export type KeepRequest = Message<"shoal.peer.v1.KeepRequest"> & {
  * Use `create(KeepRequestSchema)` to create a new message.
  */
 export const KeepRequestSchema: GenMessage<KeepRequest> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 16);
+  messageDesc(file_peer_v1_peer, 17);
 
 /**
  * Asks a node to try whether what a pull needs works between the two: whether the other hears what this one announces,
@@ -871,7 +901,7 @@ export type ProbeRequest = Message<"shoal.peer.v1.ProbeRequest"> & {
  * Use `create(ProbeRequestSchema)` to create a new message.
  */
 export const ProbeRequestSchema: GenMessage<ProbeRequest> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 17);
+  messageDesc(file_peer_v1_peer, 18);
 
 /**
  * @generated from message shoal.peer.v1.ProbeAnswer
@@ -926,7 +956,7 @@ export type ProbeAnswer = Message<"shoal.peer.v1.ProbeAnswer"> & {
  * Use `create(ProbeAnswerSchema)` to create a new message.
  */
 export const ProbeAnswerSchema: GenMessage<ProbeAnswer> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 18);
+  messageDesc(file_peer_v1_peer, 19);
 
 /**
  * @generated from enum shoal.peer.v1.ProbeAnswer.Outcome
@@ -1004,7 +1034,7 @@ export type ProbeAnswer_Outcome = (typeof ProbeAnswer_Outcome)[keyof typeof Prob
  * Describes the enum shoal.peer.v1.ProbeAnswer.Outcome.
  */
 export const ProbeAnswer_OutcomeSchema: GenEnum<ProbeAnswer_Outcome> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 18, 0);
+  enumDesc(file_peer_v1_peer, 19, 0);
 
 /**
  * About an image that a node is to get before somebody needs it. Only nodes whose cards have the feature "prefetch" are asked, and
@@ -1055,7 +1085,7 @@ export type Prefetch = Message<"shoal.peer.v1.Prefetch"> & {
  * Use `create(PrefetchSchema)` to create a new message.
  */
 export const PrefetchSchema: GenMessage<Prefetch> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 19);
+  messageDesc(file_peer_v1_peer, 20);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchOrder
@@ -1102,7 +1132,7 @@ export type PrefetchOrder = Message<"shoal.peer.v1.PrefetchOrder"> & {
  * Use `create(PrefetchOrderSchema)` to create a new message.
  */
 export const PrefetchOrderSchema: GenMessage<PrefetchOrder> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 20);
+  messageDesc(file_peer_v1_peer, 21);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchState
@@ -1145,7 +1175,7 @@ export type PrefetchState = Message<"shoal.peer.v1.PrefetchState"> & {
  * Use `create(PrefetchStateSchema)` to create a new message.
  */
 export const PrefetchStateSchema: GenMessage<PrefetchState> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 21);
+  messageDesc(file_peer_v1_peer, 22);
 
 /**
  * @generated from enum shoal.peer.v1.PrefetchState.Stage
@@ -1183,7 +1213,7 @@ export type PrefetchState_Stage = (typeof PrefetchState_Stage)[keyof typeof Pref
  * Describes the enum shoal.peer.v1.PrefetchState.Stage.
  */
 export const PrefetchState_StageSchema: GenEnum<PrefetchState_Stage> = /*@__PURE__*/
-  enumDesc(file_peer_v1_peer, 21, 0);
+  enumDesc(file_peer_v1_peer, 22, 0);
 
 /**
  * @generated from message shoal.peer.v1.PrefetchSource
@@ -1205,7 +1235,7 @@ export type PrefetchSource = Message<"shoal.peer.v1.PrefetchSource"> & {
  * Use `create(PrefetchSourceSchema)` to create a new message.
  */
 export const PrefetchSourceSchema: GenMessage<PrefetchSource> = /*@__PURE__*/
-  messageDesc(file_peer_v1_peer, 22);
+  messageDesc(file_peer_v1_peer, 23);
 
 /**
  * @generated from enum shoal.peer.v1.ClaimKind
