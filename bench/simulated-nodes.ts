@@ -17,6 +17,7 @@ export interface ThreadData {
   readonly directory: string
   readonly heartbeatMs: number
   readonly meshSize?: number
+  readonly maxConnections?: number
 }
 
 /** One command, and the answer to it. */
@@ -36,7 +37,7 @@ interface SimulatedNode {
 /** Of nodes that share a few cores some answer late. */
 const DIAL_TIMEOUT_MS = 15_000
 
-const { thread, ports, directory, heartbeatMs, meshSize }: ThreadData = workerData
+const { thread, ports, directory, heartbeatMs, meshSize, maxConnections }: ThreadData = workerData
 const log = createLogger({ level: 'silent' })
 const network = new MemoryNetwork({
   thread,
@@ -82,6 +83,7 @@ const commands = {
         dialTimeoutMs: DIAL_TIMEOUT_MS,
         carrier,
         ...(meshSize !== undefined && { meshSize, recordShare: 1 }),
+        ...(maxConnections !== undefined && { maxConnections }),
       },
     )
     await router.start()
@@ -142,20 +144,20 @@ const commands = {
 
   async state() {
     return Array.from(nodes, ([number, { router, traffic }]) => {
-      const { peerKeys, recordBacklog } = router.stats()
+      const { peerKeys, recordBacklog, foreign } = router.stats()
       let messages = 0
       let bytes = 0
       for (const passed of traffic.sent.values()) {
         messages += passed.messages
         bytes += passed.bytes
       }
-      const { records } = traffic
       return {
         number,
         peers: router.peers().length,
         peerKeys,
         recordBacklog,
-        records,
+        records: foreign.records,
+        recordsReceived: traffic.records,
         messages,
         bytes,
       }

@@ -12,12 +12,14 @@ import type { Answer, Call, Commands, ThreadData } from './simulated-nodes.ts'
 /**
  * Many nodes in one process: the real routing code over a network in memory, a thread for each core. Prints Markdown,
  * and adds its figures to `bench/simulation.json`, from which `bench/model.ts` and `bench/plot.ts` take them. `npm run
- * bench:simulation -- --mode mesh|dht|churn --nodes 200 --keys 1000`
+ * bench:simulation -- --mode mesh|dht|churn --nodes 200 --keys 1000 [--connections 60]`
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
 /** In groups, whose lookups begin at once at as many nodes. */
 const LOOKUPS = { mesh: { all: 2000, group: 100 }, dht: { all: 1000, group: 4 } }
 const WINDOW_MS = 30_000
+/** When no record came for so long, all are where they belong. */
+const QUIET_MS = 10_000
 /** In churn: what a node says when it comes is known to the others by then, also in a busy process. */
 const SETTLED_MS = 3000
 const DEAD = ['killed', 'vanished'] as const
@@ -32,6 +34,8 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '60' },
     /** In a DHT without inventories each node keeps to so many. */
     mesh: { type: 'string', default: '20' },
+    /** … and has so many connections at most, if that is given. */
+    connections: { type: 'string' },
     threads: { type: 'string', default: String(availableParallelism()) },
   },
 })
@@ -114,6 +118,7 @@ function startShards(count: number): Shard[] {
         directory,
         heartbeatMs,
         ...(mode === 'dht' && { meshSize }),
+        ...(values.connections !== undefined && { maxConnections: Number(values.connections) }),
       }),
   )
 }
@@ -207,11 +212,11 @@ function mean(list: readonly number[]): number {
   return sum(list) / list.length
 }
 
-/** What goes over the wires while nothing happens. */
+/** What goes over the wires while nothing happens: for two signs of life at the least. */
 async function steadyState(): Promise<void> {
   const before = await states()
   const cpu = process.cpuUsage()
-  const seconds = await timed(() => delay(WINDOW_MS))
+  const seconds = await timed(() => delay(Math.max(WINDOW_MS, 2 * heartbeatMs)))
   const { user, system } = process.cpuUsage(cpu)
   const after = await states()
   const grew = (of: 'messages' | 'bytes') =>
@@ -247,9 +252,19 @@ async function mesh(): Promise<void> {
 }
 
 async function records(): Promise<void> {
-  const kept = (await states()).map((state) => state.records)
-  figures['recordsPerNode'] = mean(kept)
-  figures['mostRecords'] = Math.max(...kept)
+  const received = async () => sum((await states()).map((state) => state.recordsReceived))
+  figures['secondsUntilQuiet'] = await timed(async () => {
+    for (let before = -1, now = await received(); now !== before;) {
+      progress(`${now} records received`)
+      await delay(QUIET_MS)
+      before = now
+      now = await received()
+    }
+  })
+  const all = await states()
+  figures['recordsPerNode'] = mean(all.map((state) => state.records))
+  figures['mostRecords'] = Math.max(...all.map((state) => state.records))
+  figures['recordsReceived'] = mean(all.map((state) => state.recordsReceived))
 }
 
 async function dht(): Promise<void> {
@@ -281,13 +296,19 @@ async function lookups(): Promise<void> {
   const hops: number[] = []
   let asked = 0
   let found = 0
+  let named = 0
   const one = async (asking: number, round: number): Promise<void> => {
     const holding = any(all.filter((node) => node !== asking))
     const shard = shardOf(asking)
     const { walk, ...hit } = await shard.ask('lookup', asking, keyOf(holding, round % keys))
     asked += 1
     if (hit.found.length > 0) found += 1
-    else progress(`not found after ${hit.ms.toFixed(0)} ms and ${walk.requests} requests`, true)
+    else {
+      // Then it was to be met, and that took too long
+      if (walk.hops !== undefined) named += 1
+      const what = walk.hops === undefined ? '' : ', though the holder was named'
+      progress(`not found after ${hit.ms.toFixed(0)} ms and ${walk.requests} requests${what}`, true)
+    }
     // The few whose inventories it has it does not walk for
     if (mode === 'dht' && walk.requests === 0) return
     hits.push(hit.ms)
@@ -309,6 +330,7 @@ async function lookups(): Promise<void> {
     )
   }
   figures['foundPercent'] = (100 * found) / asked
+  figures['namedPercent'] = (100 * (found + named)) / asked
   figures['lookupP50'] = quantile(hits, 0.5)
   figures['lookupP99'] = quantile(hits, 0.99)
   figures['missP50'] = quantile(misses, 0.5)
