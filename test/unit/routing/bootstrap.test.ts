@@ -11,6 +11,8 @@ import { captureLog, LoopbackMesh, silent } from './nodes.ts'
 
 const TIMING = { alone: [20, 100], connectedMs: 60_000, deadlineMs: 500 } as const
 const A = 1
+const TXT = 16
+const AAAA = 28
 const SRV = 33
 const MESH: BootstrapEntry = { type: 'host', host: 'localhost', port: 5002, srv: true }
 
@@ -38,6 +40,21 @@ suite('bootstrap: SRV records', () => {
     await using run = await running(dns.port, [{ type: 'host', host: 'localhost', port: 5002 }])
     await until(() => run.tried().includes('127.0.0.1:5002'))
     assert.deepEqual(dns.asked, [])
+  })
+
+  test('whose target has nothing but AAAA records lead there', async () => {
+    await using dns = await nameServer({
+      '_shoal._tcp.localhost': [srv('six.example', 6001), srv('both.example', 6002)],
+      'six.example': [aaaa('fd00:1:2:3:4:5:6:7')],
+      'both.example': [a('10.0.0.1'), aaaa('fd00:1:2:3:4:5:6:8')],
+    })
+    await using run = await running(dns.port, [MESH])
+    await until(() => run.settled && run.tried().length >= 3)
+    assert.deepEqual(run.tried(), [
+      '10.0.0.1:6002',
+      'fd00:1:2:3:4:5:6:7:6001',
+      'fd00:1:2:3:4:5:6:8:6002',
+    ])
   })
 
   test('that name themselves, nobody or no port harm nothing', async () => {
@@ -74,6 +91,55 @@ suite('bootstrap: SRV records', () => {
       assert.deepEqual(run.tried(), ['10.0.0.9:5002'])
       assert.equal(run.settled, false)
       await until(() => run.tried().includes('127.0.0.1:5002'))
+    })
+  }
+})
+
+suite('bootstrap: /dnsaddr', () => {
+  const ID = '12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo'
+  const OTHER = '12D3KooWGjMCwVMs8LaCkHf1yVsPMXcbr1Nkk9Rx1eJzK9wZ7gSL'
+  const named = (name: string): BootstrapEntry => ({
+    type: 'multiaddr',
+    multiaddr: `/dnsaddr/${name}`,
+  })
+  const good: BootstrapEntry = { type: 'multiaddr', multiaddr: '/ip4/10.0.0.9/tcp/5002' }
+  const records = [
+    txt('dnsaddr=/ip4/10.0.0.1/tcp/6001'),
+    txt(`dnsaddr=/ip6/fd00::1/tcp/6002/p2p/${ID}`),
+    txt(`dnsaddr=/ip4/10.0.0.2/tcp/6003/p2p/${OTHER}`),
+    txt('dnsaddr=/ip4/10.0.0.3/udp/6004/quic-v1'),
+    txt('dnsaddr=/dnsaddr/nodes.example'),
+    txt('dnsaddr=/dns4/nodes.example/tcp/6005'),
+    txt('dnsaddr=/ip4/10.0.0.4/tcp/99999'),
+    txt('dnsaddr='),
+    txt('v=spf1 -all'),
+    txt(''),
+    txt('\u00ff'.repeat(200).slice(0, 100)),
+  ]
+
+  test('says where nodes are; what is no address of one is passed over, itself included', async () => {
+    await using dns = await nameServer({ '_dnsaddr.nodes.example': records })
+    await using run = await running(dns.port, [named('nodes.example')])
+    await until(() => run.settled && run.tried().length >= 3)
+    assert.deepEqual(run.tried(), ['10.0.0.1:6001', '10.0.0.2:6003', 'fd00::1:6002'])
+  })
+
+  test('with an id means that node alone', async () => {
+    await using dns = await nameServer({ '_dnsaddr.nodes.example': records })
+    await using run = await running(dns.port, [named(`nodes.example/p2p/${ID}`)])
+    await until(() => run.settled && run.tried().length > 0)
+    assert.deepEqual(run.tried(), ['fd00::1:6002'])
+  })
+
+  for (const reply of ['nothing', 'garbage', {}] as const) {
+    const what = typeof reply === 'string' ? reply : 'that there is no such name'
+    test(`from a server that answers ${what} leads nowhere, is asked again, and holds nobody up`, async () => {
+      await using dns = await nameServer(reply)
+      const timing = { ...TIMING, deadlineMs: 200 }
+      await using run = await running(dns.port, [named('nodes.example'), good], timing)
+      await until(() => run.settled && dns.asked.length > 5)
+      assert.deepEqual(run.tried(), ['10.0.0.9:5002'])
+      assert.ok(dns.asked.every((name) => name === '_dnsaddr.nodes.example'))
     })
   }
 })
@@ -325,6 +391,18 @@ function srv(target: string, port: number): DnsRecord {
 
 function a(address: string): DnsRecord {
   return { type: A, data: Buffer.from(address.split('.').map(Number)) }
+}
+
+function aaaa(address: string): DnsRecord {
+  const words = address.split(':').map((word) => word.padStart(4, '0'))
+  return { type: AAAA, data: Buffer.from(words.join(''), 'hex') }
+}
+
+function txt(text: string): DnsRecord {
+  return {
+    type: TXT,
+    data: Buffer.concat([Buffer.from([Buffer.byteLength(text)]), Buffer.from(text)]),
+  }
 }
 
 function encodeName(name: string): Buffer {

@@ -24,6 +24,22 @@ suite('known peers', () => {
     await until(() => alone.router.peers().some(({ id }) => id === a.id))
   })
 
+  test('that are all gone leave a node alone and ready, and one that comes back is met', async () => {
+    await using mesh = new LoopbackMesh()
+    const [dataDir, other] = [await mesh.directory(), await mesh.directory()]
+    const a = await mesh.add({ dataDir: other })
+    const { host, port } = a.router.address()
+    const first = await mesh.add({ dataDir, bootstrap: [wayTo(a.router)] })
+    await meshed([a, first])
+    await first.router.stop()
+    await a.router.stop()
+    const alone = await mesh.add({ dataDir, bootstrap: [] })
+    await until(() => alone.router.ready())
+    assert.deepEqual(alone.router.peers(), [])
+    const back = await mesh.add({ dataDir: other, listen: { host, port }, bootstrap: [] })
+    await meshed([alone, back])
+  })
+
   test('are the last 64, with their ids, in a file of their own', async () => {
     await using mesh = new LoopbackMesh()
     const dataDir = await mesh.directory()

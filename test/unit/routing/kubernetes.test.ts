@@ -485,6 +485,30 @@ suite('a node with `kubernetes` in its bootstrap', () => {
     }
   })
 
+  test('is ready alone while nobody answers there, and meets the other one once it is named', async () => {
+    let answers = false
+    const server = await serving((query, response) => {
+      if (!answers) return void response.destroy()
+      if (!query.has('watch')) list(response, [node('late', '127.0.0.1')], '')
+      else response.flushHeaders()
+    })
+    await using mesh = new LoopbackMesh()
+    const late = await mesh.add({ bootstrap: [] })
+    const { port } = late.router.address()
+    const early = await mesh.add({
+      bootstrap: [{ type: 'kubernetes' }],
+      cluster: { access: access(server.port), port },
+    })
+    try {
+      await until(() => early.router.ready())
+      assert.deepEqual(early.router.peers(), [])
+      answers = true
+      await until(() => early.router.peers().some(({ id }) => id === late.id))
+    } finally {
+      server.close()
+    }
+  })
+
   test('tells the others its zone and region, of which what is configured stays', async () => {
     const watching: ServerResponse[] = []
     const server = await serving((query, response) => {

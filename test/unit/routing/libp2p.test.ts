@@ -170,12 +170,41 @@ suite('router: ways into the mesh', () => {
     await meshed([a, b])
   })
 
-  test('the other node may start later; until then this one is ready alone', async () => {
-    await using mesh = new LoopbackMesh({ bootstrapTiming: FAST_BOOTSTRAP })
+  const WAYS: Record<string, (port: number) => BootstrapEntry> = {
+    'an address': (port) => ({ type: 'host', host: '127.0.0.1', port }),
+    'a name': (port) => ({ type: 'host', host: 'localhost', port }),
+    'a name that may have SRV records': (port) => ({
+      type: 'host',
+      host: 'localhost',
+      port,
+      srv: true,
+    }),
+    'a multiaddr': (port) => ({ type: 'multiaddr', multiaddr: `/ip4/127.0.0.1/tcp/${port}` }),
+    'a multiaddr with a name': (port) => ({
+      type: 'multiaddr',
+      multiaddr: `/dns/localhost/tcp/${port}`,
+    }),
+  }
+  for (const [what, way] of Object.entries(WAYS)) {
+    test(`${what}: the other node may start later; until then this one is ready alone`, async () => {
+      await using mesh = new LoopbackMesh()
+      const port = await freePort()
+      const early = await mesh.add({ bootstrap: [way(port)] })
+      await until(() => early.router.ready())
+      const late = await mesh.add({ listen: { host: '127.0.0.1', port }, bootstrap: [] })
+      await meshed([early, late])
+    })
+  }
+
+  test('/id: the same, where nobody answers at first', async () => {
+    await using mesh = new LoopbackMesh()
     const port = await freePort()
-    const early = await mesh.add({ bootstrap: [{ type: 'host', host: '127.0.0.1', port }] })
+    const url = `http://127.0.0.1:${port}`
+    const early = await mesh.add({ bootstrap: [{ type: 'http', url }] })
     await until(() => early.router.ready())
-    const late = await mesh.add({ listen: { host: '127.0.0.1', port }, bootstrap: [] })
+    const late = await mesh.add({ bootstrap: [] })
+    const { id, addresses } = late.router.self()
+    await using _ = await serve(JSON.stringify({ ID: id, Addrs: addresses }), port)
     await meshed([early, late])
   })
 
@@ -403,13 +432,16 @@ async function child(
   }
 }
 
-async function serve(body: string): Promise<{ origin: string; paths: string[] } & AsyncDisposable> {
+async function serve(
+  body: string,
+  at = 0,
+): Promise<{ origin: string; paths: string[] } & AsyncDisposable> {
   const paths: string[] = []
   const server = createServer((request, response) => {
     paths.push(request.url ?? '')
     response.end(body)
   })
-  server.listen(0, '127.0.0.1')
+  server.listen(at, '127.0.0.1')
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
   return {
