@@ -752,6 +752,7 @@ export class Libp2pRouter implements Router, Startable {
     const isWanted = (id: string): boolean =>
       id !== self && protocol.size < this.#meshSize && hasRoom() && !protocol.isFull(id)
     protocol.on('change', () => this.#changes.emit('change'))
+    protocol.on('stop', (id) => this.#foreign.forget(id))
     protocol.on('withdraw', (id, keys) => this.#foreign.withdraw(id, keys))
     for (const event of ['join', 'update', 'leave'] as const)
       protocol.on(event, () => this.#followOthers(protocol))

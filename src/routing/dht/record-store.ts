@@ -33,6 +33,8 @@ interface Provider {
   /** What {@link RecordTable} knows it by */
   readonly number: number
   records: number
+  /** It said goodbye: its records name nobody, and go when they expire */
+  gone: boolean
 }
 
 interface RecordStoreInit {
@@ -58,6 +60,8 @@ export class RecordStore extends BaseDatastore {
   /** By their numbers; of one that is gone the number is used again */
   readonly #numbered: (Provider | undefined)[] = []
   readonly #freeNumbers: number[] = []
+  /** Records of providers that are gone */
+  #void = 0
   #refused = 0
 
   constructor(init: RecordStoreInit = {}) {
@@ -70,7 +74,7 @@ export class RecordStore extends BaseDatastore {
   /** How many records there are, the memory their table takes in bytes, and how many were not kept since the start. */
   stats(): { records: number; bytes: number; refused: number } {
     const { size, bytes } = this.#table
-    return { records: size, bytes, refused: this.#refused }
+    return { records: size - this.#void, bytes, refused: this.#refused }
   }
 
   /** A node says that it holds these no more: keys as inventories carry them, with which the names of records begin. */
@@ -84,6 +88,15 @@ export class RecordStore extends BaseDatastore {
       const row = this.#rowOf(key, number)
       if (row !== undefined) this.#drop(row)
     }
+  }
+
+  /** A node says goodbye: what it said is not told any more, until it says it anew. */
+  forget(id: string): void {
+    const provider = this.#providers.get(id)
+    if (provider === undefined) return
+    this.#providers.delete(id)
+    provider.gone = true
+    this.#void += provider.records
   }
 
   /** What cannot be kept is passed over: an error would make kad-dht drop the sender's other records as well. */
@@ -114,7 +127,7 @@ export class RecordStore extends BaseDatastore {
     const names: Key[] = []
     for (const row of this.#table.rowsOf(key)) {
       const provider = this.#numbered[this.#table.provider(row)]
-      if (provider !== undefined && !this.#isExpired(row))
+      if (provider?.gone === false && !this.#isExpired(row))
         names.push(new Key(`${prefix}/${provider.id}`, false))
     }
     for (const name of names) yield { key: name, value: VALUE }
@@ -152,7 +165,7 @@ export class RecordStore extends BaseDatastore {
 
   #enter(id: string): Provider {
     const number = this.#freeNumbers.pop() ?? this.#numbered.length
-    const provider = { id: copyOf(id), number, records: 0 }
+    const provider = { id: copyOf(id), number, records: 0, gone: false }
     this.#providers.set(provider.id, provider)
     this.#numbered[number] = provider
     return provider
@@ -184,8 +197,10 @@ export class RecordStore extends BaseDatastore {
     this.#table.remove(row)
     if (provider === undefined) return
     provider.records -= 1
+    if (provider.gone) this.#void -= 1
     if (provider.records > 0) return
-    this.#providers.delete(provider.id)
+    // After a goodbye another one may be there by this id
+    if (!provider.gone) this.#providers.delete(provider.id)
     this.#numbered[provider.number] = undefined
     this.#freeNumbers.push(provider.number)
   }

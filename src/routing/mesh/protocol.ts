@@ -80,6 +80,8 @@ interface PeerProtocolEvents {
   update: [node: RemoteNode]
   /** A node's stream ended; `meant`: it said goodbye */
   leave: [node: RemoteNode, meant: boolean]
+  /** A node says goodbye, because it stops */
+  stop: [id: string]
   /** A node says what it holds no more, in keys as inventories carry them */
   withdraw: [id: string, keys: Uint8Array]
   /** A stream to a node begins, whose hello goes before all that it is told */
@@ -335,6 +337,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
       case 'goodbye':
         this.#end(listening, true)
         if (message.value.full) this.#heardFull(listening, node)
+        else this.emit('stop', node.peer.id)
         break
       case 'alive':
       case undefined:

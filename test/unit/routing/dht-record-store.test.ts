@@ -63,6 +63,26 @@ suite('store of DHT records', () => {
     assert.equal(store.stats().records, 4)
   })
 
+  test('a node that says goodbye is named no more, until it comes back and says it anew', async (context) => {
+    const store = new RecordStore()
+    for (const number of [1, 2]) put(store, number, 'a')
+    put(store, 1, 'b')
+    store.forget('a')
+    store.forget('nobody')
+    assert.deepEqual(await providersOf(store, 1), ['b'])
+    assert.equal(store.stats().records, 1)
+    put(store, 1, 'a')
+    assert.deepEqual(await providersOf(store, 1), ['a', 'b'])
+    assert.deepEqual(await providersOf(store, 2), [])
+    assert.equal(store.stats().records, 2)
+    later(context, 15 * MINUTE)
+    put(store, 1, 'a')
+    later(context, 5 * MINUTE)
+    for await (const _ of store.query({ prefix: '/dht/provider' })) assert.fail()
+    assert.deepEqual(await providersOf(store, 1), ['a'])
+    assert.equal(store.stats().records, 1)
+  })
+
   test('a record that is not said again expires, in the answer and in memory', async (context) => {
     const store = new RecordStore()
     for (let number = 0; number < 5000; number += 1) put(store, number, 'a')

@@ -64,6 +64,9 @@ suite('router: the DHT alone', () => {
       a.router.advertise([KEY])
       await until(() => records().every((count) => count === 2))
       assert.deepEqual(await holders(b.router, KEY), [a.id])
+      // Its goodbye says so of all
+      await a.router.stop()
+      await until(() => records().every((count) => count === 0))
     })
   }
 
