@@ -7,8 +7,8 @@ import { FileSender } from './sendfile.ts'
 
 /** Of a file, by an ordinary write: the first bytes, and whenever the connection's buffer is full. */
 const WRITE_BYTES = 16 * 1024
-/** Of a file, by one system call. */
-const SEND_BYTES = 1024 * 1024
+/** Of a file, by one system call: at most, and at least. What grows is sent in pieces, and they are many. */
+const SEND_BYTES = { most: 1024 * 1024, least: 64 * 1024 }
 
 /** The client closed its connection before the answer was complete. Nobody's fault. */
 export class ClientGoneError extends Error {
@@ -24,6 +24,9 @@ export class ResponseSink implements ByteSink {
   readonly #response: ServerResponse
   readonly #signal: AbortSignal
   readonly #stallTimeout: number
+  #buffer: Buffer | undefined
+  /** Something was written, and with it the head of the answer */
+  #begun = false
 
   /** A client that takes no byte for `stallTimeout`, in ms, is gone. */
   constructor(response: ServerResponse, init: { signal: AbortSignal; stallTimeout: number }) {
@@ -43,28 +46,32 @@ export class ResponseSink implements ByteSink {
       else resolve()
     })
     await promise.finally(() => this.#signal.removeEventListener('abort', gone))
+    this.#begun = true
   }
 
   /**
    * By sendfile(2), which costs a third of reading and writing. While the connection's buffer is full the next bytes are
-   * written in the ordinary way, which waits for room; with the first of them goes the head of the answer.
+   * written in the ordinary way, which waits for room; so are the first, with which the head of the answer goes.
    */
   async writeFile(file: FileHandle, part: ByteRange): Promise<number> {
     const { socket } = this.#response
-    if (socket === null || rangeLength(part) < SEND_BYTES) return 0
+    if (socket === null || rangeLength(part) < SEND_BYTES.least) return 0
     using sender = await FileSender.to(socket)
     if (sender === undefined) return 0
-    const buffer = Buffer.allocUnsafeSlow(WRITE_BYTES)
     const end = part.end + 1
-    for (let offset = part.start; offset < end;) {
-      const count = Math.min(buffer.length, end - offset)
-      const read = await sender.read(file, buffer, offset, count)
-      if (read === 0) throw new ContentTruncatedError('file became shorter while it was read')
-      await this.write(buffer.subarray(0, read))
-      offset += read
+    let waits = !this.#begun || socket.writableLength > 0
+    for (let offset = part.start; offset < end; waits = true) {
+      if (waits) {
+        const buffer = (this.#buffer ??= Buffer.allocUnsafeSlow(WRITE_BYTES))
+        const count = Math.min(buffer.length, end - offset)
+        const read = await sender.read(file, buffer, offset, count)
+        if (read === 0) throw new ContentTruncatedError('file became shorter while it was read')
+        await this.write(buffer.subarray(0, read))
+        offset += read
+      }
       for (let sent = 1; sent > 0 && offset < end; offset += sent) {
         this.#signal.throwIfAborted()
-        sent = await sender.send(file, offset, Math.min(SEND_BYTES, end - offset))
+        sent = await sender.send(file, offset, Math.min(SEND_BYTES.most, end - offset))
         // Node does not see these bytes.
         socket.setTimeout(this.#stallTimeout)
       }

@@ -9,6 +9,8 @@ const PAGE = 4096
 const CLOEXEC_NONBLOCK = 0o2004000
 const F_SETPIPE_SZ = 1031
 const SPLICE_MOVE_NONBLOCK = 0x3
+const SOL_SOCKET = 1
+const SO_RCVLOWAT = 18
 
 /** What `splice` and `tee` return where they would have to wait. */
 export const WOULD_WAIT = -constants.errno.EAGAIN
@@ -43,6 +45,11 @@ export interface KernelCalls {
    * above their lowest 16 bits are then those that have come.
    */
   poll(polled: Int32Array, count: number, timeoutMs: number): number
+  /**
+   * A connection counts as readable for `poll` when so many bytes are there, or it has ended; 1 is usual.
+   * @see https://man7.org/linux/man-pages/man7/socket.7.html, SO_RCVLOWAT
+   */
+  gather(socket: number, bytes: number): void
   /** A descriptor that is readable from `raise` to `lower`. */
   flag(): number
   raise(flag: number): void
@@ -86,6 +93,9 @@ async function load(): Promise<KernelCalls | undefined> {
     )
     const tee = libc.func('int64_t tee(int from, int to, size_t count, unsigned int flags)')
     const poll = libc.func('int poll(void *polled, uint64_t count, int timeout)')
+    const setsockopt = libc.func(
+      'int setsockopt(int socket, int level, int option, void *value, uint32_t size)',
+    )
     const eventfd = libc.func('int eventfd(unsigned int initial, int flags)')
     const read = libc.func('int64_t read(int descriptor, void *into, size_t count)')
     const trim = libc.func('int malloc_trim(size_t kept)')
@@ -98,6 +108,7 @@ async function load(): Promise<KernelCalls | undefined> {
     const one = new BigUint64Array([1n])
     const counter = new BigUint64Array(1)
     const ends = new Int32Array(2)
+    const lowWater = new Int32Array(1)
     const orError = (result: unknown): number => {
       const count = Number(result)
       return count < 0 ? -koffi.errno() : count
@@ -130,6 +141,10 @@ async function load(): Promise<KernelCalls | undefined> {
       read: (descriptor, into, count) => Number(read(descriptor, into, count)),
       pwrite: (file, bytes, count, position) => orError(pwrite(file, bytes, count, position)),
       poll: (polled, count, timeoutMs) => Number(poll(polled, count, timeoutMs)),
+      gather(socket, bytes) {
+        lowWater[0] = bytes
+        setsockopt(socket, SOL_SOCKET, SO_RCVLOWAT, lowWater, lowWater.byteLength)
+      },
       flag: () => Number(eventfd(0, CLOEXEC_NONBLOCK)),
       raise: (flag) => void write(flag, one, 8),
       lower: (flag) => void read(flag, counter, 8),

@@ -64,6 +64,11 @@ export interface CarryEnd {
     | 'unable'
 }
 
+/**
+ * Bytes that come slowly are let gather until there are so many, or for so long, in ms: each piece costs much the same here, and again at
+ * everybody who reads what this node gets. What comes fast is there before.
+ */
+const GATHER = { bytes: 256 * 1024, ms: 10 }
 /** What is hashed at once, while it is still in the core's own cache. */
 const BUFFER_BYTES = 256 * 1024
 /** Errors that say that this system cannot do it, whoever is there. */
@@ -97,6 +102,13 @@ class Carry {
   #copied = 0
   #copies: boolean
   #waitingSince: number | undefined
+  /** What it waits for has come, or it does not wait */
+  #ready = true
+  /** All that had come was taken */
+  #drained = false
+  /** Until when bytes may gather, and how many of them make the connection readable */
+  #gathersUntil = 0
+  #enough = 1
 
   constructor(order: CarryOrder, hash: Hash | undefined, calls: KernelCalls) {
     this.#order = order
@@ -108,21 +120,36 @@ class Carry {
 
   /** Goes as far as what one pipe holds. @returns false when nothing moved, because it has to wait */
   step(): boolean {
-    if (this.#held > 0) return this.#handOn()
+    if (!this.#ready) return false
+    this.#ready = this.#held > 0 ? this.#handOn() : this.#take()
+    return this.#ready
+  }
+
+  #take(): boolean {
     const { from, through, count } = this.#order
-    if (this.#bytes === count) return this.#over('done')
-    const taken = this.#calls.splice(from, through.in, count - this.#bytes)
-    if (taken === WOULD_WAIT) {
-      this.#waitingSince ??= performance.now()
-      return false
-    }
+    const left = count - this.#bytes
+    if (left === 0) return this.#over('done')
+    const taken = this.#drained ? WOULD_WAIT : this.#calls.splice(from, through.in, left)
+    if (taken === WOULD_WAIT) return this.#gather(Math.min(GATHER.bytes, left))
     if (taken <= 0) return this.#over(UNABLE.has(taken) ? 'unable' : 'closed')
     if (this.#waitingSince !== undefined) this.#waited += performance.now() - this.#waitingSince
     this.#waitingSince = undefined
     this.#bytes += taken
     this.#held = taken
+    this.#drained = taken < GATHER.bytes && taken < left
     this.#handOn()
     return true
+  }
+
+  /** It goes on when so many bytes are there, or time is up. */
+  #gather(enough: number): false {
+    if (enough !== this.#enough) this.#calls.gather(this.#order.from, enough)
+    this.#enough = enough
+    this.#drained = false
+    const now = performance.now()
+    this.#waitingSince ??= now
+    this.#gathersUntil = now + GATHER.ms
+    return false
   }
 
   /** The descriptor and its events to wait for when `step` had to. */
@@ -135,17 +162,20 @@ class Carry {
   deadline(): number {
     const { progress, stall } = this.#order
     const since = this.#waitingSince ?? 0
-    return this.#held === 0 ? Math.min(since + progress, this.#sliceEnd) : since + stall
+    return this.#held === 0
+      ? Math.min(since + progress, this.#sliceEnd, this.#gathersUntil)
+      : since + stall
   }
 
   /** What has become of that, with the events that have come. */
   waited(now: number, events: number): void {
     const since = this.#waitingSince ?? now
+    this.#ready ||= events !== 0 || (this.#held === 0 && now >= this.#gathersUntil)
     if (this.#held > 0) {
       if ((events & (POLL.error | POLL.hangUp)) !== 0) this.#over('reader gone')
       else if (events === 0 && now - since >= this.#order.stall) this.#over('reader stalled')
     } else if (events === 0 && now - since >= this.#order.progress) this.#over('stalled')
-    else if (events === 0 && now >= this.#sliceEnd) this.#over('done')
+    else if (now >= this.#sliceEnd) this.#over('done')
   }
 
   stop(): void {
@@ -203,6 +233,8 @@ class Carry {
   #over(end: CarryEnd['end']): true {
     const { id } = this.#order
     if (this.#waitingSince !== undefined) this.#waited += performance.now() - this.#waitingSince
+    // Others read from it as soon as anything is there.
+    if (this.#enough > 1) this.#calls.gather(this.#order.from, 1)
     carries.delete(id)
     const [bytes, copied, waited] = [this.#bytes, this.#copied, this.#waited]
     answer({ id, answer: 'carried', bytes, copied, waited, end })

@@ -48,6 +48,12 @@ class FileBody implements ContentBody {
   }
 }
 
+/** What parts of a file are read into, one after the other: a new one for each of many would keep V8 collecting. */
+export interface CopyBuffers {
+  free?: Buffer
+  taken?: Buffer
+}
+
 /**
  * Writes a part of an open file, which it leaves open, by the sink's own way if it has one.
  * @throws {ContentTruncatedError} when the file ends before the part does
@@ -57,6 +63,7 @@ export async function copyFilePart(
   part: ByteRange,
   sink: ByteSink,
   signal: AbortSignal,
+  buffers: CopyBuffers = {},
 ): Promise<void> {
   const aborted = Promise.withResolvers<never>()
   const onAbort = (): void => {
@@ -69,7 +76,7 @@ export async function copyFilePart(
     const start = part.start + ((await sink.writeFile?.(file, part)) ?? 0)
     if (start > part.end) return
     // A sink that does not take its bytes must not keep the file open after the abort.
-    const rest = copyThrough(file, { start, end: part.end }, sink, signal)
+    const rest = copyThrough(file, { start, end: part.end }, sink, signal, buffers)
     await Promise.race([rest, aborted.promise])
   } finally {
     signal.removeEventListener('abort', onAbort)
@@ -82,11 +89,13 @@ async function copyThrough(
   part: ByteRange,
   sink: ByteSink,
   signal: AbortSignal,
+  buffers: CopyBuffers,
 ): Promise<void> {
   const length = rangeLength(part)
   const chunkBytes = Math.min(CHUNK_BYTES, length)
-  let free = Buffer.allocUnsafeSlow(chunkBytes)
-  let taken = Buffer.allocUnsafeSlow(length > chunkBytes ? chunkBytes : 0)
+  let free = atLeast(chunkBytes, buffers.free)
+  let taken = atLeast(length > chunkBytes ? chunkBytes : 0, buffers.taken)
+  Object.assign(buffers, { free, taken })
   let writing = Promise.resolve()
   let position = part.start
   while (position <= part.end) {
@@ -97,6 +106,10 @@ async function copyThrough(
     ;[free, taken] = [taken, free]
   }
   await writing
+}
+
+function atLeast(length: number, buffer: Buffer = Buffer.allocUnsafeSlow(length)): Buffer {
+  return buffer.length >= length ? buffer : Buffer.allocUnsafeSlow(length)
 }
 
 async function readChunk(

@@ -40,6 +40,7 @@ class GrowingBody implements ContentBody {
   }
 
   async writeTo(sink: ByteSink, { signal }: { signal: AbortSignal }): Promise<void> {
+    const buffers = {}
     try {
       let offset = this.#part.start
       let pause = PAUSE.first
@@ -53,7 +54,8 @@ class GrowingBody implements ContentBody {
         const there = Math.min(size, usable, this.#part.end + 1)
         const came = there - offset
         if (came > 0) {
-          await copyFilePart(this.#file, { start: offset, end: there - 1 }, sink, signal)
+          const grownBy = { start: offset, end: there - 1 }
+          await copyFilePart(this.#file, grownBy, sink, signal, buffers)
           offset = there
           grown = performance.now()
           if (came > 2 * ENOUGH) pause = Math.max(pause / 2, PAUSE.first)

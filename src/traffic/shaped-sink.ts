@@ -4,7 +4,7 @@ import type { ByteRange } from '../oci/distribution.ts'
 import type { Flow, Link } from './link.ts'
 
 /** Parts of a file smaller than this, in bytes, are not worth the kernel's own way. */
-const FILE_PART = 1024 * 1024
+const FILE_PART = 64 * 1024
 
 /** A transfer over some links. */
 export interface ShapedInit {

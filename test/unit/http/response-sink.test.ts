@@ -122,36 +122,38 @@ suite('a file in an answer', () => {
     assert.deepEqual(errors, [])
   })
 
-  test(
-    'is sent by the kernel where that can be',
-    { skip: process.platform !== 'linux' },
-    async (t) => {
-      const counted = Promise.withResolvers<number>()
-      const server = createServer((_request, response) => {
-        const run = async (): Promise<number> => {
-          await using file = await openFile(path)
-          response.writeHead(200, { 'content-length': bytes.length })
-          const sink = new ResponseSink(response, {
-            signal: new AbortController().signal,
-            stallTimeout: 60_000,
-          })
-          assert.equal(
-            await sink.writeFile(file, { start: 0, end: bytes.length - 1 }),
-            bytes.length,
-          )
-          const written = response.socket?.bytesWritten ?? Infinity
-          response.end()
-          return written
-        }
-        run().then(counted.resolve, counted.reject)
-      })
-      const port = await listening(t, server)
-      assert.deepEqual(await whole(await ask(port, { start: 0, end: 0 })), bytes)
-      // By this process, that is
-      const written = await counted.promise
-      assert.ok(written < bytes.length / 2, `${written} bytes were written`)
-    },
-  )
+  for (const [how, piece] of [
+    ['as a whole', bytes.length],
+    ['in pieces, as of a file that grows', 200_000],
+  ] as const)
+    test(
+      `is sent by the kernel where that can be, ${how}`,
+      { skip: process.platform !== 'linux' },
+      async (t) => {
+        const counted = Promise.withResolvers<number>()
+        const server = createServer((_request, response) => {
+          const run = async (): Promise<number> => {
+            await using file = await openFile(path)
+            response.writeHead(200, { 'content-length': bytes.length })
+            const sink = new ResponseSink(response, {
+              signal: new AbortController().signal,
+              stallTimeout: 60_000,
+            })
+            for (let start = 0; start < bytes.length; start += piece)
+              assert.equal(await sink.writeFile(file, { start, end: start + piece - 1 }), piece)
+            const written = response.socket?.bytesWritten ?? Infinity
+            response.end()
+            return written
+          }
+          run().then(counted.resolve, counted.reject)
+        })
+        const port = await listening(t, server)
+        assert.deepEqual(await whole(await ask(port, { start: 0, end: 0 })), bytes)
+        // By this process, that is
+        const written = await counted.promise
+        assert.ok(written < bytes.length / 2, `${written} bytes were written`)
+      },
+    )
 
   test('arrives as it is at many readers, of which some are slow', async (t) => {
     const { listener, errors } = answering()
