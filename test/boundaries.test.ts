@@ -35,6 +35,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   'make-directory.ts': ['system-error.ts'], // for every room that has files of its own
   'system-error.ts': [], // what the system says of files, which every room that has some reads
   'alarm.ts': [], // for rooms that work at something from time to time
+  'names.ts': ['system-error.ts'], // names of other machines, for every room that goes there
   'bounded-map.ts': [], // what is remembered, of which there is an end in every room that hears others
   kernel: [], // system calls, most of them on descriptors, for both ends of the byte path
   observe: ['make-directory.ts'],
@@ -52,6 +53,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   install: ['make-directory.ts', 'system-error.ts', 'mirror/file.ts'],
   // It looks at a node from outside, with what the node itself uses.
   doctor: [
+    'names.ts',
     'oci/reference.ts',
     'config',
     'mirror',
@@ -62,7 +64,6 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'pull/private/probe.ts',
     'pull/upstream/client.ts',
     'pull/upstream/logins.ts',
-    'pull/upstream/names.ts',
     'pull/upstream/routes.ts',
     'trust/token-file.ts',
   ],
@@ -83,6 +84,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'make-directory.ts',
     'system-error.ts',
     'bounded-map.ts',
+    'names.ts',
     'observe/log.ts',
     'observe/round-trip.ts',
     'store/store.ts',
@@ -97,6 +99,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
     'lifecycle.ts',
     'system-error.ts',
     'bounded-map.ts',
+    'names.ts',
     'observe/explain.ts',
     'observe/log.ts',
     'observe/round-trip.ts',

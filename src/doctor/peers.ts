@@ -5,7 +5,7 @@ import type { EffectiveConfig } from '../config/effective.ts'
 import { formatAddress, p2pPort, parseAddress, type SocketAddress } from '../config/addresses.ts'
 import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
-import { lookup } from '../pull/upstream/names.ts'
+import { lookup } from '../names.ts'
 import { hostOf } from '../oci/reference.ts'
 import { findings, some, type Finding } from './finding.ts'
 

@@ -19,7 +19,7 @@ import {
 import { Authorizer } from './authorizer.ts'
 import { DirectConnections, type UpstreamBody, type UpstreamResponse } from './direct.ts'
 import type { Logins } from './logins.ts'
-import { lookup } from './names.ts'
+import { lookup } from '../../names.ts'
 
 /** As many as Docker Hub, quay.io and their object stores need together, twice. */
 const MAX_REDIRECTS = 5

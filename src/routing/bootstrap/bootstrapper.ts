@@ -1,7 +1,8 @@
-import { lookup, Resolver } from 'node:dns/promises'
+import { Resolver } from 'node:dns/promises'
 import { isIP } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Startable } from '../../lifecycle.ts'
+import { addressesOf } from '../../names.ts'
 import type { Logger } from '../../observe/log.ts'
 import { parseMultiaddr, type SocketAddress } from '../addresses.ts'
 import type { FindApiAccess } from './api-server.ts'
@@ -86,8 +87,6 @@ export class Bootstrapper implements Startable {
   readonly #ways: (() => Promise<BootstrapTarget[]>)[]
   /** What is followed in the cluster */
   readonly #followed: Startable[] = []
-  /** Questions to the resolver on their way; it has few threads, and a dead name server must not take them all */
-  readonly #names = new Map<string, Promise<string[]>>()
   /** Under way or waiting for their turn, by target */
   readonly #dials = new Map<string, Promise<void>>()
   readonly #turns: (() => void)[] = []
@@ -302,7 +301,7 @@ export class Bootstrapper implements Startable {
     return (await Promise.all(found)).flat()
   }
 
-  /** The addresses that DNS has for a name. Many are asked for at once, which the system's resolver is not made for. */
+  /** The addresses that DNS has for the target of an SRV record, which is a name of DNS alone. */
   async #addresses(name: string): Promise<string[]> {
     if (isIP(name) !== 0) return [name]
     const answers = await Promise.allSettled([
@@ -345,14 +344,8 @@ export class Bootstrapper implements Startable {
 
   async #resolve(host: string): Promise<string[]> {
     if (isIP(host) !== 0) return [host]
-    let answer = this.#names.get(host)
-    if (answer === undefined) {
-      answer = lookup(host, { all: true })
-        .then((addresses) => addresses.map(({ address }) => address))
-        .finally(() => this.#names.delete(host))
-      this.#names.set(host, answer)
-    }
-    return before(answer, this.#deadline())
+    const found = await before(addressesOf(host), this.#deadline())
+    return found.map(({ address }) => address)
   }
 
   #deadline(): AbortSignal {

@@ -15,7 +15,7 @@ import { kernelCalls } from '../../../src/kernel/calls.ts'
 import type { ByteSink } from '../../../src/oci/body.ts'
 import { ConnectionError } from '../../../src/pull/connection.ts'
 import { DirectConnections, type UpstreamResponse } from '../../../src/pull/upstream/direct.ts'
-import { lookup } from '../../../src/pull/upstream/names.ts'
+import { lookup } from '../../../src/names.ts'
 import { until } from '../../wait.ts'
 
 const bytes = randomBytes(3_000_000)

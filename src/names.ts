@@ -3,7 +3,7 @@ import { lookup as lookupBySystem, Resolver } from 'node:dns/promises'
 import { readFile } from 'node:fs/promises'
 import type { LookupFunction } from 'node:net'
 import { callbackify } from 'node:util'
-import { hasCode } from '../../system-error.ts'
+import { hasCode } from './system-error.ts'
 
 /** How long a name server is waited for, in ms, and how often it is asked. */
 const QUESTION = { timeout: 1000, tries: 2 }
@@ -13,11 +13,7 @@ const HOSTS = '/etc/hosts'
 
 const asking = new Map<string, Promise<LookupAddress[]>>()
 
-/**
- * As `dns.lookup`, but a name that no server answers holds up no other: the system's own lookup takes one of two threads
- * for many seconds, and behind two dead mirrors the good one would wait. The system is asked last, for what it may know
- * beyond `/etc/hosts` and DNS; one question for each name at a time.
- */
+/** As `dns.lookup`, by {@link addressesOf}. */
 export const lookup: LookupFunction = (hostname, options, callback) => {
   ask(hostname, (error, addresses) => {
     if (error !== null) return callback(error, [])
@@ -29,15 +25,23 @@ export const lookup: LookupFunction = (hostname, options, callback) => {
   })
 }
 
-const ask = callbackify((hostname: string) => {
+/**
+ * Addresses of a name, of which no server need answer: it holds up no other. The system's own lookup takes one of two threads
+ * for many seconds, and behind two dead names a good one would wait. The system is asked last, for what it may know
+ * beyond `/etc/hosts` and DNS; one question for each name at a time.
+ * @throws when there is none, or nobody says so within some seconds
+ */
+export function addressesOf(hostname: string): Promise<LookupAddress[]> {
   const running = asking.get(hostname)
   if (running !== undefined) return running
-  const answer = addressesOf(hostname).finally(() => asking.delete(hostname))
+  const answer = find(hostname).finally(() => asking.delete(hostname))
   asking.set(hostname, answer)
   return answer
-})
+}
 
-async function addressesOf(hostname: string): Promise<LookupAddress[]> {
+const ask = callbackify(addressesOf)
+
+async function find(hostname: string): Promise<LookupAddress[]> {
   const listed = inHosts(await readFile(HOSTS, 'utf8').catch(() => ''), hostname)
   if (listed.length > 0) return listed
   // Without a dot it is a name of the domains that only the system knows to search
@@ -48,9 +52,11 @@ async function addressesOf(hostname: string): Promise<LookupAddress[]> {
   try {
     await Promise.any([four, six])
   } catch (error) {
-    const silent =
-      error instanceof AggregateError && error.errors.some((each) => hasCode(each, 'ETIMEOUT'))
-    if (silent) throw new Error(`no name server answers for ${hostname}`, { cause: error })
+    // The system would wait for the same server, and longer
+    const useless =
+      error instanceof AggregateError &&
+      error.errors.some((each) => hasCode(each, 'ETIMEOUT') || hasCode(each, 'EBADRESP'))
+    if (useless) throw new Error(`no name server answers for ${hostname}`, { cause: error })
     return lookupBySystem(hostname, { all: true })
   }
   const late = Promise.withResolvers<LookupAddress[]>()
