@@ -9,10 +9,10 @@ import type { LoadResult } from './load.ts'
 
 /**
  * What `limits.upload`, `limits.download` and `limits.wan` let pass, how far what nobody waits for holds up what somebody does, when a
- * rate by the hour begins, and what a prefetch to many nodes costs. Nodes are network namespaces with containerd and the daemon as it ships; the
+ * rate by the hour begins, what a prefetch to many nodes costs, and whether one alone is as fast as a pull where the upstream is far. Nodes are network namespaces with containerd and the daemon as it ships; the
  * readers throw away what they get, so that nothing but a limit is in their way.
  *
- *     npm run bench:rates -- [--only rates,yields,hours,prefetch] [--runs N]
+ *     npm run bench:rates -- [--only rates,yields,hours,prefetch,far] [--runs N]
  */
 const { values: flags } = parseArgs({
   options: { only: { type: 'string', default: '' }, runs: { type: 'string', default: '5' } },
@@ -33,7 +33,7 @@ const newest = binaries
 
 const configs = new Map<ClusterNode, string>()
 
-for (const [name, measure] of Object.entries({ rates, yields, hours, prefetch })) {
+for (const [name, measure] of Object.entries({ rates, yields, hours, prefetch, far })) {
   if (wanted === undefined || wanted.has(name)) await measure()
 }
 
@@ -214,6 +214,38 @@ async function prefetch(): Promise<void> {
   }
   say(
     `shoal pull --everywhere, 100 MB in 5 layers to 6 nodes, uplink ${uplink} Mbit/s (bound 4.0 s): ${spread(times)} s, egress ${spread(egress, 3)}; begun after ${spread(waited)} s, the uplink busy for ${spread(busy)} s`,
+  )
+}
+
+/** A prefetch and a pull, each alone, of an upstream whose answers are long on the way. */
+async function far(): Promise<void> {
+  await using cluster = await createCluster(1)
+  const [node] = cluster.nodes as [ClusterNode]
+  const link = ['netem', 'delay', '100ms', 'rate', '200mbit', 'limit', '20000']
+  const pulls: number[] = []
+  const prefetches: number[] = []
+  for (let run = 0; run < runs; run += 1) {
+    const [pulled, prefetched] = await Promise.all(
+      ['pulled', 'prefetched'].map(async (name) => {
+        const image = await buildImage({ layers: [200 * MB], seed: `${name} ${run}` })
+        await cluster.upstream.push(image, `${name}${run}:1`)
+        return image
+      }),
+    )
+    await cluster.upstream.machine.exec(['tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', ...link])
+    const [url = ''] = pulled === undefined ? [] : pathsOf(pulled, `pulled${run}`)
+    pulls.push((await load(node, url)).seconds)
+    const began = performance.now()
+    const reference = `${Upstream.host}/prefetched${run}:1`
+    await node.exec(['shoal', 'pull', reference], { timeoutMs: 120_000 })
+    prefetches.push((performance.now() - began) / 1000)
+    const held = await node.ctr('content', 'ls', '-q')
+    for (const { descriptor } of prefetched?.layers ?? [])
+      if (!held.includes(descriptor.digest)) throw new Error(`${descriptor.digest} is not there`)
+    await cluster.upstream.machine.exec(['tc', 'qdisc', 'del', 'dev', 'eth0', 'root'])
+  }
+  say(
+    `an upstream 100 ms away over 200 Mbit/s (bound 8.0 s): a blob of 200 MB pulled in ${spread(pulls)} s, an image of one such layer prefetched in ${spread(prefetches)} s`,
   )
 }
 

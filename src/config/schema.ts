@@ -460,7 +460,7 @@ export const configSchema = section({
     download: rates().prefault('unlimited').register(docs, {
       placeholder: 'RATES',
       description:
-        'The same of all blobs that this node gets from other nodes and from registries. Also without a limit, what nobody waits for yields to what is pulled, of whose pace it gets a twentieth.',
+        'The same of all blobs that this node gets from other nodes and from registries. Also without a limit, what nobody waits for yields to what is pulled, of whose pace it gets a fortieth.',
     }),
     wan: rates().prefault('unlimited').register(docs, {
       placeholder: 'RATES',

@@ -7,8 +7,11 @@ const TURN = { least: 512, most: 32 * 1024 * 1024 }
 const SAVED_TURNS = 5
 /** Of these, what background traffic leaves for what may come. */
 const RESERVED_TURNS = 2
-/** What background traffic gets in any case, as a part of the rate, or of what comes for those who wait where no rate is set. */
-const FLOOR = 0.05
+/**
+ * What background traffic gets in any case, as a part of the rate, or of what comes for those who wait where no rate is set: less there, because
+ * its connections have more under way when somebody begins to wait.
+ */
+const FLOOR = { limited: 1 / 20, free: 1 / 40 }
 /** The least of it there, in bytes a second. */
 const LEAST_FLOOR = 125_000
 /** A turn of it where it may have to yield at any time: as much may be on its way past this thread when somebody begins to wait. */
@@ -116,7 +119,7 @@ export class Link {
 
   /** Bytes a second for background traffic where no rate is set. */
   get #floorRate(): number {
-    return Math.max(LEAST_FLOOR, FLOOR * this.#pace)
+    return Math.max(LEAST_FLOOR, FLOOR.free * this.#pace)
   }
 
   /** What a flow may let pass; nothing when it has to wait. */
@@ -206,7 +209,7 @@ export class Link {
     this.#tokens = Math.min(SAVED_TURNS * this.turnBytes, this.#tokens + seconds * rate)
     // Nothing of it is saved up while nobody needs it.
     const waits = this.#back.length > 0
-    this.#floor = waits ? Math.min(this.turnBytes, this.#floor + seconds * rate * FLOOR) : 0
+    this.#floor = waits ? Math.min(this.turnBytes, this.#floor + seconds * rate * FLOOR.limited) : 0
   }
 
   /** Gives turns to those who wait, as long as there are any. */
