@@ -216,6 +216,8 @@ export class SwarmNode implements AsyncDisposable {
       spool?: number
       keeps?: boolean
       alone?: boolean
+      /** To the upstream, for one blob */
+      connections?: number
     },
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
@@ -302,7 +304,7 @@ export class SwarmNode implements AsyncDisposable {
         endpointsOf: () => [{ ...endpoint, tier: 'origin' }],
         log,
       },
-      { tiers: TIERS, connections: 1 },
+      { tiers: TIERS, connections: init.connections ?? 1 },
     )
     const swarm = new Swarm({
       exchange,
