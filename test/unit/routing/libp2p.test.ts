@@ -191,23 +191,26 @@ suite('router: ways into the mesh', () => {
   for (const [what, way] of Object.entries(WAYS)) {
     test(`${what}: the other node may start later; until then this one is ready alone`, async () => {
       await using mesh = new LoopbackMesh()
-      const port = await freePort()
+      await using place = await holdPort()
+      const { port } = place
       const early = await mesh.add({ bootstrap: [way(port)] })
-      await until(() => early.router.ready())
+      await until(() => early.router.ready() && place.visits() > 0)
+      await place[Symbol.asyncDispose]()
       const late = await mesh.add({ listen: { host: '127.0.0.1', port }, bootstrap: [] })
       await meshed([early, late])
     })
   }
 
-  test('/id: the same, where nobody answers at first', async () => {
+  test('/id: the same, where nobody says anything at first', async () => {
     await using mesh = new LoopbackMesh()
-    const port = await freePort()
-    const url = `http://127.0.0.1:${port}`
+    await using place = await holdPort()
+    const url = `http://127.0.0.1:${place.port}`
     const early = await mesh.add({ bootstrap: [{ type: 'http', url }] })
-    await until(() => early.router.ready())
+    await until(() => early.router.ready() && place.visits() > 0)
     const late = await mesh.add({ bootstrap: [] })
     const { id, addresses } = late.router.self()
-    await using _ = await serve(JSON.stringify({ ID: id, Addrs: addresses }), port)
+    await place[Symbol.asyncDispose]()
+    await using _ = await serve(JSON.stringify({ ID: id, Addrs: addresses }), place.port)
     await meshed([early, late])
   })
 
@@ -452,6 +455,27 @@ async function serve(
     paths,
     async [Symbol.asyncDispose]() {
       server.closeAllConnections()
+      server.close()
+      await once(server, 'close')
+    },
+  }
+}
+
+/** Somebody who hangs up on everybody, so that the port is nobody else's meanwhile. */
+async function holdPort(): Promise<{ port: number; visits: () => number } & AsyncDisposable> {
+  let visits = 0
+  const server = createTcpServer((socket) => {
+    visits += 1
+    socket.destroy()
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  return {
+    port,
+    visits: () => visits,
+    async [Symbol.asyncDispose]() {
+      if (!server.listening) return
       server.close()
       await once(server, 'close')
     },

@@ -279,7 +279,7 @@ suite('peer protocol: what a peer may not do', () => {
       await until(async () => {
         const began = performance.now()
         assert.deepEqual(await holders(a.router, LIE), [])
-        return performance.now() - began < 400
+        return performance.now() - began < 480
       })
       assert.equal(a.router.peers().length, 2)
     } finally {
