@@ -63,7 +63,7 @@ const SAMPLE_MS = 5000
 /** So much is measured of the time in which records are said anew. */
 const RENEWING_MS = 55_000
 /** Nobody has noticed yet; and all have, and look for the others as they do for hours */
-const APART_MS = [6000, 25_000]
+const APART_MS = [6000, 22_000]
 
 const [role, ...details] = positionals
 if (role === 'search') await search(details)
