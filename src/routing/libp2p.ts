@@ -4,6 +4,7 @@ import { EventEmitter, once } from 'node:events'
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { multiaddr } from '@multiformats/multiaddr'
+import { BoundedMap } from '../bounded-map.ts'
 import { ListenError, type Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import type { ContentKey } from '../oci/reference.ts'
@@ -76,6 +77,10 @@ const BYTES_PER_MISSING = 30
 const TWIN_TIME_MS = 60_000
 /** A record may name thousands; so many are met at a time for one lookup. */
 const MAX_MEETINGS = 16
+/** Whom a record names, and who could not be met, is not tried again so soon by a lookup: each would wait for him anew. */
+const MISSED_MS = 4000
+/** So many of them are remembered. */
+const MAX_MISSED = 4096
 /** Of those that are said to be at one address so many are met; one of them may be what a node was before it began anew. */
 const MAX_CLAIMS = 3
 
@@ -198,6 +203,8 @@ export class Libp2pRouter implements Router, Startable {
   readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
   #nodeAddresses: readonly string[]
   #topology: NodeTopology
+  /** Whom lookups could not meet, and until when that counts */
+  readonly #missed = new BoundedMap<string, number>(MAX_MISSED)
   #running: Running | undefined
   #tokens: readonly string[]
   readonly #banned: ReadonlySet<string>
@@ -616,10 +623,19 @@ export class Libp2pRouter implements Router, Startable {
     signal: AbortSignal,
   ): Promise<RemoteNode | undefined> {
     const { protocol } = running
-    if (protocol.get(id) === undefined) await this.#dial(running, { id, addresses }, signal)
-    const deadline = AbortSignal.any([signal, AbortSignal.timeout(HELLO_TIMEOUT_MS)])
-    while (protocol.get(id) === undefined && !deadline.aborted) {
-      await once(this.#changes, 'change', { signal: deadline }).catch(() => {})
+    const began = performance.now()
+    if (protocol.get(id) === undefined && (this.#missed.get(id) ?? 0) > began) return undefined
+    try {
+      if (protocol.get(id) === undefined) await this.#dial(running, { id, addresses }, signal)
+      const deadline = AbortSignal.any([signal, AbortSignal.timeout(HELLO_TIMEOUT_MS)])
+      while (protocol.get(id) === undefined && !deadline.aborted) {
+        await once(this.#changes, 'change', { signal: deadline }).catch(() => {})
+      }
+    } finally {
+      const now = performance.now()
+      // Nothing is known of whom a lookup that ended was about to meet
+      const tried = !signal.aborted || now - began > HELLO_TIMEOUT_MS
+      if (tried && protocol.get(id) === undefined) this.#missed.set(id, now + MISSED_MS)
     }
     return protocol.get(id)
   }
@@ -762,6 +778,7 @@ export class Libp2pRouter implements Router, Startable {
       if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
       here.add(remote.peer.id)
       mesh.forget(remote.peer.id)
+      this.#missed.delete(remote.peer.id)
       known.saw(remote.peer.id, remote.addresses)
       for (const member of members) if (isWanted(member.id)) mesh.hear(member, 'hello')
     })

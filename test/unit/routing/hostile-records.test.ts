@@ -163,6 +163,27 @@ describe('records with lies', () => {
     assert.ok(dials <= 12, `${dials} connections`)
   })
 
+  test('one that says nothing is tried by one lookup, and not by each', async () => {
+    await using mesh = new LoopbackMesh()
+    await using liar = await LyingServer.create()
+    const node = await deceived(mesh, liar)
+    liar.providers = await strangers(1, [`/ip4/127.0.0.1/tcp/${port}`])
+    await until(
+      async () => {
+        await liar.join(node)
+        assert.deepEqual(await holders(node.router, key), [])
+        return dials > 0
+      },
+      { timeoutMs: 120_000, what: 'it is tried' },
+    )
+    const before = dials
+    for (let lookup = 0; lookup < 20; lookup += 1) {
+      await liar.join(node)
+      assert.deepEqual(await holders(node.router, key), [])
+    }
+    assert.ok(dials - before < 10, `${dials - before} connections`)
+  })
+
   test('who says itself what it holds is not named for what it does not hold', async () => {
     await using mesh = new LoopbackMesh()
     await using liar = await LyingServer.create()
