@@ -1,6 +1,8 @@
+import { readSync } from 'node:fs'
 import type { FileHandle } from 'node:fs/promises'
 import type { ServerResponse } from 'node:http'
-import { LentSocket } from '../kernel/calls.ts'
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { kernelCalls, LentSocket } from '../kernel/calls.ts'
 import { ContentTruncatedError, type ByteSink, type LentReader } from '../oci/body.ts'
 import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import { FileSender } from './sendfile.ts'
@@ -9,6 +11,8 @@ import { FileSender } from './sendfile.ts'
 const WRITE_BYTES = 16 * 1024
 /** Of a file, by one system call: at most, and at least. What grows is sent in pieces, and they are many. */
 const SEND_BYTES = { most: 1024 * 1024, least: 64 * 1024 }
+/** Of a file in memory, to a connection that encrypts. Smaller pieces are no better here, and wake the reader more often. */
+const CACHED_BYTES = 512 * 1024
 
 /** The client closed its connection before the answer was complete. Nobody's fault. */
 export class ClientGoneError extends Error {
@@ -51,13 +55,14 @@ export class ResponseSink implements ByteSink {
 
   /**
    * By sendfile(2), which costs a third of reading and writing. While the connection's buffer is full the next bytes are
-   * written in the ordinary way, which waits for room; so are the first, with which the head of the answer goes.
+   * written in the ordinary way, which waits for room; so are the first, with which the head of the answer goes. To a connection that
+   * encrypts it writes what is in memory.
    */
   async writeFile(file: FileHandle, part: ByteRange): Promise<number> {
     const { socket } = this.#response
     if (socket === null || rangeLength(part) < SEND_BYTES.least) return 0
     using sender = await FileSender.to(socket)
-    if (sender === undefined) return 0
+    if (sender === undefined) return await this.#writeCached(file, part)
     const end = part.end + 1
     let waits = !this.#begun || socket.writableLength > 0
     for (let offset = part.start; offset < end; waits = true) {
@@ -65,7 +70,7 @@ export class ResponseSink implements ByteSink {
         const buffer = (this.#buffer ??= Buffer.allocUnsafeSlow(WRITE_BYTES))
         const count = Math.min(buffer.length, end - offset)
         const read = await sender.read(file, buffer, offset, count)
-        if (read === 0) throw new ContentTruncatedError('file became shorter while it was read')
+        if (read === 0) throw shorter()
         await this.write(buffer.subarray(0, read))
         offset += read
       }
@@ -77,6 +82,29 @@ export class ResponseSink implements ByteSink {
       }
     }
     return rangeLength(part)
+  }
+
+  /**
+   * What is in memory is read at once: to have another thread read it costs the turn of that thread, and it would be encrypted out of another
+   * core's cache then. Ends where the disk would have to be waited for.
+   * @returns how many bytes were written
+   */
+  async #writeCached(file: FileHandle, { start, end }: ByteRange): Promise<number> {
+    const calls = await kernelCalls()
+    if (calls === undefined) return 0
+    const buffer = Buffer.allocUnsafeSlow(Math.min(CACHED_BYTES, end + 1 - start))
+    let offset = start
+    while (offset <= end) {
+      const count = Math.min(buffer.length, end + 1 - offset)
+      if (!calls.isCached(file.fd, offset, count)) break
+      const read = readSync(file.fd, buffer, 0, count, offset)
+      if (read === 0) throw shorter()
+      await this.write(buffer.subarray(0, read))
+      offset += read
+      // Others have their turn, however fast the reader is.
+      await nextTurn()
+    }
+    return offset - start
   }
 
   async lend<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined> {
@@ -94,4 +122,8 @@ export class ResponseSink implements ByteSink {
       socket.setTimeout(this.#stallTimeout)
     }
   }
+}
+
+function shorter(): ContentTruncatedError {
+  return new ContentTruncatedError('file became shorter while it was read')
 }

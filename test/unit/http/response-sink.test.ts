@@ -23,7 +23,8 @@ import { createServer as createTlsServer, request as requestTls } from 'node:htt
 import { connect, type AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { after, suite, test, type TestContext } from 'node:test'
+import { after, before, suite, test, type TestContext } from 'node:test'
+import { kernelCalls } from '../../../src/kernel/calls.ts'
 import { ResponseSink } from '../../../src/http/response-sink.ts'
 import type { ByteRange } from '../../../src/oci/distribution.ts'
 import { openFileBody } from '../../../src/store/file-body.ts'
@@ -34,6 +35,13 @@ after(() => rmSync(directory, { recursive: true }))
 const bytes = randomBytes(5_000_000)
 const path = join(directory, 'blob')
 writeFileSync(path, bytes)
+
+/** The kernel tells what of a file is in memory (Linux 6.5 or later): this one was just written. */
+const calls = await kernelCalls()
+const knowsWhatIsCached = await openFile(path).then(async (file) => {
+  await using opened = file
+  return calls?.isCached(opened.fd, 0, bytes.length) === true
+})
 
 /** Answers every request with a part of the file, as its path `/start-end` says; what went wrong is kept. */
 function answering(file = path): { listener: RequestListener; errors: unknown[] } {
@@ -172,29 +180,99 @@ suite('a file in an answer', () => {
     assert.deepEqual(errors, [])
   })
 
-  test('arrives as it is over TLS, where the kernel cannot send it', async (t) => {
-    const certificate = [
-      'req',
-      '-x509',
-      '-newkey',
-      'ec',
-      '-pkeyopt',
-      'ec_paramgen_curve:P-256',
-      '-nodes',
-    ]
-    const files = ['-subj', '/CN=a', '-keyout', 'tls.key', '-out', 'tls.crt']
-    execFileSync('openssl', [...certificate, ...files], { cwd: directory, stdio: 'ignore' })
-    const [key, cert] = ['tls.key', 'tls.crt'].map((name) => readFileSync(join(directory, name)))
-    const { listener, errors } = answering()
-    const port = await listening(t, createTlsServer({ key, cert }, listener))
-    const response = await new Promise<IncomingMessage>((resolve, reject) => {
-      const options = { port, host: '127.0.0.1', path: `/0-${bytes.length - 1}` }
-      requestTls({ ...options, rejectUnauthorized: false }, resolve)
-        .once('error', reject)
-        .end()
+  suite('over TLS, where the kernel cannot send it', () => {
+    let credentials: { key: Buffer; cert: Buffer }
+    before(() => {
+      const certificate = [
+        'req',
+        '-x509',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:P-256',
+        '-nodes',
+      ]
+      const files = ['-subj', '/CN=a', '-keyout', 'tls.key', '-out', 'tls.crt']
+      execFileSync('openssl', [...certificate, ...files], { cwd: directory, stdio: 'ignore' })
+      const [key, cert] = ['tls.key', 'tls.crt'].map((name) => readFileSync(join(directory, name)))
+      credentials = { key: key ?? assert.fail(), cert: cert ?? assert.fail() }
     })
-    assert.deepEqual(await whole(response), bytes)
-    assert.deepEqual(errors, [])
+
+    function askSecurely(port: number, { start, end }: ByteRange): Promise<IncomingMessage> {
+      return new Promise((resolve, reject) => {
+        const options = { port, host: '127.0.0.1', path: `/${start}-${end}` }
+        requestTls({ ...options, rejectUnauthorized: false, agent: false }, resolve)
+          .once('error', reject)
+          .end()
+      })
+    }
+
+    test('arrives as it is, whole and in parts, at readers of which some are slow', async (t) => {
+      const { listener, errors } = answering()
+      const port = await listening(t, createTlsServer(credentials, listener))
+      const readers = PARTS.flatMap((part) => [false, true].map((slow) => ({ part, slow })))
+      await Promise.all(
+        readers.map(async ({ part, slow }) => {
+          const chunks: Buffer[] = []
+          for await (const chunk of await askSecurely(port, part)) {
+            chunks.push(chunk as Buffer)
+            if (slow) await new Promise((resolve) => setImmediate(resolve))
+          }
+          assert.ok(Buffer.concat(chunks).equals(bytes.subarray(part.start, part.end + 1)))
+        }),
+      )
+      assert.deepEqual(errors, [])
+    })
+
+    test(
+      'is read on no other thread when it is in memory',
+      { skip: !knowsWhatIsCached },
+      async (t) => {
+        await using file = await openFile(path)
+        const reads = t.mock.method(Object.getPrototypeOf(file), 'read')
+        const { listener, errors } = answering()
+        const port = await listening(t, createTlsServer(credentials, listener))
+        const all = { start: 0, end: bytes.length - 1 }
+        assert.ok((await whole(await askSecurely(port, all))).equals(bytes))
+        assert.equal(reads.mock.callCount(), 0)
+        assert.deepEqual(errors, [])
+      },
+    )
+
+    test('that becomes shorter breaks the connection', async (t) => {
+      const short = join(directory, 'short-tls')
+      writeFileSync(short, bytes)
+      const { listener, errors } = answering(short)
+      const port = await listening(t, createTlsServer(credentials, listener))
+      const response = await askSecurely(port, { start: 0, end: bytes.length - 1 })
+      truncateSync(short, 4_000_000)
+      await assert.rejects(whole(response), { code: 'ECONNRESET' })
+      assert.match(String(errors[0]), /shorter/)
+    })
+
+    test('leaves nothing open when clients go, wherever that is', async (t) => {
+      const { listener, errors } = answering()
+      const port = await listening(t, createTlsServer(credentials, listener))
+      const before = open().length
+      for (let round = 0; round < 10; round += 1)
+        await Promise.all(
+          Array.from({ length: 10 }, async () => {
+            const limit = Math.floor(Math.random() * bytes.length)
+            const response = await askSecurely(port, { start: 0, end: bytes.length - 1 })
+            const closed = new Promise((resolve) => response.once('close', resolve))
+            let received = 0
+            response.on('error', () => {})
+            response.on('data', (chunk: Buffer) => {
+              received += chunk.length
+              if (received > limit) response.destroy()
+            })
+            await closed
+          }),
+        )
+      await until(() => open().length <= before, { what: 'everything is closed' })
+      for (const error of errors)
+        assert.match(String(error), /client is gone|EPIPE|ECONNRESET|closed/)
+    })
   })
 
   test('that becomes shorter breaks the connection', async (t) => {
