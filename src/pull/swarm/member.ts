@@ -15,8 +15,11 @@ const ASK_AGAIN = 150
 const SAY_AGAIN = 500
 /** Who did not answer is told again so often, in ms, or as seldom as the one that answers instead wants to be told. */
 const TELL_AGAIN = 1000
-/** After so many in a row nobody is asked any more: the circle is taken to be empty. */
-const MAX_SILENT = 2
+/**
+ * After so many in a row nobody is waited for any more, and after so many nobody else is asked: the circle is taken to be empty. Those in
+ * between may have been there for all who then go their own way at the same time.
+ */
+const MAX_SILENT = { waited: 2, asked: 6 }
 /**
  * Nothing has come for so long, in ms, or from an upstream nothing at all: that is told, and again so often. An upstream
  * may have to fetch first, and the uplink be full.
@@ -292,6 +295,8 @@ export class Member {
           circle.due = now + (stalled ? STALLED_PACE : asks ? ASK_AGAIN : SAY_AGAIN)
           reports.push({ to: tracker, report: this.#report(index, circle, stalled, now) })
         }
+        const waits = countMet(circle) < MAX_SILENT.waited
+        if (!waits && stalled) circle.advice = undefined
         const usual = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
         const answerIn = Math.max(usual, circle.answerIn)
         if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
@@ -303,7 +308,7 @@ export class Member {
           continue
         }
         wakeAt = Math.min(wakeAt, circle.due, (circle.waiting?.since ?? Infinity) + answerIn)
-        if (circle.advice === undefined) open = false
+        if (circle.advice === undefined) open &&= !waits
         else if (!circle.advice.lead) {
           open = false
           way = this.#wayOf(circle.advice)
@@ -409,9 +414,7 @@ export class Member {
 
   #trackerOf(circle: Circle, members: readonly string[]): string | undefined {
     const { silent, winners } = circle
-    let met = 0
-    for (const { known } of silent.values()) if (!known) met += 1
-    if (members.length === 0 || met >= MAX_SILENT) return undefined
+    if (members.length === 0 || countMet(circle) >= MAX_SILENT.asked) return undefined
     const without = [...silent.keys()].join()
     if (winners.for !== members || winners.silent !== without) {
       const heard = members.filter((id) => !silent.has(id))
@@ -421,6 +424,13 @@ export class Member {
     }
     return winners.id
   }
+}
+
+/** Those that have not answered, and nobody else has since. */
+function countMet({ silent }: Circle): number {
+  let met = 0
+  for (const { known } of silent.values()) if (!known) met += 1
+  return met
 }
 
 function newCircle(now: number): Circle {

@@ -114,11 +114,20 @@ suite("one node's part", () => {
     )
   })
 
-  test('nobody answers: two are asked, and within about a second it goes its own way', () => {
+  test('nobody answers: two are waited for, and within about a second it goes its own way', () => {
     const bench = new Bench()
     assert.equal(bench.pass(900), undefined)
     assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 2)
     assert.deepEqual(bench.pass(200), { kind: 'upstream' })
+  })
+
+  test('the third is asked all the same, and heard', () => {
+    const bench = new Bench()
+    assert.deepEqual(bench.pass(1100), { kind: 'upstream' })
+    assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 3)
+    bench.member.takes({ kind: 'upstream' }, bench.now)
+    bench.answer({ from: ['b'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b'] })
   })
 
   test('a tracker whose answer is late is heard all the same, and asked from then on, instead of who stepped in for it', () => {
@@ -220,7 +229,7 @@ suite("one node's part", () => {
     bench.member.takes({ kind: 'upstream' }, bench.now)
     bench.reports = []
     bench.pass(1100)
-    assert.equal(new Set(bench.reports.map(({ to }) => to)).size, 2)
+    assert.equal(new Set(bench.reports.map(({ to }) => to)).size, others.length)
     bench.answer({ from: ['b'] })
     assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b'] })
   })
