@@ -338,8 +338,9 @@ export class Inflight implements ContentSource {
       if (arrival.isRead) until = now + LINGER
       // Or another part of it, which ends in here as well
       if (now > until || arrival.clients > 0) break
-      arrival.verified ||= await this.#isHeld(digest)
+      // It is not held before its client says that it has all of it, and then the store's own watch tells that soon.
       await pause(LOOK_AGAIN)
+      arrival.verified ||= this.#given(digest) || (await this.#isHeld(digest))
     }
     if (arrival.clients > 0) return
     if (!arrival.verified) arrival.fail(new ContentTruncatedError('it has not become whole'))

@@ -21,7 +21,7 @@ const BUFFER_BYTES = 256 * 1024
 /** Rings that are kept for the next transfer; a new one for each would wait for the thread's garbage collection. */
 const SPARE_RINGS = 8
 /** Threads that bytes pass through; one can take some GB a second over. */
-const MAX_THREADS = 4
+const MAX_THREADS = Math.min(4, availableParallelism())
 /** A thread that has nothing to do for so long, in ms, ends: it takes some MB. */
 const IDLE = 30_000
 /** The same of one that was begun for what was foreseen, and did not come: whoever asks for a manifest and wants all of it goes on at once. */
@@ -87,13 +87,12 @@ export class Passages {
   /** `digest` is absent where nothing can be verified. */
   async over(digest: Digest | undefined, size: number): Promise<Passage> {
     if (size < MIN_BYTES) return passageHere(digest)
-    const most = Math.min(MAX_THREADS, availableParallelism())
     const usable = this.#threads.filter((thread) => thread.usable)
     const [idlest] = usable.toSorted((a, b) => a.bytes - b.bytes)
     if (
       idlest !== undefined &&
       (idlest.bytes === 0 ||
-        usable.length >= most ||
+        usable.length >= MAX_THREADS ||
         idlest.bytes + size <= SHARED * this.#hereBytes)
     )
       return new RemotePassage(idlest, digest, size)

@@ -15,6 +15,7 @@ import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
 import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
 import { countRequests } from './dht/requests.ts'
+import { inOnePiece } from './one-piece.ts'
 import { PeerBook } from './peer-book.ts'
 
 const MINUTE = 60_000
@@ -79,7 +80,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     },
     transports: [tcp()],
     // With tokens `handshakes` says which
-    connectionEncrypters: init.tokens.length > 0 ? [] : [noise()],
+    connectionEncrypters: init.tokens.length > 0 ? [] : [inOnePiece(noise())],
     streamMuxers: [yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })],
     datastore: new PeerBook(),
     ...init.carrier,

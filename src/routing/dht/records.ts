@@ -23,8 +23,8 @@ const BATCH = 100
 const SHARE_NEEDED = 0.035
 /** … and where inventories answer them. */
 const SHARE_SPARE = 0.01
-/** … and so long, in ms, the first records wait there for those that come next: a pull that is under way needs both nodes. */
-const TOGETHER_MS = 500
+/** … and so long, in ms, the first records wait there for those that come next: a pull that is under way, or the next node's, needs both nodes. */
+const TOGETHER_MS = 5000
 /** One slow answer is no reason to tell a node nothing for long. */
 const MAX_PAUSE_MS = 10_000
 /** What a batch costs a receiver is how long the quickest of so many took: the others waited for something else. */
