@@ -129,6 +129,8 @@ interface Receiver {
   readonly left: AbortController
   /** Its keys that it was not told yet */
   readonly missing: Set<ContentKey>
+  /** How many of these are on their way */
+  sending: number
   readonly bell: EventEmitter<{ missing: [] }>
   readonly allowance: Allowance
 }
@@ -214,7 +216,7 @@ export class DhtRecords {
   get backlog(): number {
     // What is not assigned yet counts, once
     let backlog = this.#newcomers.size + (this.#receivers.size > 0 ? this.#fresh.size : 0)
-    for (const { missing } of this.#receivers.values()) backlog += missing.size
+    for (const { missing, sending } of this.#receivers.values()) backlog += missing.size + sending
     return backlog
   }
 
@@ -303,6 +305,7 @@ export class DhtRecords {
       connection,
       left: new AbortController(),
       missing: new Set(),
+      sending: 0,
       bell: new EventEmitter(),
       allowance: Allowance.perMinute(this.#messagesPerMinute),
     }
@@ -438,6 +441,7 @@ export class DhtRecords {
         renewsAt = roundAt = Math.max(roundAt + this.#renewMs, performance.now() + MIN_RETRY_MS)
         continue
       }
+      if (!renews) receiver.sending = keys.length
       // A ping goes with them
       while (!receiver.allowance.take(keys.length + 1)) {
         const waitMs = receiver.allowance.waitMs(keys.length + 1)
@@ -452,6 +456,7 @@ export class DhtRecords {
         signal.throwIfAborted()
         this.#log.debug({ peer: receiver.id.toString(), err: error }, 'DHT records not taken')
         for (const key of keys) if (this.#wanted.has(key)) missing.add(key)
+        receiver.sending = 0
         tries += 1
         if (tries >= MAX_TRIES && !isConnected(receiver)) {
           this.#leave(receiver)
@@ -462,6 +467,7 @@ export class DhtRecords {
         continue
       }
       this.#sent += keys.length
+      receiver.sending = 0
       costs.push((performance.now() - started) / keys.length)
       if (costs.length > PACE_BATCHES) costs.shift()
       const elapsed = Math.min(...costs) * keys.length

@@ -210,6 +210,15 @@ suite('records in the DHT', () => {
     assert.deepEqual(told(others), range(0, 20))
   })
 
+  test('what is on its way is not there yet', async () => {
+    await using a = await sender()
+    await using b = await receiver(false)
+    await connect(a.node, b.node)
+    a.records.add([KEY])
+    await until(() => b.count(KEY) > 0)
+    assert.equal(a.records.backlog, 1)
+  })
+
   test('no more go to a node than are allowed in a minute', async () => {
     // Half of them at once
     await using a = await sender({ messagesPerMinute: 600 })
