@@ -50,9 +50,12 @@ const largest = runsOf('mesh').at(-1) ?? {}
 
 /** This end's share of the heap. */
 const KILOBYTES_PER_CONNECTION = largest['kilobytesPerConnection'] ?? Number.NaN
-/** To send one and to be sent one, without sockets and encryption: by how much CPU grows with messages. */
+/** To send one and to be sent one, without sockets and encryption: by how much CPU grows with messages, where nobody looks at the whole DHT. */
 const MS_PER_MESSAGE = slope(
-  runs.map((run) => [run['messagesPerMinute'] ?? Number.NaN, (run['cpuPercent'] ?? 0) * 600]),
+  runsOf('mesh').map((run) => [
+    run['messagesPerMinute'] ?? Number.NaN,
+    (run['cpuPercent'] ?? 0) * 600,
+  ]),
 )
 
 /** By how much y grows with x, by least squares. */
