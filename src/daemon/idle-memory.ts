@@ -11,7 +11,10 @@ const EVERY = 2_000
 const AT_REST = 0.1
 /** Looks from one time to the next at least, so that it takes less than half a percent of the time and shows in no p99. */
 const LOOKS_BETWEEN = 5
-/** Growth since the last time, in bytes, that is worth the 30 to 50 ms which it takes. */
+/**
+ * What has changed since the last time, in bytes, and is worth the 30 to 50 ms which it takes: growth, and that something has ended, as a thread
+ * does, which leaves part of what it had with malloc.
+ */
 const WORTH = 4 * 1024 * 1024
 /**
  * V8 moves its heap together, step by step, when hardly anything has been allocated for so long, in ms. That gives back what a collection leaves in
@@ -82,7 +85,7 @@ export class IdleMemory implements Startable {
     if (atRest !== this.#rests)
       setFlagsFromString(`--heap-growing-percent=${atRest ? 0 : GROWS_BY}`)
     this.#rests = atRest
-    if (atRest && this.#looksLeft <= 0 && resident - this.#resident > WORTH) {
+    if (atRest && this.#looksLeft <= 0 && Math.abs(resident - this.#resident) > WORTH) {
       await this.#release().catch((error: unknown) =>
         this.#log.debug({ err: error }, 'memory was not given back'),
       )

@@ -39,7 +39,7 @@ class Process {
 let running: Process | undefined
 afterEach(() => running?.idle.stop())
 
-test('memory is given back at rest, and again only when it has grown', async () => {
+test('memory is given back at rest, and again only when it has grown, or something has ended', async () => {
   running = new Process()
   await running.idle.start()
   await running.looked(10)
@@ -50,6 +50,9 @@ test('memory is given back at rest, and again only when it has grown', async () 
   running.resident += 2 * MIB
   await running.looked(10)
   assert.deepEqual(running.released, [100 * MIB, 90 * MIB])
+  running.resident -= 5 * MIB
+  await running.looked(10)
+  assert.deepEqual(running.released, [100 * MIB, 90 * MIB, 70 * MIB])
 })
 
 test('after that it is left alone for some looks, however much it grows', async () => {
