@@ -69,7 +69,7 @@ export function effectiveConfig(
   const decide = (value: string, auto: () => string) => (value === 'auto' ? auto() : value)
   const k3sDataDir = k3s?.dataDir ?? K3S_DATA_DIR
   const hasK3s = k3s !== undefined || facts.exists(k3sDataDir)
-  const found = findContainerd(facts, k3sDataDir)
+  const found = findContainerd(facts, { hasK3s, k3sDataDir })
   const address = decide(config.containerd.address, () => found ?? CONTAINERD_SOCKET)
   const dataDir = decide(config.dataDir, () => defaultDataDir(facts))
   const layoutPath = decide(config.layout.path, () => `${dataDir}/store`)
@@ -167,15 +167,22 @@ function decideSharing(
 
 /**
  * The socket of this host's containerd. For root also where only its state is there yet: a daemon that starts before
- * containerd at boot must wait for it, not settle for an empty store of its own.
+ * containerd at boot must wait for it, not settle for an empty store of its own. K3s makes its containerd's when it starts for the
+ * first time, which may be after the daemon does.
  */
-function findContainerd(facts: HostFacts, k3sDataDir: string): string | undefined {
+function findContainerd(
+  facts: HostFacts,
+  { hasK3s, k3sDataDir }: { hasK3s: boolean; k3sDataDir: string },
+): string | undefined {
   const places = [
-    { socket: CONTAINERD_SOCKET, root: CONTAINERD_ROOT },
-    { socket: K3S_SOCKET, root: `${k3sDataDir}/agent/containerd` },
+    { socket: CONTAINERD_SOCKET, isExpected: () => facts.exists(CONTAINERD_ROOT) },
+    {
+      socket: K3S_SOCKET,
+      isExpected: () => hasK3s || facts.exists(`${k3sDataDir}/agent/containerd`),
+    },
   ]
   const running = places.find(({ socket }) => facts.exists(socket))
-  const installed = facts.uid === 0 ? places.find(({ root }) => facts.exists(root)) : undefined
+  const installed = facts.uid === 0 ? places.find(({ isExpected }) => isExpected()) : undefined
   return (running ?? installed)?.socket
 }
 

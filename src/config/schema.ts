@@ -62,7 +62,7 @@ export const configSchema = section({
     address: autoPath().prefault('auto').register(docs, {
       placeholder: 'SOCKET',
       description:
-        "containerd's socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`; before containerd's start, the one whose state directory exists.",
+        "containerd's socket. `auto` is the first that exists of `/run/containerd/containerd.sock` and `/run/k3s/containerd/containerd.sock`; before containerd's start, the one whose state directory exists, and where K3s is installed, K3s'.",
     }),
     namespace: label().prefault('k8s.io').register(docs, {
       placeholder: 'NAME',

@@ -112,6 +112,10 @@ suite('what auto means', () => {
       ['containerd', '/run/containerd/containerd.sock'],
     ])
     assert.equal(decide({}, { present: [vanilla], uid: 1000 }).store, 'layout')
+    // K3s is there and has never started
+    const fresh = decide({}, { present: ['/var/lib/rancher/k3s'] })
+    assert.equal(fresh.store, 'containerd')
+    assert.equal(fresh.containerd.address, '/run/k3s/containerd/containerd.sock')
     const running = decide({}, { present: [vanilla, '/run/k3s/containerd/containerd.sock'] })
     assert.equal(running.containerd.address, '/run/k3s/containerd/containerd.sock')
   })
