@@ -236,7 +236,7 @@ withEachContainerd((binaries) => {
       )
       await fc.assert(property, { seed: SEED, numRuns: RUNS, endOnFailure: true })
       const [most = 0] = lateMs.toSorted((a, b) => b - a)
-      t.diagnostic(`compared ${lateMs.length} times, the last ${Math.round(most)} ms late`)
+      t.diagnostic(`compared ${lateMs.length} times, ${Math.round(most)} ms late at most`)
     })
   }
 })

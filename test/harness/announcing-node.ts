@@ -99,11 +99,17 @@ export class AnnouncingNode implements AsyncDisposable {
   /** What the neighbour was told that this node holds; of what never was only that it is too much. */
   announced(): { keys: Set<ContentKey>; strange: number } {
     const keys = new Set(Array.from(this.#seen).filter((key) => this.#neighbour.replicas(key) > 0))
-    return { keys, strange: this.#neighbour.stats().peerKeys - keys.size }
+    return { keys, strange: this.count() - keys.size }
+  }
+
+  /** How many keys it was told of; cheap, so that changes can be noticed as they come. */
+  count(): number {
+    return this.#neighbour.stats().peerKeys
   }
 
   /** Whether the neighbour was told exactly this. */
   announces(held: ReadonlySet<ContentKey>): boolean {
+    if (this.count() !== held.size) return false
     const { keys, strange } = this.announced()
     return strange === 0 && keys.symmetricDifference(held).size === 0
   }
@@ -111,16 +117,19 @@ export class AnnouncingNode implements AsyncDisposable {
   /** What it gives of all that was ever held, asked as other nodes ask. */
   async given(): Promise<Set<ContentKey>> {
     const given = new Set<ContentKey>()
-    for (const key of this.#seen) {
-      const { registry, repository, tag } = isDigestKey(key)
-        ? { registry: 'registry.test', repository: 'team/b', tag: undefined }
-        : parseReference(key)
-      const what = isDigestKey(key) ? `blobs/${key}` : `manifests/${tag}`
-      const url = `http://${this.#daemon.addresses.peer}/v2/${repository}/${what}?ns=${registry}`
-      const { status } = await fetch(url, { method: 'HEAD' })
-      if (status === 200) given.add(key)
-    }
+    for (const key of this.#seen) if ((await this.gives(key)) !== undefined) given.add(key)
     return given
+  }
+
+  /** The digest of what it gives for `key`, asked as other nodes ask; undefined if it gives nothing. */
+  async gives(key: ContentKey): Promise<string | undefined> {
+    const { registry, repository, tag } = isDigestKey(key)
+      ? { registry: 'registry.test', repository: 'team/b', tag: undefined }
+      : parseReference(key)
+    const what = isDigestKey(key) ? `blobs/${key}` : `manifests/${tag}`
+    const url = `http://${this.#daemon.addresses.peer}/v2/${repository}/${what}?ns=${registry}`
+    const { status, headers } = await fetch(url, { method: 'HEAD' })
+    return status === 200 ? (headers.get('docker-content-digest') ?? undefined) : undefined
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

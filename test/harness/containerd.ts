@@ -208,6 +208,7 @@ address = "${this.socket}.ttrpc"
 # Content that no image needs stays until a test wants its garbage collected.
 [plugins."io.containerd.gc.v1.scheduler"]
 startup_delay = "24h"
+mutation_threshold = 0
 `
   }
 
