@@ -128,7 +128,9 @@ class Carry {
   #take(): boolean {
     const { from, through, count } = this.#order
     const left = count - this.#bytes
-    if (left === 0) return this.#over('done')
+    // Also where there is never anything to wait for, or only for the reader
+    const isOver = this.#bytes > 0 && performance.now() >= this.#sliceEnd
+    if (left === 0 || isOver) return this.#over('done')
     const taken = this.#drained ? WOULD_WAIT : this.#calls.splice(from, through.in, left)
     if (taken === WOULD_WAIT) return this.#gather(Math.min(GATHER.bytes, left))
     if (taken <= 0) return this.#over(UNABLE.has(taken) ? 'unable' : 'closed')

@@ -176,27 +176,37 @@ async function carrier() {
         stall = 30_000,
         signal = new AbortController().signal,
         copy,
+        file,
+        slice,
       }: {
         progress?: number
         stall?: number
         signal?: AbortSignal
         copy?: (offset: number) => LentFile
+        /** In place of the giver */
+        file?: number
+        slice?: number
       } = {},
     ) {
       using source = await LentSocket.of(from)
       using sink = await LentSocket.of(to)
       assert.ok(source && sink)
-      for (let bytes = 0; ;) {
+      for (let bytes = 0, carries = 1; ; carries += 1) {
         const reader: LentReader = {
           descriptor: sink.descriptor,
           stall,
           ...(copy && { copy: copy(bytes) }),
         }
-        const load: CarryLoad = { from: source.descriptor, count: count - bytes, progress }
+        const load: CarryLoad = {
+          from: file ?? source.descriptor,
+          count: count - bytes,
+          progress,
+          ...(slice !== undefined && { slice }),
+        }
         const carried = await passage.carry?.(load, reader, { signal })
         assert.ok(carried)
         bytes += carried.bytes
-        if (bytes === count || carried.giver !== 'sends') return { ...carried, bytes }
+        if (bytes === count || carried.giver !== 'sends') return { ...carried, bytes, carries }
       }
     },
     [Symbol.dispose]() {
@@ -320,6 +330,23 @@ suite('from socket to socket', { skip }, () => {
     })
     passage.drop()
     await passages.close()
+  })
+
+  test('ends when its time is over, also where bytes are always there, so that it is known how far it is', async () => {
+    const passages = new Passages({ hereBytes: 0 })
+    const count = 16 * 1024 * 1024
+    await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-passage-'))
+    await using file = await open(join(directory.path, 'bytes'), 'w+')
+    await file.truncate(count)
+    const passage = await passages.over(digestOf(Buffer.alloc(count)), count)
+    using way = await carrier()
+    way.read()
+    const { bytes: moved, carries } = await way.carry(passage, count, { file: file.fd, slice: 0 })
+    await passage.finish()
+    await until(() => way.received().length === count)
+    await passages.close()
+    assert.equal(moved, count)
+    assert.ok(carries > 1, `${carries} times`)
   })
 
   test('an abort ends it at once, whomever it waits for, and leaves no descriptor', async () => {
