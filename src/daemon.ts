@@ -176,6 +176,7 @@ export function createDaemon(
       log: component('routing'),
       claims,
       onCutOff: () => metrics.peersCutOff.inc(),
+      onHeldBack: () => metrics.peersHeldBack.inc(),
       onClaimFlood: () => metrics.tagClaimsRefused.inc({ reason: 'too many' }),
       registryPort: () => peerListener.port,
       onMessages: (protocol, direction, count) =>

@@ -544,7 +544,8 @@ export const configSchema = section({
         placeholder: 'N',
         description:
           'Messages of each of the two protocols between nodes that go to one other node in any minute; a record of the DHT is one. What is to be told beyond waits, ' +
-          'and changes that gather meanwhile are told together. Questions of lookups do not wait.',
+          'and changes that gather meanwhile are told together. Questions of lookups do not wait. Four times as many of the protocol for what nodes hold are read of one other node, of which long ones ' +
+          'count once for each 4 KiB; what it says beyond is read later. The same on all nodes, or about.',
       }),
     cache: size('0B', '16GiB').prefault('16MiB').register(docs, {
       placeholder: 'SIZE',

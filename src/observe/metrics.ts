@@ -100,6 +100,11 @@ export function createMetrics() {
       help: 'Nodes that were sent away because they broke the protocol: forged cards, keys that cannot be, messages that are none',
       registers,
     }),
+    peersHeldBack: new Counter({
+      name: 'shoal_peers_held_back_total',
+      help: 'How often nothing more was read of a node for a tenth of a second or longer, because it said over four times what limits.p2pMessages lets this one say',
+      registers,
+    }),
     tagClaimsRefused: new Counter({
       name: 'shoal_tag_claims_refused_total',
       help: 'Claims of other nodes on tags that were not taken, by reason: no valid claim, from the future, of a tag that is not shared, of what only nodes of the cluster may say, older than what the same node says now, or too many at once',

@@ -24,6 +24,12 @@ export class Allowance {
     return true
   }
 
+  /** Takes `count` though fewer may be left: what is missing is earned before anything else can be taken. */
+  spend(count: number): void {
+    this.#earn()
+    this.#left -= count
+  }
+
   /** Milliseconds until `count` can be taken, if nobody takes any before. */
   waitMs(count = 1): number {
     this.#earn()

@@ -110,6 +110,8 @@ export interface Libp2pRouterComponents {
   readonly claims?: ClaimBook
   /** Told of each peer that is sent away because it broke the protocol */
   readonly onCutOff?: () => void
+  /** Told each time no more is read of a peer for a while, because it says too much */
+  readonly onHeldBack?: () => void
   /** Told of each claim that is not heard, because its peer tells too many */
   readonly onClaimFlood?: () => void
   /** Told once, soon after the start, that another node has this one's identity: one of the two must go */
@@ -149,7 +151,10 @@ export interface Libp2pRouterInit {
   readonly maxStreams?: number
   /** Of a message of the peer protocol, in bytes, below 2 MiB */
   readonly maxMessageBytes?: number
-  /** Messages of each of its two protocols that go to one other node in any minute, at least 300; records are some, questions of lookups are not */
+  /**
+   * Messages of each of its two protocols that go to one other node in any minute, at least 300; records are some, questions
+   * of lookups are not. Of the peer protocol four times as many are read of one other node.
+   */
   readonly messagesPerMinute?: number
   /** Connections that it keeps; by default some more than the node itself and as many others make */
   readonly maxConnections?: number
@@ -209,7 +214,7 @@ export class Libp2pRouter implements Router, Startable {
   #tokens: readonly string[]
   readonly #banned: ReadonlySet<string>
   readonly #onTwin: NonNullable<Libp2pRouterComponents['onTwin']>
-  readonly #onCutOff: () => void
+  readonly #told: Pick<Libp2pRouterComponents, 'onCutOff' | 'onHeldBack'>
   #twinSeen = false
   #startedAt = 0
   /** Connections that others began, whatever became of them */
@@ -223,7 +228,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#onMessages = onMessages
     this.#claims = components
     this.#onTwin = onTwin
-    this.#onCutOff = components.onCutOff ?? (() => {})
+    this.#told = components
     this.#init = init
     this.#tokens = init.tokens ?? []
     this.#banned = new Set(init.banned)
@@ -673,7 +678,8 @@ export class Libp2pRouter implements Router, Startable {
         node,
         inventory: this.#inventory,
         onMessage: (direction) => this.#onMessages('peer', direction, 1),
-        onCutOff: this.#onCutOff,
+        onCutOff: () => this.#told.onCutOff?.(),
+        onHeldBack: () => this.#told.onHeldBack?.(),
       },
       {
         card: () => this.#card(),

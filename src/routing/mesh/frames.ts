@@ -25,11 +25,10 @@ export class FrameReader {
   }
 
   /**
-   * The messages that end in `data`.
+   * The messages that end in `data`, each read when it is asked for; all of them before there is more data.
    * @throws {PeerProtocolError}
    */
-  push(data: StreamMessageEvent['data']): Uint8Array[] {
-    const frames: Uint8Array[] = []
+  *push(data: StreamMessageEvent['data']): Generator<Uint8Array, void> {
     for (const chunk of data instanceof Uint8Array ? [data] : data) {
       let offset = 0
       while (offset < chunk.length) {
@@ -43,12 +42,12 @@ export class FrameReader {
           offset += part.length
         }
         if (this.#body !== undefined && this.#filled === this.#body.length) {
-          frames.push(this.#body)
+          const body = this.#body
           this.#body = undefined
+          yield body
         }
       }
     }
-    return frames
   }
 
   #readSize(byte: number): void {

@@ -5,6 +5,7 @@ import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
 import { BoundedMap } from '../../bounded-map.ts'
 import type { Startable } from '../../lifecycle.ts'
 import type { Logger } from '../../observe/log.ts'
+import { Allowance } from '../allowance.ts'
 import {
   HelloSchema,
   InventoryRequestSchema,
@@ -15,13 +16,18 @@ import {
   type Member,
   type PeerMessage,
 } from '../gen/peer/v1/peer_pb.ts'
-import { decode, FrameReader, PeerProtocolError } from './frames.ts'
+import { decode, PeerProtocolError } from './frames.ts'
+import { Hearing } from './hearing.ts'
 import type { Inventory } from './inventory.ts'
 import { MAX_MEMBERS, MAX_NODE_ADDRESSES, Remote, type RemoteNode } from './remote.ts'
 import { MAX_SILENT_BEATS, PEER_PROTOCOL, Speaking } from './speaking.ts'
 
 /** On one connection: one, and one that is about to take its place. */
 const MAX_STREAMS = 2
+/** A node that is told to say more may say so many times as much as this one does before it has to wait. */
+const HEARD_TIMES = 4
+/** Peers of which is known how much they have said of late. */
+const MAX_HEARD = 4096
 
 /** libp2p's own protocol: whoever can agree on it lives. */
 const PING_PROTOCOL = '/ipfs/ping/1.0.0'
@@ -53,6 +59,8 @@ interface PeerProtocolComponents {
   readonly onMessage?: (direction: 'in' | 'out') => void
   /** Told of each peer that is sent away because it broke the protocol */
   readonly onCutOff?: () => void
+  /** Told each time no more is read of a peer for a while, because it says too much */
+  readonly onHeldBack?: () => void
 }
 
 interface PeerProtocolInit {
@@ -67,7 +75,10 @@ interface PeerProtocolInit {
   readonly maxMessageBytes?: number | undefined
   /** A sign of life goes out when nothing else did for so long */
   readonly heartbeatMs: number
-  /** Messages to one peer; what is to be told beyond waits, and is told together */
+  /**
+   * Messages to one peer; what is to be told beyond waits, and is told together. Of a peer {@link HEARD_TIMES} as many are
+   * read, and what it says beyond later.
+   */
   readonly messagesPerMinute: number
 }
 
@@ -100,6 +111,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #inventory: Inventory
   readonly #onMessage: (direction: 'in' | 'out') => void
   readonly #onCutOff: () => void
+  readonly #onHeldBack: () => void
   readonly #init: PeerProtocolInit
   readonly #listening = new Set<Listening>()
   readonly #remotes = new Map<string, Listening & { node: Remote }>()
@@ -107,6 +119,8 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   readonly #cut = new Map<string, number>()
   /** Nodes that had no room, and until when that counts; the newest last */
   readonly #full = new BoundedMap<string, number>(MAX_FULL)
+  /** What each peer may say, also when it comes anew; the last to come is the last */
+  readonly #heard = new BoundedMap<string, Allowance>(MAX_HEARD)
   #toldProbes = 0
   #crowded = false
   readonly #stopped = new AbortController()
@@ -115,13 +129,14 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 
   constructor(components: PeerProtocolComponents, init: PeerProtocolInit) {
     super()
-    const { log, node, inventory, onMessage = () => {}, onCutOff = () => {} } = components
+    const { log, node, inventory, onMessage = () => {} } = components
     this.setMaxListeners(0)
     this.#log = log
     this.#node = node
     this.#inventory = inventory
     this.#onMessage = onMessage
-    this.#onCutOff = onCutOff
+    this.#onCutOff = components.onCutOff ?? (() => {})
+    this.#onHeldBack = components.onHeldBack ?? (() => {})
     this.#init = init
   }
 
@@ -282,27 +297,37 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   // Listening
 
   #listen(stream: Stream, connection: Connection): void {
-    const listening: Listening = {
-      stream,
-      connection,
-      frames: new FrameReader(this.#init.maxMessageBytes),
-      silentBeats: 0,
-    }
-    this.#listening.add(listening)
-    stream.addEventListener('close', () => this.#end(listening, false))
-    stream.addEventListener('remoteCloseWrite', () => this.#end(listening, false))
-    stream.addEventListener('message', (event) => {
-      try {
-        for (const frame of listening.frames.push(event.data)) {
-          if (!this.#listening.has(listening)) return
+    const peer = connection.remotePeer.toString()
+    const hearing = new Hearing(
+      {
+        stream,
+        allowance: this.#mayHear(peer),
+        onFrame: (frame) => {
           listening.silentBeats = 0
           this.#onMessage('in')
           this.#receive(listening, decode(frame))
-        }
-      } catch (error) {
-        this.#cutOff(listening, error)
-      }
-    })
+        },
+        onError: (error) => this.#cutOff(listening, error),
+        onRest: () => {
+          this.#onHeldBack()
+          if (listening.heldBack) return
+          listening.heldBack = true
+          this.#log.warn({ peer }, 'peer says more than it may and is read slowly')
+        },
+      },
+      { maxMessageBytes: this.#init.maxMessageBytes },
+    )
+    const listening: Listening = { stream, connection, hearing, silentBeats: 0, heldBack: false }
+    this.#listening.add(listening)
+    stream.addEventListener('close', () => this.#end(listening, false))
+    stream.addEventListener('remoteCloseWrite', () => this.#end(listening, false))
+  }
+
+  #mayHear(peer: string): Allowance {
+    const { messagesPerMinute } = this.#init
+    const allowance = this.#heard.get(peer) ?? Allowance.perMinute(HEARD_TIMES * messagesPerMinute)
+    this.#heard.set(peer, allowance)
+    return allowance
   }
 
   #receive(listening: Listening, { message }: PeerMessage): void {
@@ -422,6 +447,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 
   #end(listening: Listening, goodbye: boolean): void {
     if (!this.#listening.delete(listening)) return
+    listening.hearing.end()
     const meant = goodbye || listening.dismissed === true
     const { node, stream } = listening
     if (stream.status === 'open') stream.abort(new PeerProtocolError('nothing more is expected'))
@@ -453,6 +479,7 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
    */
   #watch(): void {
     for (const listening of this.#listening) {
+      if (listening.hearing.rests) continue
       listening.silentBeats += 1
       if (listening.silentBeats <= MAX_SILENT_BEATS) continue
       const peer = listening.connection.remotePeer
@@ -470,10 +497,12 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
 interface Listening {
   readonly stream: Stream
   readonly connection: Connection
-  readonly frames: FrameReader
+  readonly hearing: Hearing
   /** Set by its hello */
   node?: Remote
   silentBeats: number
+  /** It was said that it is read slowly */
+  heldBack: boolean
   /** There is no room for it: its end is meant, and it is not called back */
   dismissed?: true
   probe?: { readonly since: number; readonly lives: Promise<boolean> }

@@ -28,6 +28,16 @@ suite('an allowance', () => {
     assert.equal(allowance.take(), false, 'no more is saved up than may pass at once')
   })
 
+  test('what is spent beyond it is earned first', (t) => {
+    const time = clock(t)
+    const allowance = new Allowance({ atOnce: 3, perSecond: 2 })
+    allowance.spend(5)
+    assert.equal(allowance.take(), false)
+    assert.equal(allowance.waitMs(), 1500)
+    time.now += 1500
+    assert.equal(allowance.take(), true)
+  })
+
   test('no minute has more in it than was said', (t) => {
     const time = clock(t)
     const allowance = Allowance.perMinute(300)

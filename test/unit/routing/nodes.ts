@@ -28,6 +28,7 @@ export interface LoopbackNode extends RouterNode {
 /** Settings of a node on loopback; what is not given gets a value. */
 export type LoopbackOptions = Partial<Libp2pRouterInit> & {
   readonly onMessages?: Libp2pRouterComponents['onMessages']
+  readonly onHeldBack?: Libp2pRouterComponents['onHeldBack']
   readonly claims?: Libp2pRouterComponents['claims']
   readonly zone?: string
   readonly region?: string
@@ -48,7 +49,7 @@ export class LoopbackMesh implements RouterMesh {
 
   /** A router that has not started. */
   async create(options: LoopbackOptions = {}): Promise<Libp2pRouter> {
-    const { zone, region, log, registryPort, onMessages, claims, ...init } = {
+    const { zone, region, log, registryPort, onMessages, onHeldBack, claims, ...init } = {
       ...this.#defaults,
       ...options,
     }
@@ -57,6 +58,7 @@ export class LoopbackMesh implements RouterMesh {
         log: log ?? silent,
         registryPort: () => registryPort ?? 5001,
         ...(onMessages && { onMessages }),
+        ...(onHeldBack && { onHeldBack }),
         ...(claims && { claims }),
       },
       {

@@ -287,6 +287,68 @@ suite('peer protocol: what a peer may not do', () => {
     }
   })
 
+  test('a peer that says too much is read slowly, on whatever stream, and nothing of it is lost', async () => {
+    const messagesPerMinute = 300
+    // Four times as many in a minute, half of them at once
+    const [atOnce, perSecond] = [2 * messagesPerMinute, messagesPerMinute / 30]
+    let read = 0
+    let heldBack = 0
+    const { log, lines } = captureLog()
+    await using mesh = new LoopbackMesh({ messagesPerMinute, heartbeatMs: 300 })
+    const a = await mesh.add({
+      log,
+      onMessages: (protocol, direction, count) => {
+        if (protocol === 'peer' && direction === 'in') read += count
+      },
+      onHeldBack: () => {
+        heldBack += 1
+      },
+    })
+    const b = await mesh.add()
+    await meshed([a, b])
+    await using rogue = await Rogue.create()
+    const alive = frame({ case: 'alive', value: create(AliveSchema) })
+    const say = (stream: Stream, times: number): void => {
+      stream.send(hello({ inventory: true }))
+      stream.send(Buffer.concat(Array.from({ length: times }, () => alive)))
+    }
+
+    const began = performance.now()
+    const before = read
+    const first = await rogue.open(a)
+    say(first, 20 * atOnce)
+    await until(() => heldBack > 0, { what: 'nothing more is read for a while' })
+    const most = atOnce + ((performance.now() - began) / 1000) * perSecond
+    // The other node says a little meanwhile
+    assert.ok(read - before <= most + atOnce / 2, `${read - before} messages`)
+    b.router.advertise([KEY])
+    await until(async () => (await holders(a.router, KEY)).includes(b.id))
+
+    first.abort(new Error('once more'))
+    const heldBackBefore = heldBack
+    const second = await rogue.open(a)
+    // Worth several beats, in which it is not taken for silent
+    const many = Array.from({ length: 15_000 }, (_, index) => `${index}`.padEnd(16))
+    say(second, perSecond)
+    second.send(inventory(many))
+    second.send(inventory([inventoryKey(LIE)]))
+    const timer = setInterval(() => {
+      if (second.status === 'open') second.send(alive)
+    }, 100)
+    try {
+      await until(async () => (await holders(a.router, LIE)).includes(rogue.id), {
+        timeoutMs: 120_000,
+        what: 'all of it is read in the end',
+      })
+      assert.equal(second.status, 'open')
+      assert.ok(heldBack > heldBackBefore, 'what it said before counts')
+    } finally {
+      clearInterval(timer)
+    }
+    const told = lines.filter(({ msg }) => msg === 'peer says more than it may and is read slowly')
+    assert.deepEqual([...new Set(told.map(({ peer }) => peer))], [rogue.id])
+  })
+
   test('a peer that does not read is dropped, and the others are told meanwhile', async () => {
     await using mesh = new LoopbackMesh({ heartbeatMs: 200 })
     const a = await mesh.add()
@@ -575,13 +637,15 @@ suite('peer protocol: frames', () => {
       Uint8Array.from([(bytes & 0x7f) | 0x80, ((bytes >> 7) & 0x7f) | 0x80, bytes >> 14])
     const body = new Uint8Array(MAX_MESSAGE_BYTES)
     const reader = new FrameReader()
-    assert.deepEqual(reader.push(size(MAX_MESSAGE_BYTES)), [])
-    assert.equal(reader.push(body)[0]?.length, MAX_MESSAGE_BYTES)
-    assert.throws(() => reader.push(size(MAX_MESSAGE_BYTES + 1)), { code: 'ERR_PEER_PROTOCOL' })
+    assert.deepEqual([...reader.push(size(MAX_MESSAGE_BYTES))], [])
+    assert.equal([...reader.push(body)][0]?.length, MAX_MESSAGE_BYTES)
+    assert.throws(() => [...reader.push(size(MAX_MESSAGE_BYTES + 1))], {
+      code: 'ERR_PEER_PROTOCOL',
+    })
     const other = new FrameReader(2 * MAX_MESSAGE_BYTES)
-    assert.deepEqual(other.push(size(2 * MAX_MESSAGE_BYTES)), [])
+    assert.deepEqual([...other.push(size(2 * MAX_MESSAGE_BYTES))], [])
     const refuses = new FrameReader(2 * MAX_MESSAGE_BYTES)
-    assert.throws(() => refuses.push(size(2 * MAX_MESSAGE_BYTES + 1)), /524288/)
+    assert.throws(() => [...refuses.push(size(2 * MAX_MESSAGE_BYTES + 1))], /524288/)
   })
 
   test('a hello with as much in it as is allowed fits', () => {
