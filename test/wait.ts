@@ -26,3 +26,21 @@ export async function until<T>(
     await delay(25)
   }
 }
+
+/**
+ * Makes an attempt anew until it goes undisturbed, for what depends on the time that a process needs: on a machine that is busy with
+ * something else the product may be right to find somebody slow who is not. What is wrong in itself is wrong each time, and fails at the
+ * deadline. What an attempt puts on the stack goes away with it.
+ */
+export async function inPeace(
+  attempt: (stack: AsyncDisposableStack) => Promise<void>,
+): Promise<void> {
+  await until(
+    async () => {
+      await using stack = new AsyncDisposableStack()
+      await attempt(stack)
+      return true
+    },
+    { timeoutMs: 60_000 },
+  )
+}

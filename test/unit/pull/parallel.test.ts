@@ -12,7 +12,7 @@ import { ParallelReader } from '../../../src/pull/upstream/parallel.ts'
 import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
-import { until } from '../../wait.ts'
+import { inPeace } from '../../wait.ts'
 
 const bytes = randomBytes(5_000_000)
 const digest = digestOf(bytes)
@@ -119,11 +119,6 @@ async function readOver(
 function startClient(): UpstreamClient {
   const timeouts = { dial: 1000, firstByte: 5000, progress: 5000 }
   return new UpstreamClient({ log, logins: { of: async () => undefined } }, { timeouts })
-}
-
-/** What is measured on a machine that is busy with something else may be anything: it is tried again until it goes well. */
-function inPeace(attempt: () => Promise<void>): Promise<boolean> {
-  return until(() => attempt().then(() => true), { timeoutMs: 60_000 })
 }
 
 suite('a blob over several connections', () => {

@@ -145,7 +145,7 @@ suite('doorkeeper', () => {
         },
       )
     const log = createLogger({ level: 'silent' })
-    const timeouts = { dial: 500, firstByte: 1000, progress: 1000 }
+    const timeouts = { dial: 20_000, firstByte: 20_000, progress: 20_000 }
     let refused = 0
     let { auth } = options
     const endpoint = (): Endpoint => ({

@@ -29,7 +29,7 @@ import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream
 import { HEAD_START } from '../../../src/pull/turns.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
-import { until } from '../../wait.ts'
+import { inPeace, until } from '../../wait.ts'
 
 const blob = randomBytes(300_000)
 const blobDigest = digestOf(blob)
@@ -43,7 +43,10 @@ const BLOB = `/v2/library/alpine/blobs/${blobDigest}`
 const TAG = '/v2/library/alpine/manifests/3.20'
 const TOKEN = '/token'
 
-const timeouts = { dial: 500, firstByte: 500, progress: 500 }
+/** No machine is so busy that who does right is late. */
+const PATIENT = { dial: 20_000, firstByte: 20_000, progress: 20_000 }
+/** Of the tests in which somebody says nothing. */
+const SHORT = { dial: 500, firstByte: 500, progress: 500 }
 
 function endpoint(url: string, changes: Partial<Endpoint> = {}): Endpoint {
   return { url, overridePath: false, access: {}, rewrites: new Map(), ...changes }
@@ -68,13 +71,13 @@ function upstreamWith(
   components: Partial<UpstreamClientComponents>,
   endpoints: readonly Endpoint[],
   tiers: Partial<TierBudgets> = {},
-  budgets: Partial<typeof timeouts> = {},
+  budgets: Partial<typeof PATIENT> = {},
 ) {
   const log = createLogger({ level: 'silent' })
   const logins = { of: async () => undefined }
   const client = new UpstreamClient(
     { log, logins, ...components },
-    { timeouts: { ...timeouts, ...budgets } },
+    { timeouts: { ...PATIENT, ...budgets } },
   )
   const outcomes: UpstreamOutcome[] = []
   // The last one is the registry itself
@@ -242,47 +245,52 @@ suite('an upstream', () => {
     ['answers 503', (_: unknown, response) => response.writeHead(503).end()],
     ['closes the connection', (request) => request.socket.destroy()],
   ] as const satisfies readonly (readonly [string, Parameters<UpstreamRegistry['on']>[1]])[]) {
-    test(`that ${what} costs its budget once, and then nothing until it is well`, async () => {
-      await using registry = await UpstreamRegistry.start()
-      registry.on(BLOB, handler)
-      await using up = upstream(endpoint(registry.url))
-      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
-      await assert.rejects(up.openReady(pull()), notFound)
-      assert.deepEqual(up.outcomes, ['unreachable', 'skipped'])
-      registry.serve(BLOB, blob)
-      // Found out in the background, by somebody else's request
-      const content = await until(
-        () => up.source.open(pull(), { signal: signal() }).catch(() => undefined),
-        { what: 'the upstream is asked again' },
-      )
-      assert.deepEqual(await read(content), blob)
-    })
+    test(`that ${what} costs its budget once, and then nothing until it is well`, () =>
+      inPeace(async () => {
+        await using registry = await UpstreamRegistry.start()
+        registry.on(BLOB, handler)
+        await using up = upstreamWith({}, [endpoint(registry.url)], {}, SHORT)
+        await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+        await assert.rejects(up.openReady(pull()), notFound)
+        assert.deepEqual(up.outcomes, ['unreachable', 'skipped'])
+        registry.serve(BLOB, blob)
+        // Found out in the background, by somebody else's request
+        const content = await until(
+          () => up.source.open(pull(), { signal: signal() }).catch(() => undefined),
+          { what: 'the upstream is asked again' },
+        )
+        assert.deepEqual(await read(content), blob)
+      }))
   }
 
-  test('that was down gives what nobody else has with the first request after the network is well again', async () => {
-    await using registry = await UpstreamRegistry.start()
-    registry.on(BLOB, (_request, response) => response.writeHead(503).end())
-    await using up = upstream(endpoint(registry.url))
-    await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
-    registry.serve(BLOB, blob)
-    // Known to be down: that costs nothing where somebody else may have it
-    await assert.rejects(up.openReady(pull()), notFound)
-    up.revive()
-    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
-  })
+  test('that was down gives what nobody else has with the first request after the network is well again', () =>
+    inPeace(async () => {
+      await using registry = await UpstreamRegistry.start()
+      registry.on(BLOB, (_request, response) => response.writeHead(503).end())
+      await using up = upstream(endpoint(registry.url))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      registry.serve(BLOB, blob)
+      // Known to be down: that costs nothing where somebody else may have it
+      await assert.rejects(up.openReady(pull()), notFound)
+      up.revive()
+      assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+    }))
 
-  test('that limits this node is left alone as long as it says', async () => {
-    await using registry = await UpstreamRegistry.start()
-    registry.on(BLOB, (_request, response) => response.writeHead(429, { 'retry-after': '1' }).end())
-    await using up = upstream(endpoint(registry.url))
-    await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
-    registry.serve(BLOB, blob)
-    await assert.rejects(up.source.open(byTag, { signal: signal() }), notFound)
-    assert.deepEqual(up.outcomes, ['rate limited', 'skipped'])
-    await until(() => up.source.open(pull(), { signal: signal() }).catch(() => undefined))
-    // Nobody asked while it rested
-    assert.equal(registry.asked.length, 2)
-  })
+  test('that limits this node is left alone as long as it says', () =>
+    inPeace(async () => {
+      await using registry = await UpstreamRegistry.start()
+      registry.on(BLOB, (_request, response) =>
+        response.writeHead(429, { 'retry-after': '1' }).end(),
+      )
+      await using up = upstream(endpoint(registry.url))
+      await assert.rejects(up.source.open(pull(), { signal: signal() }), notFound)
+      registry.serve(BLOB, blob)
+      await assert.rejects(up.source.open(byTag, { signal: signal() }), notFound)
+      assert.deepEqual(up.outcomes, ['rate limited', 'skipped'])
+      await until(() => up.source.open(pull(), { signal: signal() }).catch(() => undefined))
+      // Nobody asked while it rested
+      assert.equal(registry.asked.length, 2)
+    }))
 
   test('that redirects without end, or to no registry, is not followed', async () => {
     await using registry = await UpstreamRegistry.start()
@@ -313,30 +321,34 @@ suite('upstreams in turn', () => {
     }
   }
 
-  test('are not waited for when they do not connect: the next is asked meanwhile', async () => {
-    await using one = await silent()
-    await using two = await silent()
-    await using registry = await UpstreamRegistry.start()
-    registry.serve(BLOB, blob)
-    const dial = 3000
-    const endpoints = [endpoint(one.url), endpoint(two.url), endpoint(registry.url)]
-    await using up = upstreamWith({}, endpoints, {}, { dial })
-    const before = performance.now()
-    assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
-    // Two head starts; without them two dials
-    const took = performance.now() - before
-    assert.ok(took < 2 * dial, `${took} ms`)
-    await until(() => up.outcomes.length === 3)
-    assert.deepEqual(up.outcomes.toSorted(), ['ok', 'unreachable', 'unreachable'])
-    // Known now, so they cost nothing
-    await read(await up.source.open(pull(), { signal: signal() }))
-    assert.deepEqual(up.outcomes.slice(3), ['skipped', 'skipped', 'ok'])
-  })
+  test('are not waited for when they do not connect: the next is asked meanwhile', () =>
+    inPeace(async () => {
+      await using one = await silent()
+      await using two = await silent()
+      await using registry = await UpstreamRegistry.start()
+      registry.serve(BLOB, blob)
+      const dial = 3000
+      const endpoints = [endpoint(one.url), endpoint(two.url), endpoint(registry.url)]
+      await using up = upstreamWith({}, endpoints, {}, { dial })
+      const before = performance.now()
+      assert.deepEqual(await read(await up.source.open(pull(), { signal: signal() })), blob)
+      // Two head starts; without them two dials
+      const took = performance.now() - before
+      assert.ok(took < 2 * dial, `${took} ms`)
+      await until(() => up.outcomes.length === 3)
+      assert.deepEqual(up.outcomes.toSorted(), ['ok', 'unreachable', 'unreachable'])
+      // Known now, so they cost nothing
+      await read(await up.source.open(pull(), { signal: signal() }))
+      assert.deepEqual(up.outcomes.slice(3), ['skipped', 'skipped', 'ok'])
+    }))
 
   test('that do not connect cost a request its own wait, also after another was given up', async () => {
     await using server = await silent()
     const log = createLogger({ level: 'silent' })
-    const client = new UpstreamClient({ log, logins: { of: async () => undefined } }, { timeouts })
+    const client = new UpstreamClient(
+      { log, logins: { of: async () => undefined } },
+      { timeouts: SHORT },
+    )
     const ask = (signal: AbortSignal) =>
       client.fetch(
         endpoint(server.url),
@@ -347,26 +359,27 @@ suite('upstreams in turn', () => {
       Promise.allSettled(Array.from({ length: 4 }, () => ask(signal)))
     try {
       await all(AbortSignal.timeout(50))
-      for (const asked of await all(AbortSignal.timeout(10 * timeouts.dial)))
+      for (const asked of await all(AbortSignal.timeout(10 * SHORT.dial)))
         assert.match(String(asked.status === 'rejected' && asked.reason), /Connect Timeout/)
     } finally {
       await client.close()
     }
   })
 
-  test('are waited for when they are connected, however slow they are', async () => {
-    await using slow = await UpstreamRegistry.start()
-    const late = Promise.withResolvers<void>()
-    slow.on(BLOB, (_request, response) => {
-      void late.promise.then(() => response.writeHead(404).end())
-    })
-    await using registry = await UpstreamRegistry.start()
-    registry.serve(BLOB, blob)
-    await using up = upstream(endpoint(slow.url), endpoint(registry.url))
-    setTimeout(() => late.resolve(), HEAD_START * 1.5)
-    await read(await up.source.open(pull(), { signal: signal() }))
-    assert.deepEqual(up.outcomes, ['not found', 'ok'])
-  })
+  test('are waited for when they are connected, however slow they are', () =>
+    inPeace(async () => {
+      await using slow = await UpstreamRegistry.start()
+      const late = Promise.withResolvers<void>()
+      slow.on(BLOB, (_request, response) => {
+        void late.promise.then(() => response.writeHead(404).end())
+      })
+      await using registry = await UpstreamRegistry.start()
+      registry.serve(BLOB, blob)
+      await using up = upstream(endpoint(slow.url), endpoint(registry.url))
+      setTimeout(() => late.resolve(), HEAD_START * 1.5)
+      await read(await up.source.open(pull(), { signal: signal() }))
+      assert.deepEqual(up.outcomes, ['not found', 'ok'])
+    }))
 
   test('that gave wrong bytes are not asked for them again, others are', async () => {
     await using bad = await UpstreamRegistry.start()
@@ -907,40 +920,42 @@ test('upstreams are those of registries.yaml, the registry itself, and never thi
 })
 
 suite('mirrors and the registry itself', () => {
-  test('have each their time: mirrors that hang are given up together, and the registry is asked', async () => {
-    await using one = await UpstreamRegistry.start()
-    await using two = await UpstreamRegistry.start()
-    await using itself = await UpstreamRegistry.start()
-    for (const mirror of [one, two]) mirror.on(BLOB, () => {})
-    itself.serve(BLOB, blob)
-    const endpoints = [one, two, itself].map(({ url }) => endpoint(url))
-    await using asked = upstreamWith({}, endpoints, { mirrors: 1000 }, { firstByte: 10_000 })
-    assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
-    assert.deepEqual(
-      [one, two, itself].map(({ asked: each }) => each.length),
-      [1, 0, 1],
-    )
-    assert.deepEqual(asked.outcomes, ['unreachable', 'ok'])
-    assert.deepEqual(
-      asked.route(pull()).map(({ url, tier, passedOver }) => [url, tier, passedOver]),
-      [
-        [one.url, 'mirrors', 'does not answer in time for mirrors (is left alone)'],
-        [two.url, 'mirrors', null],
-        [itself.url, 'origin', null],
-      ],
-    )
-  })
+  test('have each their time: mirrors that hang are given up together, and the registry is asked', () =>
+    inPeace(async () => {
+      await using one = await UpstreamRegistry.start()
+      await using two = await UpstreamRegistry.start()
+      await using itself = await UpstreamRegistry.start()
+      for (const mirror of [one, two]) mirror.on(BLOB, () => {})
+      itself.serve(BLOB, blob)
+      const endpoints = [one, two, itself].map(({ url }) => endpoint(url))
+      await using asked = upstreamWith({}, endpoints, { mirrors: 1000 })
+      assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
+      assert.deepEqual(
+        [one, two, itself].map(({ asked: each }) => each.length),
+        [1, 0, 1],
+      )
+      assert.deepEqual(asked.outcomes, ['unreachable', 'ok'])
+      assert.deepEqual(
+        asked.route(pull()).map(({ url, tier, passedOver }) => [url, tier, passedOver]),
+        [
+          [one.url, 'mirrors', 'does not answer in time for mirrors (is left alone)'],
+          [two.url, 'mirrors', null],
+          [itself.url, 'origin', null],
+        ],
+      )
+    }))
 
-  test('are not cut short once they have answered', async () => {
-    await using slow = await UpstreamRegistry.start()
-    slow.on(BLOB, (_request, response) => {
-      response.writeHead(200, { 'content-length': blob.length })
-      response.write(blob.subarray(0, 1000))
-      setTimeout(() => response.end(blob.subarray(1000)), 1500)
-    })
-    const endpoints = [endpoint(slow.url)]
-    await using asked = upstreamWith({}, endpoints, { origin: 1000 }, { progress: 10_000 })
-    assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
-    assert.equal(slow.asked.length, 1)
-  })
+  test('are not cut short once they have answered', () =>
+    inPeace(async () => {
+      await using slow = await UpstreamRegistry.start()
+      slow.on(BLOB, (_request, response) => {
+        response.writeHead(200, { 'content-length': blob.length })
+        response.write(blob.subarray(0, 1000))
+        setTimeout(() => response.end(blob.subarray(1000)), 1500)
+      })
+      const endpoints = [endpoint(slow.url)]
+      await using asked = upstreamWith({}, endpoints, { origin: 1000 })
+      assert.deepEqual(await read(await asked.source.open(pull(), { signal: signal() })), blob)
+      assert.equal(slow.asked.length, 1)
+    }))
 })

@@ -10,7 +10,7 @@ import type { PullExchange, PullReport } from '../../../../src/routing/router.ts
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
-import { until } from '../../../wait.ts'
+import { inPeace, until } from '../../../wait.ts'
 
 /** Something of which no list is kept by the liar of these tests: he could say that nobody is to ask the upstream. */
 const bytes = randomBytes(4_000_000)
@@ -90,18 +90,6 @@ function assertRight(got: readonly Got[]): void {
 /** Where answers come late, because the machine is busy, a node goes its own way; not all of them do. */
 function assertShared(given: number): void {
   assert.ok(given < 3 * bytes.length, `${given} bytes were given`)
-}
-
-/** Where answers come late, because the machine is busy, it is tried again until it goes well. */
-async function inPeace(attempt: (stack: AsyncDisposableStack) => Promise<void>): Promise<void> {
-  await until(
-    async () => {
-      await using stack = new AsyncDisposableStack()
-      await attempt(stack)
-      return true
-    },
-    { timeoutMs: 60_000 },
-  )
 }
 
 suite('what many want at once', () => {
