@@ -258,6 +258,8 @@ export class Libp2pRouter implements Router, Startable {
         needed,
         incomplete: needed,
         onSent: (messages) => onMessages('dht', 'out', messages),
+        // A Spegel node hears nothing of the kind
+        isTold: (id) => this.#spegel || this.#running?.protocol.follows(id) === true,
       },
       {
         protocol: this.#dhtProtocol,
@@ -776,6 +778,10 @@ export class Libp2pRouter implements Router, Startable {
     protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('stop', (id) => this.#foreign.forget(id))
     protocol.on('withdraw', (id, keys) => this.#foreign.withdraw(id, keys))
+    protocol.on('speak', (id) => {
+      const owed = this.#records.takeOwed(id)
+      if (owed.length > 0) protocol.tellWithdrawn(id, owed.map(inventoryKey))
+    })
     for (const event of ['join', 'update', 'leave'] as const)
       protocol.on(event, () => this.#followOthers(protocol))
     this.exchanges.follow(protocol)

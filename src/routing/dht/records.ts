@@ -48,6 +48,8 @@ const LASTING = 150
 const MAX_DIALS = 16
 /** So often somebody who waits for the others' dials looks whether it is his turn. */
 const DIAL_TURN_MS = 50
+/** Withdrawn keys that a node is to be told of; of more it keeps the records until they expire. They are one message. */
+const MAX_OWED = 10_000
 /** Who cannot be told anything so often in a row, and is not connected, is gone. */
 const MAX_TRIES = 3
 /** When nodes are due at different times, these are no further apart than this. */
@@ -55,6 +57,10 @@ const MAX_SPREAD_MS = 5000
 /** Going through the keys holds up the event loop no longer than this at a time. */
 const TURN_MS = 2
 const SEND_TIMEOUT_MS = 10_000
+/** So long after it was made a connection may bring somebody whom lookups can ask; who takes part is known much sooner. */
+const NEWCOMER_MS = 1000
+/** So often a lookup that has nobody to ask looks whether anybody is to come. */
+const NOBODY_TURN_MS = 20
 const MIN_RETRY_MS = 1000
 const MAX_RETRY_MS = MINUTE
 
@@ -96,6 +102,8 @@ interface DhtRecordsComponents {
   readonly incomplete: () => boolean
   /** Told how many messages went out */
   readonly onSent?: (messages: number) => void
+  /** True for a node that hears anyhow of what is withdrawn, or cannot; of others {@link DhtRecords.takeOwed} says what to tell them */
+  readonly isTold?: (id: string) => boolean
 }
 
 interface DhtRecordsInit {
@@ -131,6 +139,8 @@ interface Receiver {
   readonly missing: Set<ContentKey>
   /** How many of these are on their way */
   sending: number
+  /** Withdrawn keys of which it may keep records, and was not told */
+  readonly owed: Set<ContentKey>
   readonly bell: EventEmitter<{ missing: [] }>
   readonly allowance: Allowance
 }
@@ -145,6 +155,7 @@ export class DhtRecords {
   readonly #needed: () => boolean
   readonly #incomplete: () => boolean
   readonly #onSent: (messages: number) => void
+  readonly #isTold: (id: string) => boolean
   readonly #protocol: string
   readonly #messagesPerMinute: number
   readonly #shareNeeded: number
@@ -154,6 +165,8 @@ export class DhtRecords {
   readonly #renewOverMs: number
   /** Each key with its place. A key that comes is the last, so that whoever goes through them meets it. */
   readonly #wanted = new Map<ContentKey, number>()
+  /** Withdrawn keys, with their places, of which nobody was told yet that has to be */
+  readonly #withdrawn = new Map<ContentKey, number>()
   /** Keys, and nodes, that nobody was assigned to yet */
   readonly #fresh = new Set<ContentKey>()
   readonly #newcomers = new Set<Receiver>()
@@ -175,6 +188,7 @@ export class DhtRecords {
     this.#needed = needed
     this.#incomplete = incomplete
     this.#onSent = onSent
+    this.#isTold = components.isTold ?? (() => true)
     this.#protocol = init.protocol
     this.#messagesPerMinute = init.messagesPerMinute
     this.#shareNeeded = init.shareNeeded ?? SHARE_NEEDED
@@ -226,27 +240,69 @@ export class DhtRecords {
   }
 
   add(keys: Iterable<ContentKey>): void {
-    for (const key of keys) this.#fresh.add(key)
+    for (const key of keys) {
+      this.#withdrawn.delete(key)
+      this.#fresh.add(key)
+    }
     this.#assign()
   }
 
-  /** There is no delete on the wire: a record that is out lives on until it expires, and is not renewed. */
+  /**
+   * They are not said again. There is no delete on the wire of the DHT: nodes of ours are told by the peer protocol, and
+   * those that are not connected are met for it.
+   */
   remove(keys: Iterable<ContentKey>): void {
+    const meets = this.#incomplete()
     for (const key of keys) {
+      const place = this.#wanted.get(key)
       this.#fresh.delete(key)
       this.#wanted.delete(key)
+      if (meets && place !== undefined) this.#withdrawn.set(key, place)
+    }
+    if (this.#withdrawn.size > 0) this.#assign()
+  }
+
+  /** Withdrawn keys of which the node `id` may keep records: it is told of them now. {@link MAX_OWED} at most */
+  takeOwed(id: string): ContentKey[] {
+    const owed = this.#receivers.get(id)?.owed
+    if (owed === undefined) return []
+    const keys = [...owed].filter((key) => !this.#wanted.has(key) && !this.#fresh.has(key))
+    owed.clear()
+    return keys
+  }
+
+  /**
+   * Who says to hold `key`. Nodes that do not answer are left out; it ends when all were asked, when nobody is there to be
+   * asked, or by `signal`.
+   */
+  async *find(key: ContentKey, { signal }: { signal: AbortSignal }): AsyncGenerator<Provider> {
+    if (this.#running === undefined) return
+    const { node } = this.#running
+    // kad-dht tells what it keeps itself, and then waits for the first node it may ask as long as it is let
+    const nobody = new AbortController()
+    const timer = setInterval(() => {
+      if (this.#hasNobody(node)) nobody.abort()
+    }, NOBODY_TURN_MS).unref()
+    const options = { signal: AbortSignal.any([signal, nobody.signal]) }
+    try {
+      for await (const event of node.services.dht.findProviders(cidOf(key), options)) {
+        if (event.name !== 'PROVIDER') continue
+        for (const { id, multiaddrs } of event.providers) {
+          yield { id: id.toString(), addresses: multiaddrs.map(String) }
+        }
+      }
+    } catch (error) {
+      if (!nobody.signal.aborted) throw error
+    } finally {
+      clearInterval(timer)
     }
   }
 
-  /** Who says to hold `key`. Nodes that do not answer are left out; it ends when all were asked, or by `signal`. */
-  async *find(key: ContentKey, options: { signal: AbortSignal }): AsyncGenerator<Provider> {
-    if (this.#running === undefined) return
-    for await (const event of this.#running.node.services.dht.findProviders(cidOf(key), options)) {
-      if (event.name !== 'PROVIDER') continue
-      for (const { id, multiaddrs } of event.providers) {
-        yield { id: id.toString(), addresses: multiaddrs.map(String) }
-      }
-    }
+  /** Nobody takes part in the DHT but this node, nor is on the way to. */
+  #hasNobody(node: Libp2p): boolean {
+    if (this.#receivers.size > 0) return false
+    const young = Date.now() - NEWCOMER_MS
+    return node.getConnections().every(({ timeline }) => timeline.open <= young)
   }
 
   /** Keeps an eye on which nodes there are, as long as this one is not connected with all of them. */
@@ -306,6 +362,8 @@ export class DhtRecords {
       left: new AbortController(),
       missing: new Set(),
       sending: 0,
+      // If it has only lost its connection
+      owed: (known ?? this.#departed.get(id.toString()))?.owed ?? new Set(),
       bell: new EventEmitter(),
       allowance: Allowance.perMinute(this.#messagesPerMinute),
     }
@@ -359,6 +417,13 @@ export class DhtRecords {
         this.#newcomers.delete(newcomer)
         continue
       }
+      if (this.#withdrawn.size > 0) {
+        await inTurns(this.#withdrawn, signal, ([key, place]) => {
+          this.#withdrawn.delete(key)
+          for (const receiver of this.#space.keepersOf(place)) this.#owe(receiver, key)
+        })
+        continue
+      }
       if (this.#fresh.size === 0 || this.#unsurveyed) return
       await inTurns(this.#fresh, signal, (key) => {
         const place = placeOf(cidOf(key).multihash.bytes)
@@ -370,6 +435,35 @@ export class DhtRecords {
         }
       })
     }
+  }
+
+  /** A node that was told a record is met, so that it hears of its end. */
+  #owe(receiver: Receiver, key: ContentKey): void {
+    const { id, missing, owed, left } = receiver
+    // It was not told yet
+    if (missing.delete(key) || this.#isTold(id.toString()) || owed.size === MAX_OWED) return
+    owed.add(key)
+    if (owed.size > 1) return
+    this.#meet(receiver).catch((error: unknown) => {
+      // It is told with the next records that it is sent
+      if (!left.signal.aborted)
+        this.#log.debug({ peer: id.toString(), err: error }, 'keeper of withdrawn records not met')
+    })
+  }
+
+  /** Connects with a node that is owed something; the peer protocol does the rest. */
+  async #meet(receiver: Receiver): Promise<void> {
+    const node = this.#running?.node
+    if (node === undefined) return
+    const { signal } = receiver.left
+    // More is withdrawn with it
+    await delay(TOGETHER_MS + Math.random() * this.#spreadMs, undefined, { signal, ref: false })
+    if (receiver.owed.size === 0) return
+    await this.#connect(
+      node,
+      receiver,
+      AbortSignal.any([signal, AbortSignal.timeout(SEND_TIMEOUT_MS)]),
+    )
   }
 
   /** Has the next closest keep what departed nodes kept: one pass over the keys for all that leave at about a time. */

@@ -11,6 +11,7 @@ import {
   InventoryRequestSchema,
   SuspectSchema,
   UpdateSchema,
+  WithdrawnSchema,
   type CardSchema,
   type Hello,
   type Member,
@@ -18,7 +19,7 @@ import {
 } from '../gen/peer/v1/peer_pb.ts'
 import { decode, PeerProtocolError } from './frames.ts'
 import { Hearing } from './hearing.ts'
-import type { Inventory } from './inventory.ts'
+import { packKeys, type Inventory } from './inventory.ts'
 import { MAX_MEMBERS, MAX_NODE_ADDRESSES, Remote, type RemoteNode } from './remote.ts'
 import { MAX_SILENT_BEATS, PEER_PROTOCOL, Speaking } from './speaking.ts'
 
@@ -228,6 +229,17 @@ export class PeerProtocol extends EventEmitter<PeerProtocolEvents> implements St
   /** Tells one of them something soon, as it is then; and not what was to be told `about` the same before. */
   tell(id: string, about: string, note: () => PeerMessage['message']): void {
     this.#speaking.get(id)?.tell(about, note)
+  }
+
+  /** It is told of what changes in the inventory. */
+  follows(id: string): boolean {
+    return this.#speaking.get(id)?.follows === true
+  }
+
+  /** Tells one of them soon what this node holds no more, which it was not told when that changed; 16,000 keys at most. */
+  tellWithdrawn(id: string, keys: readonly string[]): void {
+    const value = create(WithdrawnSchema, { keys: packKeys(keys) })
+    this.tell(id, 'withdrawn', () => ({ case: 'withdrawn', value }))
   }
 
   /** Something else says that `id` is dead: a node that does not answer is forgotten, and the others are told. */

@@ -52,6 +52,7 @@ export class Speaking {
    */
   readonly #pending = new Map<string, boolean>()
   readonly #ended = Promise.withResolvers<void>()
+  #follows = false
   #stream: Stream | undefined
   #wake = (): void => {}
   #goodbye: { readonly full: boolean } | undefined
@@ -77,6 +78,7 @@ export class Speaking {
       for (const key of keys) this.#pending.set(key, held)
       this.#wake()
     })
+    this.#follows = true
     try {
       const signal = AbortSignal.timeout(OPEN_TIMEOUT_MS)
       this.#stream = await connection.newStream([PEER_PROTOCOL], { signal })
@@ -86,8 +88,14 @@ export class Speaking {
       throw error
     } finally {
       unsubscribe()
+      this.#follows = false
       this.#ended.resolve()
     }
+  }
+
+  /** What changes in the inventory is told. */
+  get follows(): boolean {
+    return this.#follows && this.#goodbye === undefined
   }
 
   /** Tells something soon, as it is then; and not what was to be told about the same before. */

@@ -349,6 +349,30 @@ suite('router: peers', () => {
     await until(async () => String(await holders(late.router, KEY)) === full.id)
   })
 
+  test('what is withdrawn goes also from a node that keeps its record and is not connected', async () => {
+    await using mesh = new LoopbackMesh()
+    const full = await mesh.add({ maxConnections: 2 })
+    await mesh.add()
+    await mesh.add()
+    await meshed(mesh.nodes)
+    full.router.advertise([KEY, OTHER])
+    const late = await mesh.add()
+    const apart = () =>
+      ![late, full].some(({ router }, index, pair) =>
+        router.peers().some(({ id }) => id === pair[1 - index]?.id),
+      )
+    await until(() => late.router.stats().foreign.records === 2 && apart(), {
+      timeoutMs: 120_000,
+      what: 'it keeps them, and is not connected',
+    })
+    full.router.withdraw([KEY])
+    await until(() => late.router.stats().foreign.records === 1, {
+      timeoutMs: 60_000,
+      what: 'it has heard of it',
+    })
+    await until(async () => String(await holders(late.router, OTHER)) === full.id)
+  })
+
   test('a node that is killed is forgotten, and one that only falls silent too', async () => {
     await using mesh = new LoopbackMesh({ heartbeatMs: 200 })
     const a = await mesh.add()
