@@ -130,6 +130,39 @@ export function stalling(content: ZooContent, share = 0.4): Promise<ZooPeer> {
   )
 }
 
+/** Sends so many bytes as there are, as one does that is receiving them itself; `grow` says up to where that is by now. */
+export async function growing(
+  content: ZooContent,
+): Promise<ZooPeer & { readonly grow: (to: number) => void }> {
+  let there = 0
+  const waiting = new Set<() => void>()
+  const peer = await start(
+    'growing',
+    answering(content, {
+      body(response, bytes) {
+        const first = content.bytes.length - bytes.length
+        let at = 0
+        const send = (): void => {
+          const to = Math.min(bytes.length, there - first)
+          if (to <= at) return
+          response.write(bytes.subarray(at, to))
+          at = to
+          if (at === bytes.length) response.end()
+        }
+        waiting.add(send)
+        response.on('close', () => waiting.delete(send))
+        send()
+      },
+    }),
+  )
+  return Object.assign(peer, {
+    grow: (to: number) => {
+      there = to
+      for (const send of waiting) send()
+    },
+  })
+}
+
 /** Sends wrong bytes of the right length. */
 export function lying(content: ZooContent): Promise<ZooPeer> {
   const bytes = Uint8Array.from(content.bytes)

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Listener } from '../../src/http/listener.ts'
 import { createRegistryServer } from '../../src/http/registry.ts'
-import { createLogger } from '../../src/observe/log.ts'
+import { createLogger, type Logger } from '../../src/observe/log.ts'
 import { createMetrics } from '../../src/observe/metrics.ts'
 import { digestOf, type Digest } from '../../src/oci/digest.ts'
 import type { PullRequest } from '../../src/oci/distribution.ts'
@@ -14,7 +14,7 @@ import { MEDIA_TYPE } from '../../src/oci/manifest.ts'
 import { chain, type OpenContent } from '../../src/pull/chain.ts'
 import { Inflight } from '../../src/pull/inflight.ts'
 import { keep } from '../../src/pull/keep.ts'
-import { PeersSource } from '../../src/pull/peers.ts'
+import { PeersSource, type Holder } from '../../src/pull/peers.ts'
 import { RegistryClient } from '../../src/pull/registry-client.ts'
 import { Heard } from '../../src/pull/swarm/heard.ts'
 import { Swarm } from '../../src/pull/swarm/swarm.ts'
@@ -37,7 +37,7 @@ import { TIERS } from './peer-zoo.ts'
 import { until } from '../wait.ts'
 import { LIMITS } from './limits.ts'
 
-const log = createLogger({ level: 'silent' })
+const silent = createLogger({ level: 'silent' })
 const timeouts = { dial: 400, firstByte: 1000, progress: 1000 }
 
 /** Who takes part in the exchange of reports, and what passes. */
@@ -176,6 +176,7 @@ export class SwarmNode implements AsyncDisposable {
   /** What it asked others for, and was asked for by them */
   readonly asked: PullRequest[]
   readonly given: PullRequest[]
+  readonly #peers: PeersSource
   readonly #fetcher: Fetcher | undefined
   readonly #local: Listener
   readonly #peer: Listener
@@ -186,6 +187,7 @@ export class SwarmNode implements AsyncDisposable {
     id: string,
     parts: {
       swarm: Swarm
+      peers: PeersSource
       asked: PullRequest[]
       given: PullRequest[]
       fetcher: Fetcher | undefined
@@ -197,6 +199,7 @@ export class SwarmNode implements AsyncDisposable {
   ) {
     this.id = id
     this.swarm = parts.swarm
+    this.#peers = parts.peers
     this.asked = parts.asked
     this.given = parts.given
     this.#fetcher = parts.fetcher
@@ -218,9 +221,11 @@ export class SwarmNode implements AsyncDisposable {
       alone?: boolean
       /** To the upstream, for one blob */
       connections?: number
+      log?: Logger
     },
   ): Promise<SwarmNode> {
     await using stack = new AsyncDisposableStack()
+    const { log = silent } = init
     const directory = await mkdtemp(join(tmpdir(), 'shoal-swarm-'))
     stack.defer(async () => {
       const gone = async (): Promise<boolean> => {
@@ -332,13 +337,18 @@ export class SwarmNode implements AsyncDisposable {
       const others = net.holders.get(digest) ?? []
       if (!others.includes(exchange.peer)) net.holders.set(digest, [...others, exchange.peer])
     }
-    const parts = { swarm, asked, given, fetcher, local, peer, onHeld }
+    const parts = { swarm, peers, asked, given, fetcher, local, peer, onHeld }
     return new SwarmNode(id, { ...parts, stack: stack.move() })
   }
 
   /** Of its local listener. */
   get origin(): string {
     return `http://127.0.0.1:${this.#local.address().port}`
+  }
+
+  /** Those that say they hold something, and whether it would ask them now. */
+  holders(digest: Digest): Promise<Holder[]> {
+    return this.#peers.holders(digest, { signal: AbortSignal.timeout(10_000) })
   }
 
   /** Gets a blob into its store before anybody needs it. */

@@ -22,9 +22,15 @@ import {
   UpdateSchema,
   type PeerMessage,
 } from '../../../src/routing/gen/peer/v1/peer_pb.ts'
-import { Inventory, inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
+import {
+  Inventory,
+  inventoryKey,
+  KEY_BYTES,
+  packKeys,
+} from '../../../src/routing/mesh/inventory.ts'
 import { FrameReader, MAX_MESSAGE_BYTES } from '../../../src/routing/mesh/frames.ts'
 import { PeerProtocol } from '../../../src/routing/mesh/protocol.ts'
+import { reportMessage, REPORTS } from '../../../src/routing/mesh/pulls.ts'
 import { MAX_MEMBERS } from '../../../src/routing/mesh/remote.ts'
 import { PEER_PROTOCOL } from '../../../src/routing/mesh/speaking.ts'
 import { holders, meshed } from '../../compliance/router.ts'
@@ -259,6 +265,55 @@ suite('peer protocol: what a peer may not do', () => {
     await rogue.connect(a)
     assert.ok(rogue.connected())
     await until(() => !rogue.connected())
+  })
+
+  test('a flood of reports of pulls is heard up to its bound, and the reports of others all the same', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    const b = await mesh.add()
+    await meshed([a, b])
+    await using rogue = await Rogue.create()
+    const heard = new Map<string, number>()
+    a.router.exchanges.listen({
+      reported(from, { circle, key, number }) {
+        heard.set(from, (heard.get(from) ?? 0) + 1)
+        a.router.exchanges.advise(from, { circle, key, number, lead: true, from: [], pace: 250 })
+      },
+      advised() {},
+      met() {},
+      left() {},
+    })
+    const advised = new Set<string>()
+    b.router.exchanges.listen({
+      reported() {},
+      advised: (_from, { key }) => advised.add(key),
+      met() {},
+      left() {},
+    })
+    const key = (name: string): string => name.padEnd(KEY_BYTES)
+    const report = { circle: 0, number: 1, state: 'asks', have: 0, size: 0, from: '' } as const
+    const is = { stalled: false, noUpstream: false, small: false, wrong: false }
+    const flood = function* (): Generator<Uint8Array> {
+      yield hello({ inventory: true })
+      for (let count = 0; count < 20 * REPORTS.atOnce; count += 1)
+        yield frame(reportMessage({ ...report, ...is, key: key(`flood ${count}`), failed: [] }))
+      // Heard after all the others
+      yield inventory([inventoryKey(LIE)])
+    }
+    const began = performance.now()
+    const flooded = pour(await rogue.open(a), flood())
+    for (let count = 0; count < 20; count += 1) {
+      const asked = key(`question ${count}`)
+      b.router.exchanges.report(a.id, { ...report, ...is, key: asked, failed: [] })
+      await until(() => advised.has(asked), { what: 'the other node is answered' })
+    }
+    await flooded
+    await until(async () => (await holders(a.router, LIE)).includes(rogue.id))
+    const seconds = (performance.now() - began) / 1000
+    const most = REPORTS.atOnce + REPORTS.perSecond * seconds
+    const count = heard.get(rogue.id) ?? 0
+    assert.ok(count >= REPORTS.atOnce && count <= most, `${count} in ${seconds} s`)
+    assert.equal(heard.get(b.id), 20)
   })
 
   for (const others of [1, 0]) {

@@ -4,13 +4,14 @@ import type { ServerResponse } from 'node:http'
 import { suite, test } from 'node:test'
 import { digestOf, type Digest } from '../../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
-import { pullKey } from '../../../../src/pull/swarm/swarm.ts'
+import { pullKey, type SharedPull } from '../../../../src/pull/swarm/swarm.ts'
 import { winner } from '../../../../src/pull/swarm/tracker.ts'
 import type { PullExchange, PullReport } from '../../../../src/routing/router.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
 import { inPeace, until } from '../../../wait.ts'
+import { captureLog } from '../../routing/nodes.ts'
 
 /** Something of which no list is kept by the liar of these tests: he could say that nobody is to ask the upstream. */
 const bytes = randomBytes(4_000_000)
@@ -371,6 +372,83 @@ async function startLiar(
   }
 }
 
+/** Gets the blob, whatever that takes. @returns how many attempts failed */
+async function getInTheEnd(node: SwarmNode): Promise<number> {
+  for (let failed = 0; ; failed += 1) {
+    const got = await node.get(BLOB)
+    assert.ok(!got.complete || got.digest === digest, 'wrong content was a complete answer')
+    if (got.complete) return failed
+    assert.ok(failed < 3, 'it never gets it')
+  }
+}
+
+/** Whom a node reads from, and that one, and so on: how many there are up to the liar. Undefined where it is not reached. */
+function depthBelowLiar(node: SwarmNode, nodes: readonly SwarmNode[]): number | undefined {
+  let at: SwarmNode | undefined = node
+  for (let depth = 1; at !== undefined && depth <= nodes.length; depth += 1) {
+    const [pull]: SharedPull[] = at.swarm.list()
+    if (pull === undefined || pull.have === 0) return undefined
+    if (pull.from === LIAR) return depth
+    at = nodes.find(({ id }) => id === pull.from)
+  }
+  return undefined
+}
+
+/**
+ * Seven nodes in a tree of depth 3 below a liar, which leads as an honest node does on a slow uplink; what is wrong is behind the bytes
+ * that it gives before `giveAll`. `direct` are those that read from it itself.
+ */
+async function growLiarsTree() {
+  await using stack = new AsyncDisposableStack()
+  const upstream = stack.use(await startUpstream())
+  const net = new PullNet()
+  const nodes: (SwarmNode & Pick<ReturnType<typeof captureLog>, 'lines'>)[] = []
+  for (let index = 0; index < 7; index += 1) {
+    const { log, lines } = captureLog()
+    const init = { id: `node-${index}`, upstream: upstream.url, log }
+    nodes.push(Object.assign(stack.use(await SwarmNode.start(net, init)), { lines }))
+  }
+  const wrong = Buffer.from(bytes)
+  wrong[3_500_000]! ^= 1
+  const giver = stack.use(await zoo.growing({ digest, mediaType: MEDIA_TYPE.octets, bytes: wrong }))
+  const liar = { ...giver.peer, id: LIAR, name: LIAR }
+  const exchange = net.join(liar)
+  exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
+  let have = 0
+  const goOn = (): void => {
+    have = Math.min(3_000_000, have + 1000)
+    giver.grow(have)
+    claim(exchange, nodes, [keyOfBlob(digest)], { state: 'leads', have, size: 0 })
+  }
+  goOn()
+  const goesOn = setInterval(goOn, 20)
+  stack.defer(() => clearInterval(goesOn))
+  const pulls = Promise.all(nodes.map(getInTheEnd))
+  pulls.catch(() => {})
+  const direct = await until(
+    () => {
+      const depths = nodes.map((node) => depthBelowLiar(node, nodes))
+      const isDeep = depths.includes(3) && !depths.includes(undefined)
+      return isDeep && nodes.filter((_, index) => depths[index] === 1)
+    },
+    { timeoutMs: 20_000, what: 'all read what the liar gives, in a tree of depth 3' },
+  )
+  const giveAll = (): void => {
+    clearInterval(goesOn)
+    giver.grow(bytes.length)
+  }
+  const owned = stack.move()
+  return {
+    net,
+    nodes,
+    liar,
+    direct,
+    pulls,
+    giveAll,
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  }
+}
+
 suite('liars', () => {
   test('wrong bytes in flight cost everybody one attempt at most, and whoever gave them is not asked again', async () => {
     await using stack = new AsyncDisposableStack()
@@ -380,16 +458,7 @@ suite('liars', () => {
     wrong[2_000_000]! ^= 1
     const liar = await startLiar(stack, net, wrong)
     liar.claim(nodes)
-    const failures = await Promise.all(
-      nodes.map(async (node) => {
-        for (let failed = 0; ; failed += 1) {
-          const got = await node.get(BLOB)
-          assert.ok(!got.complete || got.digest === digest, 'wrong content was a complete answer')
-          if (got.complete) return failed
-          assert.ok(failed < 3, 'it never gets it')
-        }
-      }),
-    )
+    const failures = await Promise.all(nodes.map(getInTheEnd))
     assert.ok(
       failures.every((count) => count <= 1),
       `attempts that failed: ${failures.join()}`,
@@ -397,6 +466,29 @@ suite('liars', () => {
     assert.ok(liar.requests.length > 0, 'the liar was never asked')
     const asked = liar.requests.length
     assert.ok(asked <= nodes.length, `${asked} requests`)
+  })
+
+  test('wrong bytes in a tree of depth 3 cost everybody below one attempt at most, and the liar is quarantined, not those who passed it on', async () => {
+    // On a busy machine the tree may be another one.
+    await using tree = await until(growLiarsTree, { timeoutMs: 120_000 })
+    const { net, liar, nodes, direct } = tree
+    tree.giveAll()
+    const failures = await tree.pulls
+    assert.ok(
+      failures.every((count) => count <= 1),
+      `attempts that failed: ${failures.join()}`,
+    )
+    const named = (about: string): unknown[] =>
+      nodes.flatMap(({ lines }) =>
+        lines.filter(({ msg }) => String(msg).startsWith(about)).map((line) => line['peer']),
+      )
+    assert.deepEqual([...new Set(named('peer gave wrong content'))], [LIAR])
+    assert.ok(!named('peer passed on wrong content').includes(LIAR))
+    net.holders.set(digest, [liar])
+    for (const node of direct) {
+      const [holder] = await node.holders(digest)
+      assert.equal(holder?.asked, 'not', `${node.id} would not ask it again`)
+    }
   })
 
   test('two blobs with one name: where one upstream of several gives other bytes, everybody gets the right ones with the second attempt at most', async () => {
