@@ -38,6 +38,8 @@ const HEDGE = 1000
 const VIEW = 500
 /** A node whose network is cut is missed after so long, in ms. */
 const MISSED = 14_000
+/** A timer that is so late says that the process stood still. */
+const STOOD_STILL = 50
 
 interface Conditions {
   readonly name: string
@@ -51,6 +53,8 @@ interface Conditions {
   /** Of all nodes, in a second: so many are gone, and as many others come */
   readonly churn: number
   readonly loss: number
+  /** Each node stands still, as its process does on a busy machine: on average so often, and for so long, in ms */
+  readonly still?: { readonly every: number; readonly lasts: number }
 }
 
 interface Outcome {
@@ -98,6 +102,9 @@ class Node {
   cut = false
   goneAt = 0
   heard = 0
+  /** Until when it stands still, and what has arrived meanwhile */
+  stillUntil = 0
+  readonly inbox: (() => void)[] = []
 
   constructor(id: string, starts: number, now: () => number) {
     this.id = id
@@ -109,7 +116,7 @@ class Node {
 
 function simulate(conditions: Conditions, seed: number): Outcome {
   state = seed
-  const { size, uplink, link, spread, churn, loss } = conditions
+  const { size, uplink, link, spread, churn, loss, still } = conditions
   let now = 0
   const clock = (): number => now
   const nodes: Node[] = []
@@ -131,7 +138,9 @@ function simulate(conditions: Conditions, seed: number): Outcome {
     const then = due.get(at) ?? []
     due.set(at, then)
     then.push(() => {
-      if (!to.gone) deliver()
+      if (to.gone) return
+      if (to.stillUntil > now) to.inbox.push(deliver)
+      else deliver()
     })
   }
   let messages = 0
@@ -282,16 +291,24 @@ function simulate(conditions: Conditions, seed: number): Outcome {
     }
     const leaders = nodes.filter(({ source, gone }) => source === 'upstream' && !gone).length
     let open = 0
+    if (still !== undefined)
+      for (const node of nodes) {
+        if (node.stillUntil > now) continue
+        for (const deliver of node.inbox.splice(0)) if (!node.gone) deliver()
+        if (random() < TICK / still.every)
+          node.stillUntil = now - Math.log(1 - random()) * still.lasts
+      }
     for (const node of nodes) {
       if (node.gone) continue
       if (node.done === undefined) open += 1
+      node.next = node.have
+      if (node.stillUntil > now) continue
       if (node.member === undefined && node.starts <= now && node.done === undefined) {
         const about = { key: 'k', small: false, noUpstream: false, wary: false }
         node.member = new Member({ ...about, self: node.id, have: 0, now })
         findHolder(node)
       }
       const { source } = node
-      node.next = node.have
       if (source === 'upstream') {
         const bytes = Math.min(size - node.have, Math.min(uplink / leaders, link) * TICK)
         egress += bytes
@@ -308,6 +325,7 @@ function simulate(conditions: Conditions, seed: number): Outcome {
         } else if (!node.begun) {
           awaitBegin(node, source)
         } else {
+          if (source.stillUntil > now) continue
           const pace = Math.min(link / source.readers, link) * TICK
           node.next += Math.max(0, Math.min(pace, source.have - node.have))
         }
@@ -315,6 +333,7 @@ function simulate(conditions: Conditions, seed: number): Outcome {
     }
     for (const node of nodes) {
       if (node.gone || node.member === undefined || node.done !== undefined) continue
+      if (node.stillUntil > now) continue
       if (node.next > node.have) node.member.grew(node.next, now)
       node.have = node.next
       if (node.have >= size) {
@@ -328,7 +347,12 @@ function simulate(conditions: Conditions, seed: number): Outcome {
               tracker.tracker.hear(node.id, report)
             })
         }
-      } else if (node.wakeAt <= now) step(node)
+      } else if (node.wakeAt <= now) {
+        // As the daemon does
+        const late = now - node.wakeAt
+        if (late >= STOOD_STILL) node.member.stoodStill(late + STOOD_STILL, now)
+        step(node)
+      }
     }
     if (open === 0) break
   }
@@ -354,7 +378,8 @@ const sizes = flags.sizes.split(',').map(Number)
 const usual = { size: 1000 * MB, uplink: 125_000, link: 1_250_000, spread: 300, churn: 0, loss: 0 }
 const rows: (readonly [Conditions, Outcome])[] = []
 const run = (conditions: Conditions): void => {
-  const seeds = conditions.churn > 0 ? Number(flags.seeds) : 1
+  const isChance = conditions.churn > 0 || conditions.still !== undefined
+  const seeds = isChance ? Number(flags.seeds) : 1
   const outcomes = Array.from({ length: seeds }, (_, index) => simulate(conditions, index + 1))
   const sorted = (of: (outcome: Outcome) => number): number[] =>
     outcomes.map(of).toSorted((a, b) => a - b)
@@ -398,6 +423,12 @@ for (const nodes of sizes) {
     churn: 0.01,
     loss: 0.05,
   })
+  run({
+    ...usual,
+    name: 'the same as the first, each node stands still for 0.4 s on average, once a second or so',
+    nodes,
+    still: { every: 1000, lasts: 400 },
+  })
 }
 run({
   name: "3 GB, 300 MB/s each way, as in Kraken's published test",
@@ -412,7 +443,9 @@ run({
 
 const plots = new URL('../docs/plots/', import.meta.url)
 await mkdir(plots, { recursive: true })
-const quiet = rows.filter(([{ churn, link }]) => churn === 0 && link === usual.link)
+const quiet = rows.filter(
+  ([{ churn, link, still }]) => churn === 0 && still === undefined && link === usual.link,
+)
 const busy = rows.filter(([{ churn }]) => churn > 0)
 const series = (name: string, of: typeof rows, value: (outcome: Outcome) => number) => ({
   name,

@@ -27,8 +27,8 @@ const MAX_SILENT = { waited: 2, asked: 6 }
 const STALL = 1000
 const STALL_AT_FIRST = 3000
 const STALLED_PACE = 250
-/** Who waits so long for bytes, in ms, goes its own way: without an answer, and in spite of one. */
-const PATIENCE = { alone: 2500, advised: 4000 }
+/** Who waits so long for bytes, in ms, goes its own way: without an answer, in spite of one, and whoever was to give them meanwhile. */
+const PATIENCE = { alone: 2500, advised: 4000, inAll: 8000 }
 /**
  * After so many sources that failed it goes its own way, for so long, in ms, and for twice as long each time: that ends
  * soon where many do so at once, who would share an uplink that is enough for one of them.
@@ -104,6 +104,8 @@ export class Member {
   #have: number
   #size = 0
   #grewAt: number
+  /** When the last bytes came, from wherever */
+  #gotAt: number
   /** What is being read */
   #current: Source | undefined
   /** Nothing has come from it yet */
@@ -137,6 +139,7 @@ export class Member {
     this.#wrong = init.wary
     this.#have = init.have
     this.#grewAt = init.now
+    this.#gotAt = init.now
     this.#silence = init.silence
   }
 
@@ -164,6 +167,7 @@ export class Member {
     this.#have = Math.max(this.#have, have)
     this.#fresh = false
     this.#grewAt = now
+    this.#gotAt = now
   }
 
   /** It cannot be read from these nodes, or not any more. */
@@ -232,6 +236,21 @@ export class Member {
       return
     const ids = advice.from.filter((id) => id !== this.#self && !this.#isFailed(id, now))
     circle.advice = { ...advice, from: ids }
+  }
+
+  /**
+   * This process stood still for so long, in ms, until now. What came meanwhile has not been heard yet, so that time counts against nobody;
+   * what is due to be told is told with the next step.
+   */
+  stoodStill(ms: number, now: number): void {
+    this.#grewAt = Math.min(now, this.#grewAt + ms)
+    this.#gotAt = Math.min(now, this.#gotAt + ms)
+    for (const circle of this.#circles) {
+      const { waiting, leadsAt } = circle
+      if (waiting !== undefined)
+        circle.waiting = { ...waiting, since: Math.min(now, waiting.since + ms) }
+      if (leadsAt > now - ms) circle.leadsAt = leadsAt + ms
+    }
   }
 
   /** The agreement takes too long: from now on it goes its own way for a while. */
@@ -321,8 +340,9 @@ export class Member {
     if (open) way = this.#noUpstream ? { kind: 'nowhere' } : { kind: 'upstream' }
     if (!this.#noUpstream && this.#aloneUntil <= now && this.#current?.kind === 'peer') {
       const longest = way?.kind === 'peers' ? PATIENCE.advised : PATIENCE.alone
-      if (now - this.#grewAt >= longest) this.#goAlone(now)
-      else if (stalled) wakeAt = Math.min(wakeAt, this.#grewAt + longest)
+      const until = Math.min(this.#grewAt + longest, this.#gotAt + PATIENCE.inAll)
+      if (now >= until) this.#goAlone(now)
+      else if (stalled) wakeAt = Math.min(wakeAt, until)
     }
     if (this.#aloneUntil > now && !this.#noUpstream) way = { kind: 'upstream' }
     return { reports, way, wakeAt: Math.max(wakeAt, now + 1) }
@@ -381,6 +401,7 @@ export class Member {
     this.#aloneUntil = now + this.#aloneNext
     this.#aloneNext = Math.min(ALONE.most, 2 * this.#aloneNext)
     this.#broken = 0
+    this.#gotAt = now
   }
 
   #isFailed(id: string, now: number): boolean {

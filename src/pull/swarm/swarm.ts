@@ -463,9 +463,10 @@ export class Swarm implements ContentSource {
   /** Answers that arrived while this process stood still are heard before somebody is said to be silent. */
   #wakeAt(job: Job, at: number): void {
     const onTime = (): void => {
-      const late = performance.now() - at
-      if (late < STOOD_STILL) this.#drive(job)
-      else job.timer = setTimeout(() => this.#drive(job), late).unref()
+      const now = performance.now()
+      // They are heard in the next turns.
+      if (now - at >= STOOD_STILL) job.member.stoodStill(now - at + STOOD_STILL, now)
+      this.#drive(job)
     }
     job.timer = setTimeout(onTime, at - performance.now()).unref()
   }

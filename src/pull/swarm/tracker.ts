@@ -42,11 +42,14 @@ const SETTLES = 3000
 const STALLED = 600
 /** Who stands still says so four times a second; one that others read from in vain is missed when it has not said a word for so long, in ms. */
 const MISSED = 1000
+/** Who stands still for so long, in ms, after it has said so, though its source is ahead of it, is given another one: that one does not get round to it. */
+const STARVES = 1000
 /** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
 const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
- * That costs the uplink what both get twice, so it is tried only where the leader needs long. It begins with the first bytes that the other one
+ * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
+ * needs long. It begins with the first bytes that the other one
  * gets, which has so long to get any.
  */
 const TRIAL = { after: 1500, worth: 30_000, begins: 3000, lasts: 1000, again: 60_000, better: 1.5 }
@@ -170,7 +173,9 @@ export class Tracker {
       slow: new Set(),
       own: undefined,
       faster: false,
-      since: now,
+      ledFrom: 0,
+      slowSince: undefined,
+      starves: undefined,
       mark: { at: now, have: 0 },
     }
     swarm.members.set(id, member)
@@ -213,7 +218,7 @@ export class Tracker {
   }
 
   #update(swarm: Swarm, member: Member, report: PullReport, now: number): void {
-    if (report.state === 'leads' && member.state !== 'leads') member.since = now
+    if (report.state === 'leads' && member.state !== 'leads') beginsToLead(member, report.have)
     // A member that waits for its advice is already counted where it was sent.
     const asksAnew = report.failed.length > 0 || report.noUpstream || member.state === 'done'
     if (report.state === 'leads' || report.state === 'follows' || report.state === 'done')
@@ -232,6 +237,7 @@ export class Tracker {
     member.at = now
     member.missed = false
     member.stalledAt = report.stalled ? (member.stalledAt ?? now) : undefined
+    if (!report.stalled) member.starves = undefined
     member.noUpstream = report.noUpstream
     member.wary = report.wrong
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
@@ -278,7 +284,7 @@ export class Tracker {
       if (me.stalledAt === undefined) {
         // As long as bytes come nothing is known better than by whom they come, also if it says nothing here.
         if (parent === undefined) return { stay: true }
-        if (this.#startTrial(swarm, me, now)) return lead(swarm, me, now)
+        if (this.#startTrial(swarm, me, now)) return lead(swarm, me)
         return (
           this.#better(swarm, me, parent, now) ??
           this.#faster(swarm, me, parent, now) ?? { stay: true }
@@ -288,6 +294,10 @@ export class Tracker {
       const root = swarm.wayTo(me)?.root
       const heard = Math.max(me.stalledAt, now - MISSED)
       if (parent !== undefined && hasStalled(me, now) && parent.at < heard) parent.missed = true
+      if (parent !== undefined && parent.have - me.have >= LAG.bytes) {
+        if (me.starves?.by !== parent) me.starves = { by: parent, since: now }
+        else if (now - me.starves.since >= STARVES) return this.#place(swarm, me, now, parent)
+      }
       const waits = parent !== undefined && !parent.missed && parent.have - me.have < LAG.bytes
       if (
         waits &&
@@ -301,9 +311,10 @@ export class Tracker {
     return this.#place(swarm, me, now)
   }
 
-  /** Finds somebody to read from, or has it lead. */
-  #place(swarm: Swarm, me: Member, now: number): Choice {
-    const from = this.#candidates(swarm, me, now)
+  /** Finds somebody to read from, `but` only if there is nobody else, or has it lead. */
+  #place(swarm: Swarm, me: Member, now: number, but?: Member): Choice {
+    const all = this.#candidates(swarm, me, now)
+    const from = all.length > 1 ? all.filter((each) => each !== but) : all
     const [first] = from
     if (first !== undefined) {
       if (me.wary) return { from }
@@ -322,7 +333,7 @@ export class Tracker {
     )
     if (me.state === 'follows' && me.readsFrom !== '' && stalled.length >= MAX_STALLED)
       return { stay: true }
-    return me.noUpstream ? {} : lead(swarm, me, now)
+    return me.noUpstream ? {} : lead(swarm, me)
   }
 
   #adviseLeader(swarm: Swarm, me: Member, now: number): Choice {
@@ -408,15 +419,22 @@ export class Tracker {
     if (others > SLOW.share * members.size) return undefined
     swarm.nextOwn = now + TRIAL.again
     me.own = { at: now, have: me.have, rate: me.rate }
-    return lead(swarm, me, now)
+    return lead(swarm, me)
   }
 
   #startTrial(swarm: Swarm, me: Member, now: number): boolean {
     const of = swarm.wayTo(me)?.root
     if (of === undefined || of.state !== 'leads' || of.size === 0 || me.noUpstream) return false
-    if (now - of.since < TRIAL.after || now < swarm.nextTrial || swarm.trial !== undefined)
+    // Before its first bytes nothing is known: it is busy, or waits as anybody else would.
+    const begun = of.have > of.ledFrom
+    if (!begun || (of.size - of.have) / Math.max(of.rate, 1e-6) < TRIAL.worth) {
+      of.slowSince = undefined
       return false
-    if ((of.size - of.have) / Math.max(of.rate, 1e-6) < TRIAL.worth || lags(me, swarm)) return false
+    }
+    of.slowSince ??= now
+    if (now - of.slowSince < TRIAL.after || now < swarm.nextTrial || swarm.trial !== undefined)
+      return false
+    if (lags(me, swarm)) return false
     swarm.nextTrial = now + TRIAL.again
     swarm.trial = { by: me, of, begun: false, ...markOf(me, of, now) }
     return true
@@ -523,8 +541,11 @@ interface Member {
   own: { at: number; have: number; rate: number } | undefined
   /** Its own way has proved faster */
   faster: boolean
-  /** When it began to lead */
-  since: number
+  /** With how much it began to lead, and since when it has been too slow for it */
+  ledFrom: number
+  slowSince: number | undefined
+  /** It stands still, though its source has what it lacks */
+  starves: { readonly by: Member; readonly since: number } | undefined
   mark: { at: number; have: number }
 }
 
@@ -617,9 +638,14 @@ function isBehind({ state, have, rate, at }: Member, member: Member, now: number
   return state === 'leads' && have + rate * (now - at + LAG.ms) + LAG.bytes < member.have
 }
 
-function lead(swarm: Swarm, member: Member, now: number): Choice {
+function beginsToLead(member: Member, have: number): void {
+  member.ledFrom = have
+  member.slowSince = undefined
+}
+
+function lead(swarm: Swarm, member: Member): Choice {
   swarm.attach(member, undefined)
-  if (member.state !== 'leads') member.since = now
+  if (member.state !== 'leads') beginsToLead(member, member.have)
   member.state = 'leads'
   member.stalledAt = undefined
   return { lead: true }

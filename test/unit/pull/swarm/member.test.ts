@@ -121,6 +121,31 @@ suite("one node's part", () => {
     assert.deepEqual(bench.pass(200), { kind: 'upstream' })
   })
 
+  test('a process that stood still says how far it is at once, and takes nobody for silent because of that', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.now += 2000
+    bench.member.stoodStill(2000, bench.now)
+    assert.equal(bench.step(), undefined)
+    assert.equal(bench.reports.at(-1)?.to, bench.reports[0]?.to)
+    bench.answer({ from: ['a'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['a'] })
+    bench.member.takes({ kind: 'peer', id: 'a' }, bench.now, 1000)
+    bench.member.grew(10, bench.now)
+    bench.step()
+    const before = bench.reports.length
+    bench.now += 5000
+    bench.member.stoodStill(5000, bench.now)
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['a'] })
+    assert.deepEqual(
+      bench.reports.slice(before).map(({ report: { have, stalled } }) => [have, stalled]),
+      [[10, false]],
+    )
+    // What does not come after it either is missed as ever.
+    bench.pass(1000)
+    assert.equal(bench.reports.at(-1)?.report.stalled, true)
+  })
+
   test('the third is asked all the same, and heard', () => {
     const bench = new Bench()
     assert.deepEqual(bench.pass(1100), { kind: 'upstream' })
@@ -282,6 +307,20 @@ suite("one node's part", () => {
       bench.answer({ from: ['b'] })
     }
     assert.deepEqual(way, { kind: 'upstream' })
+  })
+
+  test('nobody of whom it is told gives it anything: it goes its own way in the end, however often it is told of another one', () => {
+    const bench = new Bench()
+    bench.step()
+    let way: Way | undefined
+    const began = bench.now
+    for (let source = 0; way?.kind !== 'upstream'; source += 1) {
+      assert.ok(bench.now - began < 12_000, 'it waits for ever')
+      const id = others[source % others.length] ?? ''
+      bench.answer({ from: [id] })
+      bench.member.takes({ kind: 'peer', id }, bench.now, 1000)
+      way = bench.pass(2000)
+    }
   })
 
   test('a report that is lost is said again before its tracker is taken for silent', () => {

@@ -363,6 +363,51 @@ suite('a list of who gets what', () => {
       assert.deepEqual(advice?.from[0], 'leader')
     })
 
+  test('a leader is not tried against another node because its first bytes take long, or come slowly for a moment', () => {
+    const list = new Bench()
+    list.join('leader')
+    list.join('a')
+    const haves = [0, 0, 0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 8, 16, 24, 32, 40]
+    for (const have of haves) {
+      list.now += 250
+      list.hear('leader', { state: 'leads', have: have * MB })
+      const { lead } = list.hear('a', { state: 'follows', from: 'leader', have: have * MB })
+      assert.ok(!lead, `at ${have} MB`)
+    }
+  })
+
+  test('who gets nothing from a source that goes on is given another one, and does not lead', () => {
+    const list = new Bench()
+    list.join('leader')
+    assert.equal(list.join('starves'), 'leader')
+    assert.equal(list.join('b'), 'leader')
+    const told: string[] = []
+    for (let step = 1; step <= 8; step += 1) {
+      list.now += 250
+      list.hear('leader', { state: 'leads', have: 5 * step * MB })
+      list.hear('b', { state: 'follows', from: 'leader', have: 5 * step * MB })
+      const report = { state: 'follows', from: 'leader', stalled: true } as const
+      const { lead, from } = list.hear('starves', report)
+      assert.ok(!lead)
+      told.push(from[0] ?? '')
+    }
+    assert.equal(told[0], 'leader')
+    assert.equal(told.at(-1), 'b')
+  })
+
+  test('who gets nothing from the only source there is stays with it', () => {
+    const list = new Bench()
+    list.join('leader')
+    list.join('starves')
+    for (let step = 1; step <= 8; step += 1) {
+      list.now += 250
+      list.hear('leader', { state: 'leads', have: 5 * step * MB })
+      const report = { state: 'follows', from: 'leader', stalled: true } as const
+      const { lead, from } = list.hear('starves', report)
+      assert.deepEqual([lead, from], [false, ['leader']])
+    }
+  })
+
   for (const [what, opens] of [
     ['', 0],
     [', also where its first bytes take longer than the trial', 6],
