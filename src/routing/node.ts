@@ -59,6 +59,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
   const { loopback } = init
   const guard = new DialGuard()
   const arrivals = new Arrivals()
+  const book = new PeerBook()
   const allowed = (address: Multiaddr, id?: string): boolean => {
     const target = parseMultiaddr(address.toString())
     return (
@@ -82,7 +83,7 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     // With tokens `handshakes` says which
     connectionEncrypters: init.tokens.length > 0 ? [] : [inOnePiece(noise())],
     streamMuxers: [yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })],
-    datastore: new PeerBook(),
+    datastore: book,
     ...init.carrier,
     connectionGater: {
       denyDialMultiaddr: (address) => !allowed(address),
@@ -139,6 +140,8 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
         ),
     },
   })
+  node.addEventListener('peer:connect', ({ detail: id }) => book.hold(id))
+  node.addEventListener('peer:disconnect', ({ detail: id }) => book.release(id))
   return node
 }
 
