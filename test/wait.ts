@@ -34,6 +34,7 @@ export async function until<T>(
  */
 export async function inPeace(
   attempt: (stack: AsyncDisposableStack) => Promise<void>,
+  { timeoutMs = 60_000 }: { timeoutMs?: number } = {},
 ): Promise<void> {
   await until(
     async () => {
@@ -41,6 +42,6 @@ export async function inPeace(
       await attempt(stack)
       return true
     },
-    { timeoutMs: 60_000 },
+    { timeoutMs },
   )
 }

@@ -147,6 +147,9 @@ async function startNode(
         admin: '127.0.0.1:0',
       },
       bootstrap: first === undefined ? [] : [first.addresses().p2p],
+      // All of them are here, and nobody else has the image: a machine that is busy with something else may be late.
+      peers: { lookup: '10s', dial: '10s', firstByte: '10s', progress: '10s' },
+      tiers: { elsewhere: '30s' },
       log: { level: logLevel },
     }),
     hostFacts(),

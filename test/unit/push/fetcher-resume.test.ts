@@ -13,7 +13,8 @@ import { Fetcher, FetchProgress } from '../../../src/push/fetcher.ts'
 import { MemoryStore } from '../../fakes/memory-store.ts'
 
 const repository = { registry: 'r.test', repository: 'app' }
-const signal = AbortSignal.timeout(60_000)
+/** Of the whole file, on the busiest machine. */
+const signal = AbortSignal.timeout(600_000)
 const image = await buildImage({ layers: [500_000, 10], seed: 'resume' })
 const [layer] = image.layers
 

@@ -205,8 +205,8 @@ suite('bootstrap: the API server', () => {
         else if (lists > 1) response.flushHeaders()
         else answer(query, response, request)
       }
-      await using run = await running(handle, { silenceMs: 1000 })
-      await until(() => run.hosts() === '10.0.0.2')
+      await using run = await running(handle, { silenceMs: 1000, answerMs: 500 })
+      await until(() => lists > 1 && run.hosts() === `10.0.0.${lists}`)
     })
   }
 
@@ -291,12 +291,13 @@ suite('bootstrap: the API server', () => {
   for (const [what, answer] of Object.entries(useless)) {
     test(`that ${what} is asked again`, async () => {
       let asked = 0
-      await using run = await running((query, response, request) => {
+      const handle: Answer = (query, response, request) => {
         asked++
         if (query.has('watch')) response.flushHeaders()
         else if (asked > 1) list(response, [node('a', '10.0.0.1')], '')
         else answer(query, response, request)
-      })
+      }
+      await using run = await running(handle, { answerMs: 500 })
       await run.nodes.asked
       await until(() => run.hosts() === '10.0.0.1')
     })
@@ -572,7 +573,7 @@ function list(response: ServerResponse, items: unknown[], next: string): void {
   response.end(JSON.stringify({ kind: 'NodeList', metadata, items }))
 }
 
-/** An API server on loopback; what `init` does not say is as a node on Nodes has it. */
+/** An API server on loopback; what `init` does not say is as a node on Nodes has it. However busy the machine is, it is waited for. */
 async function running(answer: Answer, { log, ...init }: Options = {}) {
   writeFileSync(join(directory, 'token'), 'first\n')
   const server = await serving(answer)
@@ -583,7 +584,7 @@ async function running(answer: Answer, { log, ...init }: Options = {}) {
       connected: () => false,
       found: (targets) => void found.push(...targets.map(({ host }) => host)),
     },
-    { access: access(server.port), port: 5002, answerMs: 500, ...init },
+    { access: access(server.port), port: 5002, answerMs: 20_000, ...init },
   )
   await nodes.start()
   return {

@@ -5,7 +5,8 @@ import type { PullRequest } from '../../../../src/oci/distribution.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { Heard, type HeardAnswer } from '../../../../src/pull/swarm/heard.ts'
 
-const signal = AbortSignal.timeout(60_000)
+/** Of the whole file, on the busiest machine. */
+const signal = AbortSignal.timeout(600_000)
 
 function request(method: 'GET' | 'HEAD'): PullRequest {
   const target = { tag: 'latest' }

@@ -121,13 +121,13 @@ suite('what many want at once', () => {
       assert.equal(upstream.asked.length, 2)
     }))
 
-  test('a node alone asks the upstream and nobody else', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(100_000))
-    const { net, nodes } = await startNodes(stack, 1, upstream.url)
-    assertRight([await nodes[0]!.get(BLOB)])
-    assert.deepEqual(net.reports, [])
-  })
+  test('a node alone asks the upstream and nobody else', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(100_000))
+      const { net, nodes } = await startNodes(stack, 1, upstream.url)
+      assertRight([await nodes[0]!.get(BLOB)])
+      assert.deepEqual(net.reports, [])
+    }))
 
   test('a zone reads it from another zone of its region once, and a region from the upstream', () =>
     inPeace(async (stack) => {
@@ -141,16 +141,16 @@ suite('what many want at once', () => {
       assert.ok(copies >= 2 && copies < 2.5, `${copies} copies`)
     }))
 
-  test('what the upstream does not have is not found, by everybody', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await UpstreamRegistry.start())
-    const { nodes } = await startNodes(stack, 4, upstream.url)
-    const got = await Promise.all(nodes.map((node) => node.get(BLOB)))
-    assert.deepEqual(
-      got.map(({ status }) => status),
-      [404, 404, 404, 404],
-    )
-  })
+  test('what the upstream does not have is not found, by everybody', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await UpstreamRegistry.start())
+      const { nodes } = await startNodes(stack, 4, upstream.url)
+      const got = await Promise.all(nodes.map((node) => node.get(BLOB)))
+      assert.deepEqual(
+        got.map(({ status }) => status),
+        [404, 404, 404, 404],
+      )
+    }))
 
   test('a node without an upstream follows one that has it, and finds nothing alone', () =>
     inPeace(async (stack) => {
@@ -166,59 +166,59 @@ suite('what many want at once', () => {
 })
 
 suite('what goes wrong meanwhile', () => {
-  test('the leader is killed while what comes from it is carried past the main thread', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(1500))
-    const net = new PullNet()
-    const start = (id: string, rest: { spool?: number } = {}): Promise<SwarmNode> =>
-      SwarmNode.start(net, { id, upstream: upstream.url, ...rest })
-    const leader = stack.use(await start('leader'))
-    // It writes nothing aside: its bytes go from socket to socket.
-    const follower = stack.use(await start('follower', { spool: 0 }))
-    const leading = leader.get(BLOB)
-    await until(() => upstream.given.bytes > 0)
-    const following = follower.get(BLOB)
-    await until(() => (follower.swarm.list()[0]?.have ?? 0) > bytes.length / 4, {
-      what: 'it is known how far it is',
-    })
-    await leader.kill(net)
-    assertRight([await following])
-    await leading
-  })
+  test('the leader is killed while what comes from it is carried past the main thread', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(1500))
+      const net = new PullNet()
+      const start = (id: string, rest: { spool?: number } = {}): Promise<SwarmNode> =>
+        SwarmNode.start(net, { id, upstream: upstream.url, ...rest })
+      const leader = stack.use(await start('leader'))
+      // It writes nothing aside: its bytes go from socket to socket.
+      const follower = stack.use(await start('follower', { spool: 0 }))
+      const leading = leader.get(BLOB)
+      await until(() => upstream.given.bytes > 0)
+      const following = follower.get(BLOB)
+      await until(() => (follower.swarm.list()[0]?.have ?? 0) > bytes.length / 4, {
+        what: 'it is known how far it is',
+      })
+      await leader.kill(net)
+      assertRight([await following])
+      await leading
+    }))
 
-  test('the leader is killed: another one goes on at its byte', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(4000))
-    const { net, nodes } = await startNodes(stack, 5, upstream.url)
-    const pulls = nodes.map((node) => node.get(BLOB))
-    await until(() => upstream.given.bytes > bytes.length / 4)
-    const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
-    await nodes[leader]!.kill(net)
-    assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
-    assertShared(upstream.given.bytes)
-  })
+  test('the leader is killed: another one goes on at its byte', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000))
+      const { net, nodes } = await startNodes(stack, 5, upstream.url)
+      const pulls = nodes.map((node) => node.get(BLOB))
+      await until(() => upstream.given.bytes > bytes.length / 4)
+      const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
+      await nodes[leader]!.kill(net)
+      assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+      assertShared(upstream.given.bytes)
+    }))
 
-  test('the leader is killed, and the upstream ignores ranges: another one goes on at its byte all the same', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(4000, { ranges: false }))
-    const { net, nodes } = await startNodes(stack, 5, upstream.url)
-    const pulls = nodes.map((node) => node.get(BLOB))
-    await until(() => upstream.given.bytes > bytes.length / 4)
-    const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
-    await nodes[leader]!.kill(net)
-    assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
-  })
+  test('the leader is killed, and the upstream ignores ranges: another one goes on at its byte all the same', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000, { ranges: false }))
+      const { net, nodes } = await startNodes(stack, 5, upstream.url)
+      const pulls = nodes.map((node) => node.get(BLOB))
+      await until(() => upstream.given.bytes > bytes.length / 4)
+      const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
+      await nodes[leader]!.kill(net)
+      assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+    }))
 
-  test('the upstream breaks off in the middle, of every answer once', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(4000))
-    const { nodes } = await startNodes(stack, 4, upstream.url)
-    const pulls = nodes.map((node) => node.get(BLOB))
-    await until(() => upstream.given.bytes > bytes.length / 2)
-    for (const response of upstream.given.open) response.destroy()
-    assertRight(await Promise.all(pulls))
-    assertShared(upstream.given.bytes)
-  })
+  test('the upstream breaks off in the middle, of every answer once', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000))
+      const { nodes } = await startNodes(stack, 4, upstream.url)
+      const pulls = nodes.map((node) => node.get(BLOB))
+      await until(() => upstream.given.bytes > bytes.length / 2)
+      for (const response of upstream.given.open) response.destroy()
+      assertRight(await Promise.all(pulls))
+      assertShared(upstream.given.bytes)
+    }))
 
   test('what the leader reads over several connections is read in flight all the same, and goes on at its byte when all of them break', () =>
     inPeace(async (stack) => {
@@ -241,15 +241,15 @@ suite('what goes wrong meanwhile', () => {
       assertShared(upstream.given.bytes)
     }))
 
-  test('the upstream stands still for whoever asked first', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(4000))
-    const { nodes } = await startNodes(stack, 4, upstream.url)
-    const pulls = nodes.map((node) => node.get(BLOB))
-    await until(() => upstream.given.bytes > bytes.length / 4)
-    for (const response of upstream.given.open) response.write = () => true
-    assertRight(await Promise.all(pulls))
-  })
+  test('the upstream stands still for whoever asked first', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000))
+      const { nodes } = await startNodes(stack, 4, upstream.url)
+      const pulls = nodes.map((node) => node.get(BLOB))
+      await until(() => upstream.given.bytes > bytes.length / 4)
+      for (const response of upstream.given.open) response.write = () => true
+      assertRight(await Promise.all(pulls))
+    }))
 
   test('two parts that do not know of each other have a leader each; when they do, one of them yields', () =>
     inPeace(async (stack) => {
@@ -269,51 +269,51 @@ suite('what goes wrong meanwhile', () => {
       )
     }))
 
-  test('a node that was cut off finds others again, and asks with its first request the upstream that it took for down', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await UpstreamRegistry.start())
-    const path = '/v2/library/alpine/manifests/3.20'
-    upstream.on(path, (_request, response) => response.writeHead(503).end())
-    const { net, nodes } = await startNodes(stack, 1, upstream.url)
-    const [node] = nodes
-    assert.ok(node)
-    assert.equal((await node.get(path)).status, 404)
-    upstream.serve(path, manifest, { 'content-type': MEDIA_TYPE.ociManifest })
-    stack.use(await SwarmNode.start(net, { id: 'another', upstream: upstream.url }))
-    assert.equal((await node.get(path)).status, 200)
-  })
+  test('a node that was cut off finds others again, and asks with its first request the upstream that it took for down', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await UpstreamRegistry.start())
+      const path = '/v2/library/alpine/manifests/3.20'
+      upstream.on(path, (_request, response) => response.writeHead(503).end())
+      const { net, nodes } = await startNodes(stack, 1, upstream.url)
+      const [node] = nodes
+      assert.ok(node)
+      assert.equal((await node.get(path)).status, 404)
+      upstream.serve(path, manifest, { 'content-type': MEDIA_TYPE.ociManifest })
+      stack.use(await SwarmNode.start(net, { id: 'another', upstream: upstream.url }))
+      assert.equal((await node.get(path)).status, 200)
+    }))
 
-  test('no message of anybody arrives: each goes its own way', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 3, upstream.url)
-    net.loses = () => true
-    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
-  })
+  test('no message of anybody arrives: each goes its own way', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 3, upstream.url)
+      net.loses = () => true
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    }))
 
-  test('every third message is lost', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 6, upstream.url)
-    let sent = 0
-    net.loses = () => ++sent % 3 === 0
-    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
-  })
+  test('every third message is lost', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      let sent = 0
+      net.loses = () => ++sent % 3 === 0
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    }))
 
-  test('a client goes away: those who read from its node go on elsewhere', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream(4000))
-    const { nodes } = await startNodes(stack, 4, upstream.url)
-    const gone = new AbortController()
-    const first = nodes[0]!.get(BLOB, {}, gone.signal)
-    await until(() => upstream.given.bytes > 0)
-    const others = nodes.slice(1).map((node) => node.get(BLOB))
-    await until(() => upstream.given.bytes > bytes.length / 3)
-    gone.abort()
-    assertRight(await Promise.all(others))
-    assert.equal((await first).complete, false)
-    assertShared(upstream.given.bytes)
-  })
+  test('a client goes away: those who read from its node go on elsewhere', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000))
+      const { nodes } = await startNodes(stack, 4, upstream.url)
+      const gone = new AbortController()
+      const first = nodes[0]!.get(BLOB, {}, gone.signal)
+      await until(() => upstream.given.bytes > 0)
+      const others = nodes.slice(1).map((node) => node.get(BLOB))
+      await until(() => upstream.given.bytes > bytes.length / 3)
+      gone.abort()
+      assertRight(await Promise.all(others))
+      assert.equal((await first).complete, false)
+      assertShared(upstream.given.bytes)
+    }))
 
   test('a client goes on in the middle, and its node reads only the rest', () =>
     inPeace(async (stack) => {
@@ -450,23 +450,23 @@ async function growLiarsTree() {
 }
 
 suite('liars', () => {
-  test('wrong bytes in flight cost everybody one attempt at most, and whoever gave them is not asked again', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 6, upstream.url)
-    const wrong = Buffer.from(bytes)
-    wrong[2_000_000]! ^= 1
-    const liar = await startLiar(stack, net, wrong)
-    liar.claim(nodes)
-    const failures = await Promise.all(nodes.map(getInTheEnd))
-    assert.ok(
-      failures.every((count) => count <= 1),
-      `attempts that failed: ${failures.join()}`,
-    )
-    assert.ok(liar.requests.length > 0, 'the liar was never asked')
-    const asked = liar.requests.length
-    assert.ok(asked <= nodes.length, `${asked} requests`)
-  })
+  test('wrong bytes in flight cost everybody one attempt at most, and whoever gave them is not asked again', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      const wrong = Buffer.from(bytes)
+      wrong[2_000_000]! ^= 1
+      const liar = await startLiar(stack, net, wrong)
+      liar.claim(nodes)
+      const failures = await Promise.all(nodes.map(getInTheEnd))
+      assert.ok(
+        failures.every((count) => count <= 1),
+        `attempts that failed: ${failures.join()}`,
+      )
+      assert.ok(liar.requests.length > 0, 'the liar was never asked')
+      const asked = liar.requests.length
+      assert.ok(asked <= nodes.length, `${asked} requests`)
+    }))
 
   test('wrong bytes in a tree of depth 3 cost everybody below one attempt at most, and the liar is quarantined, not those who passed it on', async () => {
     // On a busy machine the tree may be another one.
@@ -491,110 +491,110 @@ suite('liars', () => {
     }
   })
 
-  test('two blobs with one name: where one upstream of several gives other bytes, everybody gets the right ones with the second attempt at most', async () => {
-    await using stack = new AsyncDisposableStack()
-    const right = stack.use(await startUpstream())
-    const other = Buffer.from(bytes)
-    other[3_000_000]! ^= 1
-    const wrong = stack.use(await startUpstream(10_000, { content: other }))
-    const net = new PullNet()
-    // Whoever asks first leads.
-    const misled = stack.use(await SwarmNode.start(net, { id: 'node-0', upstream: wrong.url }))
-    const first = misled.get(BLOB)
-    await until(() => wrong.given.bytes > 0)
-    const nodes: SwarmNode[] = []
-    for (let index = 1; index < 5; index += 1) {
-      const node = await SwarmNode.start(net, { id: `node-${index}`, upstream: right.url })
-      nodes.push(stack.use(node))
-    }
-    const pulls = nodes.map((node) => node.get(BLOB))
-    const got = await first
-    assert.ok(!got.complete, 'wrong content was a complete answer')
-    for (const [index, pull] of pulls.entries()) {
-      const attempt = await pull
-      if (!attempt.complete) assertRight([await nodes[index]!.get(BLOB)])
-      else assertRight([attempt])
-    }
-    assertRight([await misled.get(BLOB)])
-  })
+  test('two blobs with one name: where one upstream of several gives other bytes, everybody gets the right ones with the second attempt at most', () =>
+    inPeace(async (stack) => {
+      const right = stack.use(await startUpstream())
+      const other = Buffer.from(bytes)
+      other[3_000_000]! ^= 1
+      const wrong = stack.use(await startUpstream(10_000, { content: other }))
+      const net = new PullNet()
+      // Whoever asks first leads.
+      const misled = stack.use(await SwarmNode.start(net, { id: 'node-0', upstream: wrong.url }))
+      const first = misled.get(BLOB)
+      await until(() => wrong.given.bytes > 0)
+      const nodes: SwarmNode[] = []
+      for (let index = 1; index < 5; index += 1) {
+        const node = await SwarmNode.start(net, { id: `node-${index}`, upstream: right.url })
+        nodes.push(stack.use(node))
+      }
+      const pulls = nodes.map((node) => node.get(BLOB))
+      const got = await first
+      assert.ok(!got.complete, 'wrong content was a complete answer')
+      for (const [index, pull] of pulls.entries()) {
+        const attempt = await pull
+        if (!attempt.complete) assertRight([await nodes[index]!.get(BLOB)])
+        else assertRight([attempt])
+      }
+      assertRight([await misled.get(BLOB)])
+    }))
 
-  test('a node that says how far it is, and is not, costs some seconds, and not the pull', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 4, upstream.url)
-    const content = { digest, mediaType: MEDIA_TYPE.octets, bytes }
-    const ahead = stack.use(await zoo.stalling(content, 0.3))
-    const exchange = net.join({ ...ahead.peer, id: LIAR })
-    const state = { state: 'leads', have: 0.9 * bytes.length, size: bytes.length } as const
-    claim(exchange, nodes, [keyOfBlob(digest)], state)
-    exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
-    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
-  })
+  test('a node that says how far it is, and is not, costs some seconds, and not the pull', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 4, upstream.url)
+      const content = { digest, mediaType: MEDIA_TYPE.octets, bytes }
+      const ahead = stack.use(await zoo.stalling(content, 0.3))
+      const exchange = net.join({ ...ahead.peer, id: LIAR })
+      const state = { state: 'leads', have: 0.9 * bytes.length, size: bytes.length } as const
+      claim(exchange, nodes, [keyOfBlob(digest)], state)
+      exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    }))
 
-  test('a node that claims to lead whatever is asked for, and gives nothing of it, is asked less and less', async () => {
-    await using stack = new AsyncDisposableStack()
-    const blobs = Array.from({ length: 4 }, () => randomBytes(500_000))
-    const upstream = stack.use(await UpstreamRegistry.start())
-    const paths = blobs.map((blob) => `/v2/library/alpine/blobs/${digestOf(blob)}`)
-    for (const [index, blob] of blobs.entries()) upstream.serve(paths[index]!, blob)
-    const { net, nodes } = await startNodes(stack, 6, upstream.url)
-    const hollow = stack.use(await zoo.answers(404))
-    const exchange = net.join({ ...hollow.peer, id: LIAR })
-    exchange.listen({
-      reported(to, { circle, key, number }) {
-        exchange.advise(to, { circle, key, number, lead: false, from: [LIAR], pace: 250 })
-      },
-      advised() {},
-      met() {},
-      left() {},
-    })
-    const keys = blobs.map((blob) => keyOfBlob(digestOf(blob)))
-    const says = { state: 'leads', have: 500_000, size: 500_000 } as const
-    const claims = setInterval(() => claim(exchange, nodes, keys, says), 20)
-    stack.defer(() => clearInterval(claims))
-    for (const [index, path] of paths.entries()) {
-      const got = await Promise.all(nodes.map((node) => node.get(path)))
-      for (const { complete, digest: of } of got)
-        assert.deepEqual({ complete, of }, { complete: true, of: digestOf(blobs[index]!) })
-    }
-    // Each node asks it for each blob once, and once more at most when it has forgotten that; so many would be one for each report.
-    const most = 4 * nodes.length * blobs.length
-    assert.ok(hollow.requests.length <= most, `${hollow.requests.length} requests`)
-  })
+  test('a node that claims to lead whatever is asked for, and gives nothing of it, is asked less and less', () =>
+    inPeace(async (stack) => {
+      const blobs = Array.from({ length: 4 }, () => randomBytes(500_000))
+      const upstream = stack.use(await UpstreamRegistry.start())
+      const paths = blobs.map((blob) => `/v2/library/alpine/blobs/${digestOf(blob)}`)
+      for (const [index, blob] of blobs.entries()) upstream.serve(paths[index]!, blob)
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      const hollow = stack.use(await zoo.answers(404))
+      const exchange = net.join({ ...hollow.peer, id: LIAR })
+      exchange.listen({
+        reported(to, { circle, key, number }) {
+          exchange.advise(to, { circle, key, number, lead: false, from: [LIAR], pace: 250 })
+        },
+        advised() {},
+        met() {},
+        left() {},
+      })
+      const keys = blobs.map((blob) => keyOfBlob(digestOf(blob)))
+      const says = { state: 'leads', have: 500_000, size: 500_000 } as const
+      const claims = setInterval(() => claim(exchange, nodes, keys, says), 20)
+      stack.defer(() => clearInterval(claims))
+      for (const [index, path] of paths.entries()) {
+        const got = await Promise.all(nodes.map((node) => node.get(path)))
+        for (const { complete, digest: of } of got)
+          assert.deepEqual({ complete, of }, { complete: true, of: digestOf(blobs[index]!) })
+      }
+      // Each node asks it for each blob once, and once more at most when it has forgotten that; so many would be one for each report.
+      const most = 4 * nodes.length * blobs.length
+      assert.ok(hollow.requests.length <= most, `${hollow.requests.length} requests`)
+    }))
 
-  test('a node that says it has everything, and has nothing, is passed by', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 6, upstream.url)
-    const hollow = stack.use(await zoo.answers(404))
-    const exchange = net.join(hollow.peer)
-    exchange.listen({
-      reported(to, { circle, key, number }) {
-        const from = [hollow.peer.id]
-        exchange.advise(to, { circle, key, number, lead: false, from, pace: 1 })
-      },
-      advised() {},
-      met() {},
-      left() {},
-    })
-    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
-  })
+  test('a node that says it has everything, and has nothing, is passed by', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      const hollow = stack.use(await zoo.answers(404))
+      const exchange = net.join(hollow.peer)
+      exchange.listen({
+        reported(to, { circle, key, number }) {
+          const from = [hollow.peer.id]
+          exchange.advise(to, { circle, key, number, lead: false, from, pace: 1 })
+        },
+        advised() {},
+        met() {},
+        left() {},
+      })
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    }))
 
-  test('a node that announces a blob and then gives nothing costs some seconds, and not the pull', async () => {
-    await using stack = new AsyncDisposableStack()
-    const upstream = stack.use(await startUpstream())
-    const { net, nodes } = await startNodes(stack, 4, upstream.url)
-    const silent = stack.use(await zoo.silent())
-    const exchange = net.join(silent.peer)
-    exchange.listen({
-      reported(to, { circle, key, number }) {
-        const from = [silent.peer.id]
-        exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
-      },
-      advised() {},
-      met() {},
-      left() {},
-    })
-    assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
-  })
+  test('a node that announces a blob and then gives nothing costs some seconds, and not the pull', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 4, upstream.url)
+      const silent = stack.use(await zoo.silent())
+      const exchange = net.join(silent.peer)
+      exchange.listen({
+        reported(to, { circle, key, number }) {
+          const from = [silent.peer.id]
+          exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
+        },
+        advised() {},
+        met() {},
+        left() {},
+      })
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+    }))
 })
