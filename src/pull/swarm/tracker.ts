@@ -42,7 +42,7 @@ const SETTLES = 3000
 const STALLED = 600
 /** Who stands still says so four times a second; one that others read from in vain is missed when it has not said a word for so long, in ms. */
 const MISSED = 1000
-/** Who stands still for so long, in ms, after it has said so, though its source is ahead of it, is given another one: that one does not get round to it. */
+/** Who stands still for so long, in ms, after it has said so, though its source is ahead of it, is given another one that is: that one does not get round to it. */
 const STARVES = 1000
 /** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
 const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
@@ -296,7 +296,19 @@ export class Tracker {
       if (parent !== undefined && hasStalled(me, now) && parent.at < heard) parent.missed = true
       if (parent !== undefined && parent.have - me.have >= LAG.bytes) {
         if (me.starves?.by !== parent) me.starves = { by: parent, since: now }
-        else if (now - me.starves.since >= STARVES) return this.#place(swarm, me, now, parent)
+        else if (now - me.starves.since >= STARVES) {
+          const [first] = this.#candidates(
+            swarm,
+            me,
+            now,
+            (each) => each !== parent && each.have - me.have >= LAG.bytes,
+          )
+          if (first !== undefined) {
+            swarm.attach(me, first)
+            me.stalledAt = undefined
+            return { from: [first] }
+          }
+        }
       }
       const waits = parent !== undefined && !parent.missed && parent.have - me.have < LAG.bytes
       if (
@@ -311,10 +323,9 @@ export class Tracker {
     return this.#place(swarm, me, now)
   }
 
-  /** Finds somebody to read from, `but` only if there is nobody else, or has it lead. */
-  #place(swarm: Swarm, me: Member, now: number, but?: Member): Choice {
-    const all = this.#candidates(swarm, me, now)
-    const from = all.length > 1 ? all.filter((each) => each !== but) : all
+  /** Finds somebody to read from, or has it lead. */
+  #place(swarm: Swarm, me: Member, now: number): Choice {
+    const from = this.#candidates(swarm, me, now)
     const [first] = from
     if (first !== undefined) {
       if (me.wary) return { from }
@@ -441,12 +452,17 @@ export class Tracker {
   }
 
   /** Who could give it to `me`, the best first: near the root, with few who read from it, and not slow. */
-  #candidates(swarm: Swarm, me: Member, now: number): Member[] {
+  #candidates(
+    swarm: Swarm,
+    me: Member,
+    now: number,
+    will: (member: Member) => boolean = () => true,
+  ): Member[] {
     const room = swarm.small ? CHILDREN_OF_SMALL : CHILDREN
     const best: { member: Member; rank: number }[] = []
     for (const member of swarm.members.values()) {
       if (member === me || member.state === 'asks' || member.children >= MOST_CHILDREN) continue
-      if (me.failed.has(member.id) || !isAlive(member, now)) continue
+      if (me.failed.has(member.id) || !isAlive(member, now) || !will(member)) continue
       const way = swarm.wayTo(member, me)
       if (way === undefined || !isSource(way.root) || way.root.outdone) continue
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
