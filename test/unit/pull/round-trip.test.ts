@@ -12,7 +12,7 @@ import type { ProbeAnswer, ProbeListener, Prober } from '../../../src/routing/ro
 import { newToken } from '../../../src/trust/token.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { LoopbackNode } from '../../harness/loopback-node.ts'
-import { until } from '../../wait.ts'
+import { inPeace, until } from '../../wait.ts'
 
 /** No machine is so busy that who does right is late. */
 const timeouts = { dial: 20_000, firstByte: 20_000, progress: 20_000 }
@@ -151,80 +151,85 @@ suite('a node that is asked to try a pull', () => {
     return serve(registry, 'manifests', Buffer.from(JSON.stringify(text)))
   }
 
-  test('gets it from who asks, says which of its ports it reaches, and forgets what it made', async () => {
-    await using registry = await UpstreamRegistry.start()
-    const { ask, done, holders, announced } = asked(registry)
-    const digest = manifest(registry, [10, 20_000])
-    holders.set(digest, ['somebody else', FROM])
-    const answer = await ask(digest)
-    assert.equal(answer.pulled.outcome, 'ok')
-    assert.equal(answer.registry, 'ok')
-    assert.equal(answer.p2p, 'refused')
-    assert.ok(answer.digest !== undefined && announced.has(answer.digest))
-    assert.equal(announced.size, 3)
-    done(answer.id)
-    assert.equal(announced.size, 0)
-  })
+  test('gets it from who asks, says which of its ports it reaches, and forgets what it made', () =>
+    inPeace(async () => {
+      await using registry = await UpstreamRegistry.start()
+      const { ask, done, holders, announced } = asked(registry)
+      const digest = manifest(registry, [10, 20_000])
+      holders.set(digest, ['somebody else', FROM])
+      const answer = await ask(digest)
+      assert.equal(answer.pulled.outcome, 'ok')
+      assert.equal(answer.registry, 'ok')
+      assert.equal(answer.p2p, 'refused')
+      assert.ok(answer.digest !== undefined && announced.has(answer.digest))
+      assert.equal(announced.size, 3)
+      done(answer.id)
+      assert.equal(announced.size, 0)
+    }))
 
-  test('gives what it made under its own name only, and only while it is needed', async () => {
-    await using registry = await UpstreamRegistry.start()
-    const { ask, holders, tries } = asked(registry)
-    const digest = manifest(registry, [10])
-    holders.set(digest, [FROM])
-    const made = (await ask(digest)).digest
-    assert.ok(made)
-    const open = (registryName: string, repository: string) =>
-      tries.open({
-        method: 'GET',
-        kind: 'manifest',
-        registry: registryName,
-        repository,
-        target: { digest: made },
-      })
-    assert.equal((await open('home.test', 'shoal/doctor')).descriptor.digest, made)
-    await assert.rejects(open('home.test', 'other'), { code: 'ERR_CONTENT_NOT_FOUND' })
-    await assert.rejects(open('docker.io', 'shoal/doctor'), { code: 'ERR_CONTENT_NOT_FOUND' })
-    tries.close()
-    await assert.rejects(open('home.test', 'shoal/doctor'), { code: 'ERR_CONTENT_NOT_FOUND' })
-  })
+  test('gives what it made under its own name only, and only while it is needed', () =>
+    inPeace(async () => {
+      await using registry = await UpstreamRegistry.start()
+      const { ask, holders, tries } = asked(registry)
+      const digest = manifest(registry, [10])
+      holders.set(digest, [FROM])
+      const made = (await ask(digest)).digest
+      assert.ok(made)
+      const open = (registryName: string, repository: string) =>
+        tries.open({
+          method: 'GET',
+          kind: 'manifest',
+          registry: registryName,
+          repository,
+          target: { digest: made },
+        })
+      assert.equal((await open('home.test', 'shoal/doctor')).descriptor.digest, made)
+      await assert.rejects(open('home.test', 'other'), { code: 'ERR_CONTENT_NOT_FOUND' })
+      await assert.rejects(open('docker.io', 'shoal/doctor'), { code: 'ERR_CONTENT_NOT_FOUND' })
+      tries.close()
+      await assert.rejects(open('home.test', 'shoal/doctor'), { code: 'ERR_CONTENT_NOT_FOUND' })
+    }))
 
   for (const { what, sizes, outcome, requests } of [
     { what: 'an image that is large', sizes: [10, 70_000], outcome: 'wrong', requests: 1 },
     { what: 'an image of many parts', sizes: [10, 10, 10], outcome: 'wrong', requests: 1 },
     { what: 'a part that is not there', sizes: [10, 0], outcome: 'not given', requests: 3 },
   ] as const)
-    test(`${what}: it gets no more than ${requests} of it`, async () => {
+    test(`${what}: it gets no more than ${requests} of it`, () =>
+      inPeace(async () => {
+        await using registry = await UpstreamRegistry.start()
+        const { ask, holders } = asked(registry)
+        const digest = manifest(registry, sizes)
+        const empty = digestOf(Buffer.alloc(0))
+        registry.on(`/v2/shoal/doctor/blobs/${empty}`, (_request, response) =>
+          response.writeHead(404).end(),
+        )
+        holders.set(digest, [FROM])
+        assert.equal((await ask(digest)).pulled.outcome, outcome)
+        assert.equal(registry.asked.length, requests)
+      }))
+
+  test('wrong bytes, and more than were announced, are known', () =>
+    inPeace(async () => {
       await using registry = await UpstreamRegistry.start()
       const { ask, holders } = asked(registry)
-      const digest = manifest(registry, sizes)
-      const empty = digestOf(Buffer.alloc(0))
-      registry.on(`/v2/shoal/doctor/blobs/${empty}`, (_request, response) =>
-        response.writeHead(404).end(),
-      )
+      const digest = manifest(registry, [10])
       holders.set(digest, [FROM])
-      assert.equal((await ask(digest)).pulled.outcome, outcome)
-      assert.equal(registry.asked.length, requests)
-    })
+      registry.serve(`/v2/shoal/doctor/manifests/${digest}`, Buffer.alloc(200_000), {
+        'docker-content-digest': digest,
+      })
+      assert.equal((await ask(digest)).pulled.outcome, 'wrong')
+    }))
 
-  test('wrong bytes, and more than were announced, are known', async () => {
-    await using registry = await UpstreamRegistry.start()
-    const { ask, holders } = asked(registry)
-    const digest = manifest(registry, [10])
-    holders.set(digest, [FROM])
-    registry.serve(`/v2/shoal/doctor/manifests/${digest}`, Buffer.alloc(200_000), {
-      'docker-content-digest': digest,
-    })
-    assert.equal((await ask(digest)).pulled.outcome, 'wrong')
-  })
-
-  test('what it does not hear of it does not ask for; and a node that asks often is not served', async () => {
-    await using registry = await UpstreamRegistry.start()
-    const { ask, holders } = asked(registry)
-    const digest = manifest(registry, [10])
-    holders.set(digest, ['somebody else'])
-    const [first, second] = await Promise.all([ask(digest), ask(digest)])
-    assert.equal(first?.pulled.outcome, 'not announced')
-    assert.deepEqual([second?.pulled.outcome, second?.digest], ['untried', undefined])
-    assert.deepEqual(registry.asked, [])
-  })
+  test('what it does not hear of it does not ask for; and a node that asks often is not served', () =>
+    inPeace(async () => {
+      await using registry = await UpstreamRegistry.start()
+      const { ask, holders } = asked(registry)
+      const digest = manifest(registry, [10])
+      holders.set(digest, ['somebody else'])
+      const [first, second] = await Promise.all([ask(digest), ask(digest)])
+      assert.equal(first?.pulled.outcome, 'not announced')
+      assert.deepEqual([second?.pulled.outcome, second?.digest], ['untried', undefined])
+      assert.deepEqual(registry.asked, [])
+    }))
 })
