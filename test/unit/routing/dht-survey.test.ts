@@ -96,16 +96,19 @@ suite('DHT with more nodes than connections', () => {
     await using stack = new AsyncDisposableStack()
     const one = await start(stack, FEW)
     await join(one, others.slice(0, 2))
-    await until(async () => {
-      const found = new Set<string>()
-      let share = 0
-      for await (const part of survey(one.node.services.dht, AbortSignal.timeout(30_000))) {
-        for (const id of part.found) found.add(id.toString())
-        share = part.share
-      }
-      assert.equal(share, 1)
-      return found.size === NODES
-    })
+    await until(
+      async () => {
+        const found = new Set<string>()
+        let share = 0
+        for await (const part of survey(one.node.services.dht, AbortSignal.timeout(30_000))) {
+          for (const id of part.found) found.add(id.toString())
+          share = part.share
+        }
+        assert.equal(share, 1)
+        return found.size === NODES
+      },
+      { timeoutMs: 120_000 },
+    )
   })
 
   test('records are with the closest of all nodes, and found by one that knows none of these', async () => {

@@ -11,7 +11,7 @@ import type { FindApiAccess } from '../../../src/routing/bootstrap/api-server.ts
 import { Bootstrapper } from '../../../src/routing/bootstrap/bootstrapper.ts'
 import { KubernetesNodes, watchTopology } from '../../../src/routing/bootstrap/kubernetes.ts'
 import { ReadyLabel } from '../../../src/routing/bootstrap/ready-label.ts'
-import { until } from '../../wait.ts'
+import { inPeace, until } from '../../wait.ts'
 import { captureLog, LoopbackMesh, silent, wayTo } from './nodes.ts'
 
 const directory = mkdtempSync(join(tmpdir(), 'shoal-kubernetes-'))
@@ -72,18 +72,19 @@ suite('the label of a Node that is ready', () => {
   }
   const patch = (value: string | null) => ({ metadata: { labels: { [LABEL]: value } } })
 
-  test('is there while the daemon is ready, and gone when it is not and when it ends', async () => {
-    await using node = await labelled()
-    await until(() => node.given.length === 1)
-    node.become(undefined)
-    await until(() => node.given.length === 2)
-    node.become('containerd is away')
-    await until(() => node.given.length === 3)
-    node.become(undefined)
-    await until(() => node.given.length === 4)
-    await node.label.stop()
-    assert.deepEqual(node.given, [null, 'true', null, 'true', null].map(patch))
-  })
+  test('is there while the daemon is ready, and gone when it is not and when it ends', () =>
+    inPeace(async () => {
+      await using node = await labelled()
+      await until(() => node.given.length === 1)
+      node.become(undefined)
+      await until(() => node.given.length === 2)
+      node.become('containerd is away')
+      await until(() => node.given.length === 3)
+      node.become(undefined)
+      await until(() => node.given.length === 4)
+      await node.label.stop()
+      assert.deepEqual(node.given, [null, 'true', null, 'true', null].map(patch))
+    }))
 
   test('is tried again when the API server refuses, which is said once', async () => {
     let refusing = true
