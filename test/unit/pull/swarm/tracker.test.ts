@@ -395,18 +395,20 @@ suite('a list of who gets what', () => {
     assert.equal(told.at(-1), 'b')
   })
 
-  test('who gets nothing from the only source there is stays with it', () => {
-    const list = new Bench()
-    list.join('leader')
-    list.join('starves')
-    for (let step = 1; step <= 8; step += 1) {
-      list.now += 250
-      list.hear('leader', { state: 'leads', have: 5 * step * MB })
-      const report = { state: 'follows', from: 'leader', stalled: true } as const
-      const { lead, from } = list.hear('starves', report)
-      assert.deepEqual([lead, from], [false, ['leader']])
-    }
-  })
+  for (const others of [0, 1])
+    test(`who gets nothing stays where it is, with ${others} others that have no more than it has`, () => {
+      const list = new Bench()
+      list.join('leader')
+      list.join('starves')
+      for (let step = 1; step <= 8; step += 1) {
+        list.now += 250
+        list.hear('leader', { state: 'leads', have: 5 * step * MB })
+        const report = { state: 'follows', from: 'leader', stalled: true } as const
+        if (others > 0) list.hear('other', step > 1 ? report : {})
+        const { lead, from } = list.hear('starves', report)
+        assert.deepEqual([lead, from[0]], [false, 'leader'])
+      }
+    })
 
   for (const [what, opens] of [
     ['', 0],
