@@ -52,7 +52,7 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
  * needs long. It begins with the first bytes that the other one
  * gets, which has so long to get any.
  */
-const TRIAL = { after: 1500, worth: 30_000, begins: 3000, lasts: 1000, again: 60_000, better: 1.5 }
+const TRIAL = { after: 3000, worth: 30_000, begins: 3000, lasts: 1000, again: 60_000, better: 1.5 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
 const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1 }
 /** Of a list, for people */
