@@ -18,8 +18,10 @@ const MAX_RECONNECT_MS = 2000
 const PROBE_EVERY_MS = 1000
 const PROBE_DEADLINE_MS = 1500
 
-/** Of the time, lists take this much at most where changes are not seen: with very many digests some are noticed later. */
+/** Of the time, lists take this much where changes are not seen: with very many digests some are noticed later. */
 const POLL_SHARE = 0.01
+/** What a list takes is what the quickest of so many took: one that a busy machine held up says nothing of its cost. */
+const LISTS_COMPARED = 4
 
 /** Where content came from is written a moment after it; it is asked for again so many times at most. */
 const ORIGIN_ATTEMPTS = 4
@@ -106,6 +108,8 @@ async function* watchConnected(
   const path = await contentPath()
   const directory = path === undefined ? undefined : new BlobDirectory({ hints, log }, path)
 
+  /** What the last lists took */
+  let recentMs: readonly number[] = []
   let doubted = true
   const onRecheck = (): void => {
     doubted = true
@@ -119,8 +123,9 @@ async function* watchConnected(
     // Without the directory each piece would be a question of its own.
     await inventory.list(signal, { thorough: whole && directory !== undefined })
     const tookMs = performance.now() - begin
-    const pollMs = Math.max(init.pollMs, tookMs / POLL_SHARE)
-    hints.listed(tookMs, directory?.noticesAll() === true ? init.reconcileMs : pollMs)
+    recentMs = [tookMs, ...recentMs].slice(0, LISTS_COMPARED)
+    const noticesAll = directory?.noticesAll() === true
+    hints.listed(tookMs, noticesAll ? init.reconcileMs : pollInterval(recentMs, init))
   }
 
   try {
@@ -160,6 +165,15 @@ async function* watchConnected(
     ending.abort()
     directory?.close()
   }
+}
+
+/** Milliseconds from one list to the next where changes are not seen, by what the last ones took. */
+export function pollInterval(
+  recentMs: readonly number[],
+  { pollMs, reconcileMs }: WatchInit,
+): number {
+  const wanted = Math.max(pollMs, Math.min(...recentMs) / POLL_SHARE)
+  return Math.min(wanted, Math.max(pollMs, reconcileMs))
 }
 
 async function probe(client: ContainerdClient, signal: AbortSignal): Promise<never> {

@@ -6,6 +6,7 @@ import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf, splitDigest } from '../../../src/oci/digest.ts'
 import { BlobDirectory, Hints, type Work } from '../../../src/store/containerd/hints.ts'
+import { pollInterval } from '../../../src/store/containerd/watcher.ts'
 
 const signal = new AbortController().signal
 const log = createLogger({ level: 'silent' })
@@ -14,6 +15,24 @@ const digest = digestOf('a blob')
 function keysOf(work: Work): unknown[] {
   return work === 'list' ? ['list'] : [...work]
 }
+
+suite('lists that are made because nothing tells of changes', () => {
+  const init = { pollMs: 4000, reconcileMs: 60_000 }
+
+  test('take a hundredth of the time where there is much to list', () => {
+    assert.equal(pollInterval([20], init), 4000)
+    assert.equal(pollInterval([150], init), 15_000)
+  })
+
+  test('come no later because a busy machine held one up', () => {
+    assert.equal(pollInterval([900, 20, 700, 800], init), 4000)
+  })
+
+  test('come as often as where changes are seen at the least, and never sooner than they are to', () => {
+    assert.equal(pollInterval([5000], init), 60_000)
+    assert.equal(pollInterval([20], { pollMs: 4000, reconcileMs: 1000 }), 4000)
+  })
+})
 
 suite('hints', () => {
   test('of the same key are one', async () => {
