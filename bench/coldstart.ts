@@ -11,7 +11,9 @@ import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contende
  * node has it. Nodes are network namespaces with their own containerd (or Shoal's own store) and daemon, the uplink is
  * shaped by tc; a contender's daemon stands in front of the upstream in containerd's hosts.toml.
  *
- *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--verbose]
+ *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--verbose]
+ *
+ * With --containerd all nodes have that in place of their own store, also where they would not: Spegel has no other.
  *
  * The nodes of all scenarios share one machine's processors, so content is fetched and committed (`ctr content fetch`), but
  * not unpacked: that is the same with every contender.
@@ -21,6 +23,7 @@ const { values: flags } = parseArgs({
     runs: { type: 'string', default: '5' },
     only: { type: 'string', default: '' },
     vs: { type: 'string' },
+    containerd: { type: 'boolean', default: false },
     verbose: { type: 'boolean', default: false },
   },
 })
@@ -62,6 +65,7 @@ interface Scenario {
   readonly meanwhile?: (
     cluster: Cluster,
     size: number,
+    contender: Contender,
   ) => Promise<{ without?: ClusterNode; undo: () => Promise<void> }>
   readonly inTurn?: boolean
   /** Also without any daemon */
@@ -117,10 +121,10 @@ const scenarios: readonly Scenario[] = [
     stores: layouts(6),
     uplink: 200,
     layers: FIVE,
-    meanwhile: async (cluster, bytes) => {
-      const leader = await leaderAt(cluster, 0.3 * bytes)
-      await leader.daemon.kill()
-      return { without: leader, undo: () => leader.startDaemon() }
+    meanwhile: async (cluster, bytes, contender) => {
+      const leader = await leaderAt(cluster, 0.3 * bytes, contender)
+      await contender.kill(leader)
+      return { without: leader, undo: () => contender.revive(leader) }
     },
   },
   {
@@ -129,8 +133,8 @@ const scenarios: readonly Scenario[] = [
     stores: layouts(6),
     uplink: 200,
     layers: FIVE,
-    meanwhile: async (cluster, bytes) => {
-      const leader = await leaderAt(cluster, 0.3 * bytes)
+    meanwhile: async (cluster, bytes, contender) => {
+      const leader = await leaderAt(cluster, 0.3 * bytes, contender)
       await leader.link.cut()
       return { without: leader, undo: () => leader.link.restore() }
     },
@@ -213,11 +217,16 @@ const NOBODY: Contender = {
   async start() {},
   async stop() {},
   pid: () => 0,
+  async kill() {},
+  async revive() {},
 }
 
 let size = 0
-for (const scenario of scenarios) {
-  if (wanted !== undefined && !wanted.has(scenario.name)) continue
+for (const each of scenarios) {
+  if (wanted !== undefined && !wanted.has(each.name)) continue
+  const scenario = flags.containerd
+    ? { ...each, stores: each.stores.map((): NodeStore => binaries) }
+    : each
   const contenders: Contender[] = [new Shoal()]
   const [kind, path] = flags.vs?.split('=') ?? []
   if (scenario.direct === true) contenders.push(NOBODY)
@@ -292,7 +301,7 @@ async function once(
     cluster.nodes.map((node) => (contender === NOBODY ? 0 : cpuSeconds(contender.pid(node))))
   const cpuBefore = cpuOf()
   const started = performance.now()
-  const fault = scenario.meanwhile?.(cluster, size)
+  const fault = scenario.meanwhile?.(cluster, size, contender)
   let turn: Promise<unknown> = Promise.resolve()
   const isCounted = (index: number): boolean => scenario.counted?.(index) ?? true
   let missing = cluster.nodes.filter((_, index) => isCounted(index)).length
@@ -375,9 +384,14 @@ async function pull(
   await node.exec(argv, { timeoutMs: 200_000, signal })
 }
 
-/** The node that has read most from the upstream when so many bytes have left that. */
-async function leaderAt(cluster: Cluster, bytes: number): Promise<ClusterNode> {
+/** The node that has read most from the upstream when so many bytes have left that; with Spegel each reads as much as the others. */
+async function leaderAt(
+  cluster: Cluster,
+  bytes: number,
+  contender: Contender,
+): Promise<ClusterNode> {
   await untilSent(cluster, bytes)
+  if (!(contender instanceof Shoal)) return cluster.nodes[0]!
   const leads = await Promise.all(
     cluster.nodes.map(async (node) => {
       const { body } = await node.machine.get('http://127.0.0.1:9090/status')

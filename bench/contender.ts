@@ -21,6 +21,9 @@ export interface Contender {
   stop(): Promise<void>
   /** Of the daemon on a node */
   pid(node: ClusterNode): number
+  /** The daemon of one node dies, and is started again. */
+  kill(node: ClusterNode): Promise<void>
+  revive(node: ClusterNode): Promise<void>
 }
 
 /** This project's daemon as its systemd unit starts it; with a token, nodes speak TLS among each other. */
@@ -61,6 +64,14 @@ export class Shoal implements Contender {
   pid(node: ClusterNode): number {
     return node.daemon.pid
   }
+
+  async kill(node: ClusterNode): Promise<void> {
+    await node.daemon.kill()
+  }
+
+  async revive(node: ClusterNode): Promise<void> {
+    await node.startDaemon()
+  }
 }
 
 /** Spegel with its own defaults. */
@@ -77,30 +88,8 @@ export class Spegel implements Contender {
 
   async start(nodes: readonly ClusterNode[]): Promise<void> {
     const [first, second] = nodes
-    for (const node of nodes) {
-      const other = node === first ? second : first
-      this.#programs.set(
-        node,
-        node.machine.run([
-          this.#binary,
-          'registry',
-          '--bootstrap-kind=http',
-          `--http-bootstrap-addr=:${SPEGEL_ID_PORT}`,
-          `--http-bootstrap-peer=http://${other?.address}:${SPEGEL_ID_PORT}`,
-          '--metrics-addr=127.0.0.1:9091',
-          '--data-dir=/var/lib/spegel',
-          '--log-level=WARN',
-        ]),
-      )
-    }
-    for (const [node, program] of this.#programs) {
-      await until(
-        async () => (await node.machine.get(`http://127.0.0.1:${this.port}/readyz`)).status === 200,
-        { timeoutMs: 60_000, what: `Spegel of ${node.name} is ready` },
-      ).catch((error: unknown) => {
-        throw new Error(`${String(error)}\n${program.tail()}`, { cause: error })
-      })
-    }
+    for (const node of nodes) this.#run(node, node === first ? second : first)
+    for (const node of nodes) await this.#ready(node)
   }
 
   async stop(): Promise<void> {
@@ -112,6 +101,43 @@ export class Spegel implements Contender {
     const program = this.#programs.get(node)
     if (program === undefined) throw new Error(`no Spegel on ${node.name}`)
     return program.pid
+  }
+
+  async kill(node: ClusterNode): Promise<void> {
+    await this.#programs.get(node)?.kill()
+  }
+
+  async revive(node: ClusterNode): Promise<void> {
+    this.#run(
+      node,
+      [...this.#programs.keys()].find((other) => other !== node),
+    )
+    await this.#ready(node)
+  }
+
+  #run(node: ClusterNode, other: ClusterNode | undefined): void {
+    const argv: [string, ...string[]] = [
+      this.#binary,
+      'registry',
+      '--bootstrap-kind=http',
+      `--http-bootstrap-addr=:${SPEGEL_ID_PORT}`,
+      `--http-bootstrap-peer=http://${other?.address}:${SPEGEL_ID_PORT}`,
+      '--metrics-addr=127.0.0.1:9091',
+      '--data-dir=/var/lib/spegel',
+      '--log-level=WARN',
+    ]
+    this.#programs.set(node, node.machine.run(argv))
+  }
+
+  async #ready(node: ClusterNode): Promise<void> {
+    try {
+      await until(
+        async () => (await node.machine.get(`http://127.0.0.1:${this.port}/readyz`)).status === 200,
+        { timeoutMs: 60_000, what: `Spegel of ${node.name} is ready` },
+      )
+    } catch (error) {
+      throw new Error(`${String(error)}\n${this.#programs.get(node)?.tail()}`, { cause: error })
+    }
   }
 }
 

@@ -16,6 +16,7 @@ export interface ThreadData {
   readonly ports: readonly (MessagePort | undefined)[]
   readonly directory: string
   readonly heartbeatMs: number
+  readonly surveyMs: number
   readonly meshSize?: number
   readonly maxConnections?: number
 }
@@ -37,7 +38,8 @@ interface SimulatedNode {
 /** Of nodes that share a few cores some answer late. */
 const DIAL_TIMEOUT_MS = 15_000
 
-const { thread, ports, directory, heartbeatMs, meshSize, maxConnections }: ThreadData = workerData
+const { thread, ports, directory, heartbeatMs, surveyMs, meshSize, maxConnections }: ThreadData =
+  workerData
 const log = createLogger({ level: 'silent' })
 const network = new MemoryNetwork({
   thread,
@@ -80,6 +82,7 @@ const commands = {
         dataDir: join(directory, `${number}`),
         bootstrap: ways.map((way) => ({ type: 'host', host: hostOf(way), port: 5002 })),
         heartbeatMs,
+        surveyMs,
         dialTimeoutMs: DIAL_TIMEOUT_MS,
         carrier,
         ...(meshSize !== undefined && { meshSize, recordShare: 1 }),

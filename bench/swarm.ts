@@ -423,6 +423,8 @@ for (const nodes of sizes) {
     churn: 0.01,
     loss: 0.05,
   })
+  // With 5,000 that had not ended after seven minutes.
+  if (nodes > 1000) continue
   run({
     ...usual,
     name: 'the same as the first, each node stands still for 0.4 s on average, once a second or so',

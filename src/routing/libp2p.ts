@@ -162,6 +162,8 @@ export interface Libp2pRouterInit {
   readonly recordLifeMs?: number | undefined
   /** Of a receiver's time for this node's records in the DHT, while lookups need them */
   readonly recordShare?: number
+  /** Milliseconds from the first look at the whole DHT to the second; later ones are further apart */
+  readonly surveyMs?: number
   readonly heartbeatMs?: number
   /** How often a peer is told, if it has changed, which claims this node knows */
   readonly gossipMs?: number
@@ -266,6 +268,7 @@ export class Libp2pRouter implements Router, Startable {
         lifeMs,
         messagesPerMinute: this.#messagesPerMinute,
         ...(init.recordShare !== undefined && { shareNeeded: init.recordShare }),
+        ...(init.surveyMs !== undefined && { surveyMs: init.surveyMs }),
       },
     )
   }
