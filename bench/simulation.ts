@@ -16,7 +16,12 @@ import type { Answer, Call, Commands, ThreadData } from './simulated-nodes.ts'
  */
 const RESULTS = new URL('simulation.json', import.meta.url)
 /** In groups, whose lookups begin at once at as many nodes. */
-const LOOKUPS = { mesh: { all: 2000, group: 100 }, dht: { all: 1000, group: 4 } }
+const LOOKUPS = {
+  mesh: { all: 2000, group: 100 },
+  dht: { all: 1000, group: 4 },
+  /** Four walks at once among 200 nodes keep their one process busy for longer than a lookup waits. */
+  crowd: { all: 300, group: 1 },
+}
 const WINDOW_MS = 30_000
 /** Without inventories so many nodes at a time tell what they hold: of 200, which share a core, few are answered in time. */
 const TOLD_AT_ONCE = 20
@@ -336,7 +341,8 @@ async function lookups(): Promise<void> {
     }
     progress(`${asked} lookups, ${found} found`)
   }
-  const { all: count, group } = mode === 'dht' ? LOOKUPS.dht : LOOKUPS.mesh
+  const walks = size > 100 ? LOOKUPS.crowd : LOOKUPS.dht
+  const { all: count, group } = mode === 'dht' ? walks : LOOKUPS.mesh
   while (asked < count) {
     const start = Math.floor(Math.random() * size)
     const members = Math.min(group, size)
