@@ -277,7 +277,9 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     runs.push(await once(cluster, scenario, contender, name))
     await Promise.all(
       cluster.nodes.map(async (node, index) => {
-        if (scenario.stores[index] !== 'layout') await forgetAll(node)
+        // Who was stopped in the middle keeps what it has got for a day.
+        const ended = scenario.counted?.(index) ?? true
+        if (scenario.stores[index] !== 'layout' && ended) await forgetAll(node)
       }),
     )
     await delay(1000)
