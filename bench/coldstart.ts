@@ -278,8 +278,7 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     await Promise.all(
       cluster.nodes.map(async (node, index) => {
         // Who was stopped in the middle keeps what it has got for a day.
-        const ended = scenario.counted?.(index) ?? true
-        if (scenario.stores[index] !== 'layout' && ended) await forgetAll(node)
+        if (scenario.stores[index] !== 'layout' && isCounted(scenario, index)) await forgetAll(node)
       }),
     )
     await delay(1000)
@@ -305,8 +304,7 @@ async function once(
   const started = performance.now()
   const fault = scenario.meanwhile?.(cluster, size, contender)
   let turn: Promise<unknown> = Promise.resolve()
-  const isCounted = (index: number): boolean => scenario.counted?.(index) ?? true
-  let missing = cluster.nodes.filter((_, index) => isCounted(index)).length
+  let missing = cluster.nodes.filter((_, index) => isCounted(scenario, index)).length
   const over = new AbortController()
   const each = await Promise.all(
     cluster.nodes.map(async (node, index) => {
@@ -322,17 +320,17 @@ async function once(
         (error: unknown) => error,
       )
       resolve()
-      if (isCounted(index)) missing -= 1
+      if (isCounted(scenario, index)) missing -= 1
       if (missing === 0) over.abort()
       return { node, from: own, to: performance.now(), failed }
     }),
   )
   const { without, undo } = (await fault) ?? {}
   for (const [index, { node, failed: cause }] of each.entries()) {
-    if (cause !== undefined && node !== without && isCounted(index))
+    if (cause !== undefined && node !== without && isCounted(scenario, index))
       throw new Error(`${node.name} did not get it`, { cause })
   }
-  const counted = each.filter(({ node }, index) => node !== without && isCounted(index))
+  const counted = each.filter(({ node }, index) => node !== without && isCounted(scenario, index))
   const took = scenario.meanwhile === undefined ? cpuOf() : cpuBefore
   const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
   const run = {
@@ -352,6 +350,10 @@ async function once(
     `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
   )
   return run
+}
+
+function isCounted({ counted }: Scenario, index: number): boolean {
+  return counted?.(index) ?? true
 }
 
 async function pull(

@@ -172,9 +172,9 @@ async function joinAll(): Promise<void> {
   }
 }
 
-async function advertiseAll(): Promise<void> {
+async function advertise(nodes: Iterable<number>): Promise<void> {
   await Promise.all(
-    Array.from(living.keys(), (number) => shardOf(number).ask('advertise', number, held(number))),
+    Array.from(nodes, (number) => shardOf(number).ask('advertise', number, held(number))),
   )
 }
 
@@ -251,13 +251,13 @@ async function mesh(): Promise<void> {
   const joined = await heap()
   figures['kilobytesPerConnection'] = ((joined - before) * 1000) / (size * (size - 1))
   figures['secondsUntilAllKnowAll'] = await timed(async () => {
-    await advertiseAll()
+    await advertise(living.keys())
     await untilAll(({ peerKeys }) => peerKeys === (size - 1) * keys, 10, 'all nodes know all keys')
   })
   progress('all know all', true)
   figures['megabytesPerNode'] = ((await heap()) - before) / size
   await lookups()
-  await untilAll(({ recordBacklog }) => recordBacklog === 0, 10, 'all records are kept')
+  await untilKept(size)
   await records()
   await steadyState()
 }
@@ -297,9 +297,7 @@ async function dht(): Promise<void> {
     const numbers = [...living.keys()]
     for (let told = 0; told < size; told += TOLD_AT_ONCE) {
       const group = numbers.slice(told, told + TOLD_AT_ONCE)
-      await Promise.all(
-        group.map((number) => shardOf(number).ask('advertise', number, held(number))),
-      )
+      await advertise(group)
       await untilKept(told + group.length)
     }
   })
@@ -367,7 +365,7 @@ async function lookups(): Promise<void> {
 /** Nodes die, leave, come and come back, while others look for what they hold. */
 async function churn(): Promise<void> {
   await joinAll()
-  await advertiseAll()
+  await advertise(living.keys())
   await untilAll(({ peerKeys }) => peerKeys === (size - 1) * keys * 3, 10, 'all know all keys')
   const gone: number[] = []
   const offered: Record<string, number[]> = { killed: [], vanished: [], left: [] }

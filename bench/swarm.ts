@@ -38,8 +38,6 @@ const HEDGE = 1000
 const VIEW = 500
 /** A node whose network is cut is missed after so long, in ms. */
 const MISSED = 14_000
-/** A timer that is so late says that the process stood still. */
-const STOOD_STILL = 50
 
 interface Conditions {
   readonly name: string
@@ -348,9 +346,7 @@ function simulate(conditions: Conditions, seed: number): Outcome {
             })
         }
       } else if (node.wakeAt <= now) {
-        // As the daemon does
-        const late = now - node.wakeAt
-        if (late >= STOOD_STILL) node.member.stoodStill(late + STOOD_STILL, now)
+        node.member.woke(now - node.wakeAt, now)
         step(node)
       }
     }

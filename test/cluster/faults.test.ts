@@ -9,6 +9,7 @@ import {
   blobUrl,
   digestOf,
   FaultyNodes,
+  lineOfBroken,
   startReading,
   type FaultyNode,
   type NamedBytes,
@@ -237,14 +238,7 @@ suite('nodes that do wrong', { skip }, () => {
 
   /** The daemon's log has a line of its own about the pull that broke, with the digest and the error. */
   async function saysWhatBroke({ digest }: NamedBytes): Promise<void> {
-    const line = await until(
-      () =>
-        node.daemon
-          .log()
-          .split('\n')
-          .find((each) => each.includes(`"digest":"${digest}"`) && each.includes('"failed"')),
-      { what: 'the log says what broke' },
-    )
+    const line = await lineOfBroken(node, digest)
     const { level, err } = JSON.parse(line) as { level: unknown; err?: { message?: string } }
     assert.ok(level === 'warn' || level === 40, line)
     assert.ok(err?.message, line)

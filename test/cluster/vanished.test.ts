@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url'
 import { buildImage, type Blob } from '../../src/cli/demo-image.ts'
 import type { ReadResult } from '../harness/blob-reader.ts'
 import { Cluster, Upstream, type ClusterNode } from '../harness/cluster.ts'
-import { blobUrl, startReading } from '../harness/faulty-nodes.ts'
+import { blobUrl, lineOfBroken, startReading } from '../harness/faulty-nodes.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { inPeace, until } from '../wait.ts'
 
@@ -192,14 +192,7 @@ suite('processes and links end in the middle of a blob', { skip }, () => {
       const result = await reading.result()
       assert.equal(result.complete, false, JSON.stringify(result))
       assert.ok(result.bytes < size, JSON.stringify(result))
-      const line = await until(
-        () =>
-          node.daemon
-            .log()
-            .split('\n')
-            .find((each) => each.includes(`"digest":"${digest}"`) && each.includes('"failed"')),
-        { what: 'the log says what broke' },
-      )
+      const line = await lineOfBroken(node, digest)
       assert.match(line, /nobody is left to go on at byte \d+/)
     }))
 

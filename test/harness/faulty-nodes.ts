@@ -110,6 +110,18 @@ async function seen(nodes: readonly ClusterNode[], { digest }: NamedBytes): Prom
   }
 }
 
+/** Resolves with the line in the log of a node's daemon about the pull of this blob that broke. */
+export function lineOfBroken({ daemon }: ClusterNode, digest: string): Promise<string> {
+  return until(
+    () =>
+      daemon
+        .log()
+        .split('\n')
+        .find((line) => line.includes(`"digest":"${digest}"`) && line.includes('"failed"')),
+    { what: 'the log says what broke' },
+  )
+}
+
 /** Where the daemon of a node answers for a blob to that node's own clients. */
 export function blobUrl(digest: string): string {
   return `http://127.0.0.1:5001/v2/ksd.test.com/faults/blobs/${digest}`

@@ -26,6 +26,8 @@ const MAX_SILENT = { waited: 2, asked: 6 }
  */
 const STALL = 1000
 const STALL_AT_FIRST = 3000
+/** A timer that is so late, in ms, says that this very process stood still. */
+const STOOD_STILL = 50
 const STALLED_PACE = 250
 /** Who waits so long for bytes, in ms, goes its own way: without an answer, in spite of one, and whoever was to give them meanwhile. */
 const PATIENCE = { alone: 2500, advised: 4000, inAll: 8000 }
@@ -236,6 +238,11 @@ export class Member {
       return
     const ids = advice.from.filter((id) => id !== this.#self && !this.#isFailed(id, now))
     circle.advice = { ...advice, from: ids }
+  }
+
+  /** It was to step so many ms ago: answers that arrived while this process stood still are heard in the next turns. */
+  woke(lateMs: number, now: number): void {
+    if (lateMs >= STOOD_STILL) this.stoodStill(lateMs + STOOD_STILL, now)
   }
 
   /**

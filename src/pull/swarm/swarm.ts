@@ -30,8 +30,6 @@ const MANIFEST_DEADLINE = 30_000
  * has, looking so often. Of so many blobs that is remembered.
  */
 const WARY = { lasts: 60_000, waits: 8000, looks: 250, most: 1024 }
-/** A timer that is so late, in ms, says that this very process stood still. */
-const STOOD_STILL = 50
 /** What is carried past this thread tells so often how far it is, in ms: the others are told four times a second. */
 const CARRY_SLICE = 100
 
@@ -460,12 +458,10 @@ export class Swarm implements ContentSource {
     }
   }
 
-  /** Answers that arrived while this process stood still are heard before somebody is said to be silent. */
   #wakeAt(job: Job, at: number): void {
     const onTime = (): void => {
       const now = performance.now()
-      // They are heard in the next turns.
-      if (now - at >= STOOD_STILL) job.member.stoodStill(now - at + STOOD_STILL, now)
+      job.member.woke(now - at, now)
       this.#drive(job)
     }
     job.timer = setTimeout(onTime, at - performance.now()).unref()

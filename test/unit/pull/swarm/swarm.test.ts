@@ -346,6 +346,18 @@ function claim(
       exchange.report(id, { circle: 0, key, number: 1, ...said, ...rest, wrong: false })
 }
 
+/** Whoever tells this node of a pull is sent to `id`, and told to say so again every `pace` ms. */
+function sends(exchange: PullExchange, id: string, pace: number): void {
+  exchange.listen({
+    reported(to, { circle, key, number }) {
+      exchange.advise(to, { circle, key, number, lead: false, from: [id], pace })
+    },
+    advised() {},
+    met() {},
+    left() {},
+  })
+}
+
 /** A node that says of everything that it has it, and gives other bytes. */
 async function startLiar(
   stack: AsyncDisposableStack,
@@ -354,15 +366,7 @@ async function startLiar(
 ): Promise<{ requests: readonly string[]; claim: (nodes: readonly SwarmNode[]) => void }> {
   const liar = stack.use(await zoo.good({ digest, mediaType: MEDIA_TYPE.octets, bytes: wrong }))
   const exchange = net.join({ ...liar.peer, id: LIAR })
-  const from = [LIAR]
-  exchange.listen({
-    reported(to, { circle, key, number }) {
-      exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
-    },
-    advised() {},
-    met() {},
-    left() {},
-  })
+  sends(exchange, LIAR, 250)
   return {
     requests: liar.requests,
     claim(nodes) {
@@ -540,14 +544,7 @@ suite('liars', () => {
       const { net, nodes } = await startNodes(stack, 6, upstream.url)
       const hollow = stack.use(await zoo.answers(404))
       const exchange = net.join({ ...hollow.peer, id: LIAR })
-      exchange.listen({
-        reported(to, { circle, key, number }) {
-          exchange.advise(to, { circle, key, number, lead: false, from: [LIAR], pace: 250 })
-        },
-        advised() {},
-        met() {},
-        left() {},
-      })
+      sends(exchange, LIAR, 250)
       const keys = blobs.map((blob) => keyOfBlob(digestOf(blob)))
       const says = { state: 'leads', have: 500_000, size: 500_000 } as const
       const claims = setInterval(() => claim(exchange, nodes, keys, says), 20)
@@ -568,15 +565,7 @@ suite('liars', () => {
       const { net, nodes } = await startNodes(stack, 6, upstream.url)
       const hollow = stack.use(await zoo.answers(404))
       const exchange = net.join(hollow.peer)
-      exchange.listen({
-        reported(to, { circle, key, number }) {
-          const from = [hollow.peer.id]
-          exchange.advise(to, { circle, key, number, lead: false, from, pace: 1 })
-        },
-        advised() {},
-        met() {},
-        left() {},
-      })
+      sends(exchange, hollow.peer.id, 1)
       assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
     }))
 
@@ -586,15 +575,7 @@ suite('liars', () => {
       const { net, nodes } = await startNodes(stack, 4, upstream.url)
       const silent = stack.use(await zoo.silent())
       const exchange = net.join(silent.peer)
-      exchange.listen({
-        reported(to, { circle, key, number }) {
-          const from = [silent.peer.id]
-          exchange.advise(to, { circle, key, number, lead: false, from, pace: 250 })
-        },
-        advised() {},
-        met() {},
-        left() {},
-      })
+      sends(exchange, silent.peer.id, 250)
       assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
     }))
 })
