@@ -21,8 +21,8 @@ const TELL_AGAIN = 1000
  */
 const MAX_SILENT = { waited: 2, asked: 6 }
 /**
- * Nothing has come for so long, in ms, or from an upstream nothing at all: that is told, and again so often. An upstream
- * may have to fetch first, and the uplink be full.
+ * Nothing has come for so long, in ms, or from an upstream not even the head of its answer: that is told, and again so often. An upstream
+ * may have to fetch first.
  */
 const STALL = 1000
 const STALL_AT_FIRST = 3000
@@ -110,7 +110,7 @@ export class Member {
   #gotAt: number
   /** What is being read */
   #current: Source | undefined
-  /** Nothing has come from it yet */
+  /** It has not answered yet */
   #fresh = true
   #number = 0
   /** Of the last report before it was read from there */
@@ -156,11 +156,13 @@ export class Member {
   /** It is being read from there now. `size` is that of all, if it is known. */
   takes(source: Source, now: number, size = 0): void {
     if (size > 0) this.#size = size
-    if (isSame(this.#current, source)) return
+    const goesOn = isSame(this.#current, source)
+    if (goesOn && !(this.#fresh && size > 0)) return
+    this.#fresh = size === 0
+    this.#grewAt = now
+    if (goesOn) return
     this.#current = source
     this.#taken = this.#number
-    this.#fresh = true
-    this.#grewAt = now
     for (const circle of this.#circles) circle.due = Math.min(circle.due, now)
   }
 

@@ -310,7 +310,11 @@ export class Tracker {
           }
         }
       }
-      const waits = parent !== undefined && !parent.missed && parent.have - me.have < LAG.bytes
+      const waits =
+        parent !== undefined &&
+        !parent.missed &&
+        !lags(parent, swarm) &&
+        parent.have - me.have < LAG.bytes
       if (
         waits &&
         root !== undefined &&
@@ -639,7 +643,8 @@ function hasStalled({ stalledAt }: Member, now: number): boolean {
  */
 function lags(member: Member, swarm: Swarm): boolean {
   const { from, rate, have, size } = member
-  if (from === undefined || rate === 0) return false
+  const isMeasured = member.mark.at > member.enteredAt
+  if (from === undefined || !isMeasured) return false
   const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
   if (rate >= LAG.share * usual) return false
   if (from.have - have > LAG.bytes + usual * LAG.ms) return true

@@ -285,6 +285,28 @@ suite("one node's part", () => {
     assert.deepEqual(bench.step(), { kind: 'upstream' })
   })
 
+  for (const [what, size, tells] of [
+    ['has not answered is told after three seconds', 0, 3000],
+    ['has answered, and gives nothing, after one', 100, 1000],
+  ] as const)
+    test(`an upstream that ${what}`, () => {
+      const bench = new Bench()
+      bench.step()
+      bench.answer({ lead: true })
+      bench.member.takes({ kind: 'upstream' }, bench.now)
+      bench.pass(500)
+      if (size > 0) bench.member.takes({ kind: 'upstream' }, bench.now, size)
+      const since = size > 0 ? 0 : 500
+      const isTold = (): boolean => bench.reports.some(({ report }) => report.stalled)
+      for (let ms = since; ms < tells - 10; ms += 10) {
+        bench.pass(10)
+        bench.answer({ lead: true })
+      }
+      assert.ok(!isTold())
+      bench.pass(20)
+      assert.ok(isTold())
+    })
+
   test('nothing comes: that is told after a second, and it does not wait for ever', () => {
     const bench = new Bench()
     bench.step()

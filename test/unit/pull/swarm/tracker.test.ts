@@ -338,6 +338,23 @@ suite('a list of who gets what', () => {
     assert.notEqual(advice.from[0], 'slow')
   })
 
+  test('nor does one that gets nothing at all: who stands still below it is given another one, and nobody leads', () => {
+    const list = new Bench()
+    list.join('leader')
+    list.join('slow')
+    list.join('a')
+    list.hear('b', { state: 'follows', from: 'slow' })
+    let advice = list.hear('b', { state: 'follows', from: 'slow' })
+    for (let step = 1; step <= 12 && advice.from[0] === 'slow'; step += 1) {
+      list.now += 250
+      list.hear('leader', { state: 'leads', have: step * 2 * MB })
+      list.hear('a', { state: 'follows', from: 'leader', have: step * 2 * MB })
+      list.hear('slow', { state: 'follows', from: 'leader' })
+      advice = list.hear('b', { state: 'follows', from: 'slow', stalled: step >= 4 })
+    }
+    assert.deepEqual([advice.lead, advice.from[0]], [false, 'a'])
+  })
+
   for (const [how, leads] of [
     ['within the time of two reports', [10 * MB, 20 * MB]],
     ['before anything was measured', [20 * MB]],
