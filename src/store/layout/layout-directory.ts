@@ -1,4 +1,4 @@
-import { randomUUID } from 'node:crypto'
+import { hash, randomUUID } from 'node:crypto'
 import { watch } from 'node:fs'
 import { readdir, readFile, rename, rm, stat, unlink, writeFile } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
@@ -38,6 +38,8 @@ export interface BlobFile {
  */
 export class LayoutDirectory {
   readonly path: string
+  /** What was read last, and the hash of its text, which may have some hundred bytes for each image */
+  #read: { readonly hash: string; readonly index: LayoutIndex } | undefined
 
   constructor(path: string) {
     this.path = path
@@ -83,13 +85,20 @@ export class LayoutDirectory {
     }
   }
 
-  /** @throws {StoreUnavailableError} */
+  /**
+   * The same value as before where the text is the same.
+   * @throws {StoreUnavailableError}
+   */
   async readIndex(): Promise<LayoutIndex> {
     const path = join(this.path, 'index.json')
     for (let attempt = 1; ; attempt++) {
       try {
-        const text = await readFile(path, 'utf8').catch(missingAsUndefined)
-        return text === undefined ? LayoutIndex.EMPTY : LayoutIndex.parse(text)
+        const text = await readFile(path).catch(missingAsUndefined)
+        if (text === undefined) return LayoutIndex.EMPTY
+        const read = hash('sha256', text)
+        if (this.#read?.hash !== read)
+          this.#read = { hash: read, index: LayoutIndex.parse(text.toString()) }
+        return this.#read.index
       } catch (error) {
         if (!(error instanceof LayoutIndexInvalidError)) throw asStoreError(error, path)
         if (attempt === INDEX_ATTEMPTS) {

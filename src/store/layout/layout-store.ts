@@ -115,6 +115,8 @@ export class LayoutStore implements WritableStore, Startable {
   readonly #links: Links
   /** Repositories whose tags lead to content, by their full names */
   #led = new Map<Digest, Set<string>>()
+  /** What index and blobs lead to is to be found out again: something was not whole then, or has come or gone since. */
+  #outdated = true
   #collectedMs = 0
   /** Why the directory could not be read the last time it was tried */
   #failure: Error | undefined
@@ -267,6 +269,7 @@ export class LayoutStore implements WritableStore, Startable {
             usedMs: Date.now(),
             sent: options.digest === undefined,
           })
+          this.#outdated = true
           this.#publish()
         })
       const algorithm = options.algorithm ?? 'sha256'
@@ -430,10 +433,13 @@ export class LayoutStore implements WritableStore, Startable {
       this.#doubted = false
       try {
         const index = await this.#directory.readIndex()
-        this.#blobs = await this.#listBlobs()
-        if (this.#failure !== undefined) this.#log.info('layout store can be read again')
+        await this.#listBlobs()
+        if (this.#failure !== undefined) {
+          this.#log.info('layout store can be read again')
+          this.#outdated = true
+        }
         this.#failure = undefined
-        await this.#use(index)
+        if (this.#outdated || index !== this.#index) await this.#use(index)
         if (this.#collectedMs + COLLECT_EVERY_MS < Date.now()) await this.#collect(index)
         if (doubted) this.#inventory.tellAnew()
       } catch (error) {
@@ -446,13 +452,16 @@ export class LayoutStore implements WritableStore, Startable {
     })
   }
 
-  async #listBlobs(): Promise<Map<Digest, HeldBlob>> {
+  async #listBlobs(): Promise<void> {
+    const before = this.#blobs
     const blobs = new Map<Digest, HeldBlob>()
     for (const digest of await this.#directory.listBlobs()) {
-      const blob = this.#blobs.get(digest) ?? (await this.#measure(digest))
+      const blob = before.get(digest) ?? (await this.#measure(digest))
       if (blob !== undefined) blobs.set(digest, blob)
     }
-    return blobs
+    this.#blobs = blobs
+    if (blobs.size !== before.size || blobs.keys().some((digest) => !before.has(digest)))
+      this.#outdated = true
   }
 
   async #measure(digest: Digest): Promise<HeldBlob | undefined> {
@@ -462,6 +471,7 @@ export class LayoutStore implements WritableStore, Startable {
 
   /** Makes an index that was read or written the one that counts. */
   async #use(index: LayoutIndex): Promise<void> {
+    this.#outdated = false
     const claims = new Map<Digest, Set<number>>()
     const led = new Map<Digest, Set<string>>()
     const names = new Map<LayoutEntry, string[]>()
@@ -469,7 +479,11 @@ export class LayoutStore implements WritableStore, Startable {
       names.set(entry, [...(names.get(entry) ?? []), repositoryOf(tag)])
     for (const entry of index.entries) {
       // One manifest that cannot be read must not hide everything else; whoever asks for it is told.
-      for (const { digest, size } of await this.#reachable(entry.descriptor).catch(() => [])) {
+      const reached = await this.#reachable(entry.descriptor).catch(() => {
+        this.#outdated = true
+        return []
+      })
+      for (const { digest, size } of reached) {
         claims.set(digest, (claims.get(digest) ?? new Set()).add(size))
         for (const name of names.get(entry) ?? [])
           led.set(digest, (led.get(digest) ?? new Set()).add(name))
@@ -480,6 +494,7 @@ export class LayoutStore implements WritableStore, Startable {
     this.#led = led
     for (const [digest, { size }] of this.#blobs) {
       if (this.#intact(digest, size)) continue
+      this.#outdated = true
       // It may have been seen while another program was still writing it.
       const blob = await this.#measure(digest)
       if (blob !== undefined) this.#blobs.set(digest, blob)
@@ -533,7 +548,10 @@ export class LayoutStore implements WritableStore, Startable {
       manifest = parseManifest(bytes)
     } catch (error) {
       // A file that is damaged, or not yet complete, is not remembered.
-      if (hasCode(error, 'ENOENT') || error instanceof DigestMismatchError) return null
+      if (hasCode(error, 'ENOENT') || error instanceof DigestMismatchError) {
+        this.#outdated = true
+        return null
+      }
       if (!(error instanceof ManifestInvalidError)) throw asStoreError(error, path)
     }
     this.#manifests.set(digest, manifest)
@@ -653,6 +671,7 @@ export class LayoutStore implements WritableStore, Startable {
   }
 
   async #remove(digests: readonly Digest[]): Promise<void> {
+    this.#outdated = true
     for (const digest of digests) {
       this.#blobs.delete(digest)
       // In this order a crash leaves a link to nothing, which goes with the next collection.

@@ -27,6 +27,7 @@ import {
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf, type Digest } from '../../../src/oci/digest.ts'
 import { parseReference, tagName, type TagName } from '../../../src/oci/reference.ts'
+import { LayoutDirectory } from '../../../src/store/layout/layout-directory.ts'
 import { LayoutStore } from '../../../src/store/layout/layout-store.ts'
 import { NotHeldError, StoreFullError, StoreUnavailableError } from '../../../src/store/store.ts'
 import { contentStoreSuite, writableStoreSuite } from '../../compliance/store.ts'
@@ -216,6 +217,36 @@ suite('layout on disk', () => {
     for (const layer of image.layers) await put(again, layer)
     assert((await firstKeys(again)).has(cut), 'written again, it is held again')
     await again.stop()
+  })
+
+  test('a manifest that was cut off and is written again in place leads to its layers', async () => {
+    await using given = await temporaryStore()
+    const image = await buildImage({ layers: [1000] })
+    const [layer] = image.layers
+    assert(layer !== undefined)
+    await putImage(given.store, image, tag)
+    await given.store.stop()
+    const manifest = blobPath(given.path, image.manifest.descriptor.digest)
+    await truncate(manifest, 10)
+
+    const again = new LayoutStore({ log }, { path: given.path, maxBytes: 1e9, rescanMs: 50 })
+    await again.start()
+    const { repository } = parseReference(tag)
+    const leads = (): Promise<boolean> =>
+      again.belongs(layer.descriptor.digest, { registry: 'shoal.test', repository })
+    assert(!(await leads()))
+    await writeFile(manifest, image.manifest.bytes)
+    await until(leads)
+    await again.stop()
+  })
+
+  test('an index whose text is the same is not taken apart again', async () => {
+    await using given = await temporaryStore()
+    const directory = new LayoutDirectory(given.path)
+    const index = await directory.readIndex()
+    assert.equal(await directory.readIndex(), index)
+    await putImage(given.store, await buildImage({ layers: [100] }), tag)
+    assert((await directory.readIndex()).tags.has(tag))
   })
 
   test('a manifest with false sizes does not hide the content of others', async () => {
