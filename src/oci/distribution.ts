@@ -91,8 +91,9 @@ export function parsePullRequest(request: RequestParts, naming: HomeNaming): Pul
   const { name = '', kind = '', target = '' } = match
 
   const { registry, repository } = nameRepository(name, query, request.headers, naming)
-  // No answer has a validator, so none is the one that `If-Range` names, and then the whole is due.
-  const whole = header(request.headers, 'if-range') !== undefined
+  // Ranges are of GET alone (RFC 9110, 14.2). No answer has a validator, so none is the one that `If-Range` names, and then
+  // the whole is due (13.1.5).
+  const whole = method !== 'GET' || header(request.headers, 'if-range') !== undefined
   const range = whole ? undefined : parseRange(header(request.headers, 'range'))
   const parsed = {
     method,
