@@ -245,13 +245,13 @@ export function createPulls(
       ? asNamed
       : keep(asNamed, { store: layout, log: component('pull:keep'), homeRegistry })
   // What comes for somebody else on this node may break off with that one.
-  const local = poisoned.guard(transfers.over(inflight.over(kept, 'client')))
+  const local = poisoned.guard(transfers.foreseeing(transfers.over(inflight.over(kept, 'client'))))
 
   const ruleOf = tagRules(config.tags)
   return {
     given,
     local,
-    fetched: transfers.over(inflight.over(ofAll, 'node')),
+    fetched: transfers.foreseeing(transfers.over(inflight.over(ofAll, 'node'))),
     explain: (image) =>
       explainPull(
         image,

@@ -1,4 +1,4 @@
-import { createHash, type Hash } from 'node:crypto'
+import { createHash, hash, type Hash } from 'node:crypto'
 
 declare const brand: unique symbol
 
@@ -43,7 +43,7 @@ export function splitDigest(digest: Digest): { algorithm: string; hex: string } 
 
 /** The sha256 digest of some bytes. */
 export function digestOf(bytes: Uint8Array | string): Digest {
-  return parseDigest(`sha256:${createHash('sha256').update(bytes).digest('hex')}`)
+  return parseDigest(`sha256:${hash('sha256', bytes)}`)
 }
 
 /** Bytes that do not have the digest they were asked for by. */

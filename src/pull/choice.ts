@@ -20,7 +20,7 @@ const MAX_FACTOR = 4
 const SAMPLES = 256
 const MIN_SAMPLES = 20
 /** After so many more of them the hedge delay is found anew. */
-const SAMPLES_BETWEEN = 16
+const SAMPLES_BETWEEN = 64
 /** In ms: a peer that was answered within is never doubted. */
 const SHORTEST_HEDGE = 10
 
@@ -78,6 +78,7 @@ export class PeerChoice {
 
   /** Its addresses, that first which answered last: a family may lead nowhere, and that costs a dial. */
   origins({ id, origins }: Peer): string[] {
+    if (origins.length < 2) return [...origins]
     const last = this.#peers.get(id)?.origin
     return origins.toSorted((a, b) => Number(b === last) - Number(a === last))
   }

@@ -13,6 +13,7 @@ import { isManifestMediaType, MEDIA_TYPE, type Descriptor } from '../oci/manifes
 import type { ContentKey } from '../oci/reference.ts'
 import type { LookupOptions, Peer, Router } from '../routing/router.ts'
 import { PeerChoice } from './choice.ts'
+import { LinkedAbort } from './linked-abort.ts'
 import {
   RegistryRequestError,
   type RegistryAnswer,
@@ -255,8 +256,12 @@ export class PeersSource implements ContentSource {
       length,
       discard: async () => close(),
       writeTo: async (sink, { signal }) => {
-        const waited = (await answer.writeTo?.(sink, { signal })) ?? 0
-        this.#choice.sent(peer, length, waited)
+        try {
+          const waited = (await answer.writeTo?.(sink, { signal })) ?? 0
+          this.#choice.sent(peer, length, waited)
+        } finally {
+          close()
+        }
       },
     }
   }
@@ -337,15 +342,11 @@ export class PeersSource implements ContentSource {
   ): Promise<Transfer> {
     // Those that are receiving it themselves have times of their own
     using clock = patient ? new TierClock(this.#init.tiers) : undefined
-    const looking = new AbortController()
+    using looking = new LinkedAbort(signal)
     const late = setTimeout(() => looking.abort(DECIDED), this.#init.lookup)
-    const lookup = AbortSignal.any([signal, looking.signal])
     const { rank } = this.#choice
-    const found = find(keyOf(request), { signal: lookup, rank })[Symbol.asyncIterator]()
-    const running = new Map<
-      string,
-      { abort: AbortController; done: Promise<Transfer | undefined> }
-    >()
+    const found = find(keyOf(request), { signal: looking.signal, rank })[Symbol.asyncIterator]()
+    const running = new Map<string, { abort: LinkedAbort; done: Promise<Transfer | undefined> }>()
     let winner: Transfer | undefined
     let first: string | undefined
     const later: Peer[] = []
@@ -358,12 +359,16 @@ export class PeersSource implements ContentSource {
       if (!askedTwice.has(peer.id)) later.push(peer)
       askedTwice.add(peer.id)
     }
-    let next: Promise<Peer | undefined> | undefined = this.#nextPeer(found, tried, later)
+    let next: Promise<Peer | undefined> | undefined
+    /** The lookup has found all that it finds */
+    let ended = false
     let patience: (PromiseWithResolvers<'impatient'> & { timer: NodeJS.Timeout }) | undefined
     try {
       while (winner === undefined) {
         signal.throwIfAborted()
-        if (later.length > 0) next ??= this.#nextPeer(found, tried, later)
+        // While one is waited for alone, nobody looks for another: most often that one has it.
+        if (patience === undefined && (!ended || later.length > 0))
+          next ??= this.#nextPeer(found, tried, later)
         if (next === undefined && running.size === 0) break
         const waits: Promise<Transfer | 'impatient' | 'found' | undefined>[] = []
         for (const attempt of running.values()) waits.push(attempt.done)
@@ -373,23 +378,17 @@ export class PeersSource implements ContentSource {
 
         if (event === 'found') {
           const peer = await next
-          if (peer === undefined) {
-            next = undefined
-            continue
-          }
-          if (clock?.isOver(tierOf(peer)) === true) {
-            next = this.#nextPeer(found, tried, later)
-            continue
-          }
+          next = undefined
+          ended = peer === undefined
+          if (peer === undefined || clock?.isOver(tierOf(peer)) === true) continue
           tried.add(peer.id)
           first ??= peer.id
-          const abort = new AbortController()
-          const attempt = AbortSignal.any([signal, abort.signal])
+          const abort = new LinkedAbort(signal)
           // What has answered by then goes on
           const over = clock?.enter(tierOf(peer))
           const giveUp = (): void => abort.abort(DECIDED)
           over?.addEventListener('abort', giveUp)
-          const done = this.#ask(peer, request, range, size, attempt, {
+          const done = this.#ask(peer, request, range, size, abort, {
             again,
             busy,
             inflight,
@@ -399,7 +398,6 @@ export class PeersSource implements ContentSource {
             running.delete(peer.id)
           })
           running.set(peer.id, { abort, done })
-          next = this.#nextPeer(found, tried, later)
           const impatient = Promise.withResolvers<'impatient'>()
           const timer = setTimeout(() => impatient.resolve('impatient'), hedge())
           patience = { ...impatient, timer }
@@ -414,6 +412,7 @@ export class PeersSource implements ContentSource {
       clearTimeout(patience?.timer)
       clearTimeout(late)
       looking.abort(DECIDED)
+      void found.return?.().catch(() => {})
       // The others are let go, also those that answer just now. They may be asked again.
       for (const [id, { abort, done }] of running) {
         tried.delete(id)
@@ -459,7 +458,7 @@ export class PeersSource implements ContentSource {
     request: PullRequest,
     range: RangeRequest | undefined,
     size: number | undefined,
-    signal: AbortSignal,
+    abort: LinkedAbort,
     {
       again,
       busy,
@@ -472,7 +471,12 @@ export class PeersSource implements ContentSource {
       timeouts: Asked['timeouts']
     },
   ): Promise<Transfer | undefined> {
-    const end = this.#choice.begin(peer)
+    const { signal } = abort
+    const over = this.#choice.begin(peer)
+    const end = (): void => {
+      over()
+      abort[Symbol.dispose]()
+    }
     let failure: unknown
     const attempt: Attempt<string, RegistryAnswer | 'failed'> = async (origin, turn) => {
       const asked = performance.now()
@@ -501,12 +505,17 @@ export class PeersSource implements ContentSource {
         return outcome === 'unreachable' || outcome === 'untrusted' ? undefined : 'failed'
       }
     }
-    const answer = await inTurn(this.#choice.origins(peer), attempt, {
-      signal,
-      discard: (late) => {
-        if (late !== 'failed') late.close()
-      },
-    })
+    const origins = this.#choice.origins(peer)
+    const [only] = origins
+    const answer =
+      only !== undefined && origins.length === 1
+        ? await attempt(only, { connected() {}, signal })
+        : await inTurn(origins, attempt, {
+            signal,
+            discard: (late) => {
+              if (late !== 'failed') late.close()
+            },
+          })
     if (answer !== undefined && answer !== 'failed') {
       return {
         peer,

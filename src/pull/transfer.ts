@@ -1,5 +1,5 @@
 import type { Logger } from '../observe/log.ts'
-import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../oci/body.ts'
+import { ContentTruncatedError, readBody, type ByteSink } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
 import { ManifestInvalidError, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
@@ -58,10 +58,7 @@ export class Transfers {
       const { giver, ...content } = await open(request, options)
       const { body } = content
       if (body === undefined) return content
-      if (giver === undefined) {
-        const comes = request.kind === 'manifest' && content.source !== 'local'
-        return comes ? { ...content, body: this.#announcing(body) } : content
-      }
+      if (giver === undefined) return content
       const sent = new Map<SourceName, number>()
       const givenBy = new Map<string, number>()
       // A part cannot be verified; who asks for one has the rest.
@@ -91,18 +88,26 @@ export class Transfers {
     }
   }
 
-  /** A manifest, which is small and was verified as a whole, says how much comes next. */
-  #announcing(body: ContentBody): ContentBody {
-    return {
-      length: body.length,
-      discard: () => body.discard(),
-      writeTo: async (sink, { signal }) => {
-        const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal })
-        await sink.write(bytes)
-        this.#passages
-          .foresee(sizeOfContent(bytes))
-          .catch((error: unknown) => this.#log.debug({ err: error }, 'no thread was begun'))
-      },
+  /** A manifest from elsewhere, which is small and was verified as a whole, says how much comes next: that is made ready for. */
+  foreseeing(open: OpenContent): OpenContent {
+    return async (request, options) => {
+      const content = await open(request, options)
+      const { body, source } = content
+      if (request.kind !== 'manifest' || source === 'local' || body === undefined) return content
+      return {
+        ...content,
+        body: {
+          length: body.length,
+          discard: () => body.discard(),
+          writeTo: async (sink, { signal }) => {
+            const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal })
+            await sink.write(bytes)
+            this.#passages
+              .foresee(sizeOfContent(bytes))
+              .catch((error: unknown) => this.#log.debug({ err: error }, 'no thread was begun'))
+          },
+        },
+      }
     }
   }
 

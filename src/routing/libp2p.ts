@@ -498,8 +498,10 @@ export class Libp2pRouter implements Router, Startable {
     }
     // Whoever asks on has found none so far, or none of use. Before that is the last word, look again: what is on its
     // way may bring another holder, and then the DHT may know of one that this node has never met.
-    const arrival = AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
-    while (isArriving(running, this.#spegel) && !arrival.aborted) {
+    let arrival: AbortSignal | undefined
+    while (isArriving(running, this.#spegel)) {
+      arrival ??= AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
+      if (arrival.aborted) break
       await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
       for (const peer of holders()) {
         yield peer

@@ -215,6 +215,12 @@ export const TIERS: TierBudgets = {
 export class FixedRouter implements Router {
   readonly lookups: ContentKey[] = []
   readonly suspected: string[] = []
+  /** Names of those that lookups were asked for so far */
+  readonly found: string[] = []
+  /** Lookups that nobody asks on */
+  ended = 0
+  /** Of the last lookup */
+  rank: (peer: Peer) => number = () => 0
   readonly #peers: readonly Peer[]
 
   constructor(peers: readonly ZooPeer[]) {
@@ -231,11 +237,19 @@ export class FixedRouter implements Router {
 
   async *lookup(
     key: ContentKey,
-    { among }: Pick<LookupOptions, 'among'> = {},
+    { among, rank = this.rank }: Pick<LookupOptions, 'among' | 'rank'> = {},
   ): AsyncGenerator<Peer> {
     this.lookups.push(key)
-    for (const peer of this.#peers)
-      if (among === undefined || (among === 'near') === (peer.distance === 0)) yield peer
+    this.rank = rank
+    try {
+      for (const peer of this.#peers) {
+        if (among !== undefined && (among === 'near') !== (peer.distance === 0)) continue
+        this.found.push(peer.name)
+        yield peer
+      }
+    } finally {
+      this.ended += 1
+    }
   }
 
   suspect({ id }: Peer): void {

@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from 'node:crypto'
+import { hash, randomBytes } from 'node:crypto'
 import type { ContentKey } from '../../oci/reference.ts'
 
 /** Enough of a sha256 that no two keys meet by chance; two made to meet only send a pull to a peer in vain. */
@@ -6,7 +6,7 @@ export const KEY_BYTES = 16
 
 /** A content key as inventories carry it: the first 16 bytes of the sha256 of its text, one character a byte. */
 export function inventoryKey(key: ContentKey): string {
-  return createHash('sha256').update(key).digest().toString('latin1', 0, KEY_BYTES)
+  return hash('sha256', key, 'buffer').toString('latin1', 0, KEY_BYTES)
 }
 
 /** Writes keys one after the other. */

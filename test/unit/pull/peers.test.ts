@@ -431,6 +431,35 @@ suite('peers source', () => {
     assert.ok((await read(again)).equals(bytes))
   })
 
+  test('nobody looks for a second holder while the first is waited for', async () => {
+    await using first = await zoo.good(blob)
+    await using second = await zoo.good(blob)
+    await using peers = source([first, second])
+    const content = await peers.source.open(request(blob), { signal: signal() })
+    assert.deepEqual(peers.router.found, [first.peer.name])
+    await until(() => peers.router.ended === 1, { what: 'the lookup has ended' })
+    assert.ok((await read(content)).equals(bytes))
+    assert.equal(second.requests.length, 0)
+  })
+
+  test('a peer has a request of ours until its body was read, and no longer', async (t) => {
+    const few = { ...blob, bytes: bytes.subarray(0, 1000) }
+    await using only = await zoo.good({ ...few, digest: digestOf(few.bytes) })
+    await using peers = source([{ ...only, peer: { ...only.peer, distance: 0 } }])
+    // What is left to chance is left out
+    t.mock.method(Math, 'random', () => 0.5)
+    for (const ends of ['read', 'unread', 'broken off']) {
+      const { body } = await peers.source.open(request(few), { signal: signal() })
+      const meanwhile = peers.router.rank({ ...only.peer, distance: 0 })
+      const refuse = { write: () => Promise.reject(new Error('nobody reads')) }
+      if (ends === 'read') await body?.writeTo(new Collecting(), { signal: signal() })
+      else if (ends === 'unread') await body?.discard()
+      else await body?.writeTo(refuse, { signal: signal() }).catch(() => {})
+      const after = peers.router.rank({ ...only.peer, distance: 0 })
+      assert.ok(Math.abs(meanwhile / after - 2) < 1e-9, `${ends}: ${meanwhile}, then ${after}`)
+    }
+  })
+
   test('a slow first peer is overtaken by the second', async () => {
     await using slow = await zoo.silent()
     await using fast = await zoo.good(blob)

@@ -349,7 +349,7 @@ test('a manifest that comes from elsewhere has the thread begun that its layers 
   const manifest = Buffer.from(
     JSON.stringify({ schemaVersion: 2, config: { ...descriptor, size: 2 }, layers: [descriptor] }),
   )
-  const opened = transfers.over(async () => ({
+  const opened = transfers.foreseeing(async () => ({
     source: 'peer',
     descriptor: { digest, mediaType: MEDIA_TYPE.ociManifest, size: manifest.length },
     body: bytesBody(manifest),
