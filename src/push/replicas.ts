@@ -155,6 +155,9 @@ export class Replicas implements Startable {
       const have = this.#keeping(digest, contents).length + 1
       this.#noteCopies({ repository, digest, tags }, have, wanted)
       if (have >= wanted) return undefined
+      // They were cut off meanwhile: nobody is getting it.
+      if (exchange.keepers().length === 0)
+        return `on ${have} of ${wanted} nodes so far; no other node is connected any more`
       if (performance.now() > deadline || this.#stopped.signal.aborted)
         return `on ${have} of ${wanted} nodes so far; the others are getting it`
       await delay(SETTLE_EVERY)

@@ -138,6 +138,21 @@ async function withNetwork(run: (network: Network) => Promise<void>): Promise<vo
 }
 
 suite('copies of what was pushed', () => {
+  test('are not waited for when all other nodes are gone', async () => {
+    await withNetwork(async (network) => {
+      const a = network.node('a', { wait: 3_600_000 })
+      network.node('b')
+      await a.replicas.start()
+      const image = await buildImage({ layers: [10] })
+      await a.put(image)
+      const settled = a.replicas.settle(repository, image.manifest.descriptor.digest, [tag], 1)
+      await until(() => a.asked.length > 0)
+      network.nodes.delete('b')
+      assert.match((await settled) ?? '', /^on 1 of 2 nodes so far; no other/)
+      assert.deepEqual(a.replicas.list().waiting, [{ image: tag, have: 1, wanted: 2 }])
+    })
+  })
+
   test('are on as many nodes as wanted when the push is answered, with tag and links', async () => {
     await withNetwork(async (network) => {
       const [a] = ['a', 'b', 'c', 'd'].map((id) => network.node(id, { copies: 3 }))
