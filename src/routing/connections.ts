@@ -1,4 +1,5 @@
 import type { Connection } from '@libp2p/interface'
+import { multiaddr } from '@multiformats/multiaddr'
 import { parseMultiaddr, toMultiaddr } from './addresses.ts'
 import type { RoutingNode } from './node.ts'
 
@@ -48,4 +49,17 @@ export function dropMute(node: RoutingNode, id: string): void {
     if (connection.remotePeer.toString() === id && connection.timeline.open < young)
       connection.abort(new PeerSilentError('no hello'))
   }
+}
+
+/** Connects with a node whose id is known, at one of its addresses, which are multiaddrs. */
+export async function dial(
+  node: RoutingNode,
+  { id, addresses }: { id: string; addresses: readonly string[] },
+  signal: AbortSignal,
+): Promise<void> {
+  const targets = addresses
+    .map((address) => parseMultiaddr(address))
+    .filter((target) => target !== undefined)
+    .map((target) => multiaddr(toMultiaddr(target, id)))
+  if (targets.length > 0) await node.dial(targets, { signal })
 }

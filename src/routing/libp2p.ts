@@ -1,10 +1,8 @@
 import type { KeyObject } from 'node:crypto'
 import { lookup as lookupHost } from 'node:dns/promises'
-import { EventEmitter, once } from 'node:events'
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { multiaddr } from '@multiformats/multiaddr'
-import { BoundedMap } from '../bounded-map.ts'
 import { ListenError, type Startable } from '../lifecycle.ts'
 import type { Logger } from '../observe/log.ts'
 import type { ContentKey } from '../oci/reference.ts'
@@ -25,28 +23,29 @@ import type { NodeTopology } from './bootstrap/kubernetes.ts'
 import type { BootstrapTarget } from './bootstrap/target.ts'
 import type { ClaimBook } from './claims/claim-book.ts'
 import { ClaimExchange } from './claims/claim-exchange.ts'
-import { DhtRecords, type Provider } from './dht/records.ts'
+import { DhtRecords } from './dht/records.ts'
 import { LONG_RECORD_LIFE_MS, RECORD_LIFE_MS, RecordStore } from './dht/record-store.ts'
 import {
   AddressLostError,
+  dial,
   dropMute,
   dropStale,
-  HELLO_TIMEOUT_MS,
   isConnectionTo,
   PeerSilentError,
   TokenRetiredError,
 } from './connections.ts'
 import { loadIdentity, signingKey } from './identity.ts'
-import { Exchanges, isNear } from './mesh/exchanges.ts'
+import { Lookups } from './lookups.ts'
+import { Exchanges } from './mesh/exchanges.ts'
 import { Inventory, inventoryKey } from './mesh/inventory.ts'
 import { KnownPeers } from './mesh/known-peers.ts'
 import { Mesh } from './mesh/mesh.ts'
 import { PeerProtocol } from './mesh/protocol.ts'
-import { LEADS_SHARING, type RemoteNode } from './mesh/remote.ts'
+import { LEADS_SHARING } from './mesh/remote.ts'
 import { SharingMode, type Sharing } from './mesh/sharing.ts'
 import { createNode, ownAddresses, systemError, type Carrier, type RoutingNode } from './node.ts'
 import type { LookupOptions, Peer, Router } from './router.ts'
-import { SPEGEL_DHT_PROTOCOL, spegelPeer } from './spegel.ts'
+import { SPEGEL_DHT_PROTOCOL } from './spegel.ts'
 
 /** Shoal's own DHT. */
 const DHT_PROTOCOL = '/shoal/kad/1.0.0'
@@ -59,11 +58,8 @@ const DIAL_TIMEOUT_MS = 2000
 const MAX_GUESTS = 100
 /** … for so long: to learn of others that have room, to look something up, or to leave records. */
 const GUEST_MS = 5000
-/** So long a lookup waits for inventories that are on their way. */
-const ARRIVAL_TIMEOUT_MS = 500
-/** It is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
+/** A connection without a hello is ended after this: libp2p identifies a peer once, and where that fails nothing is ever said. */
 const SILENCE_MS = 10_000
-const DHT_TIMEOUT_MS = 2000
 /** More than 10,000 records in the time in which lookups should find them */
 const MESSAGES_PER_MINUTE = 15_000
 /**
@@ -75,14 +71,6 @@ const BYTES_PER_OWN_KEY = 240
 const BYTES_PER_MISSING = 30
 /** Of two nodes with one identity the one goes that came just now, in ms since it did. */
 const TWIN_TIME_MS = 60_000
-/** A record may name thousands; so many are met at a time for one lookup. */
-const MAX_MEETINGS = 16
-/** Whom a record names, and who could not be met, is not tried again so soon by a lookup: each would wait for him anew. */
-const MISSED_MS = 4000
-/** So many of them are remembered. */
-const MAX_MISSED = 4096
-/** Of those that are said to be at one address so many are met; one of them may be what a node was before it began anew. */
-const MAX_CLAIMS = 3
 
 /** Asked for what only a running router has. */
 export class RouterNotRunningError extends Error {
@@ -178,11 +166,10 @@ interface Running {
   readonly protocol: PeerProtocol
   readonly claims: ClaimExchange | undefined
   readonly mesh: Mesh
+  readonly lookups: Lookups
   readonly known: KnownPeers
   readonly bootstrapper: Bootstrapper
   readonly id: string
-  /** Loopback addresses are plausible, because this node has one */
-  readonly loopback: boolean
   /** Where libp2p is to listen now */
   readonly listen: () => SocketAddress[]
 }
@@ -206,12 +193,8 @@ export class Libp2pRouter implements Router, Startable {
   readonly #records: DhtRecords
   /** What other nodes put into the DHT here */
   readonly #foreign: RecordStore
-  /** Rings when a lookup may find more than a moment ago. */
-  readonly #changes = new EventEmitter<{ change: [] }>().setMaxListeners(0)
   #nodeAddresses: readonly string[]
   #topology: NodeTopology
-  /** Whom lookups could not meet, and until when that counts */
-  readonly #missed = new BoundedMap<string, number>(MAX_MISSED)
   #running: Running | undefined
   #tokens: readonly string[]
   readonly #banned: ReadonlySet<string>
@@ -246,8 +229,7 @@ export class Libp2pRouter implements Router, Startable {
     this.#meshSize = init.meshSize ?? MESH_SIZE
     this.#maxConnections = init.maxConnections ?? 2 * this.#meshSize + 100
     this.#spegel = init.mesh === 'spegel'
-    const needed = (): boolean =>
-      this.#spegel || (this.#running !== undefined && this.#isLarge(this.#running))
+    const needed = (): boolean => this.#spegel || this.#running?.lookups.partial === true
     const { recordLifeMs: lifeMs = this.#spegel ? RECORD_LIFE_MS : LONG_RECORD_LIFE_MS } = init
     this.#foreign = new RecordStore({
       lifeMs,
@@ -476,43 +458,8 @@ export class Libp2pRouter implements Router, Startable {
     }
   }
 
-  async *lookup(
-    key: ContentKey,
-    { signal, rank = nearestFirst, among }: LookupOptions,
-  ): AsyncGenerator<Peer> {
-    const running = this.#running
-    if (running === undefined || signal.aborted) return
-    const { zone, region } = this.#topology
-    const placed = zone !== undefined || region !== undefined
-    // A node that does not know where it is takes all others to be near.
-    if (among === 'far' && !placed) return
-    const seen = new Set<string>()
-    const holders = (): Peer[] =>
-      this.#holders(running, key, seen, rank).filter(
-        (peer) =>
-          !placed || among === undefined || isNear(peer, this.#topology) === (among === 'near'),
-      )
-    for (const peer of holders()) {
-      yield peer
-      if (signal.aborted) return
-    }
-    // Whoever asks on has found none so far, or none of use. Before that is the last word, look again: what is on its
-    // way may bring another holder, and then the DHT may know of one that this node has never met.
-    let arrival: AbortSignal | undefined
-    while (isArriving(running, this.#spegel)) {
-      arrival ??= AbortSignal.any([signal, AbortSignal.timeout(ARRIVAL_TIMEOUT_MS)])
-      if (arrival.aborted) break
-      await once(this.#changes, 'change', { signal: arrival }).catch(() => {})
-      for (const peer of holders()) {
-        yield peer
-        if (signal.aborted) return
-      }
-    }
-    if (signal.aborted || this.#knowsAll(running)) return
-    // Records do not say where a node is: whom only they name is far.
-    if (among === 'near' && placed) return
-    yield* this.#fromDht(running, key, seen, signal)
-    if (!signal.aborted) yield* holders()
+  async *lookup(key: ContentKey, options: LookupOptions): AsyncGenerator<Peer> {
+    if (this.#running !== undefined) yield* this.#running.lookups.find(key, options)
   }
 
   /** On how many of the connected nodes `key` is, as they say. */
@@ -520,136 +467,6 @@ export class Libp2pRouter implements Router, Startable {
     const name = inventoryKey(key)
     const nodes = this.#running === undefined ? [] : [...this.#running.protocol.nodes()]
     return nodes.filter(({ keys, sharing }) => sharing && keys.has(name)).length
-  }
-
-  /** Holders that are not in `seen` yet, in the order of their ranks. */
-  #holders(
-    { protocol }: Running,
-    key: ContentKey,
-    seen: Set<string>,
-    rank: (peer: Peer) => number,
-  ): Peer[] {
-    const name = inventoryKey(key)
-    const { zone, region } = this.#topology
-    const holders: { peer: Peer; rank: number }[] = []
-    for (const { peer: known, keys, sharing } of protocol.nodes()) {
-      if (!sharing || seen.has(known.id) || !keys.has(name)) continue
-      seen.add(known.id)
-      const near = zone !== undefined && known.zone === zone
-      const close = region !== undefined && known.region === region
-      const peer: Peer = { ...known, distance: near ? 0 : close ? 1 : 2 }
-      holders.push({ peer, rank: rank(peer) })
-    }
-    return holders.toSorted((a, b) => a.rank - b.rank).map(({ peer }) => peer)
-  }
-
-  /** More nodes are there than one is connected with, so that their lookups depend on the DHT. */
-  #isLarge({ node, protocol }: Running): boolean {
-    return (
-      protocol.crowded ||
-      protocol.size >= this.#meshSize ||
-      node.getConnections().length >= this.#maxConnections
-    )
-  }
-
-  /**
-   * True when a miss is certain without the DHT. Only a node can be found through it that is in somebody's routing
-   * table. Every node this one hears of, in a hello or in any answer of the DHT, becomes a connection or proves to be out
-   * of reach; so when all connections have told their whole inventory and nobody heard of is unsettled, a record could
-   * only name a node that was just asked, or one that cannot be read from anyhow. What a Spegel node holds only records
-   * tell.
-   */
-  #knowsAll(running: Running): boolean {
-    const { node, protocol, mesh } = running
-    if (this.#spegel) return false
-    if (protocol.size > 0 && this.#isLarge(running)) return false
-    if (mesh.unsettled) return false
-    return node
-      .getConnections()
-      .every(({ remotePeer }) => protocol.get(remotePeer.toString())?.inventory === 'complete')
-  }
-
-  /** Asks the DHT and meets whom it names, all at the same time: some of them may be gone. */
-  async *#fromDht(
-    running: Running,
-    key: ContentKey,
-    seen: Set<string>,
-    signal: AbortSignal,
-  ): AsyncGenerator<Peer> {
-    const name = inventoryKey(key)
-    const enough = new AbortController()
-    const limit = AbortSignal.any([enough.signal, signal, AbortSignal.timeout(DHT_TIMEOUT_MS)])
-    const met: Peer[] = []
-    /** How many nodes are said to be at an address */
-    const claims = new Map<string, number>()
-    const bell = new EventEmitter<{ ring: [] }>().setMaxListeners(0)
-    let open = 1
-    const work = async (task: Promise<void>): Promise<void> => {
-      await task.catch((error: unknown) => this.#log.debug({ key, err: error }, 'DHT lookup'))
-      open -= 1
-      bell.emit('ring')
-    }
-    const { protocol, loopback } = running
-    const meet = async (provider: Provider): Promise<void> => {
-      if (this.#spegel && protocol.get(provider.id) === undefined) {
-        const peer = spegelPeer(provider, { registryPort: this.#registryPort(), loopback })
-        if (peer !== undefined) met.push(peer)
-        return
-      }
-      const remote = await this.#meet(running, provider, limit)
-      // A record may say what is long withdrawn, or what somebody else made up.
-      const lacks = remote?.inventory === 'complete' && !remote.keys.has(name)
-      if (remote?.sharing === true && !lacks) met.push(remote.peer)
-    }
-    const ask = async (): Promise<void> => {
-      for await (const provider of this.#records.find(key, { signal: limit })) {
-        if (provider.id === running.id || seen.has(provider.id)) continue
-        seen.add(provider.id)
-        if (running.protocol.get(provider.id) === undefined) {
-          const free = provider.addresses.filter((at) => (claims.get(at) ?? 0) < MAX_CLAIMS)
-          if (free.length === 0) continue
-          for (const at of free) claims.set(at, (claims.get(at) ?? 0) + 1)
-        }
-        // One of them is this loop
-        while (open > MAX_MEETINGS && !limit.aborted) await once(bell, 'ring')
-        open += 1
-        void work(meet(provider))
-      }
-    }
-    void work(ask())
-    try {
-      while (open > 0 || met.length > 0) {
-        const peer = met.shift()
-        if (peer !== undefined) yield peer
-        else await once(bell, 'ring')
-        if (signal.aborted) return
-      }
-    } finally {
-      enough.abort()
-    }
-  }
-
-  async #meet(
-    running: Running,
-    { id, addresses }: Provider,
-    signal: AbortSignal,
-  ): Promise<RemoteNode | undefined> {
-    const { protocol } = running
-    const began = performance.now()
-    if (protocol.get(id) === undefined && (this.#missed.get(id) ?? 0) > began) return undefined
-    try {
-      if (protocol.get(id) === undefined) await this.#dial(running, { id, addresses }, signal)
-      const deadline = AbortSignal.any([signal, AbortSignal.timeout(HELLO_TIMEOUT_MS)])
-      while (protocol.get(id) === undefined && !deadline.aborted) {
-        await once(this.#changes, 'change', { signal: deadline }).catch(() => {})
-      }
-    } finally {
-      const now = performance.now()
-      // Nothing is known of whom a lookup that ended was about to meet
-      const tried = !signal.aborted || now - began > HELLO_TIMEOUT_MS
-      if (tried && protocol.get(id) === undefined) this.#missed.set(id, now + MISSED_MS)
-    }
-    return protocol.get(id)
   }
 
   async #create(): Promise<Running> {
@@ -705,23 +522,41 @@ export class Libp2pRouter implements Router, Startable {
     const connected = (): boolean =>
       protocol.size > 0 || (this.#spegel && node.getPeers().length > 0)
     const known = new KnownPeers({ log: this.#log }, { dataDir, loopback })
+    const mesh = new Mesh({
+      log: this.#log,
+      isConnected,
+      connect: (member) => {
+        // One after the other is dialled, and the first may be of a family that does not get there
+        const timeoutMs = dialTimeoutMs * Math.max(1, member.addresses.length)
+        dropMute(node, member.id)
+        return dial(node, member, AbortSignal.timeout(timeoutMs))
+      },
+    })
     const running: Running = {
       node,
       protocol,
       claims: this.#exchangeClaims(protocol, { node: id, key: signingKey(privateKey) }),
       id,
-      loopback,
       listen: () => hosts().map((each) => ({ host: each, port: listen.port })),
-      mesh: new Mesh({
-        log: this.#log,
-        isConnected,
-        connect: (member) => {
-          // One after the other is dialled, and the first may be of a family that does not get there
-          const timeoutMs = dialTimeoutMs * Math.max(1, member.addresses.length)
-          dropMute(node, member.id)
-          return this.#dial(running, member, AbortSignal.timeout(timeoutMs))
+      mesh,
+      lookups: new Lookups(
+        {
+          log: this.#log,
+          node,
+          protocol,
+          mesh,
+          records: this.#records,
+          topology: () => this.#topology,
+          registryPort: this.#registryPort,
         },
-      }),
+        {
+          id,
+          loopback,
+          spegel: this.#spegel,
+          meshSize: this.#meshSize,
+          maxConnections: this.#maxConnections,
+        },
+      ),
       known,
       bootstrapper: new Bootstrapper(
         {
@@ -780,7 +615,6 @@ export class Libp2pRouter implements Router, Startable {
     const hasRoom = (): boolean => node.getConnections().length < this.#maxConnections
     const isWanted = (id: string): boolean =>
       id !== self && protocol.size < this.#meshSize && hasRoom() && !protocol.isFull(id)
-    protocol.on('change', () => this.#changes.emit('change'))
     protocol.on('stop', (id) => this.#foreign.forget(id))
     protocol.on('withdraw', (id, keys) => this.#foreign.withdraw(id, keys))
     protocol.on('speak', (id) => {
@@ -795,7 +629,6 @@ export class Libp2pRouter implements Router, Startable {
       if (here.has(remote.peer.id)) dropStale(node, remote.peer.id)
       here.add(remote.peer.id)
       mesh.forget(remote.peer.id)
-      this.#missed.delete(remote.peer.id)
       known.saw(remote.peer.id, remote.addresses)
       for (const member of members) if (isWanted(member.id)) mesh.hear(member, 'hello')
     })
@@ -869,15 +702,6 @@ export class Libp2pRouter implements Router, Startable {
     }
   }
 
-  /** Connects with a node whose id is known. */
-  async #dial({ node }: Running, { id, addresses }: Provider, signal: AbortSignal): Promise<void> {
-    const targets = addresses
-      .map((address) => parseMultiaddr(address))
-      .filter((target) => target !== undefined)
-      .map((target) => multiaddr(toMultiaddr(target, id)))
-    if (targets.length > 0) await node.dial(targets, { signal })
-  }
-
   async #bootstrap(running: Running, target: BootstrapTarget, signal: AbortSignal): Promise<void> {
     const { node, protocol, id } = running
     const address = toMultiaddr(target)
@@ -914,30 +738,8 @@ export class Libp2pRouter implements Router, Startable {
   }
 }
 
-/** Inventories, hellos or connections are on their way that may answer in a moment. */
-function isArriving({ node, protocol, mesh }: Running, spegel: boolean): boolean {
-  for (const { telling } of protocol.nodes()) if (telling) return true
-  // Connections that never say hello are no reason to wait
-  if (spegel) return false
-  const young = Date.now() - HELLO_TIMEOUT_MS
-  return (
-    mesh.unsettled ||
-    node
-      .getConnections()
-      .some(
-        ({ remotePeer, timeline }) =>
-          timeline.open > young && protocol.get(remotePeer.toString()) === undefined,
-      )
-  )
-}
-
 function isOwnAddress(host: string): boolean {
   return Object.values(networkInterfaces()).some((entries) =>
     entries?.some(({ address }) => address === host),
   )
-}
-
-/** Those equally near in random order, so that they share the load. */
-function nearestFirst({ distance = 2 }: Peer): number {
-  return distance + Math.random()
 }
