@@ -168,6 +168,23 @@ const scenarios: readonly Scenario[] = [
     counted: (index) => index !== 2,
   },
   {
+    name: 'slow-leader',
+    title: 'the same; the sixth asks first, and the others half a second later',
+    stores: layouts(6),
+    uplink: 200,
+    layers: FIVE,
+    startsAt: (index) => (index === 2 ? 0 : 500),
+    prepare: ({ nodes }) => nodes[2]!.link.shape(5),
+    counted: (index) => index !== 2,
+  },
+  {
+    name: 'thin',
+    title: '6 nodes, 6 MB in 3 layers, all at once, uplink 2 Mbit/s (bound 24 s)',
+    stores: six,
+    uplink: 2,
+    layers: [3, 2, 1].map((mb) => mb * 1_000_000),
+  },
+  {
     name: 'sites',
     title:
       '3 sites of 4 nodes with their own store, each with a 20 Mbit/s way to the upstream and the other sites, 20 MB in 5 layers',

@@ -3,7 +3,7 @@ import type { FileHandle } from 'node:fs/promises'
 import type { ServerResponse } from 'node:http'
 import { setImmediate as nextTurn } from 'node:timers/promises'
 import { kernelCalls, LentSocket } from '../kernel/calls.ts'
-import { ContentTruncatedError, type ByteSink, type LentReader } from '../oci/body.ts'
+import { ContentTruncatedError, type ByteSink, type Carried, type LentReader } from '../oci/body.ts'
 import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import { FileSender } from './sendfile.ts'
 
@@ -107,7 +107,9 @@ export class ResponseSink implements ByteSink {
     return offset - start
   }
 
-  async lend<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined> {
+  async lend(
+    use: (reader: LentReader) => Promise<Carried | undefined>,
+  ): Promise<Carried | undefined> {
     const { socket } = this.#response
     // What was written before must be with the kernel: it comes first.
     if (socket === null || !this.#response.headersSent || socket.writableLength > 0)

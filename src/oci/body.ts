@@ -18,15 +18,15 @@ export interface ByteSink {
   /**
    * Takes bytes out of a connection without their passing through this thread; undefined, with nothing taken, where that
    * cannot be. Settles only when the connection is not needed any more, soon after the reader is gone or `signal` aborts; how
-   * far it came is not known then.
+   * far it came is not known then. Where no byte was taken the next ones are to be written, and then it may be tried again.
    * @throws like `write`
    */
   carry?(load: CarryLoad, options: { signal: AbortSignal }): Promise<Carried | undefined>
   /**
    * Lends the connection that the bytes go to, for `use` to write into it by system calls; undefined, with `use` not called,
-   * where that cannot be. Only after a `write`, and with none beside it.
+   * where that cannot be; with no bytes, where it cannot be now. Only after a `write`, and with none beside it.
    */
-  lend?<T>(use: (reader: LentReader) => Promise<T>): Promise<T | undefined>
+  lend?(use: (reader: LentReader) => Promise<Carried | undefined>): Promise<Carried | undefined>
 }
 
 /** What a sink takes out of a connection. */

@@ -12,6 +12,7 @@ import type {
   SpooledContent,
 } from '../store/store.ts'
 import type { OpenContent } from './chain.ts'
+import { RecentBytes, RecentMemory } from './recent-bytes.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import {
   ContentNotFoundError,
@@ -68,6 +69,7 @@ export class Inflight implements ContentSource {
   readonly #gives: InflightComponents['gives']
   readonly #log: Logger
   readonly #arrivals = new Map<Digest, Arrival>()
+  readonly #memory = new RecentMemory()
 
   constructor({ store, given, spool, wanted, gives, log }: InflightComponents) {
     this.#store = store
@@ -303,7 +305,17 @@ export class Inflight implements ContentSource {
         await Promise.all([sink.write(chunk), spooled.write(chunk)])
       },
     }
-    await this.#bring(arrival, spooled, () => body.writeTo(both ?? sink, { signal }))
+    const recent =
+      here?.inSteps === true
+        ? new RecentBytes({ memory: this.#memory }, { start: range?.start ?? 0 })
+        : undefined
+    if (recent !== undefined) arrival.recently(recent)
+    const to = recent === undefined ? (both ?? sink) : noting(recent, sink)
+    try {
+      await this.#bring(arrival, spooled, () => body.writeTo(to, { signal }))
+    } finally {
+      recent?.end()
+    }
   }
 
   /** Writes it to where it is wanted; what was written aside stays until the store gives it. */
@@ -356,6 +368,24 @@ export class Inflight implements ContentSource {
   }
 }
 
+/** Keeps what passes slowly, which therefore has to pass this thread. */
+function noting(recent: RecentBytes, sink: ByteSink): ByteSink {
+  return {
+    write: async (chunk) => {
+      recent.passed(chunk)
+      await sink.write(chunk)
+    },
+    ...(sink.lend && {
+      lend: async (use) => {
+        if (!recent.isFast) return { bytes: 0, waited: 0, giver: 'sends' }
+        const carried = await sink.lend?.(use)
+        recent.skipped(carried?.bytes ?? 0)
+        return carried
+      },
+    }),
+  }
+}
+
 const NOT_COMING = new ContentNotFoundError('it is not being received')
 
 function isWhole({ range }: PullRequest): boolean {
@@ -392,6 +422,7 @@ class Arrival implements Growth {
   #descriptor: Descriptor | undefined
   #whole = true
   #content: ArrivingContent | undefined
+  #recent: RecentBytes | undefined
   #failure: Error | undefined
 
   constructor(digest: Digest, receiver: Receiver, of: RepositoryName) {
@@ -476,6 +507,15 @@ class Arrival implements Growth {
 
   readable(content: ArrivingContent | undefined): void {
     this.#content ??= content
+  }
+
+  /** What has passed and may not be in its file yet */
+  recently(recent: RecentBytes): void {
+    this.#recent = recent
+  }
+
+  recent(offset: number): Uint8Array | undefined {
+    return this.#recent?.from(offset)
   }
 
   /** What it is, as soon as that is known. @throws {ContentNotFoundError} when it does not begin in time */

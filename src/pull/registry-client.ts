@@ -215,6 +215,8 @@ export class RegistryClient {
     { signal, progress, gathers }: { signal: AbortSignal; progress: number; gathers: boolean },
   ): Promise<number> {
     let carries = sink.carry !== undefined
+    // What could be carried is to pass here now
+    let passes = false
     let waited = 0
     if (gathers) connection.widen()
     for (let left = length; left > 0;) {
@@ -236,9 +238,11 @@ export class RegistryClient {
         carries = carried !== undefined
         waited += carried?.waited ?? 0
         left -= carried?.bytes ?? 0
+        passes = carried?.bytes === 0
+        if (passes) break
       }
       if (!carries && left > CARRY_BYTES) connection.widen()
-      if (gathers && !carries && left > 0 && chunk.length < GATHER.bytes) {
+      if (gathers && (passes || !carries) && left > 0 && chunk.length < GATHER.bytes) {
         await delay(GATHER.ms, undefined, { signal })
         waited += GATHER.ms
       }

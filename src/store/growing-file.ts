@@ -15,10 +15,12 @@ const STALL = 60_000
 
 /** A file to which somebody else writes content in order, from its first byte. */
 export class GrowingFile implements ArrivingContent {
+  readonly inSteps: boolean
   readonly #path: string
 
-  constructor(path: string) {
+  constructor(path: string, { inSteps = false }: { inSteps?: boolean } = {}) {
     this.#path = path
+    this.inSteps = inSteps
   }
 
   async open(part: ByteRange, growth: Growth): Promise<ContentBody> {
@@ -51,11 +53,14 @@ class GrowingBody implements ContentBody {
         // It may have another name by now, or none; the handle does not care.
         // Looked up at once: to ask another thread would cost ten times as much, and this is asked again and again.
         const { size } = fstatSync(this.#file.fd)
-        const there = Math.min(size, usable, this.#part.end + 1)
+        const most = Math.min(usable, this.#part.end + 1)
+        const recent = size > offset ? undefined : this.#growth.recent?.(offset)
+        const there = Math.min(recent === undefined ? size : offset + recent.length, most)
         const came = there - offset
         if (came > 0) {
           const grownBy = { start: offset, end: there - 1 }
-          await copyFilePart(this.#file, grownBy, sink, signal, buffers)
+          if (recent === undefined) await copyFilePart(this.#file, grownBy, sink, signal, buffers)
+          else await sink.write(recent.subarray(0, came))
           offset = there
           grown = performance.now()
           if (came > 2 * ENOUGH) pause = Math.max(pause / 2, PAUSE.first)

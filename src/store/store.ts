@@ -64,6 +64,8 @@ export type Receiver = 'client' | 'node'
 
 /** Content on its way into a store, of which what has come can be read. Nobody has verified it. */
 export interface ArrivingContent {
+  /** Whoever writes it does so in steps of 1 MiB: what has passed by may be long in coming here. */
+  readonly inSteps?: boolean
   /**
    * A part of it, written out as it comes; its end may be long in coming. The part must lie inside of the content.
    * @throws when it is gone by now
@@ -87,6 +89,8 @@ export interface Growth {
    * @throws when the content will not become whole
    */
   usable(): number
+  /** From byte `offset` on, what may not be there yet and has passed by; undefined where that is nothing. Nobody writes to it. */
+  recent?(offset: number): Uint8Array | undefined
 }
 
 /** Events are hints made true: every key was checked to be held (or gone) when its event was made. */

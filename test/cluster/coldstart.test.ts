@@ -163,4 +163,23 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
       assert.deepEqual(new Set(offered), new Set(['store']), node.name)
     }
   })
+
+  test('over a thin uplink nobody waits until containerd has written its next 1 MiB', async () => {
+    const size = 2_000_000
+    const thin = 'tc qdisc change dev eth0 root tbf rate 2mbit burst 32kb latency 400ms'
+    let attempts = 0
+    await inPeace(
+      async () => {
+        attempts += 1
+        const image = await buildImage({ layers: [size], seed: `thin ${attempts}` })
+        reference = await cluster.upstream.push(image, `thin:${attempts}`)
+        await cluster.upstream.machine.exec(thin.split(' '))
+        const before = await cluster.upstream.sent()
+        await Promise.all(cluster.nodes.map(pull))
+        const copies = ((await cluster.upstream.sent()) - before) / size
+        assert.ok(copies < 1.6, `${copies} copies`)
+      },
+      { timeoutMs: 120_000 },
+    )
+  })
 })

@@ -150,7 +150,7 @@ export class ContainerdStore implements WritableStore {
 
   /**
    * containerd's own file of what it is receiving: `ingest/<id>/data`, with the name its client gave it in `ref`, such as
-   * `k8s.io/1/layer-sha256:...`.
+   * `k8s.io/1/layer-sha256:...`. Its clients write 1 MiB at a time into it.
    * @see https://github.com/containerd/containerd/blob/v2.1.0/plugins/content/local/store.go
    */
   async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
@@ -165,12 +165,12 @@ export class ContainerdStore implements WritableStore {
         if (!name.includes(digest) || (receiver ?? by) !== by) return []
         const path = join(ingests, id, 'data')
         const file = await stat(path).catch(() => undefined)
-        return file === undefined ? [] : [{ path, mtimeMs: file.mtimeMs }]
+        return file === undefined ? [] : [{ path, by, mtimeMs: file.mtimeMs }]
       }),
     )
     // One that is given up may be there for hours.
     const [newest] = found.flat().toSorted((a, b) => b.mtimeMs - a.mtimeMs)
-    return newest && new GrowingFile(newest.path)
+    return newest && new GrowingFile(newest.path, { inSteps: newest.by === 'client' })
   }
 
   repositoriesOf(digest: Digest): readonly string[] {

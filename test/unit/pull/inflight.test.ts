@@ -1,11 +1,15 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
+import { mkdtempDisposable, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
-import { bytesBody } from '../../../src/oci/body.ts'
+import { bytesBody, type ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
+import { GrowingFile } from '../../../src/store/growing-file.ts'
 import { until } from '../../wait.ts'
 
 const bytes = randomBytes(1000)
@@ -45,6 +49,60 @@ suite('what a client is receiving', () => {
     await content.body?.writeTo(sink, { signal })
     assert.deepEqual(Buffer.concat(received), bytes)
     assert.equal(looks, 0)
+    await until(() => inflight.size === 0)
+  })
+
+  test('is given as it passes, though its client writes its file in large steps', async () => {
+    await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-'))
+    const path = join(directory.path, 'data')
+    await writeFile(path, '')
+    let isHeld = false
+    const inflight = new Inflight({
+      store: {
+        arriving: async () => new GrowingFile(path, { inSteps: true }),
+        stat: async () => descriptor,
+        open: async () => bytesBody(bytes),
+      },
+      given: () => isHeld,
+      spool: undefined,
+      wanted: () => true,
+      gives: () => true,
+      log: createLogger({ level: 'silent' }),
+    })
+    const signal = AbortSignal.timeout(30_000)
+    const rest = Promise.withResolvers<void>()
+    const body = {
+      length: bytes.length,
+      discard: async () => {},
+      writeTo: async (sink: ByteSink) => {
+        await sink.write(bytes.subarray(0, 700))
+        const carried = await sink.lend?.(async () => assert.fail('it goes past this thread'))
+        assert.equal(carried?.bytes, 0)
+        await rest.promise
+        await sink.write(bytes.subarray(700))
+      },
+    }
+    const found = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
+    const content = await inflight.over(found, 'client')(request, { signal })
+    const client = {
+      write: async () => {},
+      lend: async () => assert.fail('what comes slowly is not carried'),
+    }
+    const received = content.body?.writeTo(client, { signal })
+    const other = await inflight.open(request, { signal })
+    const read: Buffer[] = []
+    const given = other.body?.writeTo(
+      { write: async (chunk) => void read.push(Buffer.from(chunk)) },
+      { signal },
+    )
+    await until(() => Buffer.concat(read).equals(bytes.subarray(0, 700)))
+    rest.resolve()
+    await received
+    // The client has all of it, and writes it down.
+    await writeFile(path, bytes)
+    isHeld = true
+    await given
+    assert.deepEqual(Buffer.concat(read), bytes)
     await until(() => inflight.size === 0)
   })
 })

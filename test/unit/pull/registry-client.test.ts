@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { suite, test } from 'node:test'
+import type { ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { Connection } from '../../../src/pull/connection.ts'
@@ -232,6 +233,27 @@ suite('registry client', () => {
       await until(() => server.sockets.size === 0)
     })
   }
+
+  test('what cannot be carried now passes here, and is tried again', async () => {
+    const large = Buffer.alloc(3_000_000, 'large ')
+    await using server = await serve((socket) => {
+      socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${large.length}\r\n\r\n`)
+      socket.write(large)
+    })
+    const answer = await server.client.fetch(server.origin, pull, { signal: signal() })
+    const chunks: Buffer[] = []
+    let refused = 0
+    const sink: ByteSink = {
+      write: async (chunk) => void chunks.push(Buffer.from(chunk)),
+      carry: async () => {
+        refused += 1
+        return { bytes: 0, waited: 0, giver: 'sends' }
+      },
+    }
+    await answer.writeTo?.(sink, { signal: signal() })
+    assert.ok(Buffer.concat(chunks).equals(large))
+    assert.ok(refused > 1, `${refused} times`)
+  })
 
   test('TLS is not pretended', async () => {
     await using server = await serve(() => {})
