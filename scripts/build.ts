@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { cp, mkdir, readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { promisify } from 'node:util'
-import { build, transform } from 'esbuild'
+import { build, transform, type Plugin } from 'esbuild'
 
 /**
  * Bundles the commands into `dist/program-*.cjs`, what not all of them need (the daemon, the client for upstreams) into files beside it that are
@@ -14,6 +14,18 @@ import { build, transform } from 'esbuild'
 const KEPT_BUILDS = 4
 /** The demo is given up after this long, in ms. */
 const WARM_UP = 120_000
+
+/** libp2p-noise is given what it computes with (`src/routing/noise-crypto.ts`), and begins a WebAssembly of its own none the less, but in browsers. */
+const withoutWebAssembly: Plugin = {
+  name: 'noise without WebAssembly',
+  setup(build) {
+    build.onResolve({ filter: /^\.\/crypto\/index\.js$/ }, ({ resolveDir }) =>
+      resolveDir.includes('/@chainsafe/libp2p-noise/')
+        ? { path: join(resolveDir, 'crypto/index.browser.js') }
+        : undefined,
+    )
+  },
+}
 
 const root = new URL('..', import.meta.url).pathname
 const dist = join(root, 'dist')
@@ -36,6 +48,7 @@ const modules = await build({
   entryPoints: { program: join(root, 'src/cli/main.ts') },
   outExtension: { '.js': '.cjs' },
   splitting: true,
+  plugins: [withoutWebAssembly],
   entryNames: '[name]-[hash]',
   chunkNames: '[name]-[hash]',
   sourcemap: 'inline',

@@ -1,6 +1,7 @@
 import { noise } from '@chainsafe/libp2p-noise'
 import type { ConnectionEncrypter, Upgrader } from '@libp2p/interface'
 import { deriveKey } from '../trust/token.ts'
+import { NOISE_CRYPTO } from './noise-crypto.ts'
 import { inOnePiece } from './one-piece.ts'
 
 /** What libp2p gives to whoever makes handshakes, and the handshakes it makes. */
@@ -38,7 +39,9 @@ export class Handshakes {
    * @see https://noiseprotocol.org/noise.html#prologue
    */
   #withToken(token: string): ConnectionEncrypter {
-    const create = inOnePiece(noise({ prologueBytes: deriveKey(token, 'prologue') }))
+    const create = inOnePiece(
+      noise({ prologueBytes: deriveKey(token, 'prologue'), crypto: NOISE_CRYPTO }),
+    )
     const protocol = `/noise/${deriveKey(token, 'name').toString('hex')}`
     return Object.assign(create(this.#components), { protocol })
   }

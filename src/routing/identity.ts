@@ -1,7 +1,7 @@
 import { createPrivateKey, generateKeyPairSync, type KeyObject } from 'node:crypto'
 import { chmod, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
+import { privateKeyFromRaw } from '@libp2p/crypto/keys'
 import type { PrivateKey } from '@libp2p/interface'
 import { makeDirectory } from '../make-directory.ts'
 import type { Logger } from '../observe/log.ts'
@@ -64,9 +64,10 @@ async function create(dataDir: string, path: string): Promise<KeyObject> {
   return privateKey
 }
 
-async function toLibp2p(key: KeyObject): Promise<PrivateKey> {
-  const { d } = key.export({ format: 'jwk' })
-  return generateKeyPairFromSeed('Ed25519', Buffer.from(d ?? '', 'base64url'))
+/** From the seed alone libp2p would compute the public key by itself, in JavaScript, with tables that stay. */
+function toLibp2p(key: KeyObject): PrivateKey {
+  const { d = '', x = '' } = key.export({ format: 'jwk' })
+  return privateKeyFromRaw(Buffer.concat([d, x].map((part) => Buffer.from(part, 'base64url'))))
 }
 
 /** The same key, for what is signed without libp2p. */

@@ -15,6 +15,7 @@ import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
 import { RECORD_LIFE_MS, type RecordStore } from './dht/record-store.ts'
 import { countRequests } from './dht/requests.ts'
+import { NOISE_CRYPTO } from './noise-crypto.ts'
 import { inOnePiece } from './one-piece.ts'
 import { PeerBook } from './peer-book.ts'
 
@@ -81,7 +82,8 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     },
     transports: [tcp()],
     // With tokens `handshakes` says which
-    connectionEncrypters: init.tokens.length > 0 ? [] : [inOnePiece(noise())],
+    connectionEncrypters:
+      init.tokens.length > 0 ? [] : [inOnePiece(noise({ crypto: NOISE_CRYPTO }))],
     streamMuxers: [yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })],
     datastore: book,
     ...init.carrier,
