@@ -1,20 +1,15 @@
-import { hash } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
 import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises'
-import { BinaryWriter, WireType } from '@bufbuild/protobuf/wire'
-import type { Connection, Libp2p, PeerId, Stream } from '@libp2p/interface'
+import type { Connection, Libp2p, PeerId } from '@libp2p/interface'
 import type { KadDHT } from '@libp2p/kad-dht'
-import { CID } from 'multiformats/cid'
-import { create as createMultihash } from 'multiformats/hashes/digest'
 import type { Logger } from '../../observe/log.ts'
 import type { ContentKey } from '../../oci/reference.ts'
 import { Allowance } from '../allowance.ts'
 import { distanceOf, KeySpace, placeOf, REPLICAS } from './key-space.ts'
+import { cidOf, giveRecords, RecordsRefusedError } from './record-messages.ts'
 import { RECORD_LIFE_MS } from './record-store.ts'
 import { survey } from './survey.ts'
 
-const RAW = 0x55
-const SHA2_256 = 0x12
 const MINUTE = 60_000
 
 /** So many go out at a time. They keep the receiver's event loop busy for some 15 ms, which is not to be felt. */
@@ -64,34 +59,11 @@ const NOBODY_TURN_MS = 20
 const MIN_RETRY_MS = 1000
 const MAX_RETRY_MS = MINUTE
 
-/** Types and fields of kad-dht's messages. */
-const ADD_PROVIDER = 2
-const PING = 5
-const TYPE = 1
-const KEY = 2
-const PROVIDERS = 9
-const PROVIDER_ID = 1
-const PROVIDER_ADDRESS = 2
-
-/**
- * The name of a key in the DHT: CIDv1, raw codec, sha2-256 of the key's own text (not of the content it names), as
- * Spegel has it.
- */
-export function cidOf(key: ContentKey): CID {
-  return CID.createV1(RAW, createMultihash(SHA2_256, sha256(key)))
-}
-
 /** A node that a record names. */
 export interface Provider {
   readonly id: string
   /** Multiaddrs */
   readonly addresses: readonly string[]
-}
-
-/** A node does not take records. */
-export class RecordsRefusedError extends Error {
-  override readonly name = 'RecordsRefusedError'
-  readonly code = 'ERR_RECORDS_REFUSED'
 }
 
 interface DhtRecordsComponents {
@@ -602,39 +574,13 @@ export class DhtRecords {
     return batch
   }
 
-  /**
-   * Resolves when the records are kept: they are not answered, but a ping after them is, when all of them were read.
-   * @throws {RecordsRefusedError}
-   */
+  /** @throws {RecordsRefusedError} */
   async #send(node: Libp2p, receiver: Receiver, keys: readonly ContentKey[]): Promise<void> {
-    const provider = new BinaryWriter()
-    provider.tag(PROVIDER_ID, WireType.LengthDelimited).bytes(node.peerId.toMultihash().bytes)
-    for (const address of node.getMultiaddrs()) {
-      provider.tag(PROVIDER_ADDRESS, WireType.LengthDelimited)
-      provider.bytes(address.decapsulate('/p2p').bytes)
-    }
-    const self = provider.finish()
-    const messages = new BinaryWriter()
-    for (const key of keys) {
-      const message = new BinaryWriter().tag(TYPE, WireType.Varint).int32(ADD_PROVIDER)
-      message.tag(KEY, WireType.LengthDelimited).bytes(cidOf(key).multihash.bytes)
-      message.tag(PROVIDERS, WireType.LengthDelimited).bytes(self)
-      messages.bytes(message.finish())
-    }
-    messages.bytes(new BinaryWriter().tag(TYPE, WireType.Varint).int32(PING).finish())
-
     const signal = AbortSignal.any([receiver.left.signal, AbortSignal.timeout(SEND_TIMEOUT_MS)])
     const connection = await this.#connect(node, receiver, signal)
     const stream = await connection.newStream([this.#protocol], { signal })
     this.#onSent(keys.length + 1)
-    try {
-      if (!(await isAnswered(stream, messages.finish(), signal)))
-        throw new RecordsRefusedError('no answer to a ping')
-      await stream.close({ signal })
-    } catch (error) {
-      stream.abort(error instanceof Error ? error : new RecordsRefusedError('unknown'))
-      throw error
-    }
+    await giveRecords(stream, keys, { of: node, signal })
   }
 
   /** @throws {RecordsRefusedError} */
@@ -654,19 +600,6 @@ export class DhtRecords {
   }
 }
 
-/** True when anything comes back; false when the stream ends before that, or by `signal`. */
-async function isAnswered(stream: Stream, bytes: Uint8Array, signal: AbortSignal) {
-  const { promise, resolve } = Promise.withResolvers<boolean>()
-  const give = (): void => resolve(false)
-  stream.addEventListener('message', () => resolve(true), { once: true })
-  stream.addEventListener('remoteCloseWrite', give, { once: true })
-  stream.addEventListener('close', give, { once: true })
-  signal.addEventListener('abort', give, { once: true })
-  if (signal.aborted) give()
-  stream.send(bytes)
-  return promise
-}
-
 function isConnected({ connection }: Receiver): boolean {
   return connection?.status === 'open'
 }
@@ -684,8 +617,4 @@ async function inTurns<T>(
     await nextTurn(undefined, { signal })
     turnAt = performance.now() + TURN_MS
   }
-}
-
-function sha256(data: string | Uint8Array): Buffer {
-  return hash('sha256', data, 'buffer')
 }

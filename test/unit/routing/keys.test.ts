@@ -4,7 +4,7 @@ import { suite, test } from 'node:test'
 import fc from 'fast-check'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { tagName, type ContentKey } from '../../../src/oci/reference.ts'
-import { cidOf } from '../../../src/routing/dht/records.ts'
+import { cidOf } from '../../../src/routing/dht/record-messages.ts'
 import { Inventory, inventoryKey, packKeys } from '../../../src/routing/mesh/inventory.ts'
 import { KeySet } from '../../../src/routing/mesh/key-set.ts'
 
