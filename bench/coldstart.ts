@@ -210,6 +210,31 @@ const scenarios: readonly Scenario[] = [
     inTurn: true,
   },
   {
+    name: 'narrow-two',
+    title:
+      '8 nodes with their own store, 100 MB in 2 layers, uplink and node links 200 Mbit/s each way',
+    stores: layouts(8),
+    uplink: 200,
+    layers: [50_000_000, 50_000_000],
+    prepare: narrow,
+  },
+  {
+    name: 'narrow-five',
+    title: 'the same in 5 layers',
+    stores: layouts(8),
+    uplink: 200,
+    layers: FIVE,
+    prepare: narrow,
+  },
+  {
+    name: 'narrow-one',
+    title: 'the same in one layer',
+    stores: layouts(8),
+    uplink: 200,
+    layers: [100_000_000],
+    prepare: narrow,
+  },
+  {
     name: 'deep',
     title:
       '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s',
@@ -226,6 +251,11 @@ const scenarios: readonly Scenario[] = [
     direct: true,
   },
 ]
+
+/** What nodes give each other is as slow as the uplink. */
+async function narrow({ nodes }: Cluster): Promise<void> {
+  for (const node of nodes) await node.link.shape(200)
+}
 
 /** containerd asks the upstream itself. */
 const NOBODY: Contender = {

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
 import { Member, type Way } from '../../../../src/pull/swarm/member.ts'
 import { Silence } from '../../../../src/pull/swarm/silence.ts'
-import { winner } from '../../../../src/pull/swarm/tracker.ts'
+import { winner } from '../../../../src/pull/swarm/rendezvous.ts'
 import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
 
 const others = ['a', 'b', 'c', 'd']

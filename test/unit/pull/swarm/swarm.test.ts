@@ -5,7 +5,7 @@ import { suite, test } from 'node:test'
 import { digestOf, type Digest } from '../../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { pullKey, type SharedPull } from '../../../../src/pull/swarm/swarm.ts'
-import { winner } from '../../../../src/pull/swarm/tracker.ts'
+import { winner } from '../../../../src/pull/swarm/rendezvous.ts'
 import type { PullExchange, PullReport } from '../../../../src/routing/router.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
@@ -343,7 +343,15 @@ function claim(
   const rest = { from: '', failed: [], stalled: false, noUpstream: false, small: false }
   for (const key of keys)
     for (const { id } of nodes)
-      exchange.report(id, { circle: 0, key, number: 1, ...said, ...rest, wrong: false })
+      exchange.report(id, {
+        circle: 0,
+        key,
+        number: 1,
+        ...said,
+        ...rest,
+        wrong: false,
+        edge: false,
+      })
 }
 
 /** Whoever tells this node of a pull is sent to `id`, and told to say so again every `pace` ms. */
