@@ -112,8 +112,13 @@ export async function releaseMemory(): Promise<void> {
   // There is no other way to it without a flag at the start.
   setFlagsFromString('--expose-gc')
   const collect: unknown = runInNewContext('gc')
-  // Else V8 keeps pages that became empty, and leaves others half empty: 10 MB of a node with 1,000 images.
-  if (isCollect(collect)) collect({ type: 'major', flavor: 'last-resort' })
+  if (isCollect(collect)) {
+    // What has not run for some collections would go, too.
+    setFlagsFromString('--no-flush-bytecode')
+    // Else V8 keeps pages that became empty, and leaves others half empty: 10 MB of a node with 1,000 images.
+    collect({ type: 'major', flavor: 'last-resort' })
+    setFlagsFromString('--flush-bytecode')
+  }
   const calls = await kernelCalls()
   calls?.trim()
 }
