@@ -18,7 +18,7 @@ const CHILDREN_OF_SMALL = 16
 const MOST_CHILDREN = 64
 
 /** How often a node reports, in ms: so often while few do, and each of many more seldom, but for the first second, in which the tree takes shape. */
-const PACE = { least: 250, each: 5, most: 5000, leader: 250, early: 500 }
+const PACE = { least: 250, each: 5, most: 5000, leader: 250, trial: 100, early: 500 }
 const EARLY = 1000
 /** Beyond twice its pace a node is silent that says nothing for so long, in ms. */
 const SILENCE = 1000
@@ -26,8 +26,8 @@ const SILENCE = 1000
 const DONE = 20_000
 /** Leaders without progress that are waited for: then it is the upstream that stands still, not the leader. */
 const MAX_STALLED = 3
-/** A leader does not change for less than this, in bytes. */
-const NOT_WORTH_IT = 1024 * 1024
+/** A leader does not change for less than this, in bytes, or less than comes in so many ms. */
+const NOT_WORTH_IT = { bytes: 1024 * 1024, ms: 1000 }
 /** A node that could not be read from by so many others is offered to nobody, for so long, in ms. */
 const ACCUSERS = 5
 /** It need have nothing for so long after it came, in ms. */
@@ -50,12 +50,22 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
- * needs long. It begins with the first bytes that the other one
- * gets, which has so long to get any.
+ * needs long; or very long, for `soon`. It begins with the first bytes that the other one
+ * gets, which has so long to get any, and is over when either has got so many bytes that it is clear. The next one is `again` later, and twice
+ * as long each time: what else crossed the uplink may have decided it.
  */
-const TRIAL = { after: 3000, worth: 30_000, begins: 3000, lasts: 1000, again: 60_000, better: 1.5 }
+const TRIAL = {
+  after: 3000,
+  worth: 30_000,
+  soon: { after: 1500, worth: 90_000 },
+  begins: 3000,
+  lasts: 1000,
+  clear: 1024 * 1024,
+  again: { first: 20_000, most: 80_000 },
+  better: 1.5,
+}
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
-const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1 }
+const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1, again: 60_000 }
 /** Who gives too often is relieved of a reader not more often than so, in ms; that one then waits for so long at most, or with all below it. */
 const RELIEF = { after: 400, last: 900, inner: 500 }
 /** Of a list, for people */
@@ -134,13 +144,14 @@ export class Tracker {
     const member = swarm.members.get(id) ?? this.#enter(name, swarm, id, now)
     this.#update(swarm, member, report, now)
     this.#bound()
+    const advice = this.#advise(swarm, member, now)
     const most = now - member.enteredAt < EARLY ? PACE.early : PACE.most
     const pace =
       member.state === 'leads'
-        ? PACE.leader
+        ? PACE[swarm.isTried(member) ? 'trial' : 'leader']
         : Math.min(most, Math.max(PACE.least, swarm.members.size * PACE.each))
     member.pace = pace
-    return adviceFor(report, this.#advise(swarm, member, now), pace)
+    return adviceFor(report, advice, pace)
   }
 
   /** A node is gone from the mesh: nobody is sent to it any more. */
@@ -370,18 +381,23 @@ export class Tracker {
     }
     // What the others have comes to it more slowly, whoever gives it.
     if (me.faster && !hasStalled(me, now)) return { lead: true }
-    if (trial !== undefined && (trial.by === me || trial.of === me)) {
+    if (trial !== undefined && swarm.isTried(me)) {
       const still = isAlive(trial.by, now) && isAlive(trial.of, now)
       if (!trial.begun && trial.by.have > trial.haveBy)
         Object.assign(trial, markOf(trial.by, trial.of, now), { begun: true })
-      if (still && now - trial.at < (trial.begun ? TRIAL.lasts : TRIAL.begins))
+      const gains = [trial.by.have - trial.haveBy, trial.of.have - trial.haveOf] as const
+      const isClear = trial.begun && Math.max(...gains) >= TRIAL.clear
+      if (still && !isClear && now - trial.at < (trial.begun ? TRIAL.lasts : TRIAL.begins))
         return { lead: true }
       swarm.trial = undefined
-      const gains = [trial.by.have - trial.haveBy, trial.of.have - trial.haveOf] as const
-      trial.of.outdone = still && gains[0] > TRIAL.better * gains[1]
+      // What it costs is paid: who got more goes on, by however little.
+      trial.of.outdone = still && gains[0] > gains[1]
+      trial.of.crawls = still && gains[0] > TRIAL.better * gains[1]
       trial.by.outdone = still && !trial.of.outdone
     }
-    if (me.size > 0 && me.size - me.have < NOT_WORTH_IT) return { lead: true }
+    const left = me.size - me.have
+    if (me.size > 0 && left < Math.min(NOT_WORTH_IT.bytes, me.rate * NOT_WORTH_IT.ms))
+      return { lead: true }
     for (const other of swarm.members.values()) {
       if (other === me || !isSource(other) || other.outdone) continue
       if (hasStalled(other, now)) continue
@@ -392,8 +408,8 @@ export class Tracker {
       const yields =
         hasStalled(me, now) ||
         me.outdone ||
-        ahead > NOT_WORTH_IT ||
-        (ahead > -NOT_WORTH_IT && other.order < me.order)
+        ahead > NOT_WORTH_IT.bytes ||
+        (ahead > -NOT_WORTH_IT.bytes && other.order < me.order)
       if (!yields) continue
       me.state = 'asks'
       me.outdone = false
@@ -404,11 +420,12 @@ export class Tracker {
 
   /** Another parent where its own falls behind: a node on a slow link keeps nobody back. */
   #better(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
-    if (!lags(parent, swarm) || now - me.movedAt < SETTLES) return undefined
+    const isKnown = parent.crawls === true
+    if (!isKnown && (!lags(parent, swarm) || now - me.movedAt < SETTLES)) return undefined
     const from = this.#candidates(swarm, me, now)
     const [first] = from
     if (first === undefined || first === parent || lags(first, swarm)) return undefined
-    if (first.state !== 'done' && first.have - me.have < LAG.bytes) return undefined
+    if (!isKnown && first.state !== 'done' && first.have - me.have < LAG.bytes) return undefined
     me.movedAt = now
     swarm.attach(me, first)
     return { from: from.slice(0, 2) }
@@ -441,7 +458,7 @@ export class Tracker {
     const { members } = swarm
     const others = [...members.values()].filter((each) => each !== me && lags(each, swarm)).length
     if (others > SLOW.share * members.size) return undefined
-    swarm.nextOwn = now + TRIAL.again
+    swarm.nextOwn = now + SLOW.again
     me.own = { at: now, have: me.have, rate: me.rate }
     return lead(swarm, me)
   }
@@ -492,15 +509,18 @@ export class Tracker {
     if (of === undefined || of.state !== 'leads' || of.size === 0 || me.noUpstream) return false
     // Before its first bytes nothing is known: it is busy, or waits as anybody else would.
     const begun = of.have > of.ledFrom
-    if (!begun || (of.size - of.have) / Math.max(of.rate, 1e-6) < TRIAL.worth) {
+    const left = (of.size - of.have) / Math.max(of.rate, 1e-6)
+    if (!begun || left < TRIAL.worth) {
       of.slowSince = undefined
       return false
     }
     of.slowSince ??= now
-    if (now - of.slowSince < TRIAL.after || now < swarm.nextTrial || swarm.trial !== undefined)
+    const { after } = left < TRIAL.soon.worth ? TRIAL : TRIAL.soon
+    if (now - of.slowSince < after || now < swarm.nextTrial || swarm.trial !== undefined)
       return false
     if (lags(me, swarm)) return false
-    swarm.nextTrial = now + TRIAL.again
+    swarm.nextTrial = now + swarm.trialPause
+    swarm.trialPause = Math.min(TRIAL.again.most, 2 * swarm.trialPause)
     swarm.trial = { by: me, of, begun: false, ...markOf(me, of, now) }
     return true
   }
@@ -521,7 +541,8 @@ export class Tracker {
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
       if (isBehind(way.root, me, now)) continue
       const used = countTaken(member, me)
-      const late = lags(member, swarm) || member.have + LAG.bytes < me.have
+      const late =
+        member.crawls === true || lags(member, swarm) || member.have + LAG.bytes < me.have
       const waits = member !== way.root && member.stalledAt !== undefined
       const room = roomOf(member, swarm)
       // Near the leader is room for those who give it to others.
@@ -569,8 +590,10 @@ interface Member {
   edge: boolean
   /** What came from it was wrong */
   tainted?: true
-  /** A trial has shown that another gets it faster */
+  /** A trial has shown that another gets it faster; it follows that one */
   outdone?: boolean
+  /** And led before: it is slow, also now */
+  crawls?: boolean
   at: number
   /** When it came onto the list, and was last given another source because of its pace */
   readonly enteredAt: number
@@ -617,12 +640,17 @@ class Swarm {
   order = 0
   prunedAt = 0
   nextTrial = 0
+  trialPause = TRIAL.again.first
   /** When somebody may try its own way */
   nextOwn = 0
   trial: Trial | undefined
 
   constructor(small: boolean) {
     this.small = small
+  }
+
+  isTried(member: Member): boolean {
+    return this.trial?.by === member || this.trial?.of === member
   }
 
   attach(member: Member, from: Member | undefined): void {
@@ -720,6 +748,7 @@ function isBehind({ state, have, rate, at }: Member, member: Member, now: number
 function beginsToLead(member: Member, have: number): void {
   member.ledFrom = have
   member.slowSince = undefined
+  member.crawls = false
 }
 
 function lead(swarm: Swarm, member: Member): Choice {

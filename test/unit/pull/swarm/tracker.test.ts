@@ -296,6 +296,20 @@ suite('a list of who gets what', () => {
     assert.equal(other.hear('a', { state: 'leads', have: 99.95 * MB }).lead, true)
   })
 
+  test('of two leaders over a thin link the later one yields, however small what they get is', () => {
+    const list = new Bench()
+    const size = 1 * MB
+    list.hear('a', { state: 'leads', size })
+    list.hear('b', { state: 'leads', size })
+    let advice: PullAdvice | undefined
+    for (let step = 1; step <= 4 && advice?.lead !== false; step += 1) {
+      list.now += 500
+      list.hear('a', { state: 'leads', have: step * 0.02 * MB, size })
+      advice = list.hear('b', { state: 'leads', have: step * 0.02 * MB, size })
+    }
+    assert.deepEqual([advice?.lead, advice?.from], [false, ['a']])
+  })
+
   test('nobody waits for a leader that has much less: who has more leads, and that one yields', () => {
     const list = new Bench()
     list.join('leader')
@@ -516,6 +530,39 @@ suite('a list of who gets what', () => {
       }
       assert.equal(roles.at(-1), 'a leads')
     })
+
+  test('the slower it is the sooner it is tried, a trial ends when it is clear, and all who read from the slow one leave it', () => {
+    const list = new Bench()
+    for (const id of ['slow', 'a', 'b']) list.join(id)
+    const from = { a: 'slow', b: 'slow' }
+    const have = { slow: 0, a: 0, b: 0 }
+    const gained = { slow: 0.03 * MB, a: 2 * MB }
+    const paces: number[] = []
+    let led: number | undefined
+    for (let ms = 0; ms < 2500; ms += 100) {
+      list.now += 100
+      have.slow += gained.slow
+      const { pace } = list.hear('slow', { state: 'leads', have: have.slow })
+      paces.push(pace)
+      for (const id of ['a', 'b'] as const) {
+        if (id === 'a' && led !== undefined) have.a += gained.a
+        else have[id] = from[id] === 'slow' ? have.slow : have.a
+        const state = id === 'a' && led !== undefined ? 'leads' : 'follows'
+        const advice = list.hear(id, {
+          state,
+          from: state === 'leads' ? '' : from[id],
+          have: have[id],
+        })
+        if (id === 'a' && advice.lead) led ??= ms
+        else from[id] = advice.from[0] ?? ''
+      }
+    }
+    assert.ok(led !== undefined && led < 2000, `it leads after ${led} ms`)
+    assert.equal(from.b, 'a')
+    // Whoever is tried is to say how it goes, and it is over with the first 1 MiB.
+    const tried = paces.filter((pace) => pace === 100).length
+    assert.ok(tried > 0 && tried <= 3, paces.join())
+  })
 
   /** The leader gets 4 MB in each step, `a` so much less from others, and so much alone. @returns what `a` did in each step */
   const slowReader = (shared: number, alone: number): string[] => {
