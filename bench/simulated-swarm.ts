@@ -1,5 +1,4 @@
 import { Member, type Way } from '../src/pull/swarm/member.ts'
-import { Roles } from '../src/pull/swarm/roles.ts'
 import { Tracker } from '../src/pull/swarm/tracker.ts'
 import type { PullAdvice, PullReport } from '../src/routing/router.ts'
 
@@ -99,7 +98,6 @@ class Node {
   readonly starts: number
   readonly tracker: Tracker
   readonly pulls: readonly Pull[]
-  readonly roles = new Roles()
   /** When it had all */
   done: number | undefined
   gone = false
@@ -218,14 +216,6 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const leave = (pull: Pull): void => {
     if (pull.source instanceof Pull) pull.source.readers -= 1
     pull.source = undefined
-    tellLead(pull, false)
-  }
-  const tellLead = ({ key, node }: Pull, leads: boolean): void => {
-    if (!node.roles.leads(key, leads)) return
-    for (const each of node.pulls) {
-      each.member?.changed(now)
-      each.wakeAt = Math.min(each.wakeAt, now)
-    }
   }
   /** Who holds it says so in its inventory, and is asked whenever something is opened, before anybody agrees on anything. */
   const findHolder = (pull: Pull): boolean => {
@@ -249,7 +239,6 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       leave(pull)
       pull.source = 'upstream'
       pull.begun = true
-      tellLead(pull, true)
       pull.member?.takes({ kind: 'upstream' }, now, pull.size)
       return
     }
@@ -304,10 +293,8 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       if (open >= atOnce) return
       if (pull.member !== undefined) continue
       const { key } = pull
-      node.roles.begin(key, node.id, now)
       const about = { key, self: node.id, small: false, noUpstream: false, wary: false }
-      const isAtEdge = (at: number): boolean => node.roles.isAtEdge(key, at)
-      pull.member = new Member({ ...about, have: 0, now, isAtEdge })
+      pull.member = new Member({ ...about, have: 0, now })
       pull.wakeAt = now
       open += 1
       findHolder(pull)
@@ -338,7 +325,6 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const end = (pull: Pull): void => {
     leave(pull)
     pull.done = true
-    pull.node.roles.end(pull.key)
     for (const { to, report } of pull.member?.end(true, now) ?? []) {
       const tracker = byId.get(to)
       if (tracker !== undefined)

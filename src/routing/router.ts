@@ -79,8 +79,6 @@ export interface PullReport {
   readonly small: boolean
   /** What came had another digest: those that failed gave it, or passed it on */
   readonly wrong: boolean
-  /** It gives other things meanwhile: this had better be read from others, as far as they can give it */
-  readonly edge: boolean
 }
 
 /** The answer to a report: where to get it from. */

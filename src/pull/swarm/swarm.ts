@@ -16,7 +16,6 @@ import {
 } from '../source.ts'
 import type { Heard, HeardAnswer } from './heard.ts'
 import { Member, type Source, type Way } from './member.ts'
-import { Roles } from './roles.ts'
 import { Silence } from './silence.ts'
 import { Tracker } from './tracker.ts'
 
@@ -84,7 +83,6 @@ export class Swarm implements ContentSource {
   readonly #log: Logger
   readonly #tracker = new Tracker({ now: () => performance.now() })
   readonly #silence = new Silence()
-  readonly #roles = new Roles()
   readonly #jobs = new Map<string, Job>()
   /** What came wrong, by its name, until when that counts */
   readonly #wary = new Map<string, number>()
@@ -173,7 +171,7 @@ export class Swarm implements ContentSource {
     }
     const { content, turn } = await this.#openSomehow(job, request, options)
     const { body, giver, descriptor, range } = content
-    this.#takes(job, turn.source, descriptor.size)
+    job.member.takes(turn.source, performance.now(), descriptor.size)
     if (body === undefined) {
       this.#leave(job, true)
       return content
@@ -320,14 +318,14 @@ export class Swarm implements ContentSource {
         job.turn = turn
         try {
           if (way.kind === 'upstream') {
-            this.#takes(job, turn.source)
+            job.member.takes(turn.source, performance.now())
             this.#drive(job)
             return { content: await this.#openUpstream(request, inner), turn }
           }
           const [first] = peers
           if (first !== undefined) {
             turn.source = { kind: 'peer', id: first.id }
-            this.#takes(job, turn.source)
+            job.member.takes(turn.source, performance.now())
             this.#drive(job)
           }
           const content = await this.#peers.openAmong(peers, request, inner, failed)
@@ -414,16 +412,14 @@ export class Swarm implements ContentSource {
       return known
     }
     const now = performance.now()
-    const self = this.#exchange.id ?? ''
     const wary = (this.#wary.get(key) ?? 0) > now
-    if (request.kind === 'blob') this.#roles.begin(key, self, now)
     const job: Job = {
       key,
       what: keyOf(request),
       wary,
       users: 1,
       member: new Member({
-        self,
+        self: this.#exchange.id ?? '',
         key,
         small: request.kind === 'manifest',
         noUpstream: this.#upstream === undefined,
@@ -431,7 +427,6 @@ export class Swarm implements ContentSource {
         have,
         now,
         silence: this.#silence,
-        isAtEdge: (at) => this.#roles.isAtEdge(key, at),
       }),
       way: undefined,
       decided: Promise.withResolvers(),
@@ -439,16 +434,6 @@ export class Swarm implements ContentSource {
     this.#jobs.set(key, job)
     this.#drive(job)
     return job
-  }
-
-  /** It is being read from there; who begins to ask the upstream is to give less of all else, and tells so. */
-  #takes(job: Job, source: Source, size?: number): void {
-    job.member.takes(source, performance.now(), size)
-    if (!this.#roles.leads(job.key, source.kind === 'upstream')) return
-    for (const other of this.#jobs.values()) {
-      other.member.changed(performance.now())
-      if (other !== job) this.#drive(other)
-    }
   }
 
   /** Takes the member's next step, and as many more as this node itself keeps the list for. */
@@ -531,10 +516,7 @@ export class Swarm implements ContentSource {
     job.ended = true
     clearTimeout(job.timer)
     clearTimeout(job.resting)
-    if (this.#jobs.get(job.key) === job) {
-      this.#jobs.delete(job.key)
-      this.#roles.end(job.key)
-    }
+    if (this.#jobs.get(job.key) === job) this.#jobs.delete(job.key)
     const self = this.#exchange.id
     for (const { to, report } of job.member.end(done, performance.now())) {
       if (to === self) this.#tracker.hear(to, report)

@@ -17,9 +17,8 @@ const CHILDREN_OF_SMALL = 16
 /** When everybody else is out of the question. */
 const MOST_CHILDREN = 64
 
-/** How often a node reports, in ms: so often while few do, and each of many more seldom, but for the first second, in which the tree takes shape. */
-const PACE = { least: 250, each: 5, most: 5000, leader: 250, trial: 100, early: 500 }
-const EARLY = 1000
+/** How often a node reports, in ms: so often while few do, and each of many more seldom. */
+const PACE = { least: 250, each: 5, most: 5000, leader: 250, trial: 100 }
 /** Beyond twice its pace a node is silent that says nothing for so long, in ms. */
 const SILENCE = 1000
 /** Who has all of it can be asked for it, and is found by other means, after so long, in ms. */
@@ -66,8 +65,6 @@ const TRIAL = {
 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
 const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1, again: 60_000 }
-/** Who gives too often is relieved of a reader not more often than so, in ms; that one then waits for so long at most, or with all below it. */
-const RELIEF = { after: 400, last: 900, inner: 500 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -145,11 +142,12 @@ export class Tracker {
     this.#update(swarm, member, report, now)
     this.#bound()
     const advice = this.#advise(swarm, member, now)
-    const most = now - member.enteredAt < EARLY ? PACE.early : PACE.most
     const pace =
       member.state === 'leads'
-        ? PACE[swarm.isTried(member) ? 'trial' : 'leader']
-        : Math.min(most, Math.max(PACE.least, swarm.members.size * PACE.each))
+        ? swarm.isTried(member)
+          ? PACE.trial
+          : PACE.leader
+        : Math.min(PACE.most, Math.max(PACE.least, swarm.members.size * PACE.each))
     member.pace = pace
     return adviceFor(report, advice, pace)
   }
@@ -172,14 +170,13 @@ export class Tracker {
       have: 0,
       size: 0,
       from: undefined,
-      readers: new Set(),
+      children: 0,
       failed: new Set(),
       readsFrom: '',
       stalledAt: undefined,
       missed: false,
       noUpstream: false,
       wary: false,
-      edge: false,
       at: now,
       enteredAt: now,
       movedAt: Number.NEGATIVE_INFINITY,
@@ -256,7 +253,6 @@ export class Tracker {
     if (!report.stalled) member.starves = undefined
     member.noUpstream = report.noUpstream
     member.wary = report.wrong
-    member.edge = report.edge
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
     for (const id of failed) if (!member.failed.has(id)) this.#accuse(swarm, id, member.id, now)
     member.failed = failed
@@ -301,13 +297,10 @@ export class Tracker {
       if (me.stalledAt === undefined) {
         // As long as bytes come nothing is known better than by whom they come, also if it says nothing here.
         if (parent === undefined) return { stay: true }
-        // It was sent elsewhere and has not heard of it; meanwhile whom it reads from was sent to it.
-        if (me.readsFrom !== parent.id && swarm.members.has(me.readsFrom)) return { from: [parent] }
         if (this.#startTrial(swarm, me, now)) return lead(swarm, me)
         return (
           this.#better(swarm, me, parent, now) ??
-          this.#faster(swarm, me, parent, now) ??
-          this.#relieve(swarm, me, parent, now) ?? { stay: true }
+          this.#faster(swarm, me, parent, now) ?? { stay: true }
         )
       }
       // It waits as its parent does, which says so, too: whoever is next to the fault is told what to do.
@@ -463,47 +456,6 @@ export class Tracker {
     return lead(swarm, me)
   }
 
-  /**
-   * Who reads from one that gives more than it has room for is given another one: what is too much near the leader all below it have too
-   * little. Whoever gives it to nobody goes first, and furthest down; without such a place at all to one in whose place only the last are slower.
-   */
-  #relieve(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
-    const room = roomOf(parent, swarm)
-    if (parent.readers.size <= room || now - me.movedAt < RELIEF.after) return undefined
-    // Who looks for another source finds those that hold it first, and those are few by now.
-    for (const { state } of swarm.members.values()) if (state === 'done') return undefined
-    const last = isLast(me)
-    if (!last && countInner(parent) <= room) return undefined
-    const least = me.have - LAG.bytes - me.rate * (last ? RELIEF.last : RELIEF.inner)
-    const among = (will: (each: Member) => boolean): Member | undefined =>
-      this.#candidates(
-        swarm,
-        me,
-        now,
-        (each) => each !== parent && each.have >= least && will(each),
-      )[0]
-    let to = among((each) => countTaken(each, me) < roomOf(each, swarm))
-    if (last && countInner(parent) > 0)
-      to ??= among(
-        (each) =>
-          !isSource(each) &&
-          countInner(each) === 0 &&
-          (isSource(parent)
-            ? each.readers.size + 1 < parent.readers.size
-            : !each.edge && each.readers.size <= CHILDREN),
-      )
-    if (!last && parent.edge) {
-      // It changes places with those at the edge above it.
-      let above = parent.from
-      while (above?.edge === true && above.from !== undefined) above = above.from
-      if (above !== undefined && above.readers.size <= CHILDREN) to ??= above
-    }
-    if (to === undefined) return undefined
-    me.movedAt = now
-    swarm.attach(me, to)
-    return { from: [to] }
-  }
-
   #startTrial(swarm: Swarm, me: Member, now: number): boolean {
     const of = swarm.wayTo(me)?.root
     if (of === undefined || of.state !== 'leads' || of.size === 0 || me.noUpstream) return false
@@ -532,24 +484,22 @@ export class Tracker {
     now: number,
     will: (member: Member) => boolean = () => true,
   ): Member[] {
+    const room = swarm.small ? CHILDREN_OF_SMALL : CHILDREN
     const best: { member: Member; rank: number }[] = []
     for (const member of swarm.members.values()) {
-      if (member === me || member.state === 'asks' || member.readers.size >= MOST_CHILDREN) continue
+      if (member === me || member.state === 'asks' || member.children >= MOST_CHILDREN) continue
       if (me.failed.has(member.id) || !isAlive(member, now) || !will(member)) continue
       const way = swarm.wayTo(member, me)
       if (way === undefined || !isSource(way.root) || way.root.outdone) continue
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
       if (isBehind(way.root, me, now)) continue
-      const used = countTaken(member, me)
+      const used = member === me.from ? member.children - 1 : member.children
       const late =
         member.crawls === true || lags(member, swarm) || member.have + LAG.bytes < me.have
       const waits = member !== way.root && member.stalledAt !== undefined
-      const room = roomOf(member, swarm)
-      // Near the leader is room for those who give it to others.
-      const depth = isLast(me) ? MAX_MEMBERS - way.depth : way.depth
       const rank =
-        depth +
-        (used < room ? (0.9 * used) / room : 1e6 * (used + (member.edge ? 2 : 1))) +
+        way.depth +
+        (used >= room ? 1e6 * used : (0.9 * used) / room) +
         (waits ? 1e8 : late ? 1e4 : 0)
       const last = best.at(-1)
       if (best.length === 2 && last !== undefined && last.rank <= rank) continue
@@ -576,7 +526,7 @@ interface Member {
   have: number
   size: number
   from: Member | undefined
-  readonly readers: Set<Member>
+  children: number
   failed: ReadonlySet<string>
   /** The id it reports, of a node that need not be on the list */
   readsFrom: string
@@ -586,8 +536,6 @@ interface Member {
   noUpstream: boolean
   /** It had wrong bytes, and waits until somebody has all of it */
   wary: boolean
-  /** Others had better not read from it */
-  edge: boolean
   /** What came from it was wrong */
   tainted?: true
   /** A trial has shown that another gets it faster; it follows that one */
@@ -655,8 +603,8 @@ class Swarm {
 
   attach(member: Member, from: Member | undefined): void {
     if (member.from === from) return
-    member.from?.readers.delete(member)
-    from?.readers.add(member)
+    if (member.from !== undefined) member.from.children -= 1
+    if (from !== undefined) from.children += 1
     member.from = from
   }
 
@@ -674,32 +622,6 @@ class Swarm {
     }
     return undefined
   }
-}
-
-/** How many are to read from it. At the edge it is nobody, but for who leads: without that nobody would get it. */
-function roomOf({ state, edge }: Member, { small }: Swarm): number {
-  if (small) return CHILDREN_OF_SMALL
-  if (!edge) return CHILDREN
-  return state === 'leads' ? 1 : 0
-}
-
-/** It is not to give it to anybody, and does not. */
-function isLast({ edge, readers }: Member): boolean {
-  return edge && readers.size === 0
-}
-
-/** Of those who read from it, who give it to others. */
-function countInner({ readers }: Member): number {
-  let inner = 0
-  for (const each of readers) if (!isLast(each)) inner += 1
-  return inner
-}
-
-/** Of the room of `member` for `me`: who gives it to nobody makes room for who does, one at a time. */
-function countTaken(member: Member, me: Member): number {
-  const all = member.readers.size
-  const count = isLast(me) || all > CHILDREN ? all : countInner(member)
-  return count - (me.from === member ? 1 : 0)
 }
 
 function isAlive({ state, at, pace }: Member, now: number): boolean {
@@ -724,17 +646,10 @@ function lags(member: Member, swarm: Swarm): boolean {
   const { from, rate, have, size } = member
   const isMeasured = member.mark.at > member.enteredAt
   if (from === undefined || !isMeasured) return false
-  const root = swarm.wayTo(member)?.root
-  const usual = Math.max(given(from), root === undefined ? 0 : given(root))
+  const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
   if (rate >= LAG.share * usual) return false
   if (from.have - have > LAG.bytes + usual * LAG.ms) return true
   return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
-}
-
-/** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
-function given(member: Member): number {
-  if (!isSource(member) || member.readers.size < 2) return member.rate
-  return Math.max(...Array.from(member.readers, ({ rate }) => rate))
 }
 
 /**
@@ -756,8 +671,6 @@ function lead(swarm: Swarm, member: Member): Choice {
   if (member.state !== 'leads') beginsToLead(member, member.have)
   member.state = 'leads'
   member.stalledAt = undefined
-  // Who has only just come may be told to lead other things, too: it says so next.
-  if (member.have === 0) member.edge = true
   return { lead: true }
 }
 

@@ -343,15 +343,7 @@ function claim(
   const rest = { from: '', failed: [], stalled: false, noUpstream: false, small: false }
   for (const key of keys)
     for (const { id } of nodes)
-      exchange.report(id, {
-        circle: 0,
-        key,
-        number: 1,
-        ...said,
-        ...rest,
-        wrong: false,
-        edge: false,
-      })
+      exchange.report(id, { circle: 0, key, number: 1, ...said, ...rest, wrong: false })
 }
 
 /** Whoever tells this node of a pull is sent to `id`, and told to say so again every `pace` ms. */

@@ -26,7 +26,6 @@ class Bench {
       noUpstream: false,
       small: false,
       wrong: false,
-      edge: false,
       ...report,
     })
   }
@@ -37,17 +36,6 @@ class Bench {
     const [first = ''] = from
     this.hear(id, { ...report, state: lead ? 'leads' : 'follows', from: first })
     return first
-  }
-
-  /** All report half a second later, and go where they are told to. @param nodes whom each reads from */
-  reportAll(nodes: Map<string, string>, isAtEdge: (id: string) => boolean): void {
-    this.now += 500
-    for (const [id, from] of nodes) {
-      const edge = isAtEdge(id)
-      const [to = from] = this.hear(id, { state: 'follows', from, edge }).from
-      nodes.set(id, to)
-      this.hear(id, { state: 'follows', from: to, edge })
-    }
   }
 }
 
@@ -100,53 +88,6 @@ suite('a list of who gets what', () => {
     )
     assert.ok(Math.max(...readers.values()) <= 2)
     assert.equal(list.tracker.trees()[0]?.depth, 6)
-  })
-
-  test('who gives other things reads it at the edge, and gives it to nobody where the others have room', () => {
-    const list = new Bench()
-    const nodes = new Map<string, string>()
-    const isAtEdge = (id: string): boolean => Number(id.slice(1)) % 2 === 1
-    list.join('leader')
-    for (let index = 0; index < 40; index += 1) {
-      const id = `n${index}`
-      nodes.set(id, list.join(id, { edge: isAtEdge(id) }))
-    }
-    list.reportAll(nodes, isAtEdge)
-    const readers = new Map<string, number>()
-    for (const from of nodes.values()) readers.set(from, (readers.get(from) ?? 0) + 1)
-    for (const [id, count] of readers) {
-      assert.ok(id === 'leader' || !isAtEdge(id), `${id} gives it`)
-      assert.ok(count <= 2, `${id} gives it ${count} times`)
-    }
-  })
-
-  test('who leads several things gives each of them once', () => {
-    const list = new Bench()
-    list.join('leader', { edge: true })
-    assert.deepEqual(
-      ['a', 'b', 'c'].map((id) => list.join(id)),
-      ['leader', 'a', 'a'],
-    )
-  })
-
-  test('where all who get it give other things, each gives it once before one gives it twice', () => {
-    const list = new Bench()
-    for (const id of ['leader', 'a', 'b', 'c', 'd']) list.join(id, { edge: true })
-    const reads = list.tracker.trees()[0]?.reads ?? []
-    const from = reads.map((each) => each.from)
-    assert.equal(new Set(from).size, from.length, JSON.stringify(reads))
-  })
-
-  test('who gives it without room for that is relieved when somebody comes who has room', () => {
-    const list = new Bench()
-    const isAtEdge = (id: string): boolean => id !== 'late'
-    const nodes = new Map<string, string>()
-    list.join('leader', { edge: true })
-    for (const id of ['a', 'b']) nodes.set(id, list.join(id, { edge: true }))
-    assert.deepEqual(Object.fromEntries(nodes), { a: 'leader', b: 'a' })
-    nodes.set('late', list.join('late'))
-    for (let round = 0; round < 3; round += 1) list.reportAll(nodes, isAtEdge)
-    assert.deepEqual(Object.fromEntries(nodes), { a: 'late', b: 'late', late: 'leader' })
   })
 
   test('what is small one node gives to many', () => {
