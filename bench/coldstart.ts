@@ -432,7 +432,7 @@ async function pull(
           CERTS,
           `${Upstream.host}/${name}`,
         ]
-  await node.exec(argv, { timeoutMs: 200_000, signal })
+  await node.exec(argv, { timeoutMs: 400_000, signal })
 }
 
 /** The node that has read most from the upstream when so many bytes have left that; with Spegel each reads as much as the others. */
