@@ -12,6 +12,7 @@ import type {
   SpooledContent,
 } from '../store/store.ts'
 import type { OpenContent } from './chain.ts'
+import { LinkedAbort } from './linked-abort.ts'
 import { RecentBytes, RecentMemory } from './recent-bytes.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import {
@@ -144,9 +145,7 @@ export class Inflight implements ContentSource {
     options: OpenOptions,
   ): Promise<Content> {
     const { range: part, ...whole } = request
-    const stop = new AbortController()
-    const gone = (): void => stop.abort(options.signal.reason)
-    options.signal.addEventListener('abort', gone, { once: true })
+    const stop = new LinkedAbort(options.signal)
     const content = await open(whole, { ...options, signal: stop.signal })
     const { body, descriptor } = content
     const { size } = descriptor
@@ -157,7 +156,7 @@ export class Inflight implements ContentSource {
     if (content.awaited !== true || body === undefined || !readable)
       return { ...this.#offered(arrival, content), range }
     // From here on it ends when nobody reads any of it, whoever began.
-    options.signal.removeEventListener('abort', gone)
+    stop[Symbol.dispose]()
     arrival.feed({
       ...content,
       stop: () => stop.abort(new ContentNotFoundError('nobody reads it')),
@@ -305,17 +304,13 @@ export class Inflight implements ContentSource {
         await Promise.all([sink.write(chunk), spooled.write(chunk)])
       },
     }
-    const recent =
+    using recent =
       here?.inSteps === true
         ? new RecentBytes({ memory: this.#memory }, { start: range?.start ?? 0 })
         : undefined
     if (recent !== undefined) arrival.recently(recent)
     const to = recent === undefined ? (both ?? sink) : noting(recent, sink)
-    try {
-      await this.#bring(arrival, spooled, () => body.writeTo(to, { signal }))
-    } finally {
-      recent?.end()
-    }
+    await this.#bring(arrival, spooled, () => body.writeTo(to, { signal }))
   }
 
   /** Writes it to where it is wanted; what was written aside stays until the store gives it. */

@@ -36,7 +36,7 @@ export class RecentMemory {
  * 1 MiB more, which over a thin link takes long, and others can have them now.
  * @see https://github.com/containerd/containerd/blob/v2.1.0/core/content/helpers.go `copyWithBuffer`
  */
-export class RecentBytes {
+export class RecentBytes implements Disposable {
   readonly #memory: RecentMemory
   readonly #now: () => number
   /** In order, without a gap */
@@ -105,7 +105,7 @@ export class RecentBytes {
   }
 
   /** Nothing is kept any more. */
-  end(): void {
+  [Symbol.dispose](): void {
     this.#ended = true
     this.#drop()
     this.#start = this.#end

@@ -56,7 +56,7 @@ suite('what has just passed', () => {
       const there = Math.max(0, at - MIB)
       assert.deepEqual(bench.read(there), bytes.subarray(there, at + 16 * KIB))
     }
-    bench.recent.end()
+    bench.recent[Symbol.dispose]()
     assert.equal(bench.memory.bytes, 0)
     assert.equal(bench.recent.from(bytes.length - 1), undefined)
   })
@@ -86,7 +86,7 @@ suite('what has just passed', () => {
     other.passed(Buffer.alloc(10, 2))
     assert.equal(other.from(0), undefined)
     assert.equal(bench.read(0).length, 100 * KIB)
-    bench.recent.end()
+    bench.recent[Symbol.dispose]()
     other.passed(Buffer.alloc(10, 3))
     assert.deepEqual(other.from(10), Buffer.alloc(10, 3))
   })
@@ -115,7 +115,7 @@ suite('what has just passed', () => {
             assert.ok(there.equals(whole.subarray(offset, offset + there.length)))
           }
         }
-        bench.recent.end()
+        bench.recent[Symbol.dispose]()
         assert.equal(bench.memory.bytes, 0)
       }),
       { numRuns: 200 },

@@ -37,6 +37,14 @@ class Bench {
     this.hear(id, { ...report, state: lead ? 'leads' : 'follows', from: first })
     return first
   }
+
+  /** `slow` and `a` read from `leader`, and `b` from `slow`. @returns what `b` is told, which is to stay there */
+  belowSlow(report: Partial<PullReport> = {}): PullAdvice {
+    for (const id of ['leader', 'slow', 'a']) this.join(id, report)
+    const follows = { ...report, state: 'follows', from: 'slow' } as const
+    this.hear('b', follows)
+    return this.hear('b', follows)
+  }
 }
 
 suite('who keeps a list', () => {
@@ -338,11 +346,7 @@ suite('a list of who gets what', () => {
 
   test('a node on a slow link keeps nobody back', () => {
     const list = new Bench()
-    list.join('leader')
-    list.join('slow')
-    list.join('a')
-    list.hear('b', { state: 'follows', from: 'slow' })
-    let advice = list.hear('b', { state: 'follows', from: 'slow' })
+    let advice = list.belowSlow()
     for (let step = 1; step <= 12 && advice.from[0] === 'slow'; step += 1) {
       list.now += 500
       list.hear('leader', { state: 'leads', have: step * 4 * MB })
@@ -355,11 +359,7 @@ suite('a list of who gets what', () => {
 
   test('nor does one that gets nothing at all: who stands still below it is given another one, and nobody leads', () => {
     const list = new Bench()
-    list.join('leader')
-    list.join('slow')
-    list.join('a')
-    list.hear('b', { state: 'follows', from: 'slow' })
-    let advice = list.hear('b', { state: 'follows', from: 'slow' })
+    let advice = list.belowSlow()
     for (let step = 1; step <= 12 && advice.from[0] === 'slow'; step += 1) {
       list.now += 250
       list.hear('leader', { state: 'leads', have: step * 2 * MB })
@@ -377,13 +377,9 @@ suite('a list of who gets what', () => {
     test(`nor does it where others have all of it ${how}: who has it gets no further ahead`, () => {
       const list = new Bench()
       const size = 20 * MB
-      list.join('leader', { size })
-      list.join('slow', { size })
-      list.join('a', { size })
-      list.hear('b', { state: 'follows', from: 'slow', size })
-      let advice: PullAdvice | undefined
+      let advice = list.belowSlow({ size })
       let have = 0
-      for (let step = 0; step < 16 && (advice?.from[0] ?? 'slow') === 'slow'; step += 1) {
+      for (let step = 0; step < 16 && advice.from[0] === 'slow'; step += 1) {
         list.now += 250
         have += 0.15 * MB
         const there = leads[step] ?? size
@@ -392,7 +388,7 @@ suite('a list of who gets what', () => {
         list.hear('slow', { state: 'follows', from: 'leader', have, size })
         advice = list.hear('b', { state: 'follows', from: 'slow', have, size })
       }
-      assert.deepEqual(advice?.from[0], 'leader')
+      assert.deepEqual(advice.from[0], 'leader')
     })
 
   test('a leader is not tried against another node because its first bytes take long, or come slowly for a moment', () => {
