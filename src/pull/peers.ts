@@ -192,7 +192,9 @@ export class PeersSource implements ContentSource {
       const part = range === undefined ? undefined : resolveRange(range, descriptor.size)
       return { source: this.name, descriptor, ...(part !== undefined && { range: part }) }
     }
-    const options = { tried: rest?.asked, size: rest?.size }
+    // Whoever named those that are receiving it knows which of them have failed, and until when that counts.
+    const tried = asked.inflight === undefined ? rest?.asked : undefined
+    const options = { tried, size: rest?.size }
     const found = this.#patient(request, range, signal, asked, options)
     const transfer = await found.catch(async (error: unknown) => {
       if (range === undefined || rest !== undefined || !(error instanceof ContentNotFoundError))
@@ -203,6 +205,8 @@ export class PeersSource implements ContentSource {
       const { size } = descriptor
       return this.#patient(request, { kind: 'from', ...part }, signal, asked, { size })
     })
+    // As long as it gives it may be asked again: it may be left only for a while.
+    tried?.delete(transfer.peer.id)
     const part = transfer.answer.range
     return {
       source: this.name,

@@ -23,7 +23,7 @@ export interface OpenOptions {
   readonly rest?: {
     /** Bytes of the whole content; an answer about another size is none */
     readonly size: number
-    /** Givers that are not to be asked again, or last; a source adds those it has asked. */
+    /** Givers that are not to be asked again, or last: who broke off, and, which a source adds, who was asked and could not give it. */
     readonly asked: Set<string>
   }
 }

@@ -12,7 +12,7 @@ import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { PeersSource, type PeerOutcome } from '../../../src/pull/peers.ts'
 import { RegistryClient } from '../../../src/pull/registry-client.ts'
-import type { Content } from '../../../src/pull/source.ts'
+import type { Content, OpenOptions } from '../../../src/pull/source.ts'
 import type { TierBudgets } from '../../../src/pull/tiers.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
 import { HEAD_START } from '../../../src/pull/turns.ts'
@@ -62,8 +62,15 @@ function source(
   return {
     holders: () => peersSource.holders(blob.digest, { signal: signal() }),
     source: { open: transfers.over(chain([peersSource])) },
-    among: (pull: PullRequest, failed?: Set<string>) =>
-      peersSource.openAmong(router.peers(), pull, { signal: signal() }, failed),
+    open: (pull: PullRequest, rest: OpenOptions['rest']) =>
+      peersSource.open(pull, { signal: signal(), ...(rest && { rest }) }),
+    among: (pull: PullRequest, failed?: Set<string>, rest?: OpenOptions['rest']) =>
+      peersSource.openAmong(
+        router.peers(),
+        pull,
+        { signal: signal(), ...(rest && { rest }) },
+        failed,
+      ),
     near: (pull: PullRequest) => peersSource.open(pull, { signal: signal() }, 'near'),
     outcomes,
     router,
@@ -327,6 +334,30 @@ suite('peers source', () => {
       await body?.discard()
       assert.equal(giver?.id, second.peer.id)
     }))
+
+  test('who gave a part of it may be asked again later, and what is left of it is got from nobody who could not give it', async () => {
+    await using without = await zoo.answers(404)
+    await using only = await zoo.good(blob, 'inflight')
+    await using peers = source([without, only])
+    const rest = { size: bytes.length, asked: new Set<string>() }
+    const part = request(blob, { range: { kind: 'from', start: 1, end: bytes.length - 1 } })
+    for (let times = 1; times <= 3; times += 1) {
+      const { giver, body } = await peers.open(part, rest)
+      assert.equal(giver?.id, only.peer.id)
+      await body?.discard()
+    }
+    assert.deepEqual([...rest.asked], [without.peer.id])
+    assert.equal(without.requests.length, 1)
+  })
+
+  test('of those that are receiving it who has broken off is asked again, as whoever names it decides', async () => {
+    await using only = await zoo.good(blob, 'inflight')
+    await using peers = source([only])
+    const rest = { size: bytes.length, asked: new Set([only.peer.id]) }
+    const part = request(blob, { range: { kind: 'from', start: 1, end: bytes.length - 1 } })
+    await (await peers.among(part, new Set(), rest)).body?.discard()
+    await assert.rejects(peers.open(part, rest), { code: 'ERR_CONTENT_NOT_FOUND' })
+  })
 
   test('far is better than to wait for those near, and to wait for both better than nothing', async () => {
     await using near = await zoo.busyFirst(blob, 1_000_000)
