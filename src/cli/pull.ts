@@ -113,10 +113,13 @@ async function* ask(
     }
   } catch (cause) {
     signal.throwIfAborted()
-    throw new DaemonSilentError('the daemon ended before the pull did', { cause })
+    throw new DaemonSilentError(ENDED, { cause })
   }
-  if (!response.complete) throw new DaemonSilentError('the daemon ended before the pull did')
+  if (!response.complete) throw new DaemonSilentError(ENDED)
 }
+
+const ENDED =
+  'the daemon ended before the pull did; what has come stays: give the same command when it runs again'
 
 /** A bar for each image on each node. */
 class PullView {

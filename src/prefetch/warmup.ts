@@ -98,6 +98,7 @@ export class Warmup implements Startable {
       ordered: (from, id, order) => this.#take(from, id, order),
       cancelled: (from, id) => this.#orders.get(`${from} ${id}`)?.abort.abort(),
       told: (from, id, state) => this.#hear(from, id, state),
+      met: (id) => this.#met(id),
     })
     this.#timer = setInterval(() => this.#look(), TELL / 2).unref()
   }
@@ -309,14 +310,25 @@ export class Warmup implements Startable {
       if (now - asked.heardAt > SILENT) {
         asked.note(failed(new WarmupError('the node says nothing any more')))
       } else if (
-        // It may have been started anew, and then knows nothing of it.
         now - Math.max(asked.askedAt, asked.heardAt) >
         (asked.answered ? 2 * TELL_ANYWAY : AGAIN)
-      ) {
-        asked.askedAt = now
-        this.#components.exchange.orderPrefetch(asked.peer.id, id, asked.order)
-      }
+      )
+        this.#order(id, asked)
     }
+  }
+
+  /** It may have been started anew, and then knows nothing of what it was asked for; nor need it be ready to hear it. */
+  #met(peer: string): void {
+    for (const [id, asked] of this.#asked) {
+      if (asked.peer.id !== peer) continue
+      asked.answered = false
+      this.#order(id, asked)
+    }
+  }
+
+  #order(id: number, asked: Asked): void {
+    asked.askedAt = performance.now()
+    this.#components.exchange.orderPrefetch(asked.peer.id, id, asked.order)
   }
 
   #tell(order: Order): void {

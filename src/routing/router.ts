@@ -229,4 +229,6 @@ export interface PrefetchListener {
   ordered(from: string, id: number, order: PrefetchOrder): void
   cancelled(from: string, id: number): void
   told(from: string, id: number, state: PrefetchState): void
+  /** A node has come, or has come back. */
+  met(id: string): void
 }

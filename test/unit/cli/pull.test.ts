@@ -139,12 +139,16 @@ suite('shoal pull', () => {
     assert.equal(all.code, 0, all.stdout)
   })
 
-  test('stops on Ctrl-C and goes on where it was', async () => {
-    const image = await publish('slow', [9_000_000])
-    const layer = image.layers[0]?.descriptor.digest ?? ''
-    const path = `/v2/slow/blobs/${layer}`
-    const bytes = image.layers[0]?.bytes ?? new Uint8Array()
+  /** Puts an image of one layer into the registry, which comes at the pace of a thin link until it comes at once. */
+  async function publishSlow(name: string) {
+    const image = await publish(name, [9_000_000])
+    const [layer] = image.layers
+    assert.ok(layer)
+    const { bytes, descriptor } = layer
+    const path = `/v2/${name}/blobs/${descriptor.digest}`
+    const slow = new Set<ServerResponse>()
     const dribble = async (response: ServerResponse): Promise<void> => {
+      slow.add(response)
       response.writeHead(200, { 'content-length': bytes.length })
       for (let at = 0; at < bytes.length && !response.destroyed; at += 16_000) {
         response.write(bytes.subarray(at, at + 16_000))
@@ -154,26 +158,89 @@ suite('shoal pull', () => {
       response.end()
     }
     registry.on(path, (_request, response) => void dribble(response))
-    const running = pull(a, 'up.test/slow:1')
-    await until(async () => (await metric(a, 'shoal_prefetch_queue')) === 1)
+    const hurry = (): void => {
+      registry.serve(path, bytes)
+      for (const response of slow) response.destroy()
+    }
+    const assertWentOn = (): void => {
+      const asked = registry.asked.filter(({ method }) => method === 'GET')
+      const last = asked.findLast((each) => each.path === path)
+      const [, start] = /^bytes=(\d+)-/.exec(last?.range ?? '') ?? []
+      assert.ok(Number(start) >= 900_000, `it went on at ${start}`)
+    }
+    return { image, hurry, assertWentOn }
+  }
+
+  /** Resolves when a good part of what a node gets is in its store's files, and not all. */
+  async function hasBegun(node: LoopbackNode): Promise<void> {
+    await until(async () => (await metric(node, 'shoal_prefetch_queue')) === 1)
     const have = async (): Promise<number> => {
-      const ingests = join(a.directory, 'data', 'store', 'ingest')
+      const ingests = join(node.directory, 'data', 'store', 'ingest')
       const sizes = (await readdir(ingests)).map(
         async (name) => (await stat(join(ingests, name))).size,
       )
       return Math.max(0, ...(await Promise.all(sizes)))
     }
     await until(async () => (await have()) > 1_000_000, { what: 'some of it has come' })
+  }
+
+  test('stops on Ctrl-C and goes on where it was', async () => {
+    const { image, hurry, assertWentOn } = await publishSlow('slow')
+    const running = pull(a, 'up.test/slow:1')
+    await hasBegun(a)
     running.child.kill('SIGINT')
     const { code, stderr } = await running.ended
     assert.equal(code, 130, stderr)
     assert.match(stderr, /shoal: stopped; what has come stays/)
     await until(async () => (await metric(a, 'shoal_prefetch_queue')) === 0)
-    registry.serve(path, bytes)
+    hurry()
     assert.equal((await pull(a, 'up.test/slow:1').ended).code, 0)
     assert.ok(await has(a, 'slow', image))
-    const [, start] = /^bytes=(\d+)-/.exec(registry.asked.at(-1)?.range ?? '') ?? []
-    assert.ok(Number(start) >= 900_000, `it went on at ${start}`)
+    assertWentOn()
+  })
+
+  test('says that its daemon was killed, and goes on where it was when that runs again', async () => {
+    const { image, hurry, assertWentOn } = await publishSlow('killed')
+    const running = pull(b, 'up.test/killed:1')
+    await hasBegun(b)
+    await b.end('SIGKILL')
+    const { code, stderr } = await running.ended
+    assert.equal(code, 1, stderr)
+    assert.match(stderr, /^shoal: the daemon ended before the pull did; what has come stays/m)
+    hurry()
+    await b.start()
+    assert.equal((await pull(b, 'up.test/killed:1').ended).code, 0)
+    assert.ok(await has(b, 'killed', image))
+    assertWentOn()
+  })
+
+  test('waits for a node that is killed meanwhile, which goes on where it was when it runs again', async () => {
+    const { image, hurry, assertWentOn } = await publishSlow('restarted')
+    const running = pull(a, '--zone', 'two', 'up.test/restarted:1')
+    await hasBegun(b)
+    await b.end('SIGKILL')
+    hurry()
+    await b.start()
+    const { code, stdout, stderr } = await running.ended
+    assert.equal(code, 0, stderr)
+    assert.equal(stdout, '1 image on 1 node: all there\n')
+    assert.ok(await has(b, 'restarted', image))
+    assertWentOn()
+  })
+
+  test('is killed with its daemon: the other nodes get it all the same', async () => {
+    const { image, hurry, assertWentOn } = await publishSlow('orphaned')
+    const running = pull(a, '--zone', 'two', 'up.test/orphaned:1')
+    await hasBegun(b)
+    await a.end('SIGKILL')
+    assert.equal((await running.ended).code, 1)
+    hurry()
+    await until(() => has(b, 'orphaned', image), { timeoutMs: 60_000, what: 'all of it is there' })
+    assertWentOn()
+    await a.start()
+    await until(async () => (await metric(a, 'shoal_peers')) === 1, { what: 'they meet again' })
+    const again = await pull(a, '--zone', 'two', 'up.test/orphaned:1').ended
+    assert.equal(again.stdout, '1 image on 1 node: all there\n', again.stderr)
   })
 
   test('asks nobody else without a token, and no daemon from a page', async () => {

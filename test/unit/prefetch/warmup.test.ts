@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { WarmupReport } from '../../../src/observe/warmup.ts'
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
@@ -196,6 +197,32 @@ suite('images are brought to nodes', () => {
     for (const { warmup } of [a, b]) await warmup.stop()
   })
 
+  test('and at once to a node that has come back, which may know nothing of it', async () => {
+    const mesh = new Mesh()
+    const a = await startNode(mesh, 'a')
+    const b = mesh.exchange('b', {})
+    const orders: number[] = []
+    b.onPrefetch({
+      ordered(from, id) {
+        orders.push(id)
+        b.tellPrefetch(from, id, { stage: 'gets', size: 100, have: 1, sources: new Map() })
+      },
+      cancelled() {},
+      told() {},
+      met() {},
+    })
+    const stop = new AbortController()
+    const running = ends(a.warmup.run(everywhere('r.test/x:1'), stop.signal))
+    running.catch(() => {})
+    await until(() => orders.length === 1)
+    mesh.listeners.get('a')?.met('b')
+    await nextTurn()
+    assert.deepEqual(orders, [orders[0], orders[0]])
+    stop.abort(new Error('stopped'))
+    await assert.rejects(running, { message: 'stopped' })
+    await a.warmup.stop()
+  })
+
   test('and who gives too many orders is refused, whatever they are', async () => {
     const mesh = new Mesh()
     const b = await startNode(mesh, 'b', { fetch: () => new Promise(() => {}) })
@@ -205,6 +232,7 @@ suite('images are brought to nodes', () => {
       ordered() {},
       cancelled() {},
       told: (_from, _id, state) => void told.push(state),
+      met() {},
     })
     const order: PrefetchOrder = named('r.test/x:1')
     for (let id = 0; id < 3000; id += 1) mesh.listeners.get('b')?.ordered('flood', id, order)

@@ -40,6 +40,7 @@ function said(message: Prefetch): unknown[] {
     ordered: (...args) => calls.push(['ordered', ...args]),
     cancelled: (...args) => calls.push(['cancelled', ...args]),
     told: (...args) => calls.push(['told', ...args]),
+    met() {},
   })
   return calls
 }
