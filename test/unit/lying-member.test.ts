@@ -15,11 +15,13 @@ import { createLogger } from '../../src/observe/log.ts'
 import { digestOf, type Digest } from '../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../src/oci/manifest.ts'
 import { tagName, type ContentKey } from '../../src/oci/reference.ts'
+import { pullKey } from '../../src/pull/swarm/swarm.ts'
 import { ClaimBook } from '../../src/routing/claims/claim-book.ts'
 import { loadIdentityKey } from '../../src/routing/identity.ts'
 import { Libp2pRouter } from '../../src/routing/libp2p.ts'
 import { PeerTls } from '../../src/trust/peer-tls.ts'
 import { EVERYTHING } from '../fakes/test-book.ts'
+import { UpstreamRegistry } from '../fakes/upstream-registry.ts'
 import { until } from '../wait.ts'
 import { silent } from './routing/nodes.ts'
 
@@ -135,10 +137,13 @@ async function member(t: TestContext, init: MemberInit) {
 }
 
 /** A daemon of the same mesh, with what it says in its log and its metrics. */
-async function honest(t: TestContext, bootstrap: readonly string[] = []) {
+async function honest(t: TestContext, bootstrap: readonly string[] = [], upstream?: string) {
   const directory = await mkdtemp(join(tmpdir(), 'shoal-honest-'))
   const tokenFile = join(directory, 'token')
   await writeFile(tokenFile, TOKEN, { mode: 0o600 })
+  const registries = join(directory, 'registries.yaml')
+  if (upstream !== undefined)
+    await writeFile(registries, `mirrors: {docker.io: {endpoint: ["${upstream}"]}}`)
   const any = `${LOOPBACK}:0`
   const config = effectiveConfig(
     configSchema.parse({
@@ -148,9 +153,9 @@ async function honest(t: TestContext, bootstrap: readonly string[] = []) {
       nodeAddress: LOOPBACK,
       tokenFile,
       listen: { local: any, peer: any, p2p: any, admin: any },
-      upstream: 'off',
+      upstream: upstream === undefined ? 'off' : 'on',
       bootstrap,
-      registries: join(directory, 'none.yaml'),
+      registries,
     }),
     { uid: 0, homeDirectory: '/', hostName: 'n', exists: () => false, diskBytes: () => 1e9 },
   )
@@ -319,6 +324,75 @@ suite('a member that lies is refused, named and counted', () => {
       await node.said('a peer serves a tag with another digest than was claimed last'),
       /"peer":"poisoner"/,
     )
+  })
+
+  test('about pulls: it leads whatever is asked for, floods the lists, and gives nothing', async (t) => {
+    await using upstream = await UpstreamRegistry.start()
+    const blobs = [1, 2, 3].map((number) => Buffer.alloc(2_000_000, `blob ${number}`))
+    const digests = blobs.map(digestOf)
+    for (const [index, blob] of blobs.entries())
+      upstream.serve(`/v2/${REPOSITORY}/blobs/${digests[index]}`, blob)
+    const a = await honest(t, [], upstream.url)
+    const b = await honest(t, [a.p2p], upstream.url)
+    const liar = await member(t, { name: 'liar', bootstrap: a.p2p })
+    const { exchanges } = liar.router
+    exchanges.listen({
+      reported: (to, { circle, key, number }) =>
+        exchanges.advise(to, {
+          circle,
+          key,
+          number,
+          lead: false,
+          from: [liar.router.id ?? ''],
+          pace: 250,
+        }),
+      advised() {},
+      met() {},
+      left() {},
+    })
+    for (const { daemon } of [a, b])
+      await until(() => daemon.peers().length === 2, { what: 'all three have met' })
+    const size = 2_000_000
+    const says = {
+      circle: 0,
+      number: 1,
+      state: 'leads',
+      have: size,
+      size,
+      from: '',
+      failed: [],
+    } as const
+    const is = { stalled: false, noUpstream: false, small: false, wrong: false }
+    const keys = digests.map((digest) =>
+      pullKey({
+        method: 'GET',
+        kind: 'blob',
+        registry: 'docker.io',
+        repository: REPOSITORY,
+        target: { digest },
+      }),
+    )
+    let flood = 0
+    const lie = (): void => {
+      const others = Array.from({ length: 50 }, () => `flood ${++flood}`.padEnd(16))
+      for (const { id } of liar.router.peers())
+        for (const key of [...keys, ...others]) exchanges.report(id, { ...says, ...is, key })
+    }
+    const lies = setInterval(lie, 50)
+    t.after(() => clearInterval(lies))
+    const lists = 'shoal_pull_lists'
+    await until(async () => (await a.metric(lists)) >= 500 && (await b.metric(lists)) >= 500, {
+      what: 'the flood is heard',
+    })
+    for (const digest of digests)
+      for (const got of await Promise.all([a, b].map((node) => node.get(`blobs/${digest}`))))
+        assert.deepEqual(got, { status: 200, digest })
+    for (const node of [a, b]) {
+      // Those on which the liar is, and what the two of them have got
+      const kept = await node.metric(lists)
+      assert.ok(kept <= 512 + digests.length, `${kept} lists`)
+    }
+    assert.ok(liar.asked.length <= 4 * 2 * digests.length, liar.asked.join('\n'))
   })
 
   test('by saying again what another has said long ago', async (t) => {

@@ -1,3 +1,5 @@
+import { BoundedMap } from '../../bounded-map.ts'
+
 /** So long a node is remembered that did not answer, in ms; by then one that is dead is out of every view. */
 const LASTS = 20_000
 const MOST = 256
@@ -7,17 +9,12 @@ const MOST = 256
  * word of a node ends that.
  */
 export class Silence {
-  /** By id, the oldest first */
-  readonly #until = new Map<string, number>()
+  /** By id */
+  readonly #until = new BoundedMap<string, number>(MOST)
 
   /** It did not answer. */
   note(id: string, now: number): void {
-    this.#until.delete(id)
     this.#until.set(id, now + LASTS)
-    for (const [oldest, until] of this.#until) {
-      if (until > now && this.#until.size <= MOST) break
-      this.#until.delete(oldest)
-    }
   }
 
   /** It said something, or is gone for certain. */

@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
+import { BoundedMap } from '../../bounded-map.ts'
 import type { Logger } from '../../observe/log.ts'
 import { bytesBody, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
 import { DigestMismatchError } from '../../oci/digest.ts'
@@ -85,7 +86,7 @@ export class Swarm implements ContentSource {
   readonly #silence = new Silence()
   readonly #jobs = new Map<string, Job>()
   /** What came wrong, by its name, until when that counts */
-  readonly #wary = new Map<string, number>()
+  readonly #wary = new BoundedMap<string, number>(WARY.most)
   /** One answer for all who wait for the same manifest */
   readonly #asking = new Map<string, Promise<Content & HeardAnswer>>()
   readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
@@ -242,12 +243,7 @@ export class Swarm implements ContentSource {
 
   #wasWrong(job: Job, ids: readonly string[]): void {
     const now = performance.now()
-    this.#wary.delete(job.key)
     this.#wary.set(job.key, now + WARY.lasts)
-    for (const [key, until] of this.#wary) {
-      if (until > now && this.#wary.size <= WARY.most) break
-      this.#wary.delete(key)
-    }
     job.member.wasWrong(ids, now)
     this.#end(job, false)
   }

@@ -9,6 +9,8 @@ const MAX_ENTRIES = 65_536
 /** Lists on which one node may be. Who is on more is forgotten on its oldest. */
 const MAX_OF_ONE = 512
 const MAX_FAILED = 16
+/** Lists that are over are looked for so often, in ms. */
+const SWEEP = 1000
 
 /** Nodes that read from one: with two, every node of a tree but the last ones gives what it gets twice. */
 const CHILDREN = 2
@@ -82,6 +84,7 @@ export class Tracker {
   readonly #ofOne = new Map<string, Set<string>>()
   readonly #accused = new BoundedMap<string, { by: Set<string>; since: number }>(MAX_ACCUSED)
   #entries = 0
+  #sweptAt = Number.NEGATIVE_INFINITY
 
   constructor(init: { now: () => number }) {
     this.#now = init.now
@@ -89,6 +92,7 @@ export class Tracker {
 
   /** Lists that are kept, and nodes on them. */
   get size(): { swarms: number; members: number } {
+    this.#sweep(this.#now())
     return { swarms: this.#swarms.size, members: this.#entries }
   }
 
@@ -102,6 +106,7 @@ export class Tracker {
     /** Who reads from whom, of the first {@link MAX_SHOWN} */
     reads: { by: string; from: string }[]
   }[] {
+    this.#sweep(this.#now())
     return Array.from(this.#swarms.values(), (swarm) => {
       const members = [...swarm.members.values()]
       return {
@@ -120,6 +125,7 @@ export class Tracker {
   /** What `id` says, and what it is to do. */
   hear(id: string, report: PullReport): PullAdvice {
     const now = this.#now()
+    this.#sweep(now)
     const name = `${report.circle} ${report.key}`
     const swarm = this.#swarms.get(name) ?? new Swarm(report.small)
     this.#swarms.delete(name)
@@ -199,6 +205,7 @@ export class Tracker {
       const [oldest = ''] = lists
       const other = this.#swarms.get(oldest)
       if (other !== undefined) this.#drop(oldest, other, id)
+      if (other?.members.size === 0) this.#swarms.delete(oldest)
     }
     return member
   }
@@ -225,9 +232,23 @@ export class Tracker {
   #bound(): void {
     for (const [name, swarm] of this.#swarms) {
       if (this.#swarms.size <= MAX_SWARMS && this.#entries <= MAX_ENTRIES) break
-      for (const id of swarm.members.keys()) this.#drop(name, swarm, id)
-      this.#swarms.delete(name)
+      this.#close(name, swarm)
     }
+  }
+
+  /** Forgets the lists on which everybody has been silent: nobody reports to them, so nothing else would. */
+  #sweep(now: number): void {
+    if (now - this.#sweptAt < SWEEP) return
+    this.#sweptAt = now
+    for (const [name, swarm] of this.#swarms) {
+      if (swarm.members.values().some((member) => isAlive(member, now))) break
+      this.#close(name, swarm)
+    }
+  }
+
+  #close(name: string, swarm: Swarm): void {
+    for (const id of swarm.members.keys()) this.#drop(name, swarm, id)
+    this.#swarms.delete(name)
   }
 
   #update(swarm: Swarm, member: Member, report: PullReport, now: number): void {

@@ -105,4 +105,31 @@ suite('what a client is receiving', () => {
     assert.deepEqual(Buffer.concat(read), bytes)
     await until(() => inflight.size === 0)
   })
+
+  test('is offered up to 256 blobs at a time; what comes beyond goes to its client all the same', async () => {
+    const inflight = new Inflight({
+      store: {
+        arriving: async () => undefined,
+        stat: async () => descriptor,
+        open: async () => bytesBody(bytes),
+      },
+      given: () => true,
+      spool: undefined,
+      wanted: () => true,
+      gives: () => true,
+      log: createLogger({ level: 'silent' }),
+    })
+    const signal = AbortSignal.timeout(30_000)
+    const open = inflight.over(
+      async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const,
+      'client',
+    )
+    const contents = Array.from({ length: 300 }, (_, index) =>
+      open({ ...request, target: { digest: digestOf(`${index}`) } }, { signal }),
+    )
+    for (const content of contents) assert.equal((await content).body?.length, bytes.length)
+    assert.equal(inflight.size, 256)
+    for (const content of contents) await (await content).body?.discard()
+    assert.equal(inflight.size, 0)
+  })
 })

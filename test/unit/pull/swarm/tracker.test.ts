@@ -548,7 +548,7 @@ suite('a list of who gets what', () => {
   test('lists, and nodes on them, are bounded, whoever floods them', () => {
     const list = new Bench()
     for (let index = 0; index < 5000; index += 1) list.hear('flood', { key: `key ${index}` })
-    assert.ok(list.tracker.size.members <= 512)
+    assert.deepEqual(list.tracker.size, { swarms: 512, members: 512 })
     for (let index = 0; index < 100_000; index += 1)
       list.hear(`n${index % 300}`, { key: `key ${index}` })
     assert.ok(list.tracker.size.swarms <= 2048)
@@ -556,6 +556,17 @@ suite('a list of who gets what', () => {
     list.hear('last')
     list.tracker.forget('last')
     assert.ok(list.tracker.size.members <= 65_536)
+  })
+
+  test('a list is forgotten when all have got it, or gone silent, and nobody else asks', () => {
+    const list = new Bench()
+    for (const id of ['a', 'b', 'c']) list.join(id)
+    list.hear('a', { state: 'done', have: MB, size: MB })
+    list.now += 19_000
+    assert.deepEqual(list.tracker.size, { swarms: 1, members: 3 })
+    list.now += 2000
+    assert.deepEqual(list.tracker.size, { swarms: 0, members: 0 })
+    assert.deepEqual(list.tracker.trees(), [])
   })
 
   test('whatever is reported, nobody reads from itself by way of others, and everybody is told something', () => {
