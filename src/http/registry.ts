@@ -170,6 +170,10 @@ export function createRegistryServer(
   server.removeAllContentTypeParsers()
   server.addContentTypeParser('*', (_request, _payload, done) => done(null))
 
+  let closing = false
+  server.addHook('preClose', async () => {
+    closing = true
+  })
   server.addHook('onRequest', async ({ raw: { socket, url = '' } }, reply) => {
     void reply.headers(EVERY_ANSWER)
     if (url.length > limits.url)
@@ -336,6 +340,7 @@ export function createRegistryServer(
   ): Promise<void> {
     const { descriptor, range, body } = content
     const { raw } = reply
+    const { socket } = raw
     // From here on the answer is written by hand: the byte path has no stream in it.
     reply.hijack()
     raw.writeHead(range === undefined ? 200 : 206, {
@@ -374,6 +379,8 @@ export function createRegistryServer(
       }
     }
     await new Promise<void>((resolve) => raw.end(resolve))
+    // Its client would keep it for the next request, and the server open until the last moment.
+    if (closing) socket?.end()
   }
 }
 
