@@ -28,6 +28,8 @@ import { silent } from './routing/nodes.ts'
 const TOKEN = 'the token of them all'.replaceAll(' ', '-').padEnd(43, '-')
 const LOOPBACK = '127.0.0.1'
 const REPOSITORY = 'library/app'
+/** Of the blobs that are pulled */
+const SIZE = 2_000_000
 const TAG = tagName('docker.io', REPOSITORY, '1')
 
 const descriptorOf = (bytes: Uint8Array) => ({
@@ -75,6 +77,16 @@ interface MemberInit {
   /** Of whom its registry has the certificate, if not of itself */
   readonly registryKeyOf?: string
   readonly claims?: ClaimBook
+  /** Of each body it gives only so many bytes, and then none for as long as somebody waits */
+  readonly hangsAt?: number
+}
+
+/** What somebody does who says that he leads what he does not. */
+interface LeaderInit {
+  /** In place of a blob; nothing without it */
+  readonly gives?: (blob: Buffer) => Buffer
+  readonly hangsAt?: number
+  readonly floods?: true
 }
 
 /** Whoever has the token: real routing, and a registry over real TLS that gives what it is told to give. */
@@ -100,7 +112,9 @@ async function member(t: TestContext, init: MemberInit) {
       'content-type': url.includes('/manifests/') ? MEDIA_TYPE.ociManifest : MEDIA_TYPE.octets,
       'docker-content-digest': name.includes(':') ? name : digestOf(bytes),
     })
-    response.end(method === 'HEAD' ? undefined : bytes)
+    if (init.hangsAt !== undefined && method !== 'HEAD')
+      response.write(bytes.subarray(0, init.hangsAt))
+    else response.end(method === 'HEAD' ? undefined : bytes)
   }
   await tls.start()
   const server = tls.createServer({}, answer)
@@ -326,43 +340,37 @@ suite('a member that lies is refused, named and counted', () => {
     )
   })
 
-  test('about pulls: it leads whatever is asked for, floods the lists, and gives nothing', async (t) => {
-    await using upstream = await UpstreamRegistry.start()
-    const blobs = [1, 2, 3].map((number) => Buffer.alloc(2_000_000, `blob ${number}`))
+  /** Two daemons that may ask an upstream for blobs of which a third member says, to whoever asks, that it leads them. */
+  async function withFalseLeader(t: TestContext, what: LeaderInit) {
+    const upstream = await UpstreamRegistry.start()
+    t.after(() => upstream[Symbol.asyncDispose]())
+    const blobs = [1, 2, 3].map((number) => Buffer.alloc(SIZE, `blob ${number}`))
     const digests = blobs.map(digestOf)
     for (const [index, blob] of blobs.entries())
       upstream.serve(`/v2/${REPOSITORY}/blobs/${digests[index]}`, blob)
     const a = await honest(t, [], upstream.url)
     const b = await honest(t, [a.p2p], upstream.url)
-    const liar = await member(t, { name: 'liar', bootstrap: a.p2p })
-    const { exchanges } = liar.router
+    const content = new Map<string, Uint8Array>()
+    for (const blob of blobs) {
+      const given = what.gives?.(blob)
+      if (given !== undefined) content.set(digestOf(blob), given)
+    }
+    const liar = await member(t, {
+      name: 'liar',
+      bootstrap: a.p2p,
+      content,
+      ...(what.hangsAt !== undefined && { hangsAt: what.hangsAt }),
+    })
+    const { exchanges, id = '' } = liar.router
     exchanges.listen({
       reported: (to, { circle, key, number }) =>
-        exchanges.advise(to, {
-          circle,
-          key,
-          number,
-          lead: false,
-          from: [liar.router.id ?? ''],
-          pace: 250,
-        }),
+        exchanges.advise(to, { circle, key, number, lead: false, from: [id], pace: 250 }),
       advised() {},
       met() {},
       left() {},
     })
     for (const { daemon } of [a, b])
       await until(() => daemon.peers().length === 2, { what: 'all three have met' })
-    const size = 2_000_000
-    const says = {
-      circle: 0,
-      number: 1,
-      state: 'leads',
-      have: size,
-      size,
-      from: '',
-      failed: [],
-    } as const
-    const is = { stalled: false, noUpstream: false, small: false, wrong: false }
     const keys = digests.map((digest) =>
       pullKey({
         method: 'GET',
@@ -372,27 +380,65 @@ suite('a member that lies is refused, named and counted', () => {
         target: { digest },
       }),
     )
-    let flood = 0
+    const says = { circle: 0, number: 1, state: 'leads', have: SIZE, size: SIZE } as const
+    const rest = { from: '', failed: [], stalled: false, noUpstream: false, small: false }
+    let floods = 0
     const lie = (): void => {
-      const others = Array.from({ length: 50 }, () => `flood ${++flood}`.padEnd(16))
-      for (const { id } of liar.router.peers())
-        for (const key of [...keys, ...others]) exchanges.report(id, { ...says, ...is, key })
+      const flood = what.floods === true ? 600 : 0
+      const others = Array.from({ length: flood }, () => `flood ${++floods}`.padEnd(16))
+      for (const peer of liar.router.peers())
+        for (const key of [...keys, ...others])
+          exchanges.report(peer.id, { ...says, ...rest, wrong: false, key })
     }
-    const lies = setInterval(lie, 50)
+    lie()
+    const lies = setInterval(lie, 600)
     t.after(() => clearInterval(lies))
+    return { nodes: [a, b], liar, digests }
+  }
+
+  test('about pulls: it leads whatever is asked for, floods the lists, and gives nothing', async (t) => {
+    const { nodes, liar, digests } = await withFalseLeader(t, { floods: true })
     const lists = 'shoal_pull_lists'
-    await until(async () => (await a.metric(lists)) >= 500 && (await b.metric(lists)) >= 500, {
-      what: 'the flood is heard',
-    })
+    for (const node of nodes)
+      await until(async () => (await node.metric(lists)) >= 500, { what: 'the flood is heard' })
     for (const digest of digests)
-      for (const got of await Promise.all([a, b].map((node) => node.get(`blobs/${digest}`))))
+      for (const got of await Promise.all(nodes.map((node) => node.get(`blobs/${digest}`))))
         assert.deepEqual(got, { status: 200, digest })
-    for (const node of [a, b]) {
+    for (const node of nodes) {
       // Those on which the liar is, and what the two of them have got
       const kept = await node.metric(lists)
       assert.ok(kept <= 512 + digests.length, `${kept} lists`)
     }
-    assert.ok(liar.asked.length <= 4 * 2 * digests.length, liar.asked.join('\n'))
+    // Each of the two asks it for each blob, and once more at most when it has forgotten that.
+    assert.ok(liar.asked.length <= 4 * digests.length, liar.asked.join('\n'))
+  })
+
+  test('about pulls: it has nearly all of it, and gives no more than the beginning', async (t) => {
+    const begins = { gives: (blob: Buffer) => blob, hangsAt: 0.3 * SIZE }
+    const { nodes, liar, digests } = await withFalseLeader(t, begins)
+    const [digest = digestOf('')] = digests
+    for (const got of await Promise.all(nodes.map((node) => node.get(`blobs/${digest}`))))
+      assert.deepEqual(got, { status: 200, digest })
+    assert.ok(liar.asked.length > 0, 'nobody believed it')
+  })
+
+  test('about pulls: it gives wrong bytes in flight, which costs each node one attempt at most', async (t) => {
+    const wrong = (blob: Buffer): Buffer => Buffer.concat([blob.subarray(0, -1), Buffer.from('!')])
+    const { nodes, liar, digests } = await withFalseLeader(t, { gives: wrong })
+    const attempt = async (node: (typeof nodes)[number], digest: Digest): Promise<boolean> => {
+      const got = await node.get(`blobs/${digest}`).catch(() => undefined)
+      assert.ok(got === undefined || got.digest === digest, 'wrong content was a complete answer')
+      return got !== undefined
+    }
+    for (const digest of digests)
+      await Promise.all(
+        nodes.map(async (node) => {
+          if (!(await attempt(node, digest))) assert.ok(await attempt(node, digest), 'the second')
+        }),
+      )
+    // Quarantined with the first blob: nobody asks it for the others.
+    const times = liar.asked.length
+    assert.ok(times > 0 && times < digests.length * nodes.length, liar.asked.join('\n'))
   })
 
   test('by saying again what another has said long ago', async (t) => {

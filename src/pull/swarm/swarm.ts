@@ -85,8 +85,8 @@ export class Swarm implements ContentSource {
   readonly #tracker = new Tracker({ now: () => performance.now() })
   readonly #silence = new Silence()
   readonly #jobs = new Map<string, Job>()
-  /** What came wrong, by its name, until when that counts */
-  readonly #wary = new BoundedMap<string, number>(WARY.most)
+  /** What came wrong, by its name: until when that counts, and who gave it */
+  readonly #wary = new BoundedMap<string, { until: number; by: readonly string[] }>(WARY.most)
   /** One answer for all who wait for the same manifest */
   readonly #asking = new Map<string, Promise<Content & HeardAnswer>>()
   readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
@@ -243,7 +243,7 @@ export class Swarm implements ContentSource {
 
   #wasWrong(job: Job, ids: readonly string[]): void {
     const now = performance.now()
-    this.#wary.set(job.key, now + WARY.lasts)
+    this.#wary.set(job.key, { until: now + WARY.lasts, by: ids })
     job.member.wasWrong(ids, now)
     this.#end(job, false)
   }
@@ -408,7 +408,8 @@ export class Swarm implements ContentSource {
       return known
     }
     const now = performance.now()
-    const wary = (this.#wary.get(key) ?? 0) > now
+    const wrong = this.#wary.get(key)
+    const wary = wrong !== undefined && wrong.until > now
     const job: Job = {
       key,
       what: keyOf(request),
@@ -427,6 +428,8 @@ export class Swarm implements ContentSource {
       way: undefined,
       decided: Promise.withResolvers(),
     }
+    // Whoever gave it goes on to say that it leads: it is not waited for.
+    if (wary) job.member.broke(wrong.by, now)
     this.#jobs.set(key, job)
     this.#drive(job)
     return job
