@@ -1,5 +1,6 @@
 import { appendFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { buildImage, type DemoImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
@@ -219,12 +220,17 @@ async function prefetch(): Promise<void> {
 
 /** A prefetch and a pull, each alone, of an upstream whose answers are long on the way. */
 async function far(): Promise<void> {
-  await using cluster = await createCluster(1)
+  const port = 5010
+  await using cluster = await createCluster(1, `http://upstream.test:${port}`)
   const [node] = cluster.nodes as [ClusterNode]
-  const link = ['netem', 'delay', '100ms', 'rate', '200mbit', 'limit', '20000']
+  const link = ['--listen', `${port}`, '--to', '5000', '--delay', '100']
+  const script = fileURLToPath(new URL('far-link.ts', import.meta.url))
+  const relay = cluster.upstream.machine.run([process.execPath, script, ...link])
+  await until(() => relay.log().includes('ready'))
   const pulls: number[] = []
   const prefetches: number[] = []
   for (let run = 0; run < runs; run += 1) {
+    await shape(cluster, 10_000)
     const [pulled, prefetched] = await Promise.all(
       ['pulled', 'prefetched'].map(async (name) => {
         const image = await buildImage({ layers: [200 * MB], seed: `${name} ${run}` })
@@ -232,7 +238,7 @@ async function far(): Promise<void> {
         return image
       }),
     )
-    await cluster.upstream.machine.exec(['tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', ...link])
+    await shape(cluster, 200)
     const [url = ''] = pulled === undefined ? [] : pathsOf(pulled, `pulled${run}`)
     pulls.push((await load(node, url)).seconds)
     const began = performance.now()
@@ -242,18 +248,21 @@ async function far(): Promise<void> {
     const held = await node.ctr('content', 'ls', '-q')
     for (const { descriptor } of prefetched?.layers ?? [])
       if (!held.includes(descriptor.digest)) throw new Error(`${descriptor.digest} is not there`)
-    await cluster.upstream.machine.exec(['tc', 'qdisc', 'del', 'dev', 'eth0', 'root'])
+    await node.ctr('images', 'rm', '--sync', reference)
   }
   say(
     `an upstream 100 ms away over 200 Mbit/s (bound 8.0 s): a blob of 200 MB pulled in ${spread(pulls)} s, an image of one such layer prefetched in ${spread(prefetches)} s`,
   )
 }
 
-async function createCluster(count: number): Promise<Cluster> {
+async function createCluster(
+  count: number,
+  endpoint = `http://${Upstream.host}`,
+): Promise<Cluster> {
   const cluster = await Cluster.create({ nodes: Array.from({ length: count }, () => newest) })
   const token = await cluster.nodes[0]!.exec(['shoal', 'token', 'new'])
   for (const node of cluster.nodes) {
-    const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`
+    const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["${endpoint}"]}}\n`
     await node.writeFile('/etc/rancher/k3s/registries.yaml', mirrors)
     if (count > 3) {
       await node.writeFile(TOKEN, token)
