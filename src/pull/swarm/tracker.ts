@@ -51,17 +51,19 @@ const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
- * needs long; or very long, for `soon`. It begins with the first bytes that the other one
- * gets, which has so long to get any, and is over when either has got so many bytes that it is clear. The next one is `again` later, and twice
- * as long each time: what else crossed the uplink may have decided it.
+ * needs long; or very long for so many bytes, for `soon`: of less the trial would be a good part. It begins with the first bytes that the
+ * other one gets, which has so long to get any, and is over when either has got so many bytes that it is clear. That one has won only if
+ * who has more, such as the leader, would not have to wait for longer than `waits` until it has caught up. The next one is `again` later,
+ * and twice as long each time: what else crossed the uplink may have decided it.
  */
 const TRIAL = {
   after: 3000,
   worth: 30_000,
-  soon: { after: 1500, worth: 90_000 },
+  soon: { after: 700, worth: 90_000, bytes: 8 * 1024 * 1024 },
   begins: 3000,
   lasts: 1000,
   clear: 1024 * 1024,
+  waits: 2000,
   again: { first: 20_000, most: 80_000 },
   better: 1.5,
 }
@@ -387,6 +389,7 @@ export class Tracker {
 
   #adviseLeader(swarm: Swarm, me: Member, now: number): Choice {
     const { trial } = swarm
+    me.slowSince = needs(me) < TRIAL.worth ? undefined : (me.slowSince ?? now)
     if (me.own !== undefined) {
       const passed = now - me.own.at
       if (passed < TRIAL.lasts) return { lead: true }
@@ -404,9 +407,11 @@ export class Tracker {
       if (still && !isClear && now - trial.at < (trial.begun ? TRIAL.lasts : TRIAL.begins))
         return { lead: true }
       swarm.trial = undefined
-      // What it costs is paid: who got more goes on, by however little.
-      trial.of.outdone = still && gains[0] > gains[1]
-      trial.of.crawls = still && gains[0] > TRIAL.better * gains[1]
+      // What it costs is paid: who got more goes on, by however little, unless it is far behind.
+      const behind = trial.of.have - trial.by.have
+      const waits = behind > 0 ? (behind * (now - trial.at)) / gains[0] : 0
+      trial.of.outdone = still && gains[0] > gains[1] && waits <= TRIAL.waits
+      trial.of.crawls = trial.of.outdone && gains[0] > TRIAL.better * gains[1]
       trial.by.outdone = still && !trial.of.outdone
     }
     const left = me.size - me.have
@@ -479,18 +484,12 @@ export class Tracker {
 
   #startTrial(swarm: Swarm, me: Member, now: number): boolean {
     const of = swarm.wayTo(me)?.root
-    if (of === undefined || of.state !== 'leads' || of.size === 0 || me.noUpstream) return false
-    // Before its first bytes nothing is known: it is busy, or waits as anybody else would.
-    const begun = of.have > of.ledFrom
-    const left = (of.size - of.have) / Math.max(of.rate, 1e-6)
-    if (!begun || left < TRIAL.worth) {
-      of.slowSince = undefined
+    if (of === undefined || of.state !== 'leads' || me.noUpstream) return false
+    if (of.slowSince === undefined || now < swarm.nextTrial || swarm.trial !== undefined)
       return false
-    }
-    of.slowSince ??= now
-    const { after } = left < TRIAL.soon.worth ? TRIAL : TRIAL.soon
-    if (now - of.slowSince < after || now < swarm.nextTrial || swarm.trial !== undefined)
-      return false
+    const { soon } = TRIAL
+    const isSoon = needs(of) >= soon.worth && of.size - of.have >= soon.bytes
+    if (now - of.slowSince < (isSoon ? soon : TRIAL).after) return false
     if (lags(me, swarm)) return false
     swarm.nextTrial = now + swarm.trialPause
     swarm.trialPause = Math.min(TRIAL.again.most, 2 * swarm.trialPause)
@@ -679,6 +678,11 @@ function lags(member: Member, swarm: Swarm): boolean {
  */
 function isBehind({ state, have, rate, at }: Member, member: Member, now: number): boolean {
   return state === 'leads' && have + rate * (now - at + LAG.ms) + LAG.bytes < member.have
+}
+
+/** How long it takes one that leads to get the rest, in ms. Before its first bytes nothing is known: it is busy, or waits as anybody else would. */
+function needs({ have, ledFrom, size, rate }: Member): number {
+  return size === 0 || have <= ledFrom ? 0 : (size - have) / Math.max(rate, 1e-6)
 }
 
 function beginsToLead(member: Member, have: number): void {

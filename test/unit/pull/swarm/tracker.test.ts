@@ -494,11 +494,54 @@ suite('a list of who gets what', () => {
         else from[id] = advice.from[0] ?? ''
       }
     }
-    assert.ok(led !== undefined && led < 2000, `it leads after ${led} ms`)
+    assert.ok(led !== undefined && led < 1300, `it leads after ${led} ms`)
     assert.equal(from.b, 'a')
     // Whoever is tried is to say how it goes, and it is over with the first 1 MiB.
     const tried = paces.filter((pace) => pace === 100).length
     assert.ok(tried > 0 && tried <= 3, paces.join())
+  })
+
+  test('it has been slow for as long as it has led, whoever follows it by then, and of what is small that has to be longer', () => {
+    const ledAfter = (size: number): number => {
+      const list = new Bench()
+      list.join('slow', { size })
+      let have = 0
+      for (let ms = 0; ms < 5000; ms += 100) {
+        list.now += 100
+        have += 500
+        list.hear('slow', { state: 'leads', have, size })
+        if (ms < 1500) continue
+        if (list.hear('a', { state: 'follows', from: 'slow', have, size }).lead) return ms
+      }
+      return Infinity
+    }
+    const [small, large] = [3 * MB, 20 * MB].map(ledAfter)
+    assert.ok(large !== undefined && large <= 1700, `${large} ms`)
+    assert.ok(small !== undefined && small >= 3000 && small < 4000, `${small} ms`)
+  })
+
+  test('a trial is not won by one that gets more meanwhile, but has far less: the others would stand still until it has caught up', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b']) list.join(id)
+    const have = { leader: 0.01 * MB, a: 0.01 * MB }
+    const size = 3 * MB
+    let tried = 0
+    for (let ms = 0; ms < 8000; ms += 100) {
+      list.now += 100
+      // What the leader lacked for long comes all at once, before the other one has its first bytes.
+      if (tried === 3) have.leader = 0.07 * MB
+      have.leader += 100
+      const { lead } = list.hear('leader', { state: 'leads', have: have.leader, size })
+      assert.ok(lead, `the leader goes on after ${ms} ms`)
+      const leads = tried > 0 && tried < 30
+      if (leads && tried > 5) have.a += 600
+      const report = leads
+        ? ({ state: 'leads', have: have.a, size } as const)
+        : ({ state: 'follows', from: 'leader', have: have.a, size } as const)
+      if (list.hear('a', report).lead) tried += 1
+      else if (leads) tried = 30
+    }
+    assert.equal(tried, 30, 'the other one has led, and follows again')
   })
 
   /** The leader gets 4 MB in each step, `a` so much less from others, and so much alone. @returns what `a` did in each step */
