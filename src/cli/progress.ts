@@ -30,6 +30,8 @@ export interface ProgressBar {
   expect(total: number): void
   /** What comes from now on comes from there: a node's name, or `upstream`. */
   from(source: string): void
+  /** All that has come so far came from these, in words. */
+  fromAll(sources: string): void
   /** Nothing more comes, and all is well. */
   finish(): void
   /** Nothing more comes; why, in words. */
@@ -106,6 +108,7 @@ export function createProgress(init: ProgressInit): Progress {
         add: (bytes) => bar.add(bytes),
         expect: (expected) => bar.expect(expected),
         from: (source) => bar.from(printable(source)),
+        fromAll: (sources) => bar.fromAll(printable(sources)),
         finish: () => end(),
         fail: (reason) => end(printable(reason)),
       }
@@ -308,6 +311,11 @@ class Bar {
     // The last is the one that gives now.
     this.#sources.delete(source)
     this.#sources.add(source)
+  }
+
+  fromAll(sources: string): void {
+    this.#sources.clear()
+    this.#sources.add(sources)
   }
 
   end(failure: string | undefined): void {

@@ -148,7 +148,7 @@ class PullView {
     known.have = Math.max(have, known.have)
     const names = Object.entries(sources).toSorted(([, a], [, b]) => b - a)
     if (names.length > 0)
-      bar.from(names.map(([name, bytes]) => `${name} ${formatBytes(bytes)}`).join(', '))
+      bar.fromAll(names.map(([name, bytes]) => `${name} ${formatBytes(bytes)}`).join(', '))
     if (stage === 'has') bar.finish()
     if (stage === 'failed') bar.fail(reason ?? 'it cannot be got')
   }

@@ -136,16 +136,16 @@ function describePeers({ kind, peers, keys }: NodeStatus['mesh']): string {
 
 function describeTogether({ pulls, lists }: NodeStatus['together']): [string, string][] {
   const far = (have: number, size: number): string =>
-    size === 0 ? 'begins' : `${Math.floor((100 * have) / size)} % of ${(size / 1e6).toFixed(1)} MB`
+    size === 0 ? 'begins' : `${Math.floor((100 * have) / size)} % of ${formatBytes(size)}`
   return [
     ...pulls.map(({ what, from, have, size }): [string, string] => [
       'receives',
       `${what} from ${from === '' ? 'nobody yet' : from === 'upstream' ? 'the upstream, for all' : from}: ${far(have, size)}`,
     ]),
-    ...lists.flatMap(({ members, leaders, depth, have, size, reads }): [string, string][] => [
+    ...lists.flatMap(({ what, members, leaders, depth, have, size, reads }): [string, string][] => [
       [
         'keeps the list',
-        `of ${members} nodes that get the same, ${far(have, size)}: ${leaders.length === 0 ? 'none leads' : `${leaders.join(', ')} from the upstream`}, the others at most ${depth} away`,
+        `of ${members} nodes that get ${what ?? 'the same'}, ${far(have, size)}: ${leaders.length === 0 ? 'none leads' : `${leaders.join(', ')} from the upstream`}, the others at most ${depth} away`,
       ],
       ...Array.from(
         Map.groupBy(reads, ({ from }) => from),
@@ -196,7 +196,12 @@ function describeTraffic({
         ]),
     ...(given === 0
       ? []
-      : [['', `${formatBytes(given)} given to other nodes`] as [string, string]]),
+      : [
+          [
+            '',
+            `${formatBytes(given)} given to other nodes, which did not get it over the uplink`,
+          ] as [string, string],
+        ]),
   ]
 }
 

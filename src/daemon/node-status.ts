@@ -106,11 +106,13 @@ export async function nodeStatus(
       pulls: swarm.list(),
       lists: swarm
         .trees()
-        .filter(({ members }) => members > 1)
+        // Those on which somebody still gets it
+        .filter(({ members, leaders, reads }) => members > 1 && leaders.length + reads.length > 0)
         .toSorted((a, b) => b.members - a.members)
         .slice(0, LISTED_TREES)
-        .map((tree) => ({
+        .map(({ what, ...tree }) => ({
           ...tree,
+          what: what ?? null,
           leaders: tree.leaders.map(nameOf),
           reads: tree.reads.map(({ by, from }) => ({ by: nameOf(by), from: nameOf(from) })),
         })),

@@ -81,6 +81,8 @@ export interface NodeStatus {
     }[]
     /** The lists this node keeps for others, the largest: who leads, by name, and how many read, how far from it */
     readonly lists: readonly {
+      /** A digest or a tag; null where this node does not get it itself, and so does not know */
+      readonly what: string | null
       readonly members: number
       readonly leaders: readonly string[]
       readonly depth: number

@@ -10,6 +10,7 @@ import type { OpenContent } from './chain.ts'
 import type { PeersSource } from './peers.ts'
 import { tierOf, type TierBudgets } from './tiers.ts'
 import type { TagRule } from './tags.ts'
+import { THIS_NODE } from './source.ts'
 import type { UpstreamSource } from './upstream/source.ts'
 
 /** All of it may take so long, in ms. */
@@ -23,7 +24,7 @@ export interface ExplainComponents {
   readonly open: OpenContent
   readonly isHere: (key: ContentKey) => Promise<Descriptor | undefined>
   readonly peers: Pick<PeersSource, 'holders'>
-  readonly router: Pick<Router, 'peers'>
+  readonly router: Pick<Router, 'peers'> & { readonly id: string | undefined }
   readonly claims: Pick<TagClaims, 'of'>
   /** Undefined where this node asks no upstream */
   readonly upstream: Pick<UpstreamSource, 'route'> | undefined
@@ -67,7 +68,7 @@ export async function explainPull(
       kind: claim.kind,
       digest: claim.kind === 'deleted' ? null : claim.descriptor.digest,
       node: claim.node,
-      name: names.get(claim.node) ?? null,
+      name: claim.node === components.router.id ? THIS_NODE : (names.get(claim.node) ?? null),
       at: claim.stamp.ms,
       lost: index > 0,
     })),

@@ -248,6 +248,7 @@ export class Inflight implements ContentSource {
       {
         own: () => this.#store.arriving(digest, arrival.receiver),
         any: async () => (any ? this.#store.arriving(digest) : undefined),
+        held: () => this.#isHeld(digest),
       },
       signal,
     )
@@ -529,9 +530,14 @@ class Arrival implements Growth {
     }
   }
 
-  /** Its file, which is there when the first byte is, and not long before. */
+  /**
+   * Its file, which is there when the first byte is, and not long before; what is small may have become whole before anybody looks, and has
+   * none any more.
+   */
   async content(
-    find: Readonly<Record<'own' | 'any', () => Promise<ArrivingContent | undefined>>>,
+    find: Readonly<Record<'own' | 'any', () => Promise<ArrivingContent | undefined>>> & {
+      readonly held: () => Promise<boolean>
+    },
     signal: AbortSignal,
   ): Promise<ArrivingContent | undefined> {
     for (let looks = 1; ; looks += 1) {
@@ -539,6 +545,8 @@ class Arrival implements Growth {
       const content = this.#content ?? (await find.any())
       if (content !== undefined || looks > FILE.looks) return content
       if (this.#failure !== undefined) return undefined
+      // Its client has all of it.
+      if (this.clients === 0 && (await find.held())) return undefined
       await pause(FILE.pause)
       signal.throwIfAborted()
     }

@@ -116,6 +116,10 @@ function far(have, size) {
   return size === 0 ? 'begins' : `${Math.floor((100 * have) / size)} % of ${bytes(size)}`
 }
 
+function shortened(what) {
+  return what.replace(/(sha256:.{12})\w*/, '$1')
+}
+
 /** What is got by several nodes at once, with the tree in which it goes from one to the next. */
 function showTogether() {
   const { pulls, lists } = state.node.together
@@ -123,7 +127,7 @@ function showTogether() {
   if (at('together').dataset.text === text) return
   at('together').dataset.text = text
   const begun = lists.filter(({ leaders, reads }) => leaders.length + reads.length > 0)
-  const trees = begun.map(({ members, leaders, reads, have, size }) => {
+  const trees = begun.map(({ what, members, leaders, reads, have, size }) => {
     const children = new Map([['upstream', [...leaders]]])
     for (const { by, from } of reads) {
       if (!children.has(from)) children.set(from, [])
@@ -135,17 +139,20 @@ function showTogether() {
     return element(
       'li',
       {},
-      element('p', {}, `${members} nodes get the same, ${far(have, size)}:`),
+      element(
+        'p',
+        {},
+        `${members} nodes get ${what === null ? 'the same' : shortened(what)}, ${far(have, size)}:`,
+      ),
       element('ul', { class: 'tree' }, ...roots.map((name) => branch(name, children, seen))),
     )
   })
   const own = pulls.map(({ what, from, have, size }) => {
     const whom = { '': 'nobody yet', upstream: 'the upstream, for all' }[from] ?? from
-    const digest = what.replace(/(sha256:.{12})\w*/, '$1')
     return element(
       'li',
       {},
-      element('p', {}, `This node gets ${digest} from ${whom}: ${far(have, size)}.`),
+      element('p', {}, `This node gets ${shortened(what)} from ${whom}: ${far(have, size)}.`),
     )
   })
   at('together').hidden = own.length + trees.length === 0

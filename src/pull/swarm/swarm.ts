@@ -138,9 +138,12 @@ export class Swarm implements ContentSource {
     return this.#tracker.size.swarms
   }
 
-  /** The lists that this node keeps. */
-  trees(): ReturnType<Tracker['trees']> {
-    return this.#tracker.trees()
+  /** The lists that this node keeps; `what` is on them it knows only if it gets that, too. */
+  trees(): (Omit<ReturnType<Tracker['trees']>[number], 'key'> & { readonly what?: string })[] {
+    return this.#tracker.trees().map(({ key, ...tree }) => {
+      const what = this.#jobs.get(key)?.what
+      return { ...tree, ...(what !== undefined && { what }) }
+    })
   }
 
   async close(): Promise<void> {
@@ -274,12 +277,14 @@ export class Swarm implements ContentSource {
     let done = false
     try {
       const { content } = await this.#openSomehow(job, request, { signal })
-      const { body, source, descriptor, tag } = content
+      const { body, source, descriptor, tag, giver } = content
       const bytes = body && (await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal }))
       done = true
+      const name = giver?.name ?? giver?.id
       return {
         source,
         descriptor,
+        ...(name !== undefined && { givenBy: new Map([[name, bytes?.length ?? 0]]) }),
         // Whoever asked, it is what the upstream says now.
         ...('tag' in request.target && { tag: tag ?? 'fresh' }),
         ...(bytes !== undefined && { bytes }),

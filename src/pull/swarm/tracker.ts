@@ -100,6 +100,7 @@ export class Tracker {
 
   /** The nodes on a list and from whom each reads, for people; `leads` have the upstream for it. */
   trees(): {
+    key: string
     members: number
     leaders: string[]
     depth: number
@@ -112,6 +113,7 @@ export class Tracker {
     return Array.from(this.#swarms.values(), (swarm) => {
       const members = [...swarm.members.values()]
       return {
+        key: swarm.key,
         members: members.length,
         leaders: members.filter(({ state }) => state === 'leads').map(({ id }) => id),
         depth: Math.max(0, ...members.map((member) => swarm.wayTo(member)?.depth ?? 0)),
@@ -129,7 +131,7 @@ export class Tracker {
     const now = this.#now()
     this.#sweep(now)
     const name = `${report.circle} ${report.key}`
-    const swarm = this.#swarms.get(name) ?? new Swarm(report.small)
+    const swarm = this.#swarms.get(name) ?? new Swarm(report)
     this.#swarms.delete(name)
     if (report.state === 'gone') {
       const before = swarm.members.get(id)
@@ -603,6 +605,7 @@ function markOf(
 
 /** Who gets one thing. */
 class Swarm {
+  readonly key: string
   readonly small: boolean
   readonly members = new Map<string, Member>()
   order = 0
@@ -613,7 +616,8 @@ class Swarm {
   nextOwn = 0
   trial: Trial | undefined
 
-  constructor(small: boolean) {
+  constructor({ key, small }: Pick<PullReport, 'key' | 'small'>) {
+    this.key = key
     this.small = small
   }
 

@@ -492,6 +492,9 @@ function translate(error: unknown, what: string): unknown {
   const detail = late ? 'in time' : error instanceof Error ? error.message : String(error)
   const reason = error instanceof ConnectionError ? error.cause : error
   const code = reason instanceof Error && 'code' in reason ? String(reason.code) : ''
+  // OpenSSL's own words are its file and line.
+  if (code === 'ERR_SSL_WRONG_VERSION_NUMBER')
+    return new UpstreamError('unreachable', `${what}: it speaks no TLS`, { cause: error })
   const said = CERTIFICATE_REFUSED.test(code) ? 'shows a certificate that is not accepted' : what
   return new UpstreamError('unreachable', `${said}: ${detail}`, { cause: error })
 }

@@ -192,7 +192,7 @@ suite('a tag that moves while nodes watch', () => {
       plan.claims.map(({ digest, node, name }) => [digest, node, name]),
       [
         [wanted, id, 'two'],
-        [first.manifest.descriptor.digest, (await statusOf(one)).id, null],
+        [first.manifest.descriptor.digest, (await statusOf(one)).id, 'this node'],
       ],
     )
     assert.deepEqual(

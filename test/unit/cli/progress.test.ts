@@ -131,6 +131,10 @@ suite('progress', () => {
       bar.add(1e6)
       bar.from('upstream')
       bar.add(1e6)
+      const counted = progress.bar('image')
+      counted.fromAll('node-a 1 kB')
+      counted.fromAll('node-a 1 kB, node-b 2 kB')
+      counted.finish()
       const other = progress.bar('layer 2/2')
       other.fail('nobody has it')
       other.finish()
@@ -139,7 +143,7 @@ suite('progress', () => {
       progress.close()
       assert.match(
         err.text,
-        /^begins\nlayer 2\/2: failed after 0 B: nobody has it\nlayer \?\[2J1\/2: 2\.0 MB from node-a, upstream in 0\.\d\d s, [\d.]+ \wB\/s\n$/,
+        /^begins\nimage: 0 B from node-a 1 kB, node-b 2 kB in 0\.\d\d s, 0 B\/s\nlayer 2\/2: failed after 0 B: nobody has it\nlayer \?\[2J1\/2: 2\.0 MB from node-a, upstream in 0\.\d\d s, [\d.]+ \wB\/s\n$/,
       )
       assert.equal(out.text, 'all is well\n')
     })

@@ -114,7 +114,7 @@ suite('the words of shoal status', () => {
     }
     assert.match(
       describeStatus({ ...READY, traffic }),
-      /^traffic +200 MB to clients .*, 50\.0 MB over the uplink: 150 MB saved \(75 %\)\n +50\.0 MB got before .*, 30\.0 MB of it over the uplink\n +90\.0 MB given to other nodes$/m,
+      /^traffic +200 MB to clients .*, 50\.0 MB over the uplink: 150 MB saved \(75 %\)\n +50\.0 MB got before .*, 30\.0 MB of it over the uplink\n +90\.0 MB given to other nodes, which did not get it over the uplink$/m,
     )
     assert.match(describeStatus(READY), /^traffic +0 B to clients .*: 0 B saved$/m)
   })
@@ -135,6 +135,7 @@ suite('the words of shoal status', () => {
       ],
       lists: [
         {
+          what: 'sha256:1',
           members: 6,
           leaders: ['node-a'],
           depth: 2,
@@ -151,7 +152,10 @@ suite('the words of shoal status', () => {
     const text = describeStatus({ ...READY, together })
     assert.match(text, /^receives +sha256:1 from the upstream, for all: 30 % of 10\.0 MB$/m)
     assert.match(text, /^receives +sha256:2 from node-b: begins$/m)
-    assert.match(text, /^keeps the list +of 6 nodes .*50 % .*node-a from the upstream.* 2 away$/m)
+    assert.match(
+      text,
+      /^keeps the list +of 6 nodes that get sha256:1, 50 % .*node-a from the upstream.* 2 away$/m,
+    )
     assert.match(text, /^ +node-a gives it to node-b, node-d\n +node-b gives it to node-c$/m)
   })
 

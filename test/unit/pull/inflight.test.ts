@@ -10,6 +10,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
 import { GrowingFile } from '../../../src/store/growing-file.ts'
+import { NotHeldError } from '../../../src/store/store.ts'
 import { until } from '../../wait.ts'
 
 const bytes = randomBytes(1000)
@@ -104,6 +105,37 @@ suite('what a client is receiving', () => {
     await given
     assert.deepEqual(Buffer.concat(read), bytes)
     await until(() => inflight.size === 0)
+  })
+
+  test('is given from the store as soon as that has it, where its file was gone before anybody looked', async () => {
+    let looks = 0
+    const inflight = new Inflight({
+      store: {
+        arriving: async () => {
+          looks += 1
+          return undefined
+        },
+        stat: async () => {
+          if (looks < 5) throw new NotHeldError(digest)
+          return descriptor
+        },
+        open: async () => bytesBody(bytes),
+      },
+      given: () => false,
+      spool: undefined,
+      wanted: () => true,
+      gives: () => true,
+      log: createLogger({ level: 'silent' }),
+    })
+    const signal = AbortSignal.timeout(30_000)
+    const found = async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const
+    const content = await inflight.over(found, 'client')(request, { signal })
+    await content.body?.writeTo({ write: async () => {} }, { signal })
+    const { body } = await inflight.open(request, { signal })
+    const read: Uint8Array[] = []
+    await body?.writeTo({ write: async (chunk) => void read.push(chunk) }, { signal })
+    assert.deepEqual(Buffer.concat(read), bytes)
+    assert.ok(looks < 20, `${looks} looks for a file that is gone`)
   })
 
   test('is offered up to 256 blobs at a time; what comes beyond goes to its client all the same', async () => {

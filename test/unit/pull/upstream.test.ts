@@ -724,6 +724,16 @@ suite('TLS to an upstream', () => {
     assert.equal(registry.asked.length, 0)
   })
 
+  test('fails where the registry speaks none, and says so', async () => {
+    await using registry = await UpstreamRegistry.start()
+    const url = registry.url.replace('http:', 'https:')
+    await using up = upstream(endpoint(url))
+    await assert.rejects(up.source.open(pull(), { signal: signal() }), (error: Error) => {
+      assert.match(error.message, /does not answer: it speaks no TLS$/)
+      return true
+    })
+  })
+
   test('fails without them, and says why', async () => {
     await using registry = await UpstreamRegistry.start(server)
     registry.serve(BLOB, blob)
