@@ -185,6 +185,13 @@ const scenarios: readonly Scenario[] = [
     layers: [3, 2, 1].map((mb) => mb * 1_000_000),
   },
   {
+    name: 'small',
+    title: '6 nodes, 24 layers of 20 kB, all at once, uplink 200 Mbit/s',
+    stores: six,
+    uplink: 200,
+    layers: Array.from({ length: 24 }, () => 20_000),
+  },
+  {
     name: 'sites',
     title:
       '3 sites of 4 nodes with their own store, each with a 20 Mbit/s way to the upstream and the other sites, 20 MB in 5 layers',

@@ -552,6 +552,16 @@ export const configSchema = section({
       description:
         'Manifests and other small documents in memory: so much of what this node holds, and as much of what it has just asked others for.',
     }),
+    slow: size('0B', '16GiB').prefault('32MiB').register(docs, {
+      placeholder: 'SIZE',
+      description:
+        'In memory of blobs that pass slower than 2 MB a second, up to 1.5 MiB of each: other nodes are given that before containerd has written it down. Without room they wait for the file.',
+    }),
+    pullEntries: count(1000, 10_000_000).prefault(65_536).register(docs, {
+      placeholder: 'N',
+      description:
+        'Entries on the lists that this node keeps of who is getting what, by which it comes once for all: one for each node and blob, at some 0.8 kB. Beyond it the list is forgotten about which nobody has said anything for longest; whoever is on it says so anew.',
+    }),
     logLines: count(10, 1_000_000).prefault(1000).register(docs, {
       placeholder: 'N',
       description:

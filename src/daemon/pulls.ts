@@ -106,15 +106,18 @@ export function createPulls(
     { log: component('store:spool') },
     { directory: join(config.dataDir, 'spool'), maxBytes: config.limits.spool },
   )
-  const inflight = new Inflight({
-    store,
-    given: (digest) => store.holds(digest) === true && rights.shares(digest),
-    // What goes into the embedded store can be read there.
-    spool: layout === undefined ? spool : undefined,
-    wanted: (name) => isShared(name) && router.peers().length > 0,
-    gives: (pull, name) => images.mayGive(pull, [name]),
-    log: component('pull:inflight'),
-  })
+  const inflight = new Inflight(
+    {
+      store,
+      given: (digest) => store.holds(digest) === true && rights.shares(digest),
+      // What goes into the embedded store can be read there.
+      spool: layout === undefined ? spool : undefined,
+      wanted: (name) => isShared(name) && router.peers().length > 0,
+      gives: (pull, name) => images.mayGive(pull, [name]),
+      log: component('pull:inflight'),
+    },
+    { slowBytes: config.limits.slow },
+  )
   const heard = new Heard({ wanted: isShared }, { maxBytes: config.limits.cache })
 
   // What other nodes have.
@@ -182,19 +185,22 @@ export function createPulls(
   // What no node of this zone has, one of those who want it at the same time gets from elsewhere. What a tag means now
   // only the upstream can say.
   const abroad = chain([holders('far'), upstream])
-  const swarm = new Swarm({
-    exchange: router.exchanges,
-    peers,
-    upstream: upstreams && {
-      name: upstreams.name,
-      open: (pull, options) =>
-        'tag' in pull.target ? upstreams.open(pull, options) : abroad(pull, options),
+  const swarm = new Swarm(
+    {
+      exchange: router.exchanges,
+      peers,
+      upstream: upstreams && {
+        name: upstreams.name,
+        open: (pull, options) =>
+          'tag' in pull.target ? upstreams.open(pull, options) : abroad(pull, options),
+      },
+      heard,
+      shares: isShared,
+      onMet: () => upstream.revive(),
+      log: component('pull:swarm'),
     },
-    heard,
-    shares: isShared,
-    onMet: () => upstream.revive(),
-    log: component('pull:swarm'),
-  })
+    { maxEntries: config.limits.pullEntries },
+  )
 
   // All of it, in the order of what it costs.
   const poisoned = new PoisonedDownloads({

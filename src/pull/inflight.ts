@@ -70,9 +70,16 @@ export class Inflight implements ContentSource {
   readonly #gives: InflightComponents['gives']
   readonly #log: Logger
   readonly #arrivals = new Map<Digest, Arrival>()
-  readonly #memory = new RecentMemory()
+  readonly #memory: RecentMemory
 
-  constructor({ store, given, spool, wanted, gives, log }: InflightComponents) {
+  /** `slowBytes` bounds what is in memory of blobs that pass slowly. */
+  constructor(
+    { store, given, spool, wanted, gives, log }: InflightComponents,
+    init: { slowBytes?: number } = {},
+  ) {
+    this.#memory = new RecentMemory(
+      init.slowBytes === undefined ? {} : { mostBytes: init.slowBytes },
+    )
     this.#store = store
     this.#given = given
     this.#spool = spool

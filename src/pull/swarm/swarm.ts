@@ -82,7 +82,7 @@ export class Swarm implements ContentSource {
   readonly #heard: Heard
   readonly #shares: SwarmComponents['shares']
   readonly #log: Logger
-  readonly #tracker = new Tracker({ now: () => performance.now() })
+  readonly #tracker: Tracker
   readonly #silence = new Silence()
   readonly #jobs = new Map<string, Job>()
   /** What came wrong, by its name: until when that counts, and who gave it */
@@ -92,7 +92,9 @@ export class Swarm implements ContentSource {
   readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
   #closed = false
 
-  constructor(components: SwarmComponents) {
+  /** `maxEntries` bounds the lists that this node keeps, all together. */
+  constructor(components: SwarmComponents, init: { maxEntries?: number } = {}) {
+    this.#tracker = new Tracker({ now: () => performance.now(), ...init })
     const { exchange, peers, upstream, heard, shares, onMet, log } = components
     this.#exchange = exchange
     this.#peers = peers

@@ -3,8 +3,9 @@ import type { PullAdvice, PullReport } from '../../routing/router.ts'
 
 /** Lists that are kept at a time; of those nobody has reported to for the longest the oldest goes. */
 const MAX_SWARMS = 2048
-/** Nodes on one list, and entries on all of them. */
-const MAX_MEMBERS = 8192
+/** Nodes from one of a list up to its leader: more than there are. */
+const MAX_DEPTH = 8192
+/** Entries on all lists together, if nothing else is said */
 const MAX_ENTRIES = 65_536
 /** Lists on which one node may be. Who is on more is forgotten on its oldest. */
 const MAX_OF_ONE = 512
@@ -81,6 +82,7 @@ const MAX_SHOWN = 32
  */
 export class Tracker {
   readonly #now: () => number
+  readonly #maxEntries: number
   /** By circle and key, the one reported to last behind */
   readonly #swarms = new Map<string, Swarm>()
   readonly #ofOne = new Map<string, Set<string>>()
@@ -88,8 +90,10 @@ export class Tracker {
   #entries = 0
   #sweptAt = Number.NEGATIVE_INFINITY
 
-  constructor(init: { now: () => number }) {
+  /** Of so many entries on all lists together the oldest list goes. */
+  constructor(init: { now: () => number; maxEntries?: number }) {
     this.#now = init.now
+    this.#maxEntries = init.maxEntries ?? MAX_ENTRIES
   }
 
   /** Lists that are kept, and nodes on them. */
@@ -235,7 +239,7 @@ export class Tracker {
 
   #bound(): void {
     for (const [name, swarm] of this.#swarms) {
-      if (this.#swarms.size <= MAX_SWARMS && this.#entries <= MAX_ENTRIES) break
+      if (this.#swarms.size <= MAX_SWARMS && this.#entries <= this.#maxEntries) break
       this.#close(name, swarm)
     }
   }
@@ -638,7 +642,7 @@ class Swarm {
    */
   wayTo(member: Member, without?: Member): { root: Member; depth: number } | undefined {
     let at = member
-    for (let depth = 0; depth <= MAX_MEMBERS; depth += 1) {
+    for (let depth = 0; depth <= MAX_DEPTH; depth += 1) {
       if (at === without || this.members.get(at.id) !== at) return undefined
       if (without !== undefined && (at.tainted === true || at.missed)) return undefined
       if (at.from === undefined) return { root: at, depth }

@@ -4,6 +4,7 @@ import fc from 'fast-check'
 import { z } from 'zod'
 import { configKeys, configSchema } from '../../../src/config/schema.ts'
 
+const MIB = 1024 * 1024
 const accepts = (input: unknown) => configSchema.safeParse(input).success
 
 suite('the schema', () => {
@@ -19,6 +20,15 @@ suite('the schema', () => {
     assert.equal(encoded.layout?.maxBytes, '768MiB')
     assert.deepEqual({ ...encoded.peers }, { ...encoded.peers, ...written.peers })
     assert.deepEqual(encoded.bootstrap, written.bootstrap)
+  })
+
+  test('bounds what nodes get together, as much as that was tried with', () => {
+    const { limits } = configSchema.parse({})
+    assert.deepEqual(
+      [limits.pullEntries, limits.slow, limits.spool, limits.cache],
+      [65_536, 32 * MIB, 4096 * MIB, 16 * MIB],
+    )
+    assert.ok(!accepts({ limits: { pullEntries: 10 } }))
   })
 
   test('keeps every duration and size through printing and reading', () => {

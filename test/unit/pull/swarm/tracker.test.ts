@@ -10,7 +10,11 @@ const MB = 1_000_000
 /** A list and the time, both in a test's hand. */
 class Bench {
   now = 1000
-  readonly tracker = new Tracker({ now: () => this.now })
+  readonly tracker: Tracker
+
+  constructor(init: { maxEntries?: number } = {}) {
+    this.tracker = new Tracker({ now: () => this.now, ...init })
+  }
 
   hear(id: string, report: Partial<PullReport> = {}): PullAdvice {
     return this.tracker.hear(id, {
@@ -599,6 +603,17 @@ suite('a list of who gets what', () => {
     list.hear('last')
     list.tracker.forget('last')
     assert.ok(list.tracker.size.members <= 65_536)
+  })
+
+  test('of so many entries the list goes about which nobody has said anything for longest', () => {
+    const list = new Bench({ maxEntries: 1000 })
+    for (let index = 0; index < 5000; index += 1) {
+      list.hear(`n${index}`, { key: `key ${index % 100}` })
+      list.hear('kept', { key: 'kept' })
+      assert.ok(list.tracker.size.members <= 1000)
+    }
+    assert.ok(list.tracker.size.members > 900, `${list.tracker.size.members} entries`)
+    assert.equal(list.tracker.trees().at(-1)?.key, 'kept')
   })
 
   test('a list is forgotten when all have got it, or gone silent, and nobody else asks', () => {
