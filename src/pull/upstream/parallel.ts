@@ -10,8 +10,11 @@ import type { UpstreamAnswer } from './answer.ts'
 const FAST = 12_500
 /** How long is looked before anything is concluded, in ms. */
 const WATCH = 1000
-/** What one connection brings in so many times as long is not worth it. */
-const WORTH = 3
+/**
+ * What one connection brings in so many times as long is not worth it; nor are, where the least part takes longer than it is looked at, less
+ * bytes than these: what is on its way when the first connection is left is lost, and over a thin uplink a good part of little.
+ */
+const WORTH = { times: 3, bytes: 8 * 1024 * 1024 }
 /**
  * What more connections bring must be so much of what they would where each is held back. On an uplink that is full they only take away
  * from those who share it, so all that come from the same endpoint are looked at together.
@@ -120,11 +123,12 @@ export class ParallelReader {
         const pace = (at - mark.start) / passed
         const ofAll = (flow.received - mark.received) / passed
         const isSteady = flow.changes === mark.changes
+        const worth = pace * watch < PART.least ? WORTH.bytes : WORTH.times * watch * pace
         // What the client does not take is not the upstream's fault.
         decided =
           waited < passed / 2 ||
           pace > FAST ||
-          end - at < WORTH * watch * pace ||
+          end - at < worth ||
           (this.#useless.get(reader.endpoint) ?? 0) > Date.now()
         mark = { at: now, start: at, received: flow.received, changes: flow.changes }
         waited = 0
@@ -342,7 +346,9 @@ class Lanes implements Disposable {
     const part = new Part({ start, end }, this.#size)
     const onChange = (received: number): void => {
       this.#flow.received += received
-      if (part.state === 'failed' && !this.#settled) this.#settle(1, 'connections were refused')
+      // Who reads here may only have gone, or go on elsewhere.
+      const refused = part.state === 'failed' && !this.#signal.aborted
+      if (refused && !this.#settled) this.#settle(1, 'connections were refused')
       this.#changed.resolve()
       this.#changed = Promise.withResolvers()
     }

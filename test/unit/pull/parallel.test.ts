@@ -12,7 +12,7 @@ import { ParallelReader } from '../../../src/pull/upstream/parallel.ts'
 import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
-import { inPeace } from '../../wait.ts'
+import { inPeace, until } from '../../wait.ts'
 
 const bytes = randomBytes(5_000_000)
 const digest = digestOf(bytes)
@@ -100,8 +100,8 @@ async function readOver(
   client: UpstreamClient,
   url: string,
   pace = Infinity,
+  signal = new AbortController().signal,
 ): Promise<void> {
-  const { signal } = new AbortController()
   const options = { signal, onConnected() {} }
   const ask = { pull: blob, repository: blob.repository }
   const read = (range: ByteRange): Promise<UpstreamAnswer> =>
@@ -165,10 +165,29 @@ suite('a blob over several connections', () => {
     })
   })
 
+  test('is read over several again when who read it has gone while they were tried', async () => {
+    await inPeace(async () => {
+      await using registry = await startRegistry({ each: 2500 })
+      await using stack = new AsyncDisposableStack()
+      const client = stack.adopt(startClient(), (each) => each.close())
+      const parallel = new ParallelReader({ log }, { most: 8, watch: 200 })
+      const gone = new AbortController()
+      const first = readOver(parallel, client, registry.url, Infinity, gone.signal)
+      await Promise.all([
+        assert.rejects(first),
+        until(() => registry.given.ranges > 0).then(() => gone.abort()),
+      ])
+      const before = registry.given.ranges
+      await readOver(parallel, client, registry.url)
+      assert.ok(registry.given.ranges > before, `${before} requests for parts, and no more`)
+    })
+  })
+
   for (const [what, held, how] of [
     ['it is the client that is slow', { each: 20_000 }, { pace: 10_000 }],
     ['one is fast', { each: 20_000 }, { times: 3 }],
     ['more are not wanted', { each: 3000 }, { connections: 1 }],
+    ['a part would take long, and not much is left', { each: 1000 }, {}],
   ] as const)
     test(`is read over one where ${what}`, async () => {
       await inPeace(async () => {
