@@ -548,12 +548,13 @@ class Arrival implements Growth {
     signal: AbortSignal,
   ): Promise<ArrivingContent | undefined> {
     for (let looks = 1; ; looks += 1) {
+      // Its client has all of it.
+      const isOver = this.clients === 0 && this.#content === undefined
+      if (isOver && (await find.held())) return undefined
       this.#content ??= await find.own()
       const content = this.#content ?? (await find.any())
       if (content !== undefined || looks > FILE.looks) return content
       if (this.#failure !== undefined) return undefined
-      // Its client has all of it.
-      if (this.clients === 0 && (await find.held())) return undefined
       await pause(FILE.pause)
       signal.throwIfAborted()
     }
