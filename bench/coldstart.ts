@@ -68,6 +68,8 @@ interface Scenario {
     contender: Contender,
   ) => Promise<{ without?: ClusterNode; undo: () => Promise<void> }>
   readonly inTurn?: boolean
+  /** The first node has it before the others begin */
+  readonly held?: true
   /** Also without any daemon */
   readonly direct?: true
   /** Nodes whose times count; by default all. The others are stopped when these have it. */
@@ -242,6 +244,17 @@ const scenarios: readonly Scenario[] = [
     prepare: narrow,
   },
   {
+    name: 'held',
+    title:
+      '10 nodes with their own store, 100 MB in 5 layers, node links 200 Mbit/s each way: one has it, and the others want it at once',
+    stores: layouts(10),
+    uplink: 200,
+    layers: FIVE,
+    held: true,
+    counted: (index) => index > 0,
+    prepare: narrow,
+  },
+  {
     name: 'deep',
     title:
       '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s',
@@ -350,6 +363,12 @@ async function once(
   contender: Contender,
   name: string,
 ): Promise<Run> {
+  const [first] = cluster.nodes
+  if (scenario.held === true && first !== undefined) {
+    await pull(first, scenario.stores[0] ?? binaries, contender, name, AbortSignal.timeout(60_000))
+    // The others are told.
+    await delay(3000)
+  }
   const before = await cluster.upstream.sent()
   const asked = cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length
   const cpuOf = (): number[] =>
@@ -362,6 +381,7 @@ async function once(
   const over = new AbortController()
   const each = await Promise.all(
     cluster.nodes.map(async (node, index) => {
+      if (scenario.held === true && index === 0) return { node, from: 0, to: 0, failed: undefined }
       const before = turn
       const { promise, resolve } = Promise.withResolvers<void>()
       turn = promise

@@ -1,4 +1,5 @@
-import { Member, type Way } from '../src/pull/swarm/member.ts'
+import { Member, type Source, type Way } from '../src/pull/swarm/member.ts'
+import { Roles } from '../src/pull/swarm/roles.ts'
 import { Tracker } from '../src/pull/swarm/tracker.ts'
 import type { PullAdvice, PullReport } from '../src/routing/router.ts'
 
@@ -24,6 +25,8 @@ const MISSED = 14_000
 export interface Conditions {
   readonly name: string
   readonly nodes: number
+  /** Of these so many have it from the first */
+  readonly holders?: number
   /** Bytes of each blob, in the order in which they are asked for */
   readonly blobs: readonly number[]
   /** So many of them a node gets at a time */
@@ -81,8 +84,9 @@ class Pull {
   readers = 0
   wakeAt: number
   done = false
-  /** It reads from one that has all of it */
+  /** It reads from one that has all of it, by itself, or for those that it leads */
   held = false
+  leads = false
 
   constructor(node: Node, blob: number, size: number) {
     this.node = node
@@ -98,6 +102,7 @@ class Node {
   readonly starts: number
   readonly tracker: Tracker
   readonly pulls: readonly Pull[]
+  readonly roles = new Roles()
   /** When it had all */
   done: number | undefined
   gone = false
@@ -154,6 +159,11 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     byId.set(node.id, node)
   }
   for (let index = 0; index < conditions.nodes; index += 1) add(random() * spread)
+  const held = nodes.slice(0, conditions.holders ?? 0)
+  for (const node of held) {
+    node.done = 0
+    for (const pull of node.pulls) Object.assign(pull, { have: pull.size, done: true })
+  }
   const pullOf = (id: string, blob: number): Pull | undefined => byId.get(id)?.pulls[blob]
   let view = nodes.map(({ id }) => id)
   let viewed = 0
@@ -216,9 +226,30 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const leave = (pull: Pull): void => {
     if (pull.source instanceof Pull) pull.source.readers -= 1
     pull.source = undefined
+    pull.leads = false
   }
-  /** Who holds it says so in its inventory, and is asked whenever something is opened, before anybody agrees on anything. */
+  const takes = (pull: Pull, source: Source, size?: number): void => {
+    const { node, key, member } = pull
+    member?.takes(source, now, size)
+    if (!node.roles.takes(key, source.kind === 'upstream', size, now)) return
+    for (const each of node.pulls) {
+      if (each === pull) continue
+      each.member?.changed(now)
+      each.wakeAt = Math.min(each.wakeAt, now)
+    }
+  }
+  /** As the daemon has it: few hold it. */
+  const spreads = ({ blob }: Pull): boolean => {
+    const held = holders[blob]?.length ?? 0
+    return held > 0 && 4 * held < view.length - 1
+  }
+  /** Who holds it says so in its inventory, and is asked whenever something is opened, before anybody agrees on anything; unless few hold it. */
   const findHolder = (pull: Pull): boolean => {
+    if (spreads(pull) || !readHolder(pull)) return false
+    pull.held = true
+    return true
+  }
+  const readHolder = (pull: Pull): boolean => {
     const known = holders[pull.blob] ?? []
     for (let tries = 0; tries < Math.min(MAX_ASKED, known.length); tries += 1) {
       const holder = known[Math.floor(random() * known.length)]
@@ -226,7 +257,6 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       leave(pull)
       pull.source = holder
       holder.readers += 1
-      pull.held = true
       pull.begun = true
       return true
     }
@@ -235,11 +265,14 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const take = (pull: Pull, way: Way | undefined): void => {
     if (way === undefined || way.kind === 'nowhere' || pull.held) return
     if (way.kind === 'upstream') {
-      if (pull.source === 'upstream' || findHolder(pull)) return
-      leave(pull)
-      pull.source = 'upstream'
-      pull.begun = true
-      pull.member?.takes({ kind: 'upstream' }, now, pull.size)
+      if (pull.source === 'upstream' || pull.leads || findHolder(pull)) return
+      if (spreads(pull) && readHolder(pull)) pull.leads = true
+      else {
+        leave(pull)
+        pull.source = 'upstream'
+        pull.begun = true
+      }
+      takes(pull, { kind: 'upstream' }, pull.size)
       return
     }
     if (pull.source instanceof Pull && way.ids.includes(pull.source.node.id)) return
@@ -259,7 +292,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     pull.askedAt = now
     pull.others = others
     peer.readers += 1
-    pull.member?.takes({ kind: 'peer', id }, now)
+    takes(pull, { kind: 'peer', id })
   }
   const lose = (pull: Pull, ids: readonly string[]): void => {
     leave(pull)
@@ -274,7 +307,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     })
     if (source.begun && !source.node.gone) {
       pull.begun = true
-      pull.member?.takes({ kind: 'peer', id: source.node.id }, now, pull.size)
+      takes(pull, { kind: 'peer', id: source.node.id }, pull.size)
     } else if (now - pull.askedAt >= BEGIN) lose(pull, [source.node.id])
     else if (now - pull.askedAt >= HEDGE && other !== undefined) ask(pull, other, [])
   }
@@ -293,8 +326,10 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       if (open >= atOnce) return
       if (pull.member !== undefined) continue
       const { key } = pull
+      node.roles.begin(key, node.id, now)
       const about = { key, self: node.id, small: false, noUpstream: false, wary: false }
-      pull.member = new Member({ ...about, have: 0, now })
+      const isAtEdge = (at: number): boolean => node.roles.isAtEdge(key, at)
+      pull.member = new Member({ ...about, have: 0, now, isAtEdge })
       pull.wakeAt = now
       open += 1
       findHolder(pull)
@@ -307,10 +342,11 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     const giver = source.node
     // A cable that was pulled says nothing.
     if (giver.gone && !(giver.cut && !pull.begun)) {
-      if (!giver.cut || (pull.held && now - giver.goneAt >= PROGRESS)) {
+      const { held, leads } = pull
+      if (!giver.cut || ((held || leads) && now - giver.goneAt >= PROGRESS)) {
         leave(pull)
         pull.held = false
-        pull.member?.broke([giver.id], now)
+        if (!leads) pull.member?.broke([giver.id], now)
         if (!findHolder(pull)) pull.wakeAt = now
       }
     } else if (!pull.begun) {
@@ -325,6 +361,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const end = (pull: Pull): void => {
     leave(pull)
     pull.done = true
+    pull.node.roles.end(pull.key)
     for (const { to, report } of pull.member?.end(true, now) ?? []) {
       const tracker = byId.get(to)
       if (tracker !== undefined)
@@ -433,6 +470,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     if (open === 0) break
   }
   const times = nodes
+    .slice(held.length)
     .flatMap(({ done, gone, starts }) =>
       done === undefined ? (gone ? [] : [LIMIT]) : [done - (churn > 0 ? starts : 0)],
     )

@@ -218,8 +218,21 @@ export function createPulls(
         : [links.download]
     },
   })
-  const sources = transfers.over(chain([known, holders('near'), news, swarm, holders('far')]))
-  const fromNodes = transfers.over(chain([known, holders('near'), news, holders('far')]))
+  const near = holders('near')
+  const nearIf = (spreads: boolean): ContentSource => ({
+    name: near.name,
+    open: async (pull, options) => {
+      if (swarm.spreads(pull, options) === spreads) return near.open(pull, options)
+      throw new ContentNotFoundError(
+        'it is agreed with others who reads it from those that have it',
+      )
+    },
+  })
+  // Where few have it, straight from those only when there is no other way.
+  const sources = transfers.over(
+    chain([known, nearIf(false), news, swarm, holders('far'), nearIf(true)]),
+  )
+  const fromNodes = transfers.over(chain([known, near, news, holders('far')]))
   const withTags = trustedTags(
     {
       open: sources,

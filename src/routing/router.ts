@@ -79,6 +79,8 @@ export interface PullReport {
   readonly small: boolean
   /** What came had another digest: those that failed gave it, or passed it on */
   readonly wrong: boolean
+  /** It gives other things meanwhile: this had better be read from others, as far as they can give it */
+  readonly edge: boolean
 }
 
 /** The answer to a report: where to get it from. */
@@ -104,6 +106,8 @@ export interface PullExchange {
    * same arrays as long as nothing has changed.
    */
   circles(): readonly (readonly Peer[])[]
+  /** How many of the nearest circle say that they hold `key` */
+  holders(key: ContentKey): number
   report(to: string, report: PullReport): void
   advise(to: string, advice: PullAdvice): void
   /** Who hears what others say; one listener. */

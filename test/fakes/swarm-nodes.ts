@@ -144,6 +144,11 @@ export class MemoryExchange implements PullExchange {
     return (this.#circles ??= region === undefined ? [near] : [near, around])
   }
 
+  holders(key: string): number {
+    const [near = []] = this.circles()
+    return near.filter((peer) => this.#net.holders.get(key)?.includes(peer)).length
+  }
+
   report(to: string, report: PullReport): void {
     this.#net.reports.push(report)
     this.#net.deliver(this.id, to, (listener) => listener.reported(this.id, report))

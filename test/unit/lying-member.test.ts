@@ -388,7 +388,7 @@ suite('a member that lies is refused, named and counted', () => {
       const others = Array.from({ length: flood }, () => `flood ${++floods}`.padEnd(16))
       for (const peer of liar.router.peers())
         for (const key of [...keys, ...others])
-          exchanges.report(peer.id, { ...says, ...rest, wrong: false, key })
+          exchanges.report(peer.id, { ...says, ...rest, wrong: false, edge: false, key })
     }
     lie()
     const lies = setInterval(lie, 600)

@@ -102,6 +102,7 @@ export class Member {
   /** Until when they are not to be read from, and how often they failed */
   readonly #failed = new BoundedMap<string, { until: number; times: number }>(MAX_FAILED)
   readonly #silence: Silence | undefined
+  readonly #isAtEdge: (now: number) => boolean
   #noUpstream: boolean
   #have: number
   #size = 0
@@ -133,6 +134,8 @@ export class Member {
     now: number
     /** What is known of all that this node gets; nothing without it */
     silence?: Silence
+    /** Whether others had better read it elsewhere; they may read it here without it */
+    isAtEdge?: (now: number) => boolean
   }) {
     this.#self = init.self
     this.#key = init.key
@@ -143,6 +146,7 @@ export class Member {
     this.#grewAt = init.now
     this.#gotAt = init.now
     this.#silence = init.silence
+    this.#isAtEdge = init.isAtEdge ?? (() => false)
   }
 
   get have(): number {
@@ -163,6 +167,11 @@ export class Member {
     if (goesOn) return
     this.#current = source
     this.#taken = this.#number
+    this.changed(now)
+  }
+
+  /** What it says has changed. */
+  changed(now: number): void {
     for (const circle of this.#circles) circle.due = Math.min(circle.due, now)
   }
 
@@ -439,6 +448,7 @@ export class Member {
       noUpstream: this.#noUpstream,
       small: this.#small,
       wrong: this.#wrong,
+      edge: this.#isAtEdge(now),
     }
   }
 

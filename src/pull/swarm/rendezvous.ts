@@ -12,7 +12,7 @@ export function winner(key: string, ids: Iterable<string>): string | undefined {
 }
 
 /** FNV-1a with a finalizer, 32 bits: short texts that differ in one place end far from each other. */
-function hash(...texts: readonly string[]): number {
+export function hash(...texts: readonly string[]): number {
   let value = 0x811c9dc5
   for (const text of texts) {
     for (let index = 0; index < text.length; index += 1) {

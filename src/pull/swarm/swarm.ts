@@ -17,9 +17,12 @@ import {
 } from '../source.ts'
 import type { Heard, HeardAnswer } from './heard.ts'
 import { Member, type Source, type Way } from './member.ts'
+import { Roles } from './roles.ts'
 import { Silence } from './silence.ts'
 import { Tracker } from './tracker.ts'
 
+/** Few hold something when of so many nodes less than one does. */
+const FEW = 4
 /** Ways that are tried for one answer. */
 const MAX_WAYS = 10
 /** A pull that broke off goes on within this, in ms, or the others are told that it does not. */
@@ -84,6 +87,7 @@ export class Swarm implements ContentSource {
   readonly #log: Logger
   readonly #tracker: Tracker
   readonly #silence = new Silence()
+  readonly #roles = new Roles()
   readonly #jobs = new Map<string, Job>()
   /** What came wrong, by its name: until when that counts, and who gave it */
   readonly #wary = new BoundedMap<string, { until: number; by: readonly string[] }>(WARY.most)
@@ -153,11 +157,28 @@ export class Swarm implements ContentSource {
     for (const job of this.#jobs.values()) this.#end(job, false)
   }
 
-  async open(request: PullRequest, options: OpenOptions): Promise<Content> {
+  /**
+   * Few of the nodes nearby hold this blob, so that many may want it now, who would share the links of those few. It is agreed upon as what
+   * nobody holds, and who is told to get it for the others reads it from one of them.
+   */
+  spreads(request: PullRequest, options: Pick<OpenOptions, 'rest'>): boolean {
+    if (request.kind !== 'blob' || !this.#isTogether(request, options)) return false
+    const held = this.#exchange.holders(keyOf(request))
+    return held > 0 && FEW * held < (this.#exchange.circles()[0]?.length ?? 0)
+  }
+
+  #isTogether(request: PullRequest, options: Pick<OpenOptions, 'rest'>): boolean {
     // Also alone: others may come while it lasts, who are getting the same.
-    const together =
-      !this.#closed && this.#exchange.id !== undefined && this.#shares(request.registry)
-    if (!together || !isShareable(request, options)) return this.#openUpstream(request, options)
+    return (
+      !this.#closed &&
+      this.#exchange.id !== undefined &&
+      this.#shares(request.registry) &&
+      isShareable(request, options)
+    )
+  }
+
+  async open(request: PullRequest, options: OpenOptions): Promise<Content> {
+    if (!this.#isTogether(request, options)) return this.#openUpstream(request, options)
     return request.kind === 'manifest'
       ? this.#openManifest(request, options)
       : this.#openBlob(request, options)
@@ -168,16 +189,30 @@ export class Swarm implements ContentSource {
     return this.#upstream.open(request, options)
   }
 
+  /** What is got for all others. */
+  async #openOutside(request: PullRequest, options: OpenOptions): Promise<Content> {
+    if (this.spreads(request, options)) {
+      try {
+        return await this.#peers.open(request, options)
+      } catch (error) {
+        options.signal.throwIfAborted()
+        if (!(error instanceof ContentNotFoundError)) throw error
+      }
+    }
+    return this.#openUpstream(request, options)
+  }
+
   async #openBlob(request: PullRequest, options: OpenOptions): Promise<Content> {
     const have = request.range?.kind === 'from' ? request.range.start : 0
-    const job = this.#join(request, have)
+    const noUpstream = this.#upstream === undefined && !this.spreads(request, options)
+    const job = this.#join(request, { have, noUpstream })
     if (job.wary) {
       const held = await this.#awaitHolder(job, request, options)
       if (held !== undefined) return held
     }
     const { content, turn } = await this.#openSomehow(job, request, options)
     const { body, giver, descriptor, range } = content
-    job.member.takes(turn.source, performance.now(), descriptor.size)
+    this.#takes(job, turn.source, descriptor.size)
     if (body === undefined) {
       this.#leave(job, true)
       return content
@@ -275,7 +310,7 @@ export class Swarm implements ContentSource {
 
   async #askManifest(request: PullRequest): Promise<Content & HeardAnswer> {
     const signal = AbortSignal.timeout(MANIFEST_DEADLINE)
-    const job = this.#join(request, 0)
+    const job = this.#join(request, { have: 0, noUpstream: this.#upstream === undefined })
     let done = false
     try {
       const { content } = await this.#openSomehow(job, request, { signal })
@@ -321,14 +356,16 @@ export class Swarm implements ContentSource {
         job.turn = turn
         try {
           if (way.kind === 'upstream') {
-            job.member.takes(turn.source, performance.now())
+            this.#takes(job, turn.source)
             this.#drive(job)
-            return { content: await this.#openUpstream(request, inner), turn }
+            const content = await this.#openOutside(request, inner)
+            if (content.source === 'peer') turn.from = content.giver?.name ?? from
+            return { content, turn }
           }
           const [first] = peers
           if (first !== undefined) {
             turn.source = { kind: 'peer', id: first.id }
-            job.member.takes(turn.source, performance.now())
+            this.#takes(job, turn.source)
             this.#drive(job)
           }
           const content = await this.#peers.openAmong(peers, request, inner, failed)
@@ -406,7 +443,7 @@ export class Swarm implements ContentSource {
     }
   }
 
-  #join(request: PullRequest, have: number): Job {
+  #join(request: PullRequest, about: { have: number; noUpstream: boolean }): Job {
     const key = pullKey(request)
     const known = this.#jobs.get(key)
     if (known !== undefined) {
@@ -417,20 +454,22 @@ export class Swarm implements ContentSource {
     const now = performance.now()
     const wrong = this.#wary.get(key)
     const wary = wrong !== undefined && wrong.until > now
+    const self = this.#exchange.id ?? ''
+    if (request.kind === 'blob') this.#roles.begin(key, self, now)
     const job: Job = {
       key,
       what: keyOf(request),
       wary,
       users: 1,
       member: new Member({
-        self: this.#exchange.id ?? '',
+        self,
         key,
         small: request.kind === 'manifest',
-        noUpstream: this.#upstream === undefined,
         wary,
-        have,
+        ...about,
         now,
         silence: this.#silence,
+        isAtEdge: (at) => this.#roles.isAtEdge(key, at),
       }),
       way: undefined,
       decided: Promise.withResolvers(),
@@ -440,6 +479,18 @@ export class Swarm implements ContentSource {
     this.#jobs.set(key, job)
     this.#drive(job)
     return job
+  }
+
+  /** It is being read from there; `size` is that of all, once it is known. Where that changes what this node gives of other things, it says so. */
+  #takes(job: Job, source: Source, size?: number): void {
+    const now = performance.now()
+    job.member.takes(source, now, size)
+    if (!this.#roles.takes(job.key, source.kind === 'upstream', size, now)) return
+    for (const other of this.#jobs.values()) {
+      if (other === job) continue
+      other.member.changed(now)
+      this.#drive(other)
+    }
   }
 
   /** Takes the member's next step, and as many more as this node itself keeps the list for. */
@@ -522,7 +573,10 @@ export class Swarm implements ContentSource {
     job.ended = true
     clearTimeout(job.timer)
     clearTimeout(job.resting)
-    if (this.#jobs.get(job.key) === job) this.#jobs.delete(job.key)
+    if (this.#jobs.get(job.key) === job) {
+      this.#jobs.delete(job.key)
+      this.#roles.end(job.key)
+    }
     const self = this.#exchange.id
     for (const { to, report } of job.member.end(done, performance.now())) {
       if (to === self) this.#tracker.hear(to, report)
@@ -586,7 +640,10 @@ export function pullKey(request: PullRequest): string {
 }
 
 /** From some byte to the end; what else somebody wants of a blob, and its size, is asked for directly. */
-function isShareable({ kind, method, range }: PullRequest, { rest }: OpenOptions): boolean {
+function isShareable(
+  { kind, method, range }: PullRequest,
+  { rest }: Pick<OpenOptions, 'rest'>,
+): boolean {
   if (kind === 'manifest') return true
   if (method === 'HEAD') return false
   return (

@@ -20,8 +20,12 @@ const CHILDREN_OF_SMALL = 16
 /** When everybody else is out of the question. */
 const MOST_CHILDREN = 64
 
-/** How often a node reports, in ms: so often while few do, and each of many more seldom. */
-const PACE = { least: 250, each: 5, most: 5000, leader: 250, trial: 100 }
+/**
+ * How often a node reports, in ms: so often while few do, and each of many more seldom; but `early`, and where there are too many readers, at
+ * least so often that it can be sent elsewhere soon.
+ */
+const PACE = { least: 250, each: 5, most: 5000, leader: 250, trial: 100, early: 500 }
+const EARLY = 1000
 /** Beyond twice its pace a node is silent that says nothing for so long, in ms. */
 const SILENCE = 1000
 /** Who has all of it can be asked for it, and is found by other means, after so long, in ms. */
@@ -70,6 +74,11 @@ const TRIAL = {
 }
 /** Who falls behind does so for so long, in ms, and from so many sources, before it tries its own way; and no more than this share of all do. */
 const SLOW = { after: 2500, worth: 8000, sources: 4, share: 0.1, again: 60_000 }
+/**
+ * Where too many read from one, some are sent elsewhere: each so many times at most and within so long after it came, in ms, and there it waits
+ * for what comes in `waits` ms at most. Who gives it to others and displaces one that does not comes that many nodes nearer to the leader.
+ */
+const MOVES = { most: 4, within: 5000, waits: 900, nearer: 6 }
 /** Of a list, for people */
 const MAX_SHOWN = 32
 
@@ -156,12 +165,13 @@ export class Tracker {
     this.#update(swarm, member, report, now)
     this.#bound()
     const advice = this.#advise(swarm, member, now)
+    const age = now - member.enteredAt
+    const isEarly = age < EARLY || (age < MOVES.within && isSurplus(member, swarm))
+    const most = isEarly ? PACE.early : PACE.most
     const pace =
       member.state === 'leads'
-        ? swarm.isTried(member)
-          ? PACE.trial
-          : PACE.leader
-        : Math.min(PACE.most, Math.max(PACE.least, swarm.members.size * PACE.each))
+        ? PACE[swarm.isTried(member) ? 'trial' : 'leader']
+        : Math.min(most, Math.max(PACE.least, swarm.members.size * PACE.each))
     member.pace = pace
     return adviceFor(report, advice, pace)
   }
@@ -184,13 +194,15 @@ export class Tracker {
       have: 0,
       size: 0,
       from: undefined,
-      children: 0,
+      readers: new Set(),
       failed: new Set(),
       readsFrom: '',
       stalledAt: undefined,
       missed: false,
       noUpstream: false,
       wary: false,
+      edge: false,
+      moves: 0,
       at: now,
       enteredAt: now,
       movedAt: Number.NEGATIVE_INFINITY,
@@ -282,6 +294,7 @@ export class Tracker {
     if (!report.stalled) member.starves = undefined
     member.noUpstream = report.noUpstream
     member.wary = report.wrong
+    member.edge = report.edge
     const failed = new Set(report.failed.slice(0, MAX_FAILED))
     for (const id of failed) if (!member.failed.has(id)) this.#accuse(swarm, id, member.id, now)
     member.failed = failed
@@ -329,7 +342,8 @@ export class Tracker {
         if (this.#startTrial(swarm, me, now)) return lead(swarm, me)
         return (
           this.#better(swarm, me, parent, now) ??
-          this.#faster(swarm, me, parent, now) ?? { stay: true }
+          this.#faster(swarm, me, parent, now) ??
+          this.#relieve(swarm, me, parent, now) ?? { stay: true }
         )
       }
       // It waits as its parent does, which says so, too: whoever is next to the fault is told what to do.
@@ -346,9 +360,9 @@ export class Tracker {
             (each) => each !== parent && each.have - me.have >= LAG.bytes,
           )
           if (first !== undefined) {
-            swarm.attach(me, first)
+            swarm.attach(me, first.member)
             me.stalledAt = undefined
-            return { from: [first] }
+            return { from: [first.member] }
           }
         }
       }
@@ -371,11 +385,12 @@ export class Tracker {
 
   /** Finds somebody to read from, or has it lead. */
   #place(swarm: Swarm, me: Member, now: number): Choice {
-    const from = this.#candidates(swarm, me, now)
-    const [first] = from
+    const places = this.#candidates(swarm, me, now)
+    const from = places.map(({ member }) => member)
+    const [first] = places
     if (first !== undefined) {
       if (me.wary) return { from }
-      swarm.attach(me, first)
+      swarm.attach(me, first.member)
       me.state = 'follows'
       // From now on others can be sent to it. Else all who stand still would be given the same few sources, one after the other.
       me.stalledAt = undefined
@@ -447,13 +462,15 @@ export class Tracker {
   #better(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
     const isKnown = parent.crawls === true
     if (!isKnown && (!lags(parent, swarm) || now - me.movedAt < SETTLES)) return undefined
-    const from = this.#candidates(swarm, me, now)
-    const [first] = from
-    if (first === undefined || first === parent || lags(first, swarm)) return undefined
-    if (!isKnown && first.state !== 'done' && first.have - me.have < LAG.bytes) return undefined
+    // Without whom it reads from: as long as that one is among those it is told, it stays there.
+    const places = this.#candidates(swarm, me, now, (each) => each !== parent)
+    const [first] = places
+    if (first === undefined || lags(first.member, swarm)) return undefined
+    const isAhead = first.member.state === 'done' || first.member.have - me.have >= LAG.bytes
+    if (!isKnown && !isAhead) return undefined
     me.movedAt = now
-    swarm.attach(me, first)
-    return { from: from.slice(0, 2) }
+    swarm.attach(me, first.member)
+    return { from: places.map(({ member }) => member) }
   }
 
   /**
@@ -472,11 +489,11 @@ export class Tracker {
     me.slow.add(parent)
     if (me.slow.size < Math.min(SLOW.sources, swarm.members.size - 1)) {
       const [first] = this.#candidates(swarm, me, now).filter(
-        (each) => !me.slow.has(each) && each.have > me.have && !lags(each, swarm),
+        ({ member }) => !me.slow.has(member) && member.have > me.have && !lags(member, swarm),
       )
       if (first === undefined) return undefined
-      swarm.attach(me, first)
-      return { from: [first] }
+      swarm.attach(me, first.member)
+      return { from: [first.member] }
     }
     if (me.noUpstream || now < swarm.nextOwn) return undefined
     // Where several fall behind it is not the way to one of them: each is busy, or gives what it gets to too many.
@@ -486,6 +503,30 @@ export class Tracker {
     swarm.nextOwn = now + SLOW.again
     me.own = { at: now, have: me.have, rate: me.rate }
     return lead(swarm, me)
+  }
+
+  /**
+   * Who is one too many where it reads is given another source: what is given too often near the leader all below have too little of. Without
+   * room anywhere that is the far end, where only the last are slower for it.
+   */
+  #relieve(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
+    if (me.moves >= MOVES.most || now - me.enteredAt > MOVES.within) return undefined
+    if (!isSurplus(me, swarm) || !isMeasured(me)) return undefined
+    const least = me.have - LAG.bytes - me.rate * MOVES.waits
+    const will = (each: Member): boolean =>
+      each !== parent &&
+      isMeasured(each) &&
+      each.have >= least &&
+      each.rate >= LAG.share * me.rate &&
+      !lags(each, swarm)
+    const [first] = this.#candidates(swarm, me, now, will)
+    if (first === undefined) return undefined
+    const to = first.member
+    const isNearer = !isLast(me) || (countInner(parent, me) === 0 && !parent.edge)
+    if (first.crowds && (isNearer || countInner(to, me) > 0 || to.edge)) return undefined
+    me.moves += 1
+    swarm.attach(me, to)
+    return { from: [to] }
   }
 
   #startTrial(swarm: Swarm, me: Member, now: number): boolean {
@@ -503,38 +544,58 @@ export class Tracker {
     return true
   }
 
-  /** Who could give it to `me`, the best first: near the root, with few who read from it, and not slow. */
+  /**
+   * Who could give it to `me`, the best first: near the root, with few who read from it, and not slow. For who gives it to nobody it is the far end
+   * of the tree, and it makes room for who does.
+   */
   #candidates(
     swarm: Swarm,
     me: Member,
     now: number,
     will: (member: Member) => boolean = () => true,
-  ): Member[] {
-    const room = swarm.small ? CHILDREN_OF_SMALL : CHILDREN
-    const best: { member: Member; rank: number }[] = []
+  ): Place[] {
+    const last = isLast(me)
+    const best: Place[] = []
     for (const member of swarm.members.values()) {
-      if (member === me || member.state === 'asks' || member.children >= MOST_CHILDREN) continue
+      const { readers, edge } = member
+      if (member === me || member.state === 'asks' || readers.size >= MOST_CHILDREN) continue
       if (me.failed.has(member.id) || !isAlive(member, now) || !will(member)) continue
       const way = swarm.wayTo(member, me)
       if (way === undefined || !isSource(way.root) || way.root.outdone) continue
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
       if (isBehind(way.root, me, now)) continue
-      const used = member === me.from ? member.children - 1 : member.children
+      const room = roomOf(member, swarm)
+      const all = readers.size - (me.from === member ? 1 : 0)
+      const inner = countInner(member, me)
+      const used = last ? all : inner
+      const crowds = used >= room
+      // Without room it is best where those who read there are few, and the last.
+      const excess = used - room + (edge ? 4 : 0) + (last && inner > 0 ? 4 : 0)
       const late =
         member.crawls === true || lags(member, swarm) || member.have + LAG.bytes < me.have
       const waits = member !== way.root && member.stalledAt !== undefined
       const rank =
-        way.depth +
-        (used >= room ? 1e6 * used : (0.9 * used) / room) +
+        (last ? -way.depth : way.depth) +
+        (!last && all >= room ? MOVES.nearer : 0) +
+        (crowds ? 1e6 * (excess + 1) : (0.9 * used) / room) +
         (waits ? 1e8 : late ? 1e4 : 0)
-      const last = best.at(-1)
-      if (best.length === 2 && last !== undefined && last.rank <= rank) continue
+      const worst = best.at(-1)
+      if (best.length === 2 && worst !== undefined && worst.rank <= rank) continue
       if (best.length === 2) best.pop()
-      best.push({ member, rank })
+      best.push({ member, crowds, rank })
       best.sort((a, b) => a.rank - b.rank)
     }
-    return best.map(({ member }) => member)
+    return best
   }
+}
+
+/** Where a node could read it. */
+interface Place {
+  readonly member: Member
+  /** There is no room for it */
+  readonly crowds: boolean
+  /** The lower the better */
+  readonly rank: number
 }
 
 interface Choice {
@@ -552,7 +613,7 @@ interface Member {
   have: number
   size: number
   from: Member | undefined
-  children: number
+  readonly readers: Set<Member>
   failed: ReadonlySet<string>
   /** The id it reports, of a node that need not be on the list */
   readsFrom: string
@@ -562,6 +623,10 @@ interface Member {
   noUpstream: boolean
   /** It had wrong bytes, and waits until somebody has all of it */
   wary: boolean
+  /** Others had better not read from it */
+  edge: boolean
+  /** How often it was sent elsewhere to make room */
+  moves: number
   /** What came from it was wrong */
   tainted?: true
   /** A trial has shown that another gets it faster; it follows that one */
@@ -631,8 +696,8 @@ class Swarm {
 
   attach(member: Member, from: Member | undefined): void {
     if (member.from === from) return
-    if (member.from !== undefined) member.from.children -= 1
-    if (from !== undefined) from.children += 1
+    member.from?.readers.delete(member)
+    from?.readers.add(member)
     member.from = from
   }
 
@@ -650,6 +715,38 @@ class Swarm {
     }
     return undefined
   }
+}
+
+/** How many are to read from it. At the edge it is nobody, but for who leads: without that nobody would get it. */
+function roomOf({ state, edge }: Member, { small }: Swarm): number {
+  if (small) return CHILDREN_OF_SMALL
+  if (!edge || state === 'done') return CHILDREN
+  return state === 'leads' ? 1 : 0
+}
+
+/** It is not to give it to anybody, and does not. */
+function isLast({ edge, readers }: Member): boolean {
+  return edge && readers.size === 0
+}
+
+/** Of those who read from it, but for `me`, who give it to others. */
+function countInner({ readers }: Member, me: Member): number {
+  let count = 0
+  for (const each of readers) if (each !== me && !isLast(each)) count += 1
+  return count
+}
+
+/** It is there for long enough that it is known how fast it gets it. */
+function isMeasured({ mark, enteredAt }: Member): boolean {
+  return mark.at > enteredAt
+}
+
+/** There are too many where it reads: those who give it to nobody go first. */
+function isSurplus(me: Member, swarm: Swarm): boolean {
+  const { from } = me
+  if (from === undefined) return false
+  const room = roomOf(from, swarm)
+  return from.readers.size > room && (isLast(me) || countInner(from, me) >= room)
 }
 
 function isAlive({ state, at, pace }: Member, now: number): boolean {
@@ -672,12 +769,18 @@ function hasStalled({ stalledAt }: Member, now: number): boolean {
  */
 function lags(member: Member, swarm: Swarm): boolean {
   const { from, rate, have, size } = member
-  const isMeasured = member.mark.at > member.enteredAt
-  if (from === undefined || !isMeasured) return false
-  const usual = Math.max(from.rate, swarm.wayTo(member)?.root.rate ?? 0)
+  if (from === undefined || !isMeasured(member)) return false
+  const root = swarm.wayTo(member)?.root
+  const usual = Math.max(given(from), root === undefined ? 0 : given(root))
   if (rate >= LAG.share * usual) return false
   if (from.have - have > LAG.bytes + usual * LAG.ms) return true
   return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
+}
+
+/** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
+function given(member: Member): number {
+  if (!isSource(member) || member.readers.size < 2) return member.rate
+  return Math.max(...Array.from(member.readers, ({ rate }) => rate))
 }
 
 /**
@@ -704,6 +807,8 @@ function lead(swarm: Swarm, member: Member): Choice {
   if (member.state !== 'leads') beginsToLead(member, member.have)
   member.state = 'leads'
   member.stalledAt = undefined
+  // Who has only just come may be told to lead other things, too: it says so next.
+  if (member.have === 0) member.edge = true
   return { lead: true }
 }
 

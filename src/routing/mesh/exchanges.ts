@@ -84,6 +84,15 @@ export class Exchanges implements PullExchange, KeepExchange, PrefetchExchange, 
     return (this.#circles ??= this.#findCircles())
   }
 
+  holders(key: ContentKey): number {
+    const name = inventoryKey(key)
+    const topology = this.#self.topology()
+    let count = 0
+    for (const { peer, sharing, keys } of this.#self.protocol()?.nodes() ?? [])
+      if (sharing && isNear(peer, topology) && keys.has(name)) count += 1
+    return count
+  }
+
   report(to: string, report: PullReport): void {
     this.#tell(to, `report ${report.circle} ${report.key}`, () => reportMessage(report))
   }

@@ -35,7 +35,7 @@ const STATES: readonly (readonly [PullReport['state'], PullReport_State])[] = [
 /** @throws {PeerProtocolError} */
 export function readReport(message: ReportMessage): PullReport {
   const { circle, key } = readName(message)
-  const { number, have, size, from, failed, stalled, noUpstream, small, wrong } = message
+  const { number, have, size, from, failed, stalled, noUpstream, small, wrong, edge } = message
   // A state of a later version is none that anything follows from.
   const [state] = STATES.find(([, value]) => value === message.state) ?? ['gone' as const]
   if (failed.length > MAX_FAILED) throw new PeerProtocolError('too many nodes that failed')
@@ -53,6 +53,7 @@ export function readReport(message: ReportMessage): PullReport {
     noUpstream,
     small,
     wrong,
+    edge,
   }
 }
 

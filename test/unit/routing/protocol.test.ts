@@ -292,7 +292,7 @@ suite('peer protocol: what a peer may not do', () => {
     })
     const key = (name: string): string => name.padEnd(KEY_BYTES)
     const report = { circle: 0, number: 1, state: 'asks', have: 0, size: 0, from: '' } as const
-    const is = { stalled: false, noUpstream: false, small: false, wrong: false }
+    const is = { stalled: false, noUpstream: false, small: false, wrong: false, edge: true }
     const flood = function* (): Generator<Uint8Array> {
       yield hello({ inventory: true })
       for (let count = 0; count < 20 * REPORTS.atOnce; count += 1)

@@ -6,7 +6,7 @@ import { digestOf, type Digest } from '../../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../../src/oci/manifest.ts'
 import { pullKey, type SharedPull } from '../../../../src/pull/swarm/swarm.ts'
 import { winner } from '../../../../src/pull/swarm/rendezvous.ts'
-import type { PullExchange, PullReport } from '../../../../src/routing/router.ts'
+import type { PullExchange, PullListener, PullReport } from '../../../../src/routing/router.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
@@ -163,7 +163,89 @@ suite('what many want at once', () => {
       assertRight(await Promise.all([leading, offline.get(BLOB)]))
       assert.equal(upstream.given.bytes, bytes.length)
     }))
+
+  test('where few have it one reads it from them for all others, also without an upstream', () =>
+    inPeace(async (stack) => {
+      const net = new PullNet()
+      const nodes: SwarmNode[] = []
+      for (let index = 0; index < 6; index += 1)
+        nodes.push(stack.use(await SwarmNode.start(net, { id: `node-${index}` })))
+      const holder = stack.use(await startHolder(net))
+      const pulls = nodes.map((node) => node.get(BLOB))
+      // All of them are at it before it comes.
+      await until(() => nodes.every((node) => node.swarm.list().length === 1))
+      await until(() => holder.requests.length > 0)
+      holder.grow(bytes.length)
+      assertRight(await Promise.all(pulls))
+      // Where answers come late, because the machine is busy, a node goes its own way; not all of them do.
+      assert.ok(holder.requests.length < 3, `${holder.requests.length} of 6 nodes read from it`)
+    }))
+
+  test('who is said to have it, and does not, costs the upstream nothing more than one copy', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(4000))
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      const hollow = stack.use(await zoo.answers(404))
+      net.join({ ...hollow.peer, id: LIAR }).listen(deaf)
+      net.holders.set(
+        digest,
+        net.peers().filter(({ id }) => id === LIAR),
+      )
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+      assert.ok(hollow.requests.length > 0, 'it was never asked')
+      assertShared(upstream.given.bytes)
+    }))
+
+  test('the one that has it dies while it gives it: the upstream gives the rest', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 6, upstream.url)
+      const holder = await startHolder(net)
+      const pulls = nodes.map((node) => node.get(BLOB))
+      await until(() => holder.requests.length > 0)
+      holder.grow(bytes.length / 2)
+      await until(() => nodes.some((node) => node.swarm.list()[0]?.have === bytes.length / 2))
+      net.leave(LIAR)
+      await holder[Symbol.asyncDispose]()
+      assertRight(await Promise.all(pulls))
+      assertShared(upstream.given.bytes)
+    }))
+
+  test('where many have it, or there are few nodes, each reads it from those that have it', async () => {
+    const request = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
+    const pull = { ...request, repository: 'library/alpine', target: { digest } }
+    await using stack = new AsyncDisposableStack()
+    const net = new PullNet()
+    const [first, ...others] = await Promise.all(
+      Array.from({ length: 5 }, (_, index) => SwarmNode.start(net, { id: `node-${index}` })),
+    )
+    for (const node of [first!, ...others]) stack.use(node)
+    const spreads = (holders: number): boolean => {
+      const peers = net.peers().filter(({ id }) => id !== first!.id)
+      net.holders.set(digest, peers.slice(0, holders))
+      return first!.swarm.spreads(pull, {})
+    }
+    assert.equal(spreads(1), false)
+    stack.use(await SwarmNode.start(net, { id: 'one-more' }))
+    assert.deepEqual([0, 1, 2, 5].map(spreads), [false, true, false, false])
+    net.holders.set(digest, [net.peers()[1]!])
+    assert.equal(first!.swarm.spreads({ ...pull, method: 'HEAD' }, {}), false)
+    assert.equal(first!.swarm.spreads({ ...pull, kind: 'manifest' }, {}), false)
+    await first!.swarm.close()
+    assert.equal(first!.swarm.spreads(pull, {}), false)
+  })
 })
+
+const deaf: PullListener = { reported() {}, advised() {}, met() {}, left() {} }
+
+/** Another node, which has the blob and gives as much as it is told to. */
+async function startHolder(net: PullNet): Promise<Awaited<ReturnType<typeof zoo.growing>>> {
+  const holder = await zoo.growing({ digest, mediaType: MEDIA_TYPE.octets, bytes })
+  const exchange = net.join({ ...holder.peer, id: LIAR })
+  exchange.listen(deaf)
+  net.holders.set(digest, [exchange.peer])
+  return holder
+}
 
 suite('what goes wrong meanwhile', () => {
   test('the leader is killed while what comes from it is carried past the main thread', () =>
@@ -343,7 +425,15 @@ function claim(
   const rest = { from: '', failed: [], stalled: false, noUpstream: false, small: false }
   for (const key of keys)
     for (const { id } of nodes)
-      exchange.report(id, { circle: 0, key, number: 1, ...said, ...rest, wrong: false })
+      exchange.report(id, {
+        circle: 0,
+        key,
+        number: 1,
+        ...said,
+        ...rest,
+        wrong: false,
+        edge: false,
+      })
 }
 
 /** Whoever tells this node of a pull is sent to `id`, and told to say so again every `pace` ms. */
@@ -417,7 +507,7 @@ async function growLiarsTree() {
   const giver = stack.use(await zoo.growing({ digest, mediaType: MEDIA_TYPE.octets, bytes: wrong }))
   const liar = { ...giver.peer, id: LIAR, name: LIAR }
   const exchange = net.join(liar)
-  exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
+  exchange.listen(deaf)
   let have = 0
   const goOn = (): void => {
     have = Math.min(3_000_000, have + 1000)
@@ -531,7 +621,7 @@ suite('liars', () => {
       const exchange = net.join({ ...ahead.peer, id: LIAR })
       const state = { state: 'leads', have: 0.9 * bytes.length, size: bytes.length } as const
       claim(exchange, nodes, [keyOfBlob(digest)], state)
-      exchange.listen({ reported() {}, advised() {}, met() {}, left() {} })
+      exchange.listen(deaf)
       assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
     }))
 

@@ -30,6 +30,7 @@ class Bench {
       noUpstream: false,
       small: false,
       wrong: false,
+      edge: false,
       ...report,
     })
   }
@@ -40,6 +41,19 @@ class Bench {
     const [first = ''] = from
     this.hear(id, { ...report, state: lead ? 'leads' : 'follows', from: first })
     return first
+  }
+
+  /** All get 5 MB in half a second and report it, and go where they are told to. @param nodes whom each reads from */
+  reportAll(nodes: Map<string, string>, isAtEdge: (id: string) => boolean): void {
+    this.now += 500
+    const have = (this.now - 1000) * 10_000
+    this.hear('leader', { state: 'leads', have, edge: isAtEdge('leader') })
+    for (const [id, from] of nodes) {
+      const said = { state: 'follows', edge: isAtEdge(id), have } as const
+      const [to = from] = this.hear(id, { ...said, from }).from
+      nodes.set(id, to)
+      this.hear(id, { ...said, from: to })
+    }
   }
 
   /** `slow` and `a` read from `leader`, and `b` from `slow`. @returns what `b` is told, which is to stay there */
@@ -100,6 +114,89 @@ suite('a list of who gets what', () => {
     )
     assert.ok(Math.max(...readers.values()) <= 2)
     assert.equal(list.tracker.trees()[0]?.depth, 6)
+  })
+
+  test('who gives other things reads it at the edge, and gives it to nobody where the others have room', () => {
+    const list = new Bench()
+    const nodes = new Map<string, string>()
+    const isAtEdge = (id: string): boolean => Number(id.slice(1)) % 2 === 1
+    list.join('leader')
+    for (let index = 0; index < 40; index += 1) {
+      const id = `n${index}`
+      nodes.set(id, list.join(id, { edge: isAtEdge(id) }))
+    }
+    for (let round = 0; round < 4; round += 1) list.reportAll(nodes, isAtEdge)
+    const readers = new Map<string, number>()
+    for (const from of nodes.values()) readers.set(from, (readers.get(from) ?? 0) + 1)
+    for (const [id, count] of readers) {
+      assert.ok(id === 'leader' || !isAtEdge(id), `${id} gives it`)
+      assert.ok(count <= 2, `${id} gives it ${count} times`)
+    }
+  })
+
+  test('who leads several things gives each of them once', () => {
+    const list = new Bench()
+    list.join('leader', { edge: true })
+    assert.deepEqual(
+      ['a', 'b', 'c'].map((id) => list.join(id)),
+      ['leader', 'a', 'a'],
+    )
+  })
+
+  test('where all who get it give other things, each gives it once before one gives it twice', () => {
+    const list = new Bench()
+    for (const id of ['leader', 'a', 'b', 'c', 'd']) list.join(id, { edge: true })
+    const reads = list.tracker.trees()[0]?.reads ?? []
+    const from = reads.map((each) => each.from)
+    assert.equal(new Set(from).size, from.length, JSON.stringify(reads))
+  })
+
+  test('who gives it without room for that is relieved when somebody comes who has room', () => {
+    const list = new Bench()
+    const isAtEdge = (id: string): boolean => id !== 'late'
+    const nodes = new Map<string, string>()
+    list.join('leader', { edge: true })
+    for (const id of ['a', 'b']) nodes.set(id, list.join(id, { edge: true }))
+    assert.deepEqual(Object.fromEntries(nodes), { a: 'leader', b: 'a' })
+    nodes.set('late', list.join('late'))
+    for (let round = 0; round < 4; round += 1) list.reportAll(nodes, isAtEdge)
+    assert.deepEqual(Object.fromEntries(nodes), { a: 'late', b: 'late', late: 'leader' })
+  })
+
+  test('nobody is sent away to make room more than four times, or after five seconds', () => {
+    const list = new Bench()
+    const nodes = new Map<string, string>()
+    list.join('leader')
+    for (let index = 0; index < 12; index += 1) nodes.set(`n${index}`, list.join(`n${index}`))
+    const moves = new Map<string, number>()
+    const reportAll = (isAtEdge: (id: string) => boolean): void => {
+      const before = new Map(nodes)
+      list.reportAll(nodes, isAtEdge)
+      for (const [id, from] of nodes)
+        if (before.get(id) !== from) moves.set(id, (moves.get(id) ?? 0) + 1)
+    }
+    // What each gives changes with every report
+    for (let round = 0; round < 40; round += 1)
+      reportAll((id) => (Number(id.slice(1)) + round) % 2 === 0)
+    assert.ok(moves.size > 0)
+    for (const [id, count] of moves) assert.ok(count <= 4, `${id} was sent away ${count} times`)
+    const before = new Map(moves)
+    for (let round = 0; round < 10; round += 1) reportAll((id) => id !== 'n3')
+    assert.deepEqual(moves, before)
+  })
+
+  test('nobody is sent to one that gets it more slowly to make room', () => {
+    const list = new Bench()
+    list.join('leader', { edge: true })
+    list.join('slow')
+    list.hear('fast', { state: 'follows', from: 'leader' })
+    for (let round = 1; round <= 6; round += 1) {
+      list.now += 500
+      list.hear('leader', { state: 'leads', edge: true, have: round * 5 * MB })
+      list.hear('slow', { state: 'follows', from: 'leader', have: round * 100_000 })
+      const advice = list.hear('fast', { state: 'follows', from: 'leader', have: round * 5 * MB })
+      assert.deepEqual(advice.from, ['leader'])
+    }
   })
 
   test('what is small one node gives to many', () => {
