@@ -39,6 +39,8 @@ const binaries = newest
 interface Run {
   /** Bytes that left the upstream, by those of the image */
   readonly egress: number
+  /** Of these, what the containerd of a node got whose daemon was killed: it goes on by itself */
+  readonly alone: number
   /** Seconds from the first start to the last end, and of each node from its own start */
   readonly last: number
   readonly each: readonly number[]
@@ -66,7 +68,12 @@ interface Scenario {
     cluster: Cluster,
     size: number,
     contender: Contender,
-  ) => Promise<{ without?: ClusterNode; undo: () => Promise<void> }>
+  ) => Promise<{
+    without?: ClusterNode
+    /** Bytes that this node has got since */
+    alone?: () => Promise<number>
+    undo: () => Promise<void>
+  }>
   readonly inTurn?: boolean
   /** The first node has it before the others begin */
   readonly held?: true
@@ -126,7 +133,12 @@ const scenarios: readonly Scenario[] = [
     meanwhile: async (cluster, bytes, contender) => {
       const leader = await leaderAt(cluster, 0.3 * bytes, contender)
       await contender.kill(leader)
-      return { without: leader, undo: () => contender.revive(leader) }
+      const before = await received(leader)
+      return {
+        without: leader,
+        alone: async () => (await received(leader)) - before,
+        undo: () => contender.revive(leader),
+      }
     },
   },
   {
@@ -399,7 +411,7 @@ async function once(
       return { node, from: own, to: performance.now(), failed }
     }),
   )
-  const { without, undo } = (await fault) ?? {}
+  const { without, alone, undo } = (await fault) ?? {}
   for (const [index, { node, failed: cause }] of each.entries()) {
     if (cause !== undefined && node !== without && isCounted(scenario, index))
       throw new Error(`${node.name} did not get it`, { cause })
@@ -409,6 +421,7 @@ async function once(
   const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
   const run = {
     egress: ((await cluster.upstream.sent()) - before) / size,
+    alone: ((await alone?.()) ?? 0) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
     after:
       (Math.max(...counted.map(({ to }) => to)) - Math.min(...counted.map(({ to }) => to))) / 1000,
@@ -421,7 +434,7 @@ async function once(
   // What was cut off comes back, and its node takes the upstream for down a little longer.
   if (undo !== undefined) await delay(15_000)
   process.stdout.write(
-    `  ${contender.name}: egress ${run.egress.toFixed(3)}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
+    `  ${contender.name}: egress ${run.egress.toFixed(3)}${alone === undefined ? '' : `, ${run.alone.toFixed(3)} of it by the killed daemon's containerd`}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
   )
   return run
 }
@@ -477,6 +490,11 @@ async function leaderAt(
     }),
   )
   return cluster.nodes[leads.indexOf(Math.max(...leads))]!
+}
+
+/** Bytes that have arrived at a node. */
+async function received(node: ClusterNode): Promise<number> {
+  return Number(/eth0:\s*(\d+)/.exec(await node.exec(['cat', '/proc/net/dev']))?.[1])
 }
 
 async function untilSent(cluster: Cluster, bytes: number): Promise<void> {
