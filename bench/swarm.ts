@@ -88,6 +88,7 @@ for (const [layers, name] of [
   [2, "3 GB in 2 layers, 300 MB/s each way, as in Kraken's published test"],
   [1, 'the same in one layer'],
   [3, 'the same in 3 layers'],
+  [5, 'the same in 5 layers, of which each node gets 3 at a time'],
 ] as const)
   run({
     ...usual,
@@ -96,6 +97,15 @@ for (const [layers, name] of [
     blobs: Array.from({ length: layers }, () => (3000 * MB) / layers),
     uplink: 300_000,
     link: 300_000,
+  })
+for (const nodes of [100, 1000])
+  run({
+    ...usual,
+    name: '300 MB in 3 layers that one of the nodes has, 1 Gbit/s each way',
+    nodes,
+    holders: 1,
+    blobs: [100 * MB, 100 * MB, 100 * MB],
+    link: 125_000,
   })
 
 const plots = new URL('../docs/plots/', import.meta.url)

@@ -51,8 +51,11 @@ const STALLED = 600
 const MISSED = 1000
 /** Who stands still for so long, in ms, after it has said so, though its source is ahead of it, is given another one that is: that one does not get round to it. */
 const STARVES = 1000
-/** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
-const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
+/**
+ * A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. Who is as slow
+ * as `noRoom` takes no room of its parent.
+ */
+const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6, noRoom: 0.2 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
@@ -369,7 +372,7 @@ export class Tracker {
       const waits =
         parent !== undefined &&
         !parent.missed &&
-        !lags(parent, swarm) &&
+        !swarm.lags(parent) &&
         parent.have - me.have < LAG.bytes
       if (
         waits &&
@@ -461,11 +464,11 @@ export class Tracker {
   /** Another parent where its own falls behind: a node on a slow link keeps nobody back. */
   #better(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
     const isKnown = parent.crawls === true
-    if (!isKnown && (!lags(parent, swarm) || now - me.movedAt < SETTLES)) return undefined
+    if (!isKnown && (!swarm.lags(parent) || now - me.movedAt < SETTLES)) return undefined
     // Without whom it reads from: as long as that one is among those it is told, it stays there.
     const places = this.#candidates(swarm, me, now, (each) => each !== parent)
     const [first] = places
-    if (first === undefined || lags(first.member, swarm)) return undefined
+    if (first === undefined || swarm.lags(first.member)) return undefined
     const isAhead = first.member.state === 'done' || first.member.have - me.have >= LAG.bytes
     if (!isKnown && !isAhead) return undefined
     me.movedAt = now
@@ -479,7 +482,7 @@ export class Tracker {
    */
   #faster(swarm: Swarm, me: Member, parent: Member, now: number): Choice | undefined {
     const left = (me.size - me.have) / Math.max(me.rate, 1e-6)
-    if (!lags(me, swarm) || left < SLOW.worth) {
+    if (!swarm.lags(me) || left < SLOW.worth) {
       me.lagsSince = undefined
       return undefined
     }
@@ -489,7 +492,7 @@ export class Tracker {
     me.slow.add(parent)
     if (me.slow.size < Math.min(SLOW.sources, swarm.members.size - 1)) {
       const [first] = this.#candidates(swarm, me, now).filter(
-        ({ member }) => !me.slow.has(member) && member.have > me.have && !lags(member, swarm),
+        ({ member }) => !me.slow.has(member) && member.have > me.have && !swarm.lags(member),
       )
       if (first === undefined) return undefined
       swarm.attach(me, first.member)
@@ -498,7 +501,7 @@ export class Tracker {
     if (me.noUpstream || now < swarm.nextOwn) return undefined
     // Where several fall behind it is not the way to one of them: each is busy, or gives what it gets to too many.
     const { members } = swarm
-    const others = [...members.values()].filter((each) => each !== me && lags(each, swarm)).length
+    const others = [...members.values()].filter((each) => each !== me && swarm.lags(each)).length
     if (others > SLOW.share * members.size) return undefined
     swarm.nextOwn = now + SLOW.again
     me.own = { at: now, have: me.have, rate: me.rate }
@@ -518,7 +521,7 @@ export class Tracker {
       isMeasured(each) &&
       each.have >= least &&
       each.rate >= LAG.share * me.rate &&
-      !lags(each, swarm)
+      !swarm.lags(each)
     const [first] = this.#candidates(swarm, me, now, will)
     if (first === undefined) return undefined
     const to = first.member
@@ -537,7 +540,7 @@ export class Tracker {
     const { soon } = TRIAL
     const isSoon = needs(of) >= soon.worth && of.size - of.have >= soon.bytes
     if (now - of.slowSince < (isSoon ? soon : TRIAL).after) return false
-    if (lags(me, swarm)) return false
+    if (swarm.lags(me)) return false
     swarm.nextTrial = now + swarm.trialPause
     swarm.trialPause = Math.min(TRIAL.again.most, 2 * swarm.trialPause)
     swarm.trial = { by: me, of, begun: false, ...markOf(me, of, now) }
@@ -565,14 +568,15 @@ export class Tracker {
       if (hasStalled(way.root, now) || this.#isDisgraced(member.id, now)) continue
       if (isBehind(way.root, me, now)) continue
       const room = roomOf(member, swarm)
-      const all = readers.size - (me.from === member ? 1 : 0)
-      const inner = countInner(member, me)
+      const others = [...readers].filter((each) => each !== me && !lags(each, way.root, LAG.noRoom))
+      const all = others.length
+      const inner = others.filter((each) => !isLast(each)).length
       const used = last ? all : inner
       const crowds = used >= room
       // Without room it is best where those who read there are few, and the last.
       const excess = used - room + (edge ? 4 : 0) + (last && inner > 0 ? 4 : 0)
       const late =
-        member.crawls === true || lags(member, swarm) || member.have + LAG.bytes < me.have
+        member.crawls === true || isHeldBack(member, way.root) || member.have + LAG.bytes < me.have
       const waits = member !== way.root && member.stalledAt !== undefined
       const rank =
         (last ? -way.depth : way.depth) +
@@ -690,6 +694,10 @@ class Swarm {
     this.small = small
   }
 
+  lags(member: Member): boolean {
+    return lags(member, this.wayTo(member)?.root)
+  }
+
   isTried(member: Member): boolean {
     return this.trial?.by === member || this.trial?.of === member
   }
@@ -717,10 +725,11 @@ class Swarm {
   }
 }
 
-/** How many are to read from it. At the edge it is nobody, but for who leads: without that nobody would get it. */
+/** How many are to read from it. At the edge it is nobody, but for who is the root of a tree, which may be that of several. */
 function roomOf({ state, edge }: Member, { small }: Swarm): number {
   if (small) return CHILDREN_OF_SMALL
-  if (!edge || state === 'done') return CHILDREN
+  if (state === 'done') return 1
+  if (!edge) return CHILDREN
   return state === 'leads' ? 1 : 0
 }
 
@@ -767,14 +776,20 @@ function hasStalled({ stalledAt }: Member, now: number): boolean {
  * It falls behind whom it reads from. Who came late is behind, too, but catches up. Whoever has all of it gets no further ahead, however slow
  * `member` is: then it is told by how much longer the rest takes.
  */
-function lags(member: Member, swarm: Swarm): boolean {
+function lags(member: Member, root: Member | undefined, share = LAG.share): boolean {
   const { from, rate, have, size } = member
   if (from === undefined || !isMeasured(member)) return false
-  const root = swarm.wayTo(member)?.root
   const usual = Math.max(given(from), root === undefined ? 0 : given(root))
-  if (rate >= LAG.share * usual) return false
+  if (rate >= share * usual) return false
   if (from.have - have > LAG.bytes + usual * LAG.ms) return true
   return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
+}
+
+/** It falls behind, or one by way of whom it gets it. */
+function isHeldBack(member: Member, root: Member): boolean {
+  for (let at: Member | undefined = member; at !== undefined && at !== root; at = at.from)
+    if (lags(at, root)) return true
+  return false
 }
 
 /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */

@@ -468,7 +468,41 @@ suite('a list of who gets what', () => {
       list.hear('slow', { state: 'follows', from: 'leader' })
       advice = list.hear('b', { state: 'follows', from: 'slow', stalled: step >= 4 })
     }
-    assert.deepEqual([advice.lead, advice.from[0]], [false, 'a'])
+    assert.deepEqual([advice.lead, advice.from[0]], [false, 'leader'])
+  })
+
+  test('one on a slow link takes no room: those below it are given whom it reads from, also if that one has room for one only, and all of it', () => {
+    for (const done of [false, true]) {
+      const list = new Bench()
+      list.join('leader', { edge: true })
+      assert.deepEqual(
+        ['slow', 'a', 'b'].map((id) => list.join(id)),
+        ['leader', 'slow', 'slow'],
+      )
+      const from = new Map([
+        ['a', 'slow'],
+        ['b', 'slow'],
+      ])
+      for (let step = 1; step <= 16; step += 1) {
+        list.now += 250
+        const have = Math.min(step * 4, 20) * MB
+        const size = 20 * MB
+        const state = done && have === size ? 'done' : 'leads'
+        list.hear('leader', { state, edge: true, have, size })
+        list.hear('slow', { state: 'follows', from: 'leader', have: step * 50_000, size })
+        for (const [id, source] of from) {
+          const has = source === 'leader' ? have : step * 40_000
+          const [to = source] = list.hear(id, {
+            state: 'follows',
+            from: source,
+            have: has,
+            size,
+          }).from
+          from.set(id, to)
+        }
+      }
+      assert.ok(![...from.values()].includes('slow'), JSON.stringify([...from]))
+    }
   })
 
   for (const [how, leads] of [
