@@ -204,8 +204,7 @@ export class Swarm implements ContentSource {
 
   async #openBlob(request: PullRequest, options: OpenOptions): Promise<Content> {
     const have = request.range?.kind === 'from' ? request.range.start : 0
-    const noUpstream = this.#upstream === undefined && !this.spreads(request, options)
-    const job = this.#join(request, { have, noUpstream })
+    const job = this.#join(request, have, this.spreads(request, options))
     if (job.wary) {
       const held = await this.#awaitHolder(job, request, options)
       if (held !== undefined) return held
@@ -310,7 +309,7 @@ export class Swarm implements ContentSource {
 
   async #askManifest(request: PullRequest): Promise<Content & HeardAnswer> {
     const signal = AbortSignal.timeout(MANIFEST_DEADLINE)
-    const job = this.#join(request, { have: 0, noUpstream: this.#upstream === undefined })
+    const job = this.#join(request, 0, false)
     let done = false
     try {
       const { content } = await this.#openSomehow(job, request, { signal })
@@ -443,7 +442,8 @@ export class Swarm implements ContentSource {
     }
   }
 
-  #join(request: PullRequest, about: { have: number; noUpstream: boolean }): Job {
+  /** `spreads`: some nodes nearby have it, and whoever gets it for the others need not agree with those further away. */
+  #join(request: PullRequest, have: number, spreads: boolean): Job {
     const key = pullKey(request)
     const known = this.#jobs.get(key)
     if (known !== undefined) {
@@ -460,13 +460,15 @@ export class Swarm implements ContentSource {
       key,
       what: keyOf(request),
       wary,
+      spreads,
       users: 1,
       member: new Member({
         self,
         key,
         small: request.kind === 'manifest',
+        noUpstream: this.#upstream === undefined && !spreads,
         wary,
-        ...about,
+        have,
         now,
         silence: this.#silence,
         isAtEdge: (at) => this.#roles.isAtEdge(key, at),
@@ -500,7 +502,8 @@ export class Swarm implements ContentSource {
     const self = this.#exchange.id ?? ''
     for (;;) {
       const now = performance.now()
-      const circles = this.#exchange.circles().map((peers) => this.#idsOf(peers))
+      const all = this.#exchange.circles()
+      const circles = (job.spreads ? all.slice(0, 1) : all).map((peers) => this.#idsOf(peers))
       const { reports, way, wakeAt } = job.member.step(now, circles)
       let own = false
       for (const { to, report } of reports) {
@@ -603,6 +606,7 @@ interface Job {
   readonly key: string
   readonly what: string
   readonly wary: boolean
+  readonly spreads: boolean
   readonly member: Member
   /** Answers that are being opened or written */
   users: number

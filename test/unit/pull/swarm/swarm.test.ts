@@ -181,6 +181,28 @@ suite('what many want at once', () => {
       assert.ok(holder.requests.length < 3, `${holder.requests.length} of 6 nodes read from it`)
     }))
 
+  test('where some of a zone have it nobody there reads it from another zone, whose nodes are getting it', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream(50))
+      const net = new PullNet()
+      const start = async (id: string, zone: string): Promise<SwarmNode> =>
+        stack.use(
+          await SwarmNode.start(net, { id, zone, region: 'region', upstream: upstream.url }),
+        )
+      const far = await start('far', 'b')
+      const nodes: SwarmNode[] = []
+      for (let index = 0; index < 6; index += 1) nodes.push(await start(`node-${index}`, 'a'))
+      const holder = stack.use(await startHolder(net, { zone: 'a', region: 'region' }))
+      holder.grow(bytes.length)
+      const gone = new AbortController()
+      const slowly = far.get(BLOB, {}, gone.signal)
+      await until(() => far.swarm.list().some(({ have }) => have > 0))
+      assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+      assert.deepEqual(far.given, [])
+      gone.abort()
+      await slowly.catch(() => {})
+    }))
+
   test('who is said to have it, and does not, costs the upstream nothing more than one copy', () =>
     inPeace(async (stack) => {
       const upstream = stack.use(await startUpstream(4000))
@@ -239,9 +261,12 @@ suite('what many want at once', () => {
 const deaf: PullListener = { reported() {}, advised() {}, met() {}, left() {} }
 
 /** Another node, which has the blob and gives as much as it is told to. */
-async function startHolder(net: PullNet): Promise<Awaited<ReturnType<typeof zoo.growing>>> {
+async function startHolder(
+  net: PullNet,
+  where: { zone?: string; region?: string } = {},
+): Promise<Awaited<ReturnType<typeof zoo.growing>>> {
   const holder = await zoo.growing({ digest, mediaType: MEDIA_TYPE.octets, bytes })
-  const exchange = net.join({ ...holder.peer, id: LIAR })
+  const exchange = net.join({ ...holder.peer, ...where, id: LIAR })
   exchange.listen(deaf)
   net.holders.set(digest, [exchange.peer])
   return holder
