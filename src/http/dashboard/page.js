@@ -126,8 +126,7 @@ function showTogether() {
   const text = JSON.stringify([pulls, lists])
   if (at('together').dataset.text === text) return
   at('together').dataset.text = text
-  const begun = lists.filter(({ leaders, reads }) => leaders.length + reads.length > 0)
-  const trees = begun.map(({ what, members, leaders, reads, have, size }) => {
+  const trees = lists.map(({ what, members, leaders, reads, have, size }) => {
     const children = new Map([['upstream', [...leaders]]])
     for (const { by, from } of reads) {
       if (!children.has(from)) children.set(from, [])

@@ -163,8 +163,11 @@ export class Swarm implements ContentSource {
    */
   spreads(request: PullRequest, options: Pick<OpenOptions, 'rest'>): boolean {
     if (request.kind !== 'blob' || !this.#isTogether(request, options)) return false
+    const near = this.#exchange.circles()[0]?.length ?? 0
+    // Nobody counts where one holder is not few.
+    if (near <= FEW) return false
     const held = this.#exchange.holders(keyOf(request))
-    return held > 0 && FEW * held < (this.#exchange.circles()[0]?.length ?? 0)
+    return held > 0 && FEW * held < near
   }
 
   #isTogether(request: PullRequest, options: Pick<OpenOptions, 'rest'>): boolean {

@@ -69,8 +69,8 @@ export class Exchanges implements PullExchange, KeepExchange, PrefetchExchange, 
   /** Hears what is said, and who comes and goes. */
   follow(protocol: PeerProtocol): void {
     for (const event of ['join', 'update', 'leave'] as const) protocol.on(event, () => this.moved())
-    for (const listener of [() => this.#pulls, () => this.#prefetch])
-      protocol.on('join', ({ peer }) => listener()?.met(peer.id))
+    protocol.on('join', ({ peer }) => this.#pulls?.met(peer.id))
+    protocol.on('join', ({ peer }) => this.#prefetch?.met(peer.id))
     protocol.on('leave', ({ peer }) => this.#pulls?.left(peer.id))
     protocol.on('said', (from, message) => this.#hear(from, message))
   }

@@ -10,7 +10,7 @@ import { digestOf } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
 import { GrowingFile } from '../../../src/store/growing-file.ts'
-import { NotHeldError } from '../../../src/store/store.ts'
+import { NotHeldError, type ContentStore } from '../../../src/store/store.ts'
 import { until } from '../../wait.ts'
 
 const bytes = randomBytes(1000)
@@ -24,26 +24,38 @@ const request = {
   target: { digest },
 } as const
 
+const found = async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const
+
+/** Without a spool, beside a store in which the blob is, unless `stat` says otherwise. */
+function inflightOf({
+  arriving,
+  stat = async () => descriptor,
+  given = () => true,
+}: {
+  arriving: ContentStore['arriving']
+  stat?: ContentStore['stat']
+  given?: () => boolean
+}): Inflight {
+  return new Inflight({
+    store: { arriving, stat, open: async () => bytesBody(bytes) },
+    given,
+    spool: undefined,
+    wanted: () => true,
+    gives: () => true,
+    log: createLogger({ level: 'silent' }),
+  })
+}
+
 suite('what a client is receiving', () => {
   test('goes to it before its file is found, where some node holds it anyway', async () => {
     let looks = 0
-    const inflight = new Inflight({
-      store: {
-        arriving: () => {
-          looks += 1
-          return Promise.withResolvers<undefined>().promise
-        },
-        stat: async () => descriptor,
-        open: async () => bytesBody(bytes),
+    const inflight = inflightOf({
+      arriving: () => {
+        looks += 1
+        return Promise.withResolvers<undefined>().promise
       },
-      given: () => true,
-      spool: undefined,
-      wanted: () => true,
-      gives: () => true,
-      log: createLogger({ level: 'silent' }),
     })
     const signal = AbortSignal.timeout(10_000)
-    const found = async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const
     const content = await inflight.over(found, 'client')(request, { signal })
     const received: Uint8Array[] = []
     const sink = { write: async (chunk: Uint8Array) => void received.push(chunk) }
@@ -58,17 +70,9 @@ suite('what a client is receiving', () => {
     const path = join(directory.path, 'data')
     await writeFile(path, '')
     let isHeld = false
-    const inflight = new Inflight({
-      store: {
-        arriving: async () => new GrowingFile(path, { inSteps: true }),
-        stat: async () => descriptor,
-        open: async () => bytesBody(bytes),
-      },
+    const inflight = inflightOf({
+      arriving: async () => new GrowingFile(path, { inSteps: true }),
       given: () => isHeld,
-      spool: undefined,
-      wanted: () => true,
-      gives: () => true,
-      log: createLogger({ level: 'silent' }),
     })
     const signal = AbortSignal.timeout(30_000)
     const rest = Promise.withResolvers<void>()
@@ -83,8 +87,8 @@ suite('what a client is receiving', () => {
         await sink.write(bytes.subarray(700))
       },
     }
-    const found = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
-    const content = await inflight.over(found, 'client')(request, { signal })
+    const awaited = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
+    const content = await inflight.over(awaited, 'client')(request, { signal })
     const client = {
       write: async () => {},
       lend: async () => assert.fail('what comes slowly is not carried'),
@@ -109,26 +113,18 @@ suite('what a client is receiving', () => {
 
   test('is given from the store as soon as that has it, where its file was gone before anybody looked', async () => {
     let looks = 0
-    const inflight = new Inflight({
-      store: {
-        arriving: async () => {
-          looks += 1
-          return undefined
-        },
-        stat: async () => {
-          if (looks < 5) throw new NotHeldError(digest)
-          return descriptor
-        },
-        open: async () => bytesBody(bytes),
+    const inflight = inflightOf({
+      arriving: async () => {
+        looks += 1
+        return undefined
+      },
+      stat: async () => {
+        if (looks < 5) throw new NotHeldError(digest)
+        return descriptor
       },
       given: () => false,
-      spool: undefined,
-      wanted: () => true,
-      gives: () => true,
-      log: createLogger({ level: 'silent' }),
     })
     const signal = AbortSignal.timeout(30_000)
-    const found = async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const
     const content = await inflight.over(found, 'client')(request, { signal })
     await content.body?.writeTo({ write: async () => {} }, { signal })
     const { body } = await inflight.open(request, { signal })
@@ -139,23 +135,11 @@ suite('what a client is receiving', () => {
   })
 
   test('is offered up to 256 blobs at a time; what comes beyond goes to its client all the same', async () => {
-    const inflight = new Inflight({
-      store: {
-        arriving: async () => undefined,
-        stat: async () => descriptor,
-        open: async () => bytesBody(bytes),
-      },
-      given: () => true,
-      spool: undefined,
-      wanted: () => true,
-      gives: () => true,
-      log: createLogger({ level: 'silent' }),
+    const inflight = inflightOf({
+      arriving: async () => undefined,
     })
     const signal = AbortSignal.timeout(30_000)
-    const open = inflight.over(
-      async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const,
-      'client',
-    )
+    const open = inflight.over(found, 'client')
     const contents = Array.from({ length: 300 }, (_, index) =>
       open({ ...request, target: { digest: digestOf(`${index}`) } }, { signal }),
     )
