@@ -3,6 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import { buildImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode, type NodeStore } from '../test/harness/cluster.ts'
+import { Places, type Place, type PlaceLinks } from '../test/harness/places.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
 import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
 
@@ -48,6 +49,9 @@ interface Run {
   readonly after: number
   /** Requests for manifests that reached the upstream */
   readonly manifests: number
+  /** Bytes that have come into sites from outside, and into zones from others of their region, by those of the image; 0 without places */
+  readonly wan: number
+  readonly zones: number
   /** CPU time of the daemons, in seconds for each GB that a node got */
   readonly cpu: number
 }
@@ -81,7 +85,8 @@ interface Scenario {
   readonly direct?: true
   /** Nodes whose times count; by default all. The others are stopped when these have it. */
   readonly counted?: (index: number) => boolean
-  readonly zones?: readonly string[]
+  /** Where the nodes are, and what passes between; that is instead of `uplink`. */
+  readonly places?: { readonly of: readonly Place[]; readonly links: PlaceLinks }
 }
 
 const FIVE = [20, 20, 20, 20, 20].map((mb) => mb * 1_000_000)
@@ -212,8 +217,25 @@ const scenarios: readonly Scenario[] = [
     stores: layouts(12),
     uplink: 1000,
     layers: FIVE.map((bytes) => bytes / 5),
-    zones: Array.from({ length: 12 }, (_, index) => `site-${Math.floor(index / 4)}`),
-    prepare: shapeSites,
+    places: {
+      of: Array.from({ length: 12 }, (_, index) => ({ zone: `site-${Math.floor(index / 4)}` })),
+      links: { wan: 20 },
+    },
+  },
+  {
+    name: 'regions',
+    title:
+      '2 regions of 2 zones of 2 nodes with their own store, 20 Mbit/s between a region and the upstream and the other one, 100 between its zones, 20 MB in 5 layers',
+    stores: layouts(8),
+    uplink: 1000,
+    layers: FIVE.map((bytes) => bytes / 5),
+    places: {
+      of: Array.from({ length: 8 }, (_, index) => ({
+        zone: `zone-${Math.floor(index / 2)}`,
+        region: `region-${Math.floor(index / 4)}`,
+      })),
+      links: { wan: 20, zones: 100 },
+    },
   },
   {
     name: 'seed',
@@ -316,7 +338,7 @@ for (const each of scenarios) {
     const runs = await measure(scenario, contender)
     const of = (pick: (run: Run) => number): string => spread(runs.map(pick))
     process.stdout.write(
-      `| ${contender.name} | egress ${of(({ egress }) => egress)} | last ${of(({ last }) => last)} s | after the first ${of(({ after }) => after)} s | manifests ${of(({ manifests }) => manifests)} | n=${runs.length} |\n`,
+      `| ${contender.name} | egress ${of(({ egress }) => egress)} |${scenario.places === undefined ? '' : ` into sites ${of(({ wan }) => wan)} | into zones from others ${of(({ zones }) => zones)} |`} last ${of(({ last }) => last)} s | after the first ${of(({ after }) => after)} s | manifests ${of(({ manifests }) => manifests)} | n=${runs.length} |\n`,
     )
   }
 }
@@ -325,11 +347,13 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
   await using cluster = await Cluster.create({ nodes: scenario.stores })
   await shape(cluster, scenario.uplink)
   await scenario.prepare?.(cluster)
+  const { places } = scenario
+  const laid = places && (await Places.lay(cluster, places.of, places.links))
   // What was pulled before makes room: all stores are in the memory of one machine.
   const all = scenario.layers.reduce((sum, bytes) => sum + bytes, 0)
   const room = `${Math.ceil((1.5 * all) / 2 ** 20)}MiB`
   for (const [index, node] of cluster.nodes.entries()) {
-    await configure(node, contender, scenario.zones?.[index])
+    await configure(node, contender)
     if (scenario.stores[index] === 'layout')
       await node.exec([
         'sh',
@@ -349,11 +373,8 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     const name = `bench/${scenario.name}:${randomUUID().slice(0, 8)}`
     const image = await buildImage({ layers: scenario.layers, seed: name })
     size = image.blobs().reduce((sum, { bytes }) => sum + bytes.length, 0)
-    if (scenario.zones === undefined)
-      await unshaped(cluster, scenario.uplink, () => cluster.upstream.push(image, name))
-    // Its shape is between sites only.
-    else await cluster.upstream.push(image, name)
-    runs.push(await once(cluster, scenario, contender, name))
+    await cluster.upstream.push(image, name)
+    runs.push(await once(cluster, scenario, contender, name, laid))
     await Promise.all(
       cluster.nodes.map(async (node, index) => {
         // Who was stopped in the middle keeps what it has got for a day.
@@ -374,6 +395,7 @@ async function once(
   scenario: Scenario,
   contender: Contender,
   name: string,
+  places: Places | undefined,
 ): Promise<Run> {
   const [first] = cluster.nodes
   if (scenario.held === true && first !== undefined) {
@@ -382,6 +404,7 @@ async function once(
     await delay(3000)
   }
   const before = await cluster.upstream.sent()
+  const crossedBefore = await places?.crossed()
   const asked = cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length
   const cpuOf = (): number[] =>
     cluster.nodes.map((node) => (contender === NOBODY ? 0 : cpuSeconds(contender.pid(node))))
@@ -419,7 +442,10 @@ async function once(
   const counted = each.filter(({ node }, index) => node !== without && isCounted(scenario, index))
   const took = scenario.meanwhile === undefined ? cpuOf() : cpuBefore
   const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
+  const crossed = await places?.crossed()
   const run = {
+    wan: ((crossed?.wan ?? 0) - (crossedBefore?.wan ?? 0)) / size,
+    zones: ((crossed?.zones ?? 0) - (crossedBefore?.zones ?? 0)) / size,
     egress: ((await cluster.upstream.sent()) - before) / size,
     alone: ((await alone?.()) ?? 0) / size,
     last: (Math.max(...counted.map(({ to }) => to)) - started) / 1000,
@@ -434,7 +460,7 @@ async function once(
   // What was cut off comes back, and its node takes the upstream for down a little longer.
   if (undo !== undefined) await delay(15_000)
   process.stdout.write(
-    `  ${contender.name}: egress ${run.egress.toFixed(3)}${alone === undefined ? '' : `, ${run.alone.toFixed(3)} of it by the killed daemon's containerd`}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
+    `  ${contender.name}: egress ${run.egress.toFixed(3)}${alone === undefined ? '' : `, ${run.alone.toFixed(3)} of it by the killed daemon's containerd`}${places === undefined ? '' : `, into sites ${run.wan.toFixed(3)}, into zones from others ${run.zones.toFixed(3)}`}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
   )
   return run
 }
@@ -502,75 +528,7 @@ async function untilSent(cluster: Cluster, bytes: number): Promise<void> {
   while ((await cluster.upstream.sent()) - before < bytes) await delay(20)
 }
 
-/** Between a site and everything outside of it 20 Mbit/s pass in each direction, for all of its nodes together. */
-async function shapeSites({ nodes, upstream }: Cluster): Promise<void> {
-  // What leaves the upstream is shaped by whom it goes to; what a node sends to other sites, by a quarter of its site's share.
-  const classify = async (
-    machine: ClusterNode['machine'],
-    sites: readonly (readonly string[])[],
-    rate: number,
-  ) => {
-    const tc = (...args: string[]): Promise<string> => machine.exec(['tc', ...args])
-    await tc('qdisc', 'replace', 'dev', 'eth0', 'root', 'handle', '1:', 'htb', 'default', '99')
-    await tc(
-      'class',
-      'add',
-      'dev',
-      'eth0',
-      'parent',
-      '1:',
-      'classid',
-      '1:99',
-      'htb',
-      'rate',
-      '10gbit',
-    )
-    for (const [site, addresses] of sites.entries()) {
-      const id = `1:${site + 1}`
-      await tc(
-        'class',
-        'add',
-        'dev',
-        'eth0',
-        'parent',
-        '1:',
-        'classid',
-        id,
-        'htb',
-        'rate',
-        `${rate}mbit`,
-      )
-      for (const address of addresses)
-        await tc(
-          'filter',
-          'add',
-          'dev',
-          'eth0',
-          'parent',
-          '1:',
-          'protocol',
-          'ip',
-          'u32',
-          'match',
-          'ip',
-          'dst',
-          `${address}/32`,
-          'flowid',
-          id,
-        )
-    }
-  }
-  const sites = [0, 1, 2].map((site) =>
-    nodes.slice(4 * site, 4 * site + 4).map(({ address }) => address),
-  )
-  await classify(upstream.machine, sites, 20)
-  for (const [index, node] of nodes.entries()) {
-    const others = sites.filter((_, site) => site !== Math.floor(index / 4))
-    await classify(node.machine, [others.flat()], 5)
-  }
-}
-
-async function configure(node: ClusterNode, { port }: Contender, zone?: string): Promise<void> {
+async function configure(node: ClusterNode, { port }: Contender): Promise<void> {
   await node.writeFile(
     '/etc/rancher/k3s/registries.yaml',
     `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`,
@@ -582,26 +540,11 @@ async function configure(node: ClusterNode, { port }: Contender, zone?: string):
   )
   if (flags.verbose)
     await node.exec(['sh', '-c', "printf '\\nlog: {level: debug}\\n' >> /etc/shoal/config.yaml"])
-  if (zone !== undefined)
-    await node.exec([
-      'sh',
-      '-c',
-      `printf '\\ntopology: {zone: ${zone}}\\n' >> /etc/shoal/config.yaml`,
-    ])
 }
 
 async function shape({ upstream }: Cluster, megabits: number): Promise<void> {
   const rate = ['tbf', 'rate', `${megabits}mbit`, 'burst', '128kb', 'latency', '50ms']
   await upstream.machine.exec(['tc', 'qdisc', 'replace', 'dev', 'eth0', 'root', ...rate])
-}
-
-async function unshaped<T>(cluster: Cluster, megabits: number, work: () => Promise<T>): Promise<T> {
-  await cluster.upstream.machine.exec(['tc', 'qdisc', 'del', 'dev', 'eth0', 'root'])
-  try {
-    return await work()
-  } finally {
-    await shape(cluster, megabits)
-  }
 }
 
 function spread(values: readonly number[]): string {
