@@ -141,7 +141,7 @@ export class Swarm implements ContentSource {
 
   /** How many lists this node keeps. */
   get lists(): number {
-    return this.#tracker.size.swarms
+    return this.#tracker.size.lists
   }
 
   /** The lists that this node keeps; `what` is on them it knows only if it gets that, too. */

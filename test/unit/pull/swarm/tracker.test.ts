@@ -726,14 +726,14 @@ suite('a list of who gets what', () => {
   test('lists, and nodes on them, are bounded, whoever floods them', () => {
     const list = new Bench()
     for (let index = 0; index < 5000; index += 1) list.hear('flood', { key: `key ${index}` })
-    assert.deepEqual(list.tracker.size, { swarms: 512, members: 512 })
+    assert.deepEqual(list.tracker.size, { lists: 512, entries: 512 })
     for (let index = 0; index < 100_000; index += 1)
       list.hear(`n${index % 300}`, { key: `key ${index}` })
-    assert.ok(list.tracker.size.swarms <= 2048)
+    assert.ok(list.tracker.size.lists <= 2048)
     list.now += 600_000
     list.hear('last')
     list.tracker.forget('last')
-    assert.ok(list.tracker.size.members <= 65_536)
+    assert.ok(list.tracker.size.entries <= 65_536)
   })
 
   test('of so many entries the list goes about which nobody has said anything for longest', () => {
@@ -741,9 +741,9 @@ suite('a list of who gets what', () => {
     for (let index = 0; index < 5000; index += 1) {
       list.hear(`n${index}`, { key: `key ${index % 100}` })
       list.hear('kept', { key: 'kept' })
-      assert.ok(list.tracker.size.members <= 1000)
+      assert.ok(list.tracker.size.entries <= 1000)
     }
-    assert.ok(list.tracker.size.members > 900, `${list.tracker.size.members} entries`)
+    assert.ok(list.tracker.size.entries > 900, `${list.tracker.size.entries} entries`)
     assert.equal(list.tracker.trees().at(-1)?.key, 'kept')
   })
 
@@ -752,9 +752,9 @@ suite('a list of who gets what', () => {
     for (const id of ['a', 'b', 'c']) list.join(id)
     list.hear('a', { state: 'done', have: MB, size: MB })
     list.now += 19_000
-    assert.deepEqual(list.tracker.size, { swarms: 1, members: 3 })
+    assert.deepEqual(list.tracker.size, { lists: 1, entries: 3 })
     list.now += 2000
-    assert.deepEqual(list.tracker.size, { swarms: 0, members: 0 })
+    assert.deepEqual(list.tracker.size, { lists: 0, entries: 0 })
     assert.deepEqual(list.tracker.trees(), [])
   })
 

@@ -1,0 +1,259 @@
+import type { PullReport } from '../../routing/router.ts'
+import type { Disgrace } from './disgrace.ts'
+
+/** Nodes from one of a list up to its leader: more than there are. */
+const MAX_DEPTH = 8192
+/** Beyond twice its pace a node is silent that says nothing for so long, in ms. */
+const SILENCE = 1000
+/** Who has all of it can be asked for it, and is found by other means, after so long, in ms. */
+const DONE = 20_000
+/** A leader that stands still helps itself within so long, in ms: its own client goes on elsewhere. */
+const STALLED = 600
+/** How fast a node is is told from what comes in so long, in ms. */
+const MEASURES = 400
+/** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
+export const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
+
+/** A node on a list, as it was when it reported last. */
+export class Entry {
+  readonly id: string
+  readonly order: number
+  state: 'asks' | 'leads' | 'follows' | 'done' = 'asks'
+  have = 0
+  size = 0
+  from: Entry | undefined
+  readonly readers = new Set<Entry>()
+  failed: ReadonlySet<string> = new Set()
+  /** The id it reports, of a node that need not be on the list */
+  readsFrom = ''
+  stalledAt: number | undefined
+  /** Who reads from it stands still, and it says nothing */
+  missed = false
+  noUpstream = false
+  /** It had wrong bytes, and waits until somebody has all of it */
+  wary = false
+  /** Others had better not read from it */
+  edge = false
+  /** How often it was sent elsewhere to make room */
+  moves = 0
+  /** What came from it was wrong */
+  tainted = false
+  /** A trial has shown that another gets it faster; it follows that one */
+  outdone = false
+  /** And led before: it is slow, also now */
+  crawls = false
+  at: number
+  /** When it came onto the list, and was last given another source because of its pace */
+  readonly enteredAt: number
+  movedAt = Number.NEGATIVE_INFINITY
+  /** How often it was told to report, in ms */
+  pace = 0
+  /** Bytes a ms, of late */
+  rate = 0
+  /** Since when it falls behind its source */
+  lagsSince: number | undefined
+  /** Sources that were slow for it */
+  readonly slow = new Set<Entry>()
+  /** It tries its own way: since when, with how much, and how fast it was */
+  own: { at: number; have: number; rate: number } | undefined
+  /** Its own way has proved faster */
+  faster = false
+  /** With how much it began to lead, and since when it has been too slow for it */
+  ledFrom = 0
+  slowSince: number | undefined
+  /** It stands still, though its source has what it lacks */
+  starves: { readonly by: Entry; readonly since: number } | undefined
+  #mark: { readonly at: number; readonly have: number }
+
+  constructor(id: string, order: number, now: number) {
+    this.id = id
+    this.order = order
+    this.at = now
+    this.enteredAt = now
+    this.#mark = { at: now, have: 0 }
+  }
+
+  /** What it says of itself. */
+  hear(report: PullReport, now: number): void {
+    const { state, size, stalled } = report
+    if (state === 'leads' && this.state !== 'leads') this.#beginToLead(report.have)
+    // Who waits for its advice is already counted where it was sent.
+    const asksAnew = report.failed.length > 0 || report.noUpstream || this.state === 'done'
+    if (state === 'leads' || state === 'follows' || state === 'done') this.state = state
+    else if (asksAnew) this.state = 'asks'
+    this.size = size
+    const have = size > 0 ? Math.min(report.have, size) : report.have
+    // Of one that has all of it before anything was measured that is all there is.
+    const isFirst = state === 'done' && this.rate === 0
+    if (now - this.#mark.at >= MEASURES || this.#mark.have > have || isFirst) {
+      const rate = Math.max(0, have - this.#mark.have) / Math.max(1, now - this.#mark.at)
+      this.rate = this.rate === 0 ? rate : (this.rate + rate) / 2
+      this.#mark = { at: now, have }
+    }
+    this.have = have
+    this.at = now
+    this.missed = false
+    this.stalledAt = stalled ? (this.stalledAt ?? now) : undefined
+    if (!stalled) this.starves = undefined
+    this.noUpstream = report.noUpstream
+    this.wary = report.wrong
+    this.edge = report.edge
+    this.failed = new Set(report.failed)
+    this.readsFrom = report.from === this.id ? '' : report.from
+  }
+
+  /** It gets it from that one, or from nobody on the list. */
+  attach(from: Entry | undefined): void {
+    if (this.from === from) return
+    this.from?.readers.delete(this)
+    from?.readers.add(this)
+    this.from = from
+  }
+
+  /** It is told to get it for the others. */
+  lead(): void {
+    this.attach(undefined)
+    if (this.state !== 'leads') this.#beginToLead(this.have)
+    this.state = 'leads'
+    this.stalledAt = undefined
+    // Who has only just come may be told to lead other things, too: it says so next.
+    if (this.have === 0) this.edge = true
+  }
+
+  #beginToLead(have: number): void {
+    this.ledFrom = have
+    this.slowSince = undefined
+    this.crawls = false
+  }
+
+  isAlive(now: number): boolean {
+    return now - this.at <= (this.state === 'done' ? DONE : 2 * this.pace + SILENCE)
+  }
+
+  /** What the others get comes from it, and not only by it. */
+  isSource(): boolean {
+    return this.state === 'leads' || this.state === 'done'
+  }
+
+  /** Nothing has come for a while, longer than it takes it to help itself. */
+  hasStalled(now: number): boolean {
+    return this.stalledAt !== undefined && now - this.stalledAt >= STALLED
+  }
+
+  /** It is there for long enough that it is known how fast it gets it. */
+  isMeasured(): boolean {
+    return this.#mark.at > this.enteredAt
+  }
+
+  /** It is not to give it to anybody, and does not. */
+  isLast(): boolean {
+    return this.edge && this.readers.size === 0
+  }
+
+  /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
+  given(): number {
+    if (!this.isSource() || this.readers.size < 2) return this.rate
+    return Math.max(...Array.from(this.readers, ({ rate }) => rate))
+  }
+}
+
+/** One leads beside the leader, and it is looked who gets more from then on. */
+export interface Trial {
+  readonly by: Entry
+  readonly of: Entry
+  /** `by` has got something */
+  begun: boolean
+  /** Since when it counts, and what both had then */
+  at: number
+  haveBy: number
+  haveOf: number
+}
+
+/** Who gets one thing, and from whom. */
+export class List {
+  readonly key: string
+  readonly small: boolean
+  /** By the node's id */
+  readonly entries = new Map<string, Entry>()
+  readonly #disgrace: Disgrace
+  #order = 0
+  prunedAt = 0
+  trial: Trial | undefined
+  /** When the next trial may begin, and how long after the last one that is */
+  nextTrial = 0
+  trialPause = 0
+  /** When somebody may try its own way */
+  nextOwn = 0
+
+  constructor({ key, small }: Pick<PullReport, 'key' | 'small'>, disgrace: Disgrace) {
+    this.key = key
+    this.small = small
+    this.#disgrace = disgrace
+  }
+
+  enter(id: string, now: number): Entry {
+    this.#order += 1
+    const entry = new Entry(id, this.#order, now)
+    this.entries.set(id, entry)
+    return entry
+  }
+
+  /** @returns whether it was on the list */
+  drop(id: string): boolean {
+    this.entries.get(id)?.attach(undefined)
+    return this.entries.delete(id)
+  }
+
+  hear(entry: Entry, report: PullReport, now: number): void {
+    entry.hear(report, now)
+    const { state } = report
+    const from = this.entries.get(report.from)
+    if (state === 'leads' || state === 'done') entry.attach(undefined)
+    else if (state === 'follows' && from !== undefined && this.wayTo(from, entry) !== undefined)
+      entry.attach(from)
+  }
+
+  /**
+   * Where what `entry` gets comes from, and by how many others; undefined if that is lost. For `without`, who looks for
+   * somebody to read from, also if it leads over itself, or over one that gave wrong bytes or is missed.
+   */
+  wayTo(entry: Entry, without?: Entry): { root: Entry; depth: number } | undefined {
+    let at = entry
+    for (let depth = 0; depth <= MAX_DEPTH; depth += 1) {
+      if (at === without || this.entries.get(at.id) !== at) return undefined
+      if (without !== undefined && (at.tainted || at.missed)) return undefined
+      if (at.from === undefined) return { root: at, depth }
+      at = at.from
+    }
+    return undefined
+  }
+
+  /**
+   * It falls behind whom it reads from. Who came late is behind, too, but catches up. Whoever has all of it gets no further ahead, however slow
+   * `entry` is: then it is told by how much longer the rest takes. `root` is where what it gets comes from.
+   */
+  lags(entry: Entry, { root = this.wayTo(entry)?.root, share = LAG.share } = {}): boolean {
+    const { from, rate, have, size } = entry
+    if (from === undefined || !entry.isMeasured()) return false
+    const usual = Math.max(from.given(), root?.given() ?? 0)
+    if (rate >= share * usual) return false
+    if (from.have - have > LAG.bytes + usual * LAG.ms) return true
+    return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
+  }
+
+  /** It falls behind, or one by way of whom it gets it from `root`. */
+  isHeldBack(entry: Entry, root: Entry): boolean {
+    for (let at: Entry | undefined = entry; at !== undefined && at !== root; at = at.from)
+      if (this.lags(at, { root })) return true
+    return false
+  }
+
+  /** As far as is known it can be read from: it is alive, `by` has not tried in vain, nor have too many others. */
+  isReadable(entry: Entry, by: Entry, now: number): boolean {
+    return entry.isAlive(now) && !by.failed.has(entry.id) && !this.#disgrace.has(entry.id, now)
+  }
+
+  isTried(entry: Entry): boolean {
+    return this.trial?.by === entry || this.trial?.of === entry
+  }
+}
