@@ -34,6 +34,8 @@ export interface Conditions {
   /** Bytes a ms: of the uplink, which all share, and of each node in each direction */
   readonly uplink: number
   readonly link: number
+  /** Of one node, which is not waited for */
+  readonly slow?: number
   /** Nodes start within so long, in ms */
   readonly spread: number
   /** Of all nodes, in a second: so many are gone, and as many others come */
@@ -99,6 +101,8 @@ class Pull {
 
 class Node {
   readonly id: string
+  /** Bytes a ms each way */
+  readonly link: number
   readonly starts: number
   readonly tracker: Tracker
   readonly pulls: readonly Pull[]
@@ -116,8 +120,15 @@ class Node {
   readonly gives: Flow[] = []
   readonly gets: Flow[] = []
 
-  constructor(id: string, starts: number, blobs: readonly number[], now: () => number) {
+  constructor(
+    id: string,
+    link: number,
+    starts: number,
+    blobs: readonly number[],
+    now: () => number,
+  ) {
     this.id = id
+    this.link = link
     this.starts = starts
     this.tracker = new Tracker({ now })
     this.pulls = blobs.map((size, blob) => new Pull(this, blob, size))
@@ -147,14 +158,15 @@ function share(flows: readonly Flow[], capacity: number): void {
  */
 export function simulate(conditions: Conditions, seed: number): Outcome {
   state = seed
-  const { blobs, atOnce, uplink, link, spread, churn, loss, still } = conditions
+  const { blobs, atOnce, uplink, link, spread, churn, loss, still, slow } = conditions
   let now = 0
   const clock = (): number => now
   const nodes: Node[] = []
   const byId = new Map<string, Node>()
   const add = (starts: number): void => {
+    const own = nodes.length === 0 ? (slow ?? link) : link
     const id = `node-${nodes.length}-${Math.floor(random() * 1e9)}`
-    const node = new Node(id, starts, blobs, clock)
+    const node = new Node(id, own, starts, blobs, clock)
     nodes.push(node)
     byId.set(node.id, node)
   }
@@ -442,9 +454,9 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
         node.gets.push({ to: pull, bytes: Math.min(pull.size - pull.have, most) })
       }
     }
-    for (const { gives } of nodes) share(gives, link * TICK)
-    for (const { gets } of nodes) {
-      share(gets, link * TICK)
+    for (const { gives, link: most } of nodes) share(gives, most * TICK)
+    for (const { gets, link: most } of nodes) {
+      share(gets, most * TICK)
       for (const { to, bytes } of gets) {
         to.next += bytes
         if (to.source === 'upstream') egress += bytes
@@ -470,7 +482,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     if (open === 0) break
   }
   const times = nodes
-    .slice(held.length)
+    .slice(slow === undefined ? held.length : 1)
     .flatMap(({ done, gone, starts }) =>
       done === undefined ? (gone ? [] : [LIMIT]) : [done - (churn > 0 ? starts : 0)],
     )

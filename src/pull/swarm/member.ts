@@ -6,6 +6,8 @@ import { winner } from './rendezvous.ts'
 /** An answer is waited for so long, in ms; then the next node keeps the list. */
 const ANSWER = 500
 const ANSWER_WHILE_IT_COMES = 2000
+/** Of one that leads: whoever lost its source and the node that kept the list finds it on the next one by then, and need not lead beside it. */
+const ANSWER_TO_LEADER = 1000
 /** And at most, of one whose answers have come that late. */
 const LATEST = 8000
 const MAX_LATE = 16
@@ -32,11 +34,11 @@ const STALLED_PACE = 250
 /** Who waits so long for bytes, in ms, goes its own way: without an answer, in spite of one, and whoever was to give them meanwhile. */
 const PATIENCE = { alone: 2500, advised: 4000, inAll: 8000 }
 /**
- * After so many sources that failed it goes its own way, for so long, in ms, and for twice as long each time: that ends
+ * After so many sources that failed it goes its own way, for so long, in ms, and for `times` as long each time: that ends
  * soon where many do so at once, who would share an uplink that is enough for one of them.
  */
 const MAX_BROKEN = 6
-const ALONE = { first: 2500, most: 40_000 }
+const ALONE = { first: 1000, times: 4, most: 40_000 }
 /** A node that could not be read from is not tried again for so long, in ms, as it may not have begun; for twice as long each further time. */
 const FAILED = { first: 2000, most: 60_000 }
 const MAX_FAILED = 16
@@ -334,8 +336,7 @@ export class Member {
         }
         const waits = countMet(circle) < MAX_SILENT.waited
         if (!waits && stalled) circle.advice = undefined
-        const usual = circle.advice === undefined || stalled ? ANSWER : ANSWER_WHILE_IT_COMES
-        const answerIn = Math.max(usual, circle.answerIn)
+        const answerIn = Math.max(usualWait(circle, stalled), circle.answerIn)
         if (circle.waiting !== undefined && now - circle.waiting.since >= answerIn) {
           circle.silent.set(tracker, { told: now, known: false })
           this.#awaitLate(circle, tracker, circle.waiting)
@@ -417,7 +418,7 @@ export class Member {
 
   #goAlone(now: number): void {
     this.#aloneUntil = now + this.#aloneNext
-    this.#aloneNext = Math.min(ALONE.most, 2 * this.#aloneNext)
+    this.#aloneNext = Math.min(ALONE.most, ALONE.times * this.#aloneNext)
     this.#broken = 0
     this.#gotAt = now
   }
@@ -464,6 +465,12 @@ export class Member {
     }
     return winners.id
   }
+}
+
+/** How long an answer to it is waited for, in ms. */
+function usualWait({ advice }: Circle, stalled: boolean): number {
+  if (advice === undefined || stalled) return ANSWER
+  return advice.lead ? ANSWER_TO_LEADER : ANSWER_WHILE_IT_COMES
 }
 
 /** Those that have not answered, and nobody else has since. */

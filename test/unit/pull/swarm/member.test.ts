@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import { suite, test } from 'node:test'
-import { Member, type Way } from '../../../../src/pull/swarm/member.ts'
+import { Member, type Source, type Way } from '../../../../src/pull/swarm/member.ts'
 import { Silence } from '../../../../src/pull/swarm/silence.ts'
 import { winner } from '../../../../src/pull/swarm/rendezvous.ts'
 import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
@@ -369,6 +369,30 @@ suite("one node's part", () => {
     assert.deepEqual(bench.reports, [])
   })
 
+  test('who leads looks sooner whether its tracker is there: others who have lost theirs find it on the next list', () => {
+    /** For how long it told nobody but its first tracker. */
+    const patience = (advice: Partial<PullAdvice>, current: Source): number => {
+      const bench = new Bench()
+      bench.step()
+      bench.answer(advice)
+      bench.member.takes(current, bench.now, 10_000)
+      bench.step()
+      bench.answer(advice)
+      const tracker = bench.reports[0]?.to
+      const since = bench.now
+      while (bench.reports.every(({ to }) => to === tracker)) {
+        assert.ok(bench.now - since < 10_000, 'it tells nobody else')
+        bench.member.grew(bench.now, bench.now)
+        bench.pass(10)
+      }
+      return bench.now - since
+    }
+    const leader = patience({ lead: true }, { kind: 'upstream' })
+    const reader = patience({ from: ['b'] }, { kind: 'peer', id: 'b' })
+    assert.ok(leader <= 1300, `it tells the next one after ${leader} ms`)
+    assert.ok(reader >= 2000, `it waits for no more than ${reader} ms`)
+  })
+
   test('while nothing comes a report without an answer is said again sooner: one message that is lost must not send it its own way', () => {
     const bench = new Bench()
     bench.step()
@@ -397,7 +421,7 @@ suite("one node's part", () => {
     }
     bench.step()
     bench.answer({ from: ['b'] })
-    assert.deepEqual([alone(), alone(), alone()], [2500, 5000, 10_000])
+    assert.deepEqual([alone(), alone(), alone(), alone()], [1000, 4000, 16_000, 40_000])
   })
 
   test('while bytes come it stays, also when the list is kept by nobody any more', () => {
