@@ -383,6 +383,7 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     )
     await delay(1000)
   }
+  if (contender instanceof Shoal) process.stdout.write(await agreement(cluster))
   if (flags.verbose && contender !== NOBODY)
     for (const node of cluster.nodes)
       process.stderr.write(`--- ${node.name}\n${node.daemon.log()}\n`)
@@ -516,6 +517,22 @@ async function leaderAt(
     }),
   )
   return cluster.nodes[leads.indexOf(Math.max(...leads))]!
+}
+
+/** How long it took all nodes together to agree upon who gets what from where, by their own histograms. */
+async function agreement(cluster: Cluster): Promise<string> {
+  const within = new Map<string, number>()
+  for (const node of cluster.nodes) {
+    const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+    const lines = body.matchAll(/^shoal_pull_agreement_seconds_bucket\{le="(\S+)"\} (\d+)$/gm)
+    for (const [, bound = '', count] of lines)
+      within.set(bound, (within.get(bound) ?? 0) + Number(count))
+  }
+  const all = within.get('+Inf') ?? 0
+  const boundOf = (share: number): string =>
+    `${within.entries().find(([, count]) => count >= share * all)?.[0]} s`
+  const parts = [0.5, 0.9, 0.99, 1].map((share) => `${100 * share} % within ${boundOf(share)}`)
+  return `  agreed ${all} times, ${parts.join(', ')}\n`
 }
 
 /** Bytes that have arrived at a node. */

@@ -197,6 +197,7 @@ export function createPulls(
       heard,
       shares: isShared,
       onMet: () => upstream.revive(),
+      onAgreed: (ms) => metrics.agreementSeconds.observe(ms / 1000),
       log: component('pull:swarm'),
     },
     { maxEntries: config.limits.pullEntries },

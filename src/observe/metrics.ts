@@ -42,6 +42,12 @@ export function createMetrics() {
       buckets: [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60],
       registers,
     }),
+    agreementSeconds: new Histogram({
+      name: 'shoal_pull_agreement_seconds',
+      help: 'Seconds from when something is wanted that no node nearby has, or few, until it is agreed with the others who gets it from where',
+      buckets: [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5],
+      registers,
+    }),
     homeRequests: new Counter({
       name: 'shoal_home_requests_total',
       help: 'Requests to push, list and delete, by kind and by how they ended',

@@ -55,5 +55,10 @@ suite('eight nodes of two regions and four zones want the same at once', { skip 
       },
       { timeoutMs: 120_000 },
     )
+    for (const node of nodes) {
+      const { body } = await node.machine.get('http://127.0.0.1:9090/metrics')
+      const agreed = Number(/^shoal_pull_agreement_seconds_count (\d+)$/m.exec(body)?.[1])
+      assert.ok(agreed >= LAYERS.length, `${node.name} has agreed ${agreed} times`)
+    }
   })
 })

@@ -60,6 +60,8 @@ export interface SwarmComponents {
   readonly shares: (registry: string) => boolean
   /** Told when another node has come, or has come back. */
   readonly onMet?: () => void
+  /** Told of each thing that is wanted how long it took to know where to get it, in ms. */
+  readonly onAgreed?: (ms: number) => void
   readonly log: Logger
 }
 
@@ -84,6 +86,7 @@ export class Swarm implements ContentSource {
   readonly #upstream: ContentSource | undefined
   readonly #heard: Heard
   readonly #shares: SwarmComponents['shares']
+  readonly #onAgreed: SwarmComponents['onAgreed']
   readonly #log: Logger
   readonly #tracker: Tracker
   readonly #silence = new Silence()
@@ -99,12 +102,13 @@ export class Swarm implements ContentSource {
   /** `maxEntries` bounds the lists that this node keeps, all together. */
   constructor(components: SwarmComponents, init: { maxEntries?: number } = {}) {
     this.#tracker = new Tracker({ now: () => performance.now(), ...init })
-    const { exchange, peers, upstream, heard, shares, onMet, log } = components
+    const { exchange, peers, upstream, heard, shares, onMet, onAgreed, log } = components
     this.#exchange = exchange
     this.#peers = peers
     this.#upstream = upstream
     this.#heard = heard
     this.#shares = shares
+    this.#onAgreed = onAgreed
     this.#log = log
     exchange.listen({
       reported: (from, report) => {
@@ -464,6 +468,7 @@ export class Swarm implements ContentSource {
       what: keyOf(request),
       wary,
       spreads,
+      begunAt: now,
       users: 1,
       member: new Member({
         self,
@@ -533,6 +538,10 @@ export class Swarm implements ContentSource {
   #decide(job: Job, way: Way | undefined): void {
     job.way = way
     if (way === undefined) return
+    if (job.agreed === undefined) {
+      job.agreed = true
+      this.#onAgreed?.(performance.now() - job.begunAt)
+    }
     job.decided.resolve()
     job.decided = Promise.withResolvers()
     const { turn } = job
@@ -611,6 +620,9 @@ interface Job {
   readonly wary: boolean
   readonly spreads: boolean
   readonly member: Member
+  readonly begunAt: number
+  /** There was a way. */
+  agreed?: true
   /** Answers that are being opened or written */
   users: number
   way: Way | undefined
