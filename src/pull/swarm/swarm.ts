@@ -97,6 +97,8 @@ export class Swarm implements ContentSource {
   /** One answer for all who wait for the same manifest */
   readonly #asking = new Map<string, Promise<Content & HeardAnswer>>()
   readonly #ids = new WeakMap<readonly Peer[], readonly string[]>()
+  /** By the options of an answer */
+  readonly #few = new WeakMap<object, boolean>()
   #closed = false
 
   /** `maxEntries` bounds the lists that this node keeps, all together. */
@@ -163,10 +165,19 @@ export class Swarm implements ContentSource {
 
   /**
    * Few of the nodes nearby hold this blob, so that many may want it now, who would share the links of those few. It is agreed upon as what
-   * nobody holds, and who is told to get it for the others reads it from one of them.
+   * nobody holds, and who is told to get it for the others reads it from one of them. For the same `options`, which are those of one answer,
+   * it stays as it was counted first: else who gets it meanwhile could have its holders asked twice, or never.
    */
   spreads(request: PullRequest, options: Pick<OpenOptions, 'rest'>): boolean {
     if (request.kind !== 'blob' || !this.#isTogether(request, options)) return false
+    const known = this.#few.get(options)
+    if (known !== undefined) return known
+    const few = this.#isHeldByFew(request)
+    this.#few.set(options, few)
+    return few
+  }
+
+  #isHeldByFew(request: PullRequest): boolean {
     const near = this.#exchange.circles()[0]?.length ?? 0
     // Nobody counts where one holder is not few.
     if (near <= FEW) return false
@@ -196,9 +207,9 @@ export class Swarm implements ContentSource {
     return this.#upstream.open(request, options)
   }
 
-  /** What is got for all others. */
-  async #openOutside(request: PullRequest, options: OpenOptions): Promise<Content> {
-    if (this.spreads(request, options)) {
+  /** What is got for all others. Where some had it when this was agreed upon they still do; else one may have got it since. */
+  async #openOutside(job: Job, request: PullRequest, options: OpenOptions): Promise<Content> {
+    if (job.spreads || (request.kind === 'blob' && this.#isHeldByFew(request))) {
       try {
         return await this.#peers.open(request, options)
       } catch (error) {
@@ -364,7 +375,7 @@ export class Swarm implements ContentSource {
           if (way.kind === 'upstream') {
             this.#takes(job, turn.source)
             this.#drive(job)
-            const content = await this.#openOutside(request, inner)
+            const content = await this.#openOutside(job, request, inner)
             if (content.source === 'peer') turn.from = content.giver?.name ?? from
             return { content, turn }
           }

@@ -181,6 +181,26 @@ suite('what many want at once', () => {
       assert.ok(holder.requests.length < 3, `${holder.requests.length} of 6 nodes read from it`)
     }))
 
+  test('where few had it and more do when one is told to get it for the others, it still reads it from them', () =>
+    inPeace(async (stack) => {
+      const upstream = stack.use(await startUpstream())
+      const { net, nodes } = await startNodes(stack, 7, upstream.url)
+      const holder = stack.use(await startHolder(net))
+      holder.grow(bytes.length)
+      // It keeps the list, so that whoever is told to get it has counted before the first report arrives.
+      const keeper = winner(keyOfBlob(digest), [LIAR, ...nodes.map(({ id }) => id)])
+      net.loses = () => {
+        net.holders.set(
+          digest,
+          net.peers().filter(({ id }) => id === LIAR || id === keeper),
+        )
+        return false
+      }
+      const wanting = nodes.filter(({ id }) => id !== keeper)
+      assertRight(await Promise.all(wanting.map((node) => node.get(BLOB))))
+      assert.equal(upstream.given.bytes, 0)
+    }))
+
   test('where some of a zone have it nobody there reads it from another zone, whose nodes are getting it', () =>
     inPeace(async (stack) => {
       const upstream = stack.use(await startUpstream(50))
@@ -250,6 +270,11 @@ suite('what many want at once', () => {
     assert.equal(spreads(1), false)
     stack.use(await SwarmNode.start(net, { id: 'one-more' }))
     assert.deepEqual([0, 1, 2, 5].map(spreads), [false, true, false, false])
+    net.holders.set(digest, [net.peers()[1]!])
+    const answer = {}
+    assert.equal(first!.swarm.spreads(pull, answer), true)
+    net.holders.set(digest, net.peers())
+    assert.equal(first!.swarm.spreads(pull, answer), true, 'it is counted once for an answer')
     net.holders.set(digest, [net.peers()[1]!])
     assert.equal(first!.swarm.spreads({ ...pull, method: 'HEAD' }, {}), false)
     assert.equal(first!.swarm.spreads({ ...pull, kind: 'manifest' }, {}), false)
