@@ -706,14 +706,18 @@ suite('liars', () => {
       assert.ok(hollow.requests.length <= most, `${hollow.requests.length} requests`)
     }))
 
-  test('a node that says it has everything, and has nothing, is passed by', () =>
+  test('a node that keeps the list, says it has everything, and has nothing, is asked once by each and then passed by', () =>
     inPeace(async (stack) => {
       const upstream = stack.use(await startUpstream())
       const { net, nodes } = await startNodes(stack, 6, upstream.url)
       const hollow = stack.use(await zoo.answers(404))
-      const exchange = net.join(hollow.peer)
-      sends(exchange, hollow.peer.id, 1)
+      const names = Array.from({ length: 1000 }, (_, index) => `hollow-${index}`)
+      const others = nodes.map(({ id }) => id)
+      const id = names.find((name) => winner(keyOfBlob(digest), [...others, name]) === name)
+      assert.ok(id)
+      sends(net.join({ ...hollow.peer, id }), id, 1)
       assertRight(await Promise.all(nodes.map((node) => node.get(BLOB))))
+      assert.equal(hollow.requests.length, nodes.length)
     }))
 
   test('a node that announces a blob and then gives nothing costs some seconds, and not the pull', () =>
