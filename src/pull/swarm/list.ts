@@ -63,7 +63,9 @@ export class Entry {
   slowSince: number | undefined
   /** It stands still, though its source has what it lacks */
   starves: { readonly by: Entry; readonly since: number } | undefined
+  /** Since when the rate is measured anew, and how much it had then; what it got from another source does not count */
   #mark: { readonly at: number; readonly have: number }
+  #isMeasured = false
 
   constructor(id: string, order: number, now: number) {
     this.id = id
@@ -84,11 +86,12 @@ export class Entry {
     this.size = size
     const have = size > 0 ? Math.min(report.have, size) : report.have
     // Of one that has all of it before anything was measured that is all there is.
-    const isFirst = state === 'done' && this.rate === 0
+    const isFirst = state === 'done' && !this.#isMeasured
     if (now - this.#mark.at >= MEASURES || this.#mark.have > have || isFirst) {
       const rate = Math.max(0, have - this.#mark.have) / Math.max(1, now - this.#mark.at)
-      this.rate = this.rate === 0 ? rate : (this.rate + rate) / 2
+      this.rate = this.#isMeasured && this.rate > 0 ? (this.rate + rate) / 2 : rate
       this.#mark = { at: now, have }
+      this.#isMeasured = true
     }
     this.have = have
     this.at = now
@@ -108,6 +111,9 @@ export class Entry {
     this.from?.readers.delete(this)
     from?.readers.add(this)
     this.from = from
+    if (from === undefined) return
+    this.#mark = { at: this.at, have: this.have }
+    this.#isMeasured = false
   }
 
   /** It is told to get it for the others. */
@@ -140,9 +146,9 @@ export class Entry {
     return this.stalledAt !== undefined && now - this.stalledAt >= STALLED
   }
 
-  /** It is there for long enough that it is known how fast it gets it. */
+  /** It is there, and reads from where it does, for long enough that it is known how fast it gets it. */
   isMeasured(): boolean {
-    return this.#mark.at > this.enteredAt
+    return this.#isMeasured
   }
 
   /** It is not to give it to anybody, and does not. */
@@ -152,8 +158,9 @@ export class Entry {
 
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
   given(): number {
-    if (!this.isSource() || this.readers.size < 2) return this.rate
-    return Math.max(...Array.from(this.readers, ({ rate }) => rate))
+    if (!this.isSource()) return this.rate
+    const measured = [...this.readers].filter((each) => each.isMeasured())
+    return measured.length < 2 ? this.rate : Math.max(...measured.map(({ rate }) => rate))
   }
 }
 
@@ -232,7 +239,13 @@ export class List {
    * It falls behind whom it reads from. Who came late is behind, too, but catches up. Whoever has all of it gets no further ahead, however slow
    * `entry` is: then it is told by how much longer the rest takes. `root` is where what it gets comes from.
    */
-  lags(entry: Entry, { root = this.wayTo(entry)?.root, share = LAG.share } = {}): boolean {
+  lags(
+    entry: Entry,
+    {
+      root = this.wayTo(entry)?.root,
+      share = LAG.share,
+    }: { root?: Entry | undefined; share?: number } = {},
+  ): boolean {
     const { from, rate, have, size } = entry
     if (from === undefined || !entry.isMeasured()) return false
     const usual = Math.max(from.given(), root?.given() ?? 0)
@@ -242,7 +255,7 @@ export class List {
   }
 
   /** It falls behind, or one by way of whom it gets it from `root`. */
-  isHeldBack(entry: Entry, root: Entry): boolean {
+  isHeldBack(entry: Entry, root = this.wayTo(entry)?.root): boolean {
     for (let at: Entry | undefined = entry; at !== undefined && at !== root; at = at.from)
       if (this.lags(at, { root })) return true
     return false

@@ -8,7 +8,7 @@ const CHILDREN_OF_SMALL = 16
 const MOST_CHILDREN = 64
 /** Places that a node is told at a time: where the first cannot be read from it goes on with the next. */
 const OFFERED = 2
-/** Who is as slow as this share of others takes no room where it reads. */
+/** Who gets this share of what others get, and falls behind, takes no room where it reads. */
 const NO_ROOM = 0.2
 /**
  * Without room it is best where those who read there are few, and the last. One that is to give nothing counts as if so many more read there,
@@ -87,7 +87,7 @@ function placeAt(
   let all = 0
   let inner = 0
   for (const each of entry.readers) {
-    if (each === me || list.lags(each, { root, share: NO_ROOM })) continue
+    if (each === me || !takesRoom(list, each, root)) continue
     all += 1
     if (!each.isLast()) inner += 1
   }
@@ -119,7 +119,7 @@ export function relieve(list: List, me: Entry, parent: Entry, now: number): Entr
     each.isMeasured() &&
     each.have >= least &&
     each.rate >= LAG.share * me.rate &&
-    !list.lags(each)
+    !list.isHeldBack(each)
   const [first] = findPlaces(list, me, now, will)
   if (first === undefined) return undefined
   const { entry: to, crowding } = first
@@ -135,7 +135,15 @@ export function isToMove(list: List, me: Entry, now: number): boolean {
   const { from } = me
   if (from === undefined || now - me.enteredAt > MOVES.within) return false
   const room = roomOf(list, from)
-  return from.readers.size > room && (me.isLast() || countInner(from, me) >= room)
+  if (from.readers.size <= room || (!me.isLast() && countInner(from, me) < room)) return false
+  const root = list.wayTo(from)?.root
+  const taken = Array.from(from.readers).filter((each) => takesRoom(list, each, root)).length
+  return taken > room
+}
+
+/** Who is very slow where it reads takes next to nothing of what is given there. */
+function takesRoom(list: List, reader: Entry, root: Entry | undefined): boolean {
+  return !list.lags(reader, { root, share: NO_ROOM })
 }
 
 /** How many are to read from it. At the edge it is nobody, but for who is the root of a tree, which may be that of several. */

@@ -505,6 +505,38 @@ suite('a list of who gets what', () => {
     }
   })
 
+  test('who has left one on a slow link is not sent back below it to make room where it reads now', () => {
+    const list = new Bench()
+    const size = 20 * MB
+    list.join('leader', { edge: true })
+    const edges = new Set(['last', 'end'])
+    const from = new Map(
+      ['slow', 'last', 'a', 'end', 'b'].map((id) => [id, list.join(id, { edge: edges.has(id) })]),
+    )
+    assert.deepEqual([...from.values()], ['leader', 'slow', 'slow', 'a', 'a'])
+    const have = new Map<string, number>()
+    for (let step = 1; step <= 14; step += 1) {
+      list.now += 250
+      const led = Math.min(step * 1.3 * MB, size)
+      have.set('leader', led)
+      list.hear('leader', { state: 'leads', edge: true, have: led, size })
+      for (const [id, source] of from) {
+        const gains = id === 'slow' ? 10_000 : 5 * MB
+        const has = Math.min((have.get(id) ?? 0) + gains, have.get(source) ?? 0)
+        have.set(id, has)
+        const said = { state: 'follows', edge: edges.has(id), have: has, size } as const
+        const [to = source] = list.hear(id, { ...said, from: source }).from
+        const [next = to] = to === source ? [] : list.hear(id, { ...said, from: to }).from
+        from.set(id, next)
+      }
+    }
+    for (const id of ['last', 'a', 'end', 'b'])
+      assert.ok(
+        (have.get(id) ?? 0) > 10 * MB,
+        `${id} reads from ${from.get(id)}, ${have.get(id)} B`,
+      )
+  })
+
   for (const [how, leads] of [
     ['within the time of two reports', [10 * MB, 20 * MB]],
     ['before anything was measured', [20 * MB]],
