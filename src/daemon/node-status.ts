@@ -118,7 +118,11 @@ export async function nodeStatus(
         })),
     },
     upstream: { on: config.upstream === 'on', resting: upstream.resting() },
-    prefetch: { getting: prefetcher.size, ...lists.status() },
+    prefetch: {
+      getting: prefetcher.size,
+      ...lists.status(),
+      complaint: lists.complaint ?? null,
+    },
     traffic: await trafficOf(metrics),
     limits: rateStatus(links),
     // The file that cannot be used, and why, is in the text

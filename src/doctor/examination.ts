@@ -10,6 +10,7 @@ import { checkLogins, lookAtLogins } from './logins.ts'
 import { checkMirror, lookAtMirror } from './mirror.ts'
 import { checkClock, checkMesh, checkPeers, lookAtMesh } from './peers.ts'
 import { checkPorts, lookAtPorts } from './ports.ts'
+import { checkPrefetch } from './prefetch.ts'
 import { checkReachable, checkRoundTrip } from './round-trip.ts'
 import { checkToken, lookAtToken } from './token.ts'
 import { listeningSockets } from './sockets.ts'
@@ -90,6 +91,7 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
     ...checkClock(mesh, trips),
     ...checkToken(token),
     ...checkUpstream(upstream),
+    ...checkPrefetch({ status }),
     ...checkDisk(host),
     ...checkFiles(host),
   ]

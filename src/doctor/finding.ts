@@ -32,6 +32,7 @@ export const CHECKS = [
   'clock',
   'token',
   'upstream',
+  'prefetch',
   'disk',
   'files',
 ] as const

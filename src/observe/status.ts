@@ -114,6 +114,8 @@ export interface NodeStatus {
     readonly getting: number
     /** In the lists of `prefetch` */
     readonly listed: number
+    /** Why the lists as they are now do not count; null when they do */
+    readonly complaint: string | null
     /** Of these, those that are not there: why not (null while that is not known), and when they are tried again, in ms */
     readonly missing: readonly {
       readonly image: string

@@ -107,6 +107,8 @@ suite('images are brought to nodes before they are needed', { skip }, () => {
         what: 'the line that is wrong is named',
       },
     )
+    const doctor = await b.exec(['sh', '-c', 'shoal doctor --json --quiet || true'])
+    assert.match(doctor, /images\.txt:1: \\"not a name!\\"/)
   })
 
   /** How much of a blob has come to a node, in MB. */

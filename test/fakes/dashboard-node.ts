@@ -81,7 +81,7 @@ export function dashboardNode({
     push: { access: 'off', copies: 2, images: 0, short: 0, fetching: 0, waiting: [], getting: [] },
     together: { pulls: [], lists: [] },
     upstream: { on: true, resting: [] },
-    prefetch: { getting: 0, listed: 0, missing: [] },
+    prefetch: { getting: 0, listed: 0, complaint: null, missing: [] },
     limits: [],
     complaints: [],
     mirror: { certsDir: '/etc/containerd/certs.d', withdrawn: false, complaint: null },

@@ -37,7 +37,7 @@ const READY: NodeStatus = {
   together: { pulls: [], lists: [] },
   traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
   upstream: { on: true, resting: [] },
-  prefetch: { getting: 0, listed: 0, missing: [] },
+  prefetch: { getting: 0, listed: 0, complaint: null, missing: [] },
   limits: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },
 }

@@ -20,6 +20,7 @@ import {
   type PeerFacts,
 } from '../../../src/doctor/peers.ts'
 import { checkPorts, lookAtPorts } from '../../../src/doctor/ports.ts'
+import { checkPrefetch } from '../../../src/doctor/prefetch.ts'
 import { checkReachable, checkRoundTrip } from '../../../src/doctor/round-trip.ts'
 import type { RoundTrip } from '../../../src/observe/round-trip.ts'
 import { parseSockets } from '../../../src/doctor/sockets.ts'
@@ -232,6 +233,24 @@ suite('the checks of shoal doctor', () => {
     const facts = { origin: 'http://x', status: STATUS, version: '2.0.0' }
     assert.match(only(checkDaemon(facts)).said, /version 1\.2\.3, this program of 2\.0\.0/)
     assert.equal(only(checkDaemon({ ...facts, version: '1.2.3' })).verdict, 'pass')
+  })
+
+  test('prefetch: a list that cannot be used, what cannot be got, and what is still to come', () => {
+    const prefetch = { getting: 0, listed: 2, complaint: null, missing: [] }
+    const about = (said: object) =>
+      only(checkPrefetch({ status: { prefetch: { ...prefetch, ...said } } }))
+    const complaint = '/etc/shoal/images.txt:2: "A B" is no name'
+    const broken = about({ complaint })
+    assert.equal(broken.verdict, 'fail')
+    assert.ok(broken.said.endsWith(complaint), broken.said)
+    const image = 'r.test/a:1'
+    const failed = about({ missing: [{ image, reason: 'nobody has it', retryMs: 5000 }] })
+    assert.equal(failed.verdict, 'warn')
+    assert.match(failed.said, /^1 of 2 listed .*: r\.test\/a:1: nobody has it$/)
+    const coming = about({ missing: [{ image, reason: null, retryMs: 0 }] })
+    assert.deepEqual([coming.verdict, coming.said], ['pass', '1 of 2 listed images are here'])
+    assert.equal(about({ listed: 0 }).verdict, 'not applicable')
+    assert.equal(only(checkPrefetch({ status: undefined })).verdict, 'not applicable')
   })
 
   test('containerd: too old, another namespace, content out of reach', () => {
@@ -459,7 +478,7 @@ const STATUS = {
   together: { pulls: [], lists: [] },
   traffic: { clients: 0, clientsUplink: 0, own: 0, ownUplink: 0, given: 0 },
   upstream: { on: true, resting: [] },
-  prefetch: { getting: 0, listed: 0, missing: [] },
+  prefetch: { getting: 0, listed: 0, complaint: null, missing: [] },
   limits: [],
   complaints: [],
   mirror: { certsDir: null, withdrawn: false, complaint: null },
