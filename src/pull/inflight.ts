@@ -14,6 +14,7 @@ import type {
 import type { OpenContent } from './chain.ts'
 import { LinkedAbort } from './linked-abort.ts'
 import { RecentBytes, RecentMemory } from './recent-bytes.ts'
+import { SmallSpool } from './small-spool.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import {
   ContentNotFoundError,
@@ -71,6 +72,7 @@ export class Inflight implements ContentSource {
   readonly #log: Logger
   readonly #arrivals = new Map<Digest, Arrival>()
   readonly #memory: RecentMemory
+  readonly #small = new SmallSpool()
 
   /** `slowBytes` bounds what is in memory of blobs that pass slowly. */
   constructor(
@@ -295,10 +297,13 @@ export class Inflight implements ContentSource {
     // What some node holds others get from there: to write it aside as well would take three times as long, and whoever
     // asks here all the same can wait until its file is found.
     const told = awaited === true && this.#wanted(arrival.registry)
-    const here = told ? await this.#store.arriving(digest, arrival.receiver) : undefined
     // What begins in the middle is readable only where the beginning is, too.
-    const spools = told && here === undefined && range === undefined
-    const spooled = spools ? await this.#spool?.begin(size) : undefined
+    const spools = told && range === undefined
+    const small = spools ? this.#small.begin(size) : undefined
+    const looks = told && small === undefined
+    const here = looks ? await this.#store.arriving(digest, arrival.receiver) : undefined
+    const spooled =
+      small ?? (spools && here === undefined ? await this.#spool?.begin(size) : undefined)
     arrival.readable(here ?? spooled?.content)
     this.#log.debug(
       {
@@ -355,9 +360,10 @@ export class Inflight implements ContentSource {
       if (now > until || arrival.clients > 0) break
       // It is not held before its client says that it has all of it, and then the store's own watch tells that soon.
       await pause(LOOK_AGAIN)
-      arrival.verified ||= this.#given(digest) || (await this.#isHeld(digest))
+      arrival.verified ||= this.#given(digest) || (!arrival.isWhole && (await this.#isHeld(digest)))
     }
     if (arrival.clients > 0) return
+    arrival.verified ||= await this.#isHeld(digest)
     if (!arrival.verified) arrival.fail(new ContentTruncatedError('it has not become whole'))
     if (this.#arrivals.get(digest) === arrival) this.#arrivals.delete(digest)
   }
@@ -467,6 +473,11 @@ class Arrival implements Growth {
     this.#feed = feed
   }
 
+  /** It is checked as it passes, and need not be found in the store to be given to its end. */
+  get isWhole(): boolean {
+    return this.#whole
+  }
+
   get isFed(): boolean {
     return this.#feed !== undefined
   }
@@ -523,6 +534,7 @@ class Arrival implements Growth {
 
   /** What it is, as soon as that is known. @throws {ContentNotFoundError} when it does not begin in time */
   async described(signal: AbortSignal): Promise<Descriptor> {
+    if (this.#descriptor !== undefined) return this.#descriptor
     const late = AbortSignal.any([signal, AbortSignal.timeout(BEGIN)])
     const { promise, reject } = Promise.withResolvers<never>()
     const onLate = (): void => reject(new ContentNotFoundError('it has not begun to come'))

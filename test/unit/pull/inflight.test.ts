@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
-import { bytesBody, type ByteSink } from '../../../src/oci/body.ts'
+import { bytesBody, ContentTruncatedError, type ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
@@ -65,13 +65,10 @@ suite('what a client is receiving', () => {
     await until(() => inflight.size === 0)
   })
 
-  test('is given as it passes, though its client writes its file in large steps', async () => {
-    await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-'))
-    const path = join(directory.path, 'data')
-    await writeFile(path, '')
+  test('is given from memory where it is small, and its file is not looked for', async () => {
     let isHeld = false
     const inflight = inflightOf({
-      arriving: async () => new GrowingFile(path, { inSteps: true }),
+      arriving: async () => assert.fail('its file is looked for'),
       given: () => isHeld,
     })
     const signal = AbortSignal.timeout(30_000)
@@ -81,19 +78,13 @@ suite('what a client is receiving', () => {
       discard: async () => {},
       writeTo: async (sink: ByteSink) => {
         await sink.write(bytes.subarray(0, 700))
-        const carried = await sink.lend?.(async () => assert.fail('it goes past this thread'))
-        assert.equal(carried?.bytes, 0)
         await rest.promise
         await sink.write(bytes.subarray(700))
       },
     }
     const awaited = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
     const content = await inflight.over(awaited, 'client')(request, { signal })
-    const client = {
-      write: async () => {},
-      lend: async () => assert.fail('what comes slowly is not carried'),
-    }
-    const received = content.body?.writeTo(client, { signal })
+    const received = content.body?.writeTo({ write: async () => {} }, { signal })
     const other = await inflight.open(request, { signal })
     const read: Buffer[] = []
     const given = other.body?.writeTo(
@@ -103,11 +94,87 @@ suite('what a client is receiving', () => {
     await until(() => Buffer.concat(read).equals(bytes.subarray(0, 700)))
     rest.resolve()
     await received
-    // The client has all of it, and writes it down.
-    await writeFile(path, bytes)
-    isHeld = true
     await given
     assert.deepEqual(Buffer.concat(read), bytes)
+    isHeld = true
+    await until(() => inflight.size === 0)
+  })
+
+  test('breaks off for who reads it from memory when it does for its client', async () => {
+    const inflight = inflightOf({ arriving: async () => undefined, given: () => false })
+    const signal = AbortSignal.timeout(30_000)
+    const rest = Promise.withResolvers<void>()
+    const body = {
+      length: bytes.length,
+      discard: async () => {},
+      writeTo: async (sink: ByteSink) => {
+        await sink.write(bytes.subarray(0, 700))
+        await rest.promise
+      },
+    }
+    const awaited = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
+    const content = await inflight.over(awaited, 'client')(request, { signal })
+    const received = content.body?.writeTo({ write: async () => {} }, { signal })
+    const other = await inflight.open(request, { signal })
+    const given = other.body?.writeTo({ write: async () => {} }, { signal })
+    rest.reject(new Error('it broke off'))
+    await Promise.all([
+      assert.rejects(async () => received, /it broke off/),
+      assert.rejects(async () => given, ContentTruncatedError),
+    ])
+  })
+
+  test('is given as it passes, though its client writes its file in large steps', async () => {
+    await using directory = await mkdtempDisposable(join(tmpdir(), 'shoal-'))
+    const path = join(directory.path, 'data')
+    await writeFile(path, '')
+    const large = randomBytes(300 * 1024)
+    const target = { digest: digestOf(large) }
+    let isHeld = false
+    const inflight = inflightOf({
+      arriving: async () => new GrowingFile(path, { inSteps: true }),
+      given: () => isHeld,
+    })
+    const signal = AbortSignal.timeout(30_000)
+    const rest = Promise.withResolvers<void>()
+    const body = {
+      length: large.length,
+      discard: async () => {},
+      writeTo: async (sink: ByteSink) => {
+        await sink.write(large.subarray(0, 700))
+        const carried = await sink.lend?.(async () => assert.fail('it goes past this thread'))
+        assert.equal(carried?.bytes, 0)
+        await rest.promise
+        await sink.write(large.subarray(700))
+      },
+    }
+    const awaited = async () =>
+      ({
+        source: 'peer',
+        descriptor: { ...descriptor, ...target, size: large.length },
+        body,
+        awaited: true,
+      }) as const
+    const content = await inflight.over(awaited, 'client')({ ...request, target }, { signal })
+    const client = {
+      write: async () => {},
+      lend: async () => assert.fail('what comes slowly is not carried'),
+    }
+    const received = content.body?.writeTo(client, { signal })
+    const other = await inflight.open({ ...request, target }, { signal })
+    const read: Buffer[] = []
+    const given = other.body?.writeTo(
+      { write: async (chunk) => void read.push(Buffer.from(chunk)) },
+      { signal },
+    )
+    await until(() => Buffer.concat(read).equals(large.subarray(0, 700)))
+    rest.resolve()
+    await received
+    // The client has all of it, and writes it down.
+    await writeFile(path, large)
+    isHeld = true
+    await given
+    assert.deepEqual(Buffer.concat(read), large)
     await until(() => inflight.size === 0)
   })
 
