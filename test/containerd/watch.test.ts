@@ -234,6 +234,24 @@ withEachContainerd((binaries) => {
     await assert.rejects(node.store.stat(digestOf('')), NotHeldError)
   })
 
+  test('what has no file in the content directory is not asked about, as long as that is known to be the right one', async () => {
+    await using containerd = await Containerd.start(binaries)
+    await using node = watching(containerd)
+    await using blind = watching(containerd, { contentPath: '/nonexistent' })
+    const image = await makeImage()
+    await containerd.import(image, [A])
+    await node.watcher.holds([A, ...digestsOf(image)])
+    await blind.watcher.holds([A, ...digestsOf(image)])
+    await containerd.pause()
+    try {
+      await assert.rejects(node.store.stat(digestOf('nothing')), NotHeldError)
+      const signal = AbortSignal.timeout(100)
+      await assert.rejects(blind.store.stat(digestOf('nothing'), { signal }), StoreUnavailableError)
+    } finally {
+      containerd.resume()
+    }
+  })
+
   test('a reader of changes that is slow misses nothing', async () => {
     await using containerd = await Containerd.start(binaries)
     await using node = watching(containerd)

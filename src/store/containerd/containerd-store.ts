@@ -1,4 +1,5 @@
 import { createHash, randomUUID } from 'node:crypto'
+import { statSync } from 'node:fs'
 import { access, constants, readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BoundedMap } from '../../bounded-map.ts'
@@ -89,6 +90,8 @@ export class ContainerdStore implements WritableStore {
   readonly #mediaTypes = new BoundedMap<Digest, string>(MEDIA_TYPES)
   readonly #rechecks = new EventTarget()
   #contentPath: Promise<string | undefined> | undefined
+  /** The content directory in which a blob of this containerd was found, as long as that one is connected */
+  #proven: string | undefined
   /** For what is written now, and until when it is for what begins */
   #lease: { readonly id: string; readonly untilMs: number } | undefined
   /** Of the watch that began last */
@@ -111,6 +114,7 @@ export class ContainerdStore implements WritableStore {
   }
 
   async stat(digest: Digest, options: AbortOptions = {}): Promise<Descriptor> {
+    if (await this.#isMissing(digest)) throw new NotHeldError(digest)
     const size = await this.#client.size(digest, options)
     const mediaType =
       size > MAX_MANIFEST_BYTES
@@ -129,7 +133,7 @@ export class ContainerdStore implements WritableStore {
     return this.#open(digest, options.range ?? { start: 0, end: size - 1 }, options)
   }
 
-  watch(options: { signal: AbortSignal }): AsyncIterable<ContentEvent> {
+  async *watch(options: { signal: AbortSignal }): AsyncGenerator<ContentEvent, void, undefined> {
     const { reconcileMs = RECONCILE_MS, pollMs = POLL_MS } = this.#init
     const contentPath = (): Promise<string | undefined> => {
       // After a restart containerd may have another one.
@@ -145,7 +149,10 @@ export class ContainerdStore implements WritableStore {
       contentPath,
       rechecks: this.#rechecks,
     }
-    return watchContent(components, { reconcileMs, pollMs }, options)
+    for await (const event of watchContent(components, { reconcileMs, pollMs }, options)) {
+      if (event.type === 'lost') this.#proven = undefined
+      yield event
+    }
   }
 
   /**
@@ -330,16 +337,34 @@ export class ContainerdStore implements WritableStore {
   #createInventory(): Inventory {
     return new Inventory({
       client: this.#client,
+      isMissing: (digest) => this.#isMissing(digest),
       isWhole: async (digest, size, options) => {
         if (size === 0) return true
         const directory = await this.#findContentPath()
         if (directory !== undefined) {
           const file = await stat(fileOf(directory, digest)).catch(() => undefined)
-          if (file?.size === size) return true
+          if (file?.size === size) {
+            this.#proven = directory
+            return true
+          }
         }
         return this.#client.givesLast(digest, size, options)
       },
     })
+  }
+
+  /**
+   * It has no file, so containerd has no record of it. Pulls ask again and again for what is not here yet, and to ask containerd, or another
+   * thread, costs ten times as much and more.
+   */
+  async #isMissing(digest: Digest): Promise<boolean> {
+    const directory = await this.#findContentPath().catch(() => undefined)
+    if (directory === undefined || directory !== this.#proven) return false
+    try {
+      return statSync(fileOf(directory, digest), { throwIfNoEntry: false }) === undefined
+    } catch {
+      return false
+    }
   }
 
   /** containerd's content store does not keep media types, so the content itself must tell. */

@@ -1,6 +1,6 @@
 import { watch, type FSWatcher } from 'node:fs'
 import { join } from 'node:path'
-import { isDigest } from '../../oci/digest.ts'
+import { isDigest, type Digest } from '../../oci/digest.ts'
 import type { ContentKey } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
 import { hasCode } from '../../system-error.ts'
@@ -21,8 +21,8 @@ const LIST_LAZILY_MS = 2000
 const LIST_REST = 4
 
 /**
- * The file of a blob appears before containerd's record of it, by the time of a sync to disk. So it is asked about a
- * moment later, and while the answer is no, again after twice the time.
+ * The file of a blob appears before containerd's record of it, by the time of a sync to disk, and what says where it came from a moment
+ * after that. So it is asked about a moment later, and while the answer is no, again after twice the time.
  */
 const FILE_CHECK_MS = 20
 const CHECK_ATTEMPTS = 9
@@ -49,8 +49,13 @@ export class Hints {
   }
 
   /** Something may have become of `key`. */
-  changed(key: ContentKey, afterMs = 0): void {
-    this.#ask(key, afterMs, 0)
+  changed(key: ContentKey): void {
+    this.#ask(key, 0, 0)
+  }
+
+  /** A file or a record of content has come or gone: it is asked about when what belongs to it is there, too. */
+  contentChanged(digest: Digest): void {
+    this.#ask(digest, FILE_CHECK_MS, 0)
   }
 
   /** A change of images: more may have changed than was told. */
@@ -191,7 +196,7 @@ export class BlobDirectory {
     try {
       const watcher = watch(directory, { persistent: false }, (_event, name) => {
         const digest = `${algorithm}:${name}`
-        if (isDigest(digest)) return this.#hints.changed(digest, FILE_CHECK_MS)
+        if (isDigest(digest)) return this.#hints.contentChanged(digest)
         // Another directory, or this one itself was removed.
         this.watch()
         this.#hints.imagesChanged()

@@ -6,6 +6,8 @@ const CONCURRENT_CHECKS = 16
 
 export interface InventoryComponents {
   readonly client: ContainerdClient
+  /** Whether it is known without asking containerd that there is no such content: it will be told of when it comes */
+  readonly isMissing: (digest: Digest) => Promise<boolean>
   /** Whether all bytes of content are there, which containerd's records do not tell */
   readonly isWhole: (
     digest: Digest,
@@ -22,6 +24,7 @@ interface OwnChange<T> {
 /** What containerd said last that it holds, and where that came from. Work is in proportion to what changes. */
 export class Inventory {
   readonly #client: ContainerdClient
+  readonly #isMissing: InventoryComponents['isMissing']
   readonly #isWhole: InventoryComponents['isWhole']
   /** Found to be on record and not whole: not held */
   readonly #damaged = new Set<Digest>()
@@ -38,8 +41,9 @@ export class Inventory {
   /** The repositories of the tags that lead to content, by their full names; made when it is asked for */
   #led: Map<Digest, Set<string>> | undefined
 
-  constructor({ client, isWhole }: InventoryComponents) {
+  constructor({ client, isMissing, isWhole }: InventoryComponents) {
     this.#client = client
+    this.#isMissing = isMissing
     this.#isWhole = isWhole
   }
 
@@ -116,6 +120,11 @@ export class Inventory {
     const missing: Digest[] = []
     const homeless: Digest[] = []
     await concurrently(digests, async (digest) => {
+      if (await this.#isMissing(digest)) {
+        this.#damaged.delete(digest)
+        this.#put(digest)
+        return
+      }
       const since = this.#changes
       const info = await held(this.#client.info(digest, { signal }))
       const isWhole = await this.#inspect(digest, info, signal)

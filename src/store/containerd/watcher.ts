@@ -189,8 +189,11 @@ async function followEvents(
   signal: AbortSignal,
 ): Promise<never> {
   for await (const changed of client.changes({ signal })) {
-    if (changed !== 'images') hints.changed(changed)
-    if (changed === 'images' || !isDigestKey(changed)) hints.imagesChanged()
+    if (changed !== 'images' && isDigestKey(changed)) hints.contentChanged(changed)
+    else {
+      if (changed !== 'images') hints.changed(changed)
+      hints.imagesChanged()
+    }
   }
   throw new StoreUnavailableError('containerd ended its stream of events')
 }
