@@ -86,7 +86,9 @@ export class Agreements {
     exchange.listen({
       reported: (from, report) => {
         this.#silence.forget(from)
-        exchange.advise(from, this.#tracker.hear(from, report))
+        const advice = this.#tracker.hear(from, report)
+        // Who has ended heeds nothing more.
+        if (report.state !== 'done' && report.state !== 'gone') exchange.advise(from, advice)
       },
       advised: (from, advice) => {
         this.#silence.forget(from)

@@ -21,6 +21,8 @@ export const PEER_PROTOCOL = '/shoal/peer/1'
 
 /** Keys a message: under 64 KiB, so that one message never holds up the others on a thin link for long. */
 const KEYS_PER_MESSAGE = 4000
+/** Notes are short: so many go out together. */
+const MAX_TOGETHER = 32
 /** What a stream may hold back before it is given up; several messages, and more than the muxer's window. */
 const MAX_WRITE_BUFFER_BYTES = 1024 * 1024
 const OPEN_TIMEOUT_MS = 5000
@@ -135,14 +137,28 @@ export class Speaking {
       }
       if (this.#retells && hello.inventory) pieces = this.#pieces()
       this.#retells = false
-      const message = this.#nextNote() ?? pieces.next().value
-      if (message !== undefined) await this.#send(stream, message)
+      const messages = this.#next(pieces)
+      if (messages.length > 0) await this.#send(stream, ...messages)
       else if (await this.#idle(this.#heartbeatMs))
         await this.#send(stream, { case: 'alive', value: create(AliveSchema) })
     }
     if (stream.status !== 'open') return
     await this.#send(stream, { case: 'goodbye', value: create(GoodbyeSchema, this.#goodbye) })
     await stream.close({ signal: AbortSignal.timeout(GOODBYE_TIMEOUT_MS) })
+  }
+
+  /** What is to be told now, as far as it goes out together: to encrypt, send and read it costs much the same each time. */
+  #next(pieces: Iterator<PeerMessage['message'] | undefined>): PeerMessage['message'][] {
+    const messages: PeerMessage['message'][] = []
+    while (messages.length < MAX_TOGETHER && this.#allowance.waitMs(messages.length + 1) === 0) {
+      const note = this.#nextNote()
+      const message = note ?? pieces.next().value
+      if (message === undefined) break
+      messages.push(message)
+      // A piece of an inventory may be long.
+      if (note === undefined) break
+    }
+    return messages
   }
 
   #nextNote(): PeerMessage['message'] | undefined {
@@ -228,12 +244,15 @@ export class Speaking {
     return idle
   }
 
-  async #send(stream: Stream, message: PeerMessage['message']): Promise<void> {
-    const more = stream.send(
+  async #send(stream: Stream, ...messages: readonly PeerMessage['message'][]): Promise<void> {
+    const frames = messages.map((message) =>
       sizeDelimitedEncode(PeerMessageSchema, create(PeerMessageSchema, { message })),
     )
-    this.#allowance.take()
-    this.#onSent()
+    const more = stream.send(Buffer.concat(frames))
+    for (const _ of frames) {
+      this.#allowance.take()
+      this.#onSent()
+    }
     // A large inventory shares the event loop with pulls
     await nextTurn()
     if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)

@@ -635,6 +635,31 @@ suite('peer protocol: something was missed', () => {
   })
 })
 
+suite('peer protocol: much to be said', () => {
+  test('what is told at the same time goes out together', async () => {
+    await using mesh = new LoopbackMesh()
+    const a = await mesh.add()
+    await using rogue = await Rogue.create()
+    await rogue.open(a)
+    await until(() => rogue.heard.length === 1)
+    const told = rogue.listen()
+    let pieces = 0
+    rogue.heard[0]?.addEventListener('message', () => (pieces += 1))
+    const report = { circle: 0, number: 1, state: 'asks', have: 0, size: 0, from: '' } as const
+    const is = { stalled: false, noUpstream: false, small: false, wrong: false, edge: true }
+    const keys = Array.from({ length: 20 }, (_, index) => `question ${index}`.padEnd(KEY_BYTES))
+    for (const key of keys)
+      a.router.exchanges.report(rogue.id, { ...report, ...is, key, failed: [] })
+    const asked = (): string[] =>
+      told.flatMap((each) =>
+        each.case === 'pullReport' ? [Buffer.from(each.value.key).toString('latin1')] : [],
+      )
+    await until(() => asked().length === keys.length)
+    assert.deepEqual(asked(), keys)
+    assert.ok(pieces <= 3, `${pieces} pieces`)
+  })
+})
+
 suite('peer protocol: no room', () => {
   test('who is turned away is not missed, knows why, and has no connection left', async () => {
     const make = () =>
