@@ -218,7 +218,7 @@ export class RegistryClient {
     // What could be carried is to pass here now
     let passes = false
     let waited = 0
-    if (gathers) connection.widen()
+    if (gathers && length > GATHER.bytes) connection.widen()
     for (let left = length; left > 0;) {
       const start = performance.now()
       const chunk = await connection.read(progress).catch((error: unknown) => {
@@ -242,7 +242,7 @@ export class RegistryClient {
         if (passes) break
       }
       if (!carries && left > CARRY_BYTES) connection.widen()
-      if (gathers && (passes || !carries) && left > 0 && chunk.length < GATHER.bytes) {
+      if (gathers && (passes || !carries) && left > GATHER.bytes && chunk.length < GATHER.bytes) {
         await delay(GATHER.ms, undefined, { signal })
         waited += GATHER.ms
       }
