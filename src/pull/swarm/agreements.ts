@@ -1,6 +1,7 @@
 import type { Logger } from '../../observe/log.ts'
 import type { Peer, PullExchange } from '../../routing/router.ts'
 import { SwitchedError, type ContentNotFoundError } from '../source.ts'
+import { unlessAborted } from '../unless-aborted.ts'
 import { Member, type Source, type Way } from './member.ts'
 import { Roles } from './roles.ts'
 import { Silence } from './silence.ts'
@@ -179,14 +180,7 @@ export class Agreements {
 
   /** From where it is to be read, as soon as that is agreed upon. */
   async way(job: Job, signal: AbortSignal): Promise<Way> {
-    while (job.way === undefined) {
-      const gone = Promise.withResolvers<never>()
-      const onAbort = (): void => gone.reject(signal.reason)
-      signal.addEventListener('abort', onAbort, { once: true })
-      await Promise.race([job.decided.promise, gone.promise]).finally(() =>
-        signal.removeEventListener('abort', onAbort),
-      )
-    }
+    while (job.way === undefined) await unlessAborted(job.decided.promise, signal)
     return job.way
   }
 

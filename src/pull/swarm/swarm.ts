@@ -15,6 +15,7 @@ import {
   type OpenOptions,
   type SourceName,
 } from '../source.ts'
+import { unlessAborted } from '../unless-aborted.ts'
 import {
   Agreements,
   type AgreementsComponents,
@@ -261,15 +262,8 @@ export class Swarm implements ContentSource {
       this.#asking.set(name, answer)
       this.#heard.expect(request, answer)
     }
-    const gone = Promise.withResolvers<never>()
-    const onAbort = (): void => gone.reject(signal.reason)
-    signal.addEventListener('abort', onAbort, { once: true })
-    try {
-      const { bytes, ...content } = await Promise.race([answer, gone.promise])
-      return { ...content, ...(bytes !== undefined && { body: bytesBody(bytes) }) }
-    } finally {
-      signal.removeEventListener('abort', onAbort)
-    }
+    const { bytes, ...content } = await unlessAborted(answer, signal)
+    return { ...content, ...(bytes !== undefined && { body: bytesBody(bytes) }) }
   }
 
   async #askManifest(request: PullRequest): Promise<Content & HeardAnswer> {

@@ -11,18 +11,13 @@ import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
 import { GrowingFile } from '../../../src/store/growing-file.ts'
 import { NotHeldError, type ContentStore } from '../../../src/store/store.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { until } from '../../wait.ts'
 
 const bytes = randomBytes(1000)
 const digest = digestOf(bytes)
 const descriptor = { digest, mediaType: MEDIA_TYPE.octets, size: bytes.length }
-const request = {
-  method: 'GET',
-  kind: 'blob',
-  registry: 'docker.io',
-  repository: 'library/alpine',
-  target: { digest },
-} as const
+const request = blobRequest(digest)
 
 const found = async () => ({ source: 'peer', descriptor, body: bytesBody(bytes) }) as const
 

@@ -10,6 +10,7 @@ import type { UpstreamAnswer } from '../../../src/pull/upstream/answer.ts'
 import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
 import { ParallelReader } from '../../../src/pull/upstream/parallel.ts'
 import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { inPeace, until } from '../../wait.ts'
@@ -73,13 +74,7 @@ async function startRegistry({ each, all = Infinity, ranges }: Held) {
 }
 
 const endpoint = { overridePath: false, access: {}, rewrites: new Map() }
-const blob = {
-  method: 'GET',
-  kind: 'blob',
-  registry: 'docker.io',
-  repository: 'library/alpine',
-  target: { digest },
-} as const
+const blob = blobRequest(digest)
 
 /** Reads it, at most so fast in bytes a ms, and again and again. Everything takes a fifth of the time it would. */
 async function pull(

@@ -4,13 +4,13 @@ import { createServer, type AddressInfo, type Socket } from 'node:net'
 import { suite, test } from 'node:test'
 import type { ByteSink } from '../../../src/oci/body.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
-import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { Connection } from '../../../src/pull/connection.ts'
 import {
   RegistryClient,
   SPEGEL_HEADERS,
   type RegistryAnswer,
 } from '../../../src/pull/registry-client.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { inPeace, until } from '../../wait.ts'
 
 /** No machine is so busy that who does right is late. */
@@ -18,13 +18,7 @@ const PATIENT = { dial: 20_000, firstByte: 20_000, progress: 20_000 }
 /** Of the tests in which somebody says nothing. */
 const SHORT = { dial: 300, firstByte: 300, progress: 300 }
 const content = Buffer.from('content of a blob')
-const pull: PullRequest = {
-  method: 'GET',
-  kind: 'blob',
-  registry: 'docker.io',
-  repository: 'library/alpine',
-  target: { digest: digestOf(content) },
-}
+const pull = blobRequest(digestOf(content))
 const OK = `HTTP/1.1 200 OK\r\nContent-Length: ${content.length}\r\n\r\n`
 const signal = (): AbortSignal => AbortSignal.timeout(30_000)
 

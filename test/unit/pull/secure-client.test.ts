@@ -5,16 +5,11 @@ import { suite, test } from 'node:test'
 import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises'
 import { digestOf } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { member } from '../../fakes/secure-member.ts'
 
 const content = randomBytes(24 * 1024 * 1024 + 77)
-const pull: PullRequest = {
-  method: 'GET',
-  kind: 'blob',
-  registry: 'docker.io',
-  repository: 'library/alpine',
-  target: { digest: digestOf(content) },
-}
+const pull = blobRequest(digestOf(content))
 const signal = (): AbortSignal => AbortSignal.timeout(30_000)
 
 const gives: RequestListener = (_request, response) => {

@@ -5,11 +5,11 @@ import { suite, test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { createLogger } from '../../../src/observe/log.ts'
 import { digestOf } from '../../../src/oci/digest.ts'
-import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { chain } from '../../../src/pull/chain.ts'
 import { Passages } from '../../../src/pull/passage.ts'
 import { PeersSource } from '../../../src/pull/peers.ts'
 import { Transfers } from '../../../src/pull/transfer.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { FixedRouter, TIERS, type ZooPeer } from '../../fakes/peer-zoo.ts'
 import { member } from '../../fakes/secure-member.ts'
 import { until } from '../../wait.ts'
@@ -21,13 +21,7 @@ import { until } from '../../wait.ts'
 
 const bytes = randomBytes(3_000_000)
 const digest = digestOf(bytes)
-const request: PullRequest = {
-  method: 'GET',
-  kind: 'blob',
-  registry: 'docker.io',
-  repository: 'library/alpine',
-  target: { digest },
-}
+const request = blobRequest(digest)
 /** Long enough for a handshake on a busy machine, short enough to wait for one that says nothing. */
 const timeouts = { dial: 10_000, firstByte: 10_000, progress: 1000 }
 const signal = (): AbortSignal => AbortSignal.timeout(60_000)

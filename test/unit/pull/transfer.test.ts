@@ -30,6 +30,7 @@ import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
 import { UpstreamSource } from '../../../src/pull/upstream/source.ts'
 import type { Peer } from '../../../src/routing/router.ts'
 import { Link } from '../../../src/traffic/link.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import * as zoo from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { inPeace, until } from '../../wait.ts'
@@ -395,11 +396,7 @@ test('whoever gives it may change as often as somebody better comes, and may com
   }
   const got: Buffer[] = []
   const { signal } = new AbortController()
-  const request = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
-  const content = await transfers.over(open)(
-    { ...request, repository: 'library/alpine', target: { digest } },
-    { signal },
-  )
+  const content = await transfers.over(open)(blobRequest(digest), { signal })
   const write = async (chunk: Uint8Array): Promise<void> => void got.push(Buffer.from(chunk))
   await content.body?.writeTo({ write }, { signal })
   assert.equal(digestOf(Buffer.concat(got)), digest)

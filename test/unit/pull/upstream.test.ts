@@ -27,6 +27,7 @@ import { rewrite } from '../../../src/pull/upstream/rewrite.ts'
 import { UpstreamRoutes, type RoutedEndpoint } from '../../../src/pull/upstream/routes.ts'
 import { UpstreamSource, type UpstreamOutcome } from '../../../src/pull/upstream/source.ts'
 import { HEAD_START } from '../../../src/pull/turns.ts'
+import { blobRequest } from '../../fakes/requests.ts'
 import { TIERS } from '../../fakes/peer-zoo.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 import { inPeace, until } from '../../wait.ts'
@@ -109,14 +110,7 @@ function upstreamWith(
 }
 
 function pull(changes: Partial<PullRequest> = {}): PullRequest {
-  return {
-    method: 'GET',
-    kind: 'blob',
-    registry: 'docker.io',
-    repository: 'library/alpine',
-    target: { digest: blobDigest },
-    ...changes,
-  }
+  return { ...blobRequest(blobDigest), ...changes }
 }
 
 const byTag = pull({ kind: 'manifest', target: { tag: '3.20' } })

@@ -44,6 +44,15 @@ class Bench {
     this.member.hear(last.to, full, this.now)
   }
 
+  /** It asks, does as it is told, says so, and is told the same. */
+  begin(advice: Partial<PullAdvice>, source: Source, size?: number): void {
+    this.step()
+    this.answer(advice)
+    this.member.takes(source, this.now, size)
+    this.step()
+    this.answer(advice)
+  }
+
   /** So much time passes, in steps of 10 ms. */
   pass(ms: number): Way | undefined {
     let way: Way | undefined
@@ -347,11 +356,7 @@ suite("one node's part", () => {
 
   test('a report that is lost is said again before its tracker is taken for silent', () => {
     const bench = new Bench()
-    bench.step()
-    bench.answer({ from: ['b'], pace: 5000 })
-    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
-    bench.step()
-    bench.answer({ from: ['b'], pace: 5000 })
+    bench.begin({ from: ['b'], pace: 5000 }, { kind: 'peer', id: 'b' })
     const tracker = bench.reports[0]?.to
     bench.reports = []
     for (let have = 1; have <= 650; have += 1) {
@@ -373,11 +378,7 @@ suite("one node's part", () => {
     /** For how long it told nobody but its first tracker. */
     const patience = (advice: Partial<PullAdvice>, current: Source): number => {
       const bench = new Bench()
-      bench.step()
-      bench.answer(advice)
-      bench.member.takes(current, bench.now, 10_000)
-      bench.step()
-      bench.answer(advice)
+      bench.begin(advice, current, 10_000)
       const tracker = bench.reports[0]?.to
       const since = bench.now
       while (bench.reports.every(({ to }) => to === tracker)) {
@@ -395,11 +396,7 @@ suite("one node's part", () => {
 
   test('while nothing comes a report without an answer is said again sooner: one message that is lost must not send it its own way', () => {
     const bench = new Bench()
-    bench.step()
-    bench.answer({ from: ['b'], pace: 5000 })
-    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
-    bench.step()
-    bench.answer({ from: ['b'], pace: 5000 })
+    bench.begin({ from: ['b'], pace: 5000 }, { kind: 'peer', id: 'b' })
     bench.pass(1000)
     bench.answer({ from: ['b'], pace: 5000 })
     const tracker = bench.reports.at(-1)?.to

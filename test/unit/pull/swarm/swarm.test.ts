@@ -8,6 +8,7 @@ import type { SharedPull } from '../../../../src/pull/swarm/agreements.ts'
 import { pullKey } from '../../../../src/pull/swarm/swarm.ts'
 import { winner } from '../../../../src/pull/swarm/rendezvous.ts'
 import type { PullExchange, PullListener, PullReport } from '../../../../src/routing/router.ts'
+import { blobRequest } from '../../../fakes/requests.ts'
 import * as zoo from '../../../fakes/peer-zoo.ts'
 import { PullNet, SwarmNode, type Got } from '../../../fakes/swarm-nodes.ts'
 import { UpstreamRegistry } from '../../../fakes/upstream-registry.ts'
@@ -31,8 +32,7 @@ const manifest = Buffer.from(
 )
 
 function keyOfBlob(of: Digest): string {
-  const base = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
-  return pullKey({ ...base, repository: 'library/alpine', target: { digest: of } })
+  return pullKey(blobRequest(of))
 }
 
 /** An upstream that gives the blob, or `content` in its place, so fast, in bytes a ms, and counts what it gave. */
@@ -255,8 +255,7 @@ suite('what many want at once', () => {
     }))
 
   test('where many have it, or there are few nodes, each reads it from those that have it', async () => {
-    const request = { method: 'GET', kind: 'blob', registry: 'docker.io' } as const
-    const pull = { ...request, repository: 'library/alpine', target: { digest } }
+    const pull = blobRequest(digest)
     await using stack = new AsyncDisposableStack()
     const net = new PullNet()
     const [first, ...others] = await Promise.all(
@@ -298,6 +297,17 @@ async function startHolder(
   return holder
 }
 
+/** The node that has the upstream for all is killed; the others get it right all the same. */
+async function killLeader(
+  net: PullNet,
+  nodes: readonly SwarmNode[],
+  pulls: readonly Promise<Got>[],
+): Promise<void> {
+  const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
+  await nodes[leader]!.kill(net)
+  assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+}
+
 suite('what goes wrong meanwhile', () => {
   test('the leader is killed while what comes from it is carried past the main thread', () =>
     inPeace(async (stack) => {
@@ -325,9 +335,7 @@ suite('what goes wrong meanwhile', () => {
       const { net, nodes } = await startNodes(stack, 5, upstream.url)
       const pulls = nodes.map((node) => node.get(BLOB))
       await until(() => upstream.given.bytes > bytes.length / 4)
-      const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
-      await nodes[leader]!.kill(net)
-      assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+      await killLeader(net, nodes, pulls)
       assertShared(upstream.given.bytes)
     }))
 
@@ -337,9 +345,7 @@ suite('what goes wrong meanwhile', () => {
       const { net, nodes } = await startNodes(stack, 5, upstream.url)
       const pulls = nodes.map((node) => node.get(BLOB))
       await until(() => upstream.given.bytes > bytes.length / 4)
-      const leader = nodes.findIndex(({ swarm }) => swarm.list()[0]?.from === 'upstream')
-      await nodes[leader]!.kill(net)
-      assertRight(await Promise.all(pulls.filter((_, index) => index !== leader)))
+      await killLeader(net, nodes, pulls)
     }))
 
   test('the upstream breaks off in the middle, of every answer once', () =>
