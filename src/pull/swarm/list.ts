@@ -11,8 +11,11 @@ const DONE = 20_000
 const STALLED = 600
 /** How fast a node is is told from what comes in so long, in ms. */
 const MEASURES = 400
-/** A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. */
-export const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6 }
+/**
+ * A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. One that
+ * crawls is told from a quarter of the time: no wait explains that.
+ */
+export const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6, crawl: 0.2 }
 
 /** A node on a list, as it was when it reported last. */
 export class Entry {
@@ -250,7 +253,8 @@ export class List {
     if (from === undefined || !entry.isMeasured()) return false
     const usual = Math.max(from.given(), root?.given() ?? 0)
     if (rate >= share * usual) return false
-    if (from.have - have > LAG.bytes + usual * LAG.ms) return true
+    const ms = rate < LAG.crawl * usual ? LAG.ms / 4 : LAG.ms
+    if (from.have - have > LAG.bytes + usual * ms) return true
     return from.state === 'done' && (size - have) * (1 / rate - 1 / usual) > LAG.ms
   }
 

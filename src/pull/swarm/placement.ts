@@ -8,8 +8,6 @@ const CHILDREN_OF_SMALL = 16
 const MOST_CHILDREN = 64
 /** Places that a node is told at a time: where the first cannot be read from it goes on with the next. */
 const OFFERED = 2
-/** Who gets this share of what others get, and falls behind, takes no room where it reads. */
-const NO_ROOM = 0.2
 /**
  * Without room it is best where those who read there are few, and the last. One that is to give nothing counts as if so many more read there,
  * and for who gives it to nobody so does one from which others read who give it on.
@@ -141,9 +139,9 @@ export function isToMove(list: List, me: Entry, now: number): boolean {
   return taken > room
 }
 
-/** Who is very slow where it reads takes next to nothing of what is given there. */
+/** Who crawls takes next to nothing of what is given where it reads. */
 function takesRoom(list: List, reader: Entry, root: Entry | undefined): boolean {
-  return !list.lags(reader, { root, share: NO_ROOM })
+  return !list.lags(reader, { root, share: LAG.crawl })
 }
 
 /** How many are to read from it. At the edge it is nobody, but for who is the root of a tree, which may be that of several. */

@@ -505,6 +505,29 @@ suite('a list of who gets what', () => {
     }
   })
 
+  test('one that crawls is found out sooner than one that is slow', () => {
+    /** How many quarters of a second pass until who reads from `slow`, which gets that share, is told of another one. */
+    const quarters = (share: number): number => {
+      const list = new Bench()
+      list.belowSlow()
+      for (let step = 1; ; step += 1) {
+        assert.ok(step < 40, 'it stays there')
+        list.now += 250
+        const have = step * 1.25 * MB
+        list.hear('leader', { state: 'leads', have })
+        for (const [id, has] of [
+          ['a', have],
+          ['slow', share * have],
+        ] as const)
+          list.hear(id, { state: 'follows', from: 'leader', have: has })
+        const { from } = list.hear('b', { state: 'follows', from: 'slow', have: share * have })
+        if (!from.includes('slow')) return step
+      }
+    }
+    assert.ok(quarters(0.02) <= 4)
+    assert.ok(quarters(0.4) >= 6)
+  })
+
   test('who has left one on a slow link is not sent back below it to make room where it reads now', () => {
     const list = new Bench()
     const size = 20 * MB
