@@ -1,6 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { statSync } from 'node:fs'
-import { access, constants, readdir, readFile, stat } from 'node:fs/promises'
+import { access, constants, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BoundedMap } from '../../bounded-map.ts'
 import { ContentTruncatedError, readBody, type ByteSink, type ContentBody } from '../../oci/body.ts'
@@ -35,6 +35,7 @@ import {
 } from '../store.ts'
 import { ContainerdClient, held, LIST_DEADLINE_MS } from './client.ts'
 import { ContainerdUpload } from './containerd-upload.ts'
+import { Ingests } from './ingests.ts'
 import { Inventory } from './inventory.ts'
 import { watchContent, Written } from './watcher.ts'
 
@@ -89,6 +90,7 @@ export class ContainerdStore implements WritableStore {
   /** By digest, the one used last at the end */
   readonly #mediaTypes = new BoundedMap<Digest, string>(MEDIA_TYPES)
   readonly #rechecks = new EventTarget()
+  readonly #ingests = new Ingests()
   #contentPath: Promise<string | undefined> | undefined
   /** The content directory in which a blob of this containerd was found, as long as that one is connected */
   #proven: string | undefined
@@ -163,20 +165,14 @@ export class ContainerdStore implements WritableStore {
   async arriving(digest: Digest, receiver?: Receiver): Promise<ArrivingContent | undefined> {
     const directory = await this.#findContentPath().catch(() => undefined)
     if (directory === undefined) return undefined
-    const ingests = join(directory, 'ingest')
-    const ids = await readdir(ingests).catch(() => [])
-    const found = await Promise.all(
-      ids.map(async (id) => {
-        const name = await readFile(join(ingests, id, 'ref'), 'utf8').catch(() => '')
-        const by: Receiver = name.endsWith(`/${resumable(digest)}`) ? 'node' : 'client'
-        if (!name.includes(digest) || (receiver ?? by) !== by) return []
-        const path = join(ingests, id, 'data')
-        const file = await stat(path).catch(() => undefined)
-        return file === undefined ? [] : [{ path, by, mtimeMs: file.mtimeMs }]
-      }),
-    )
+    const found = (await this.#ingests.of(digest, directory))
+      .map((each) => {
+        const by: Receiver = each.name.endsWith(`/${resumable(digest)}`) ? 'node' : 'client'
+        return { ...each, by }
+      })
+      .filter(({ by }) => (receiver ?? by) === by)
     // One that is given up may be there for hours.
-    const [newest] = found.flat().toSorted((a, b) => b.mtimeMs - a.mtimeMs)
+    const [newest] = found.toSorted((a, b) => b.mtimeMs - a.mtimeMs)
     return newest && new GrowingFile(newest.path, { inSteps: newest.by === 'client' })
   }
 
