@@ -14,7 +14,7 @@ import type {
 import type { OpenContent } from './chain.ts'
 import { LinkedAbort } from './linked-abort.ts'
 import { RecentBytes, RecentMemory } from './recent-bytes.ts'
-import { SmallSpool } from './small-spool.ts'
+import { isSmall, SmallSpool } from './small-spool.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import {
   ContentNotFoundError,
@@ -33,8 +33,8 @@ const BEGIN = 8000
 /** What has come is offered until the store gives it, for so long at most, in ms. */
 const LINGER = 10_000
 const LOOK_AGAIN = 100
-/** The file into which something comes is looked for so often, with such pauses in ms. */
-const FILE = { looks: 100, pause: 10 }
+/** The file into which something comes is looked for so often, with such pauses in ms, and that of something small after so many. */
+const FILE = { looks: 100, pause: 10, ofSmall: 10 }
 /** What nobody reads any more that asked for parts of it is not got any further after so long, in ms. */
 const IDLE = 3000
 
@@ -563,8 +563,10 @@ class Arrival implements Growth {
       // Its client has all of it.
       const isOver = this.clients === 0 && this.#content === undefined
       if (isOver && (await find.held())) return undefined
-      this.#content ??= await find.own()
-      const content = this.#content ?? (await find.any())
+      // What is small is in memory, or held, before its file is found.
+      const looksForFile = looks > FILE.ofSmall || !isSmall(this.#descriptor?.size ?? 0)
+      if (looksForFile) this.#content ??= await find.own()
+      const content = this.#content ?? (looksForFile ? await find.any() : undefined)
       if (content !== undefined || looks > FILE.looks) return content
       if (this.#failure !== undefined) return undefined
       await pause(FILE.pause)

@@ -1,4 +1,4 @@
-import { setImmediate as nextTurn } from 'node:timers/promises'
+import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises'
 import { create } from '@bufbuild/protobuf'
 import { sizeDelimitedEncode } from '@bufbuild/protobuf/wire'
 import type { Connection, Stream } from '@libp2p/interface'
@@ -21,8 +21,9 @@ export const PEER_PROTOCOL = '/shoal/peer/1'
 
 /** Keys a message: under 64 KiB, so that one message never holds up the others on a thin link for long. */
 const KEYS_PER_MESSAGE = 4000
-/** Notes are short: so many go out together. */
+/** Notes are short: so many go out together, and after some have gone the next ones wait so long for others. */
 const MAX_TOGETHER = 32
+const GATHER_MS = 10
 /** What a stream may hold back before it is given up; several messages, and more than the muxer's window. */
 const MAX_WRITE_BUFFER_BYTES = 1024 * 1024
 const OPEN_TIMEOUT_MS = 5000
@@ -253,8 +254,10 @@ export class Speaking {
       this.#allowance.take()
       this.#onSent()
     }
-    // A large inventory shares the event loop with pulls
-    await nextTurn()
+    // A large inventory shares the event loop with pulls; notes come in bursts, and those that follow gather.
+    if (messages.some(({ case: kind }) => kind === 'inventory' || kind === 'withdrawn'))
+      await nextTurn()
+    else await delay(GATHER_MS, undefined, { ref: false })
     if (!more) await drained(stream, MAX_SILENT_BEATS * this.#heartbeatMs)
   }
 }
