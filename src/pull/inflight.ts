@@ -305,13 +305,8 @@ export class Inflight implements ContentSource {
     const spooled =
       small ?? (spools && here === undefined ? await this.#spool?.begin(size) : undefined)
     arrival.readable(here ?? spooled?.content)
-    this.#log.debug(
-      {
-        digest,
-        readFrom: here !== undefined ? 'store' : spooled !== undefined ? 'spool' : 'later',
-      },
-      'offered to others while it comes',
-    )
+    const from = here ? 'store' : small ? 'memory' : spooled ? 'spool' : 'later'
+    this.#log.debug({ digest, readFrom: from }, 'offered to others while it comes')
     const both: ByteSink | undefined = spooled && {
       write: async (chunk) => {
         await Promise.all([sink.write(chunk), spooled.write(chunk)])
