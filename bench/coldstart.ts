@@ -5,6 +5,7 @@ import { buildImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode, type NodeStore } from '../test/harness/cluster.ts'
 import { Places, type Place, type PlaceLinks } from '../test/harness/places.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
+import { moveAway } from './far-upstream.ts'
 import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
 
 /**
@@ -79,6 +80,8 @@ interface Scenario {
     undo: () => Promise<void>
   }>
   readonly inTurn?: boolean
+  /** How much longer what the upstream answers is on the way, in ms */
+  readonly away?: number
   /** The first node has it before the others begin */
   readonly held?: true
   /** Also without any daemon */
@@ -209,6 +212,14 @@ const scenarios: readonly Scenario[] = [
     stores: six,
     uplink: 200,
     layers: Array.from({ length: 24 }, () => 20_000),
+  },
+  {
+    name: 'small-far',
+    title: 'the same from an upstream 50 ms away',
+    stores: six,
+    uplink: 200,
+    layers: Array.from({ length: 24 }, () => 20_000),
+    away: 50,
   },
   {
     name: 'sites',
@@ -352,8 +363,10 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
   // What was pulled before makes room: all stores are in the memory of one machine.
   const all = scenario.layers.reduce((sum, bytes) => sum + bytes, 0)
   const room = `${Math.ceil((1.5 * all) / 2 ** 20)}MiB`
+  const endpoint =
+    scenario.away === undefined ? Upstream.host : await moveAway(cluster, scenario.away)
   for (const [index, node] of cluster.nodes.entries()) {
-    await configure(node, contender)
+    await configure(node, contender, endpoint)
     if (scenario.stores[index] === 'layout')
       await node.exec([
         'sh',
@@ -545,15 +558,16 @@ async function untilSent(cluster: Cluster, bytes: number): Promise<void> {
   while ((await cluster.upstream.sent()) - before < bytes) await delay(20)
 }
 
-async function configure(node: ClusterNode, { port }: Contender): Promise<void> {
+/** `endpoint` is the upstream's. */
+async function configure(node: ClusterNode, { port }: Contender, endpoint: string): Promise<void> {
   await node.writeFile(
     '/etc/rancher/k3s/registries.yaml',
-    `mirrors: {"${Upstream.host}": {endpoint: ["http://${Upstream.host}"]}}\n`,
+    `mirrors: {"${Upstream.host}": {endpoint: ["http://${endpoint}"]}}\n`,
   )
   // The daemon first, then the upstream itself, as Spegel needs it.
   await node.writeFile(
     `${CERTS}/${Upstream.host}/hosts.toml`,
-    `server = "http://${Upstream.host}"\n[host."http://127.0.0.1:${port}"]\ncapabilities = ["pull", "resolve"]\n`,
+    `server = "http://${endpoint}"\n[host."http://127.0.0.1:${port}"]\ncapabilities = ["pull", "resolve"]\n`,
   )
   if (flags.verbose)
     await node.exec(['sh', '-c', "printf '\\nlog: {level: debug}\\n' >> /etc/shoal/config.yaml"])

@@ -1,11 +1,11 @@
 import { appendFile } from 'node:fs/promises'
 import { setTimeout as delay } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { buildImage, type DemoImage } from '../src/cli/demo-image.ts'
 import { Cluster, Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
 import { until } from '../test/wait.ts'
+import { moveAway } from './far-upstream.ts'
 import type { LoadResult } from './load.ts'
 
 /**
@@ -220,13 +220,8 @@ async function prefetch(): Promise<void> {
 
 /** A prefetch and a pull, each alone, of an upstream whose answers are long on the way. */
 async function far(): Promise<void> {
-  const port = 5010
-  await using cluster = await createCluster(1, `http://upstream.test:${port}`)
+  await using cluster = await createCluster(1, 100)
   const [node] = cluster.nodes as [ClusterNode]
-  const link = ['--listen', `${port}`, '--to', '5000', '--delay', '100']
-  const script = fileURLToPath(new URL('far-link.ts', import.meta.url))
-  const relay = cluster.upstream.machine.run([process.execPath, script, ...link])
-  await until(() => relay.log().includes('ready'))
   const pulls: number[] = []
   const prefetches: number[] = []
   for (let run = 0; run < runs; run += 1) {
@@ -255,14 +250,13 @@ async function far(): Promise<void> {
   )
 }
 
-async function createCluster(
-  count: number,
-  endpoint = `http://${Upstream.host}`,
-): Promise<Cluster> {
+/** `away` is how much longer what the upstream answers is on the way, in ms. */
+async function createCluster(count: number, away?: number): Promise<Cluster> {
   const cluster = await Cluster.create({ nodes: Array.from({ length: count }, () => newest) })
+  const endpoint = away === undefined ? Upstream.host : await moveAway(cluster, away)
   const token = await cluster.nodes[0]!.exec(['shoal', 'token', 'new'])
   for (const node of cluster.nodes) {
-    const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["${endpoint}"]}}\n`
+    const mirrors = `mirrors: {"${Upstream.host}": {endpoint: ["http://${endpoint}"]}}\n`
     await node.writeFile('/etc/rancher/k3s/registries.yaml', mirrors)
     if (count > 3) {
       await node.writeFile(TOKEN, token)
