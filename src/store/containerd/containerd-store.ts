@@ -1,5 +1,4 @@
 import { createHash, randomUUID } from 'node:crypto'
-import { statSync } from 'node:fs'
 import { access, constants, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { BoundedMap } from '../../bounded-map.ts'
@@ -17,6 +16,7 @@ import {
 } from '../../oci/manifest.ts'
 import { repositoryOf, type RepositoryName, type TagName } from '../../oci/reference.ts'
 import type { Logger } from '../../observe/log.ts'
+import { hasCode } from '../../system-error.ts'
 import { openFileBody } from '../file-body.ts'
 import { DescribedIngest } from '../described-ingest.ts'
 import { GrowingFile } from '../growing-file.ts'
@@ -350,17 +350,16 @@ export class ContainerdStore implements WritableStore {
   }
 
   /**
-   * It has no file, so containerd has no record of it. Pulls ask again and again for what is not here yet, and to ask containerd, or another
-   * thread, costs ten times as much and more.
+   * It has no file, so containerd has no record of it. Pulls ask again and again for what is not here yet, and to ask containerd costs ten
+   * times as much.
    */
   async #isMissing(digest: Digest): Promise<boolean> {
     const directory = await this.#findContentPath().catch(() => undefined)
     if (directory === undefined || directory !== this.#proven) return false
-    try {
-      return statSync(fileOf(directory, digest), { throwIfNoEntry: false }) === undefined
-    } catch {
-      return false
-    }
+    return stat(fileOf(directory, digest)).then(
+      () => false,
+      (error: unknown) => hasCode(error, 'ENOENT'),
+    )
   }
 
   /** containerd's content store does not keep media types, so the content itself must tell. */
