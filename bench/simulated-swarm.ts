@@ -212,7 +212,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
         if (tracker === undefined) continue
         if (tracker === node) {
           own = true
-          member.hear(to, node.tracker.hear(node.id, report), now)
+          heed(pull, to, node.tracker.hear(node.id, report))
           continue
         }
         send(pull, tracker, report)
@@ -221,6 +221,18 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       pull.wakeAt = wakeAt
       take(pull, way)
       return
+    }
+  }
+  const heed = (pull: Pull, from: string, advice: PullAdvice): void => {
+    pull.member?.hear(from, advice, now)
+    if (pull.node.roles.gives(pull.key, advice.readers, now)) sayOfOthers(pull)
+  }
+  /** What a node gives of other things has changed. */
+  const sayOfOthers = (pull: Pull): void => {
+    for (const each of pull.node.pulls) {
+      if (each === pull) continue
+      each.member?.changed(now)
+      each.wakeAt = Math.min(each.wakeAt, now)
     }
   }
   const send = (pull: Pull, tracker: Node, report: PullReport): void => {
@@ -232,7 +244,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   }
   const hear = (pull: Pull, tracker: Node, advice: PullAdvice): void => {
     heardBy(pull.node)
-    pull.member?.hear(tracker.id, advice, now)
+    heed(pull, tracker.id, advice)
     step(pull)
   }
   const leave = (pull: Pull): void => {
@@ -243,12 +255,7 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
   const takes = (pull: Pull, source: Source, size?: number): void => {
     const { node, key, member } = pull
     member?.takes(source, now, size)
-    if (!node.roles.takes(key, source.kind === 'upstream', size, now)) return
-    for (const each of node.pulls) {
-      if (each === pull) continue
-      each.member?.changed(now)
-      each.wakeAt = Math.min(each.wakeAt, now)
-    }
+    if (node.roles.takes(key, source.kind === 'upstream', size, now)) sayOfOthers(pull)
   }
   /** As the daemon has it: few hold it. */
   const spreads = ({ blob }: Pull): boolean => {

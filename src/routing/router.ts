@@ -95,6 +95,8 @@ export interface PullAdvice {
   readonly from: readonly string[]
   /** When to report again, in ms */
   readonly pace: number
+  /** How many read it from the one that is told; undefined from an older node */
+  readonly readers?: number | undefined
 }
 
 /** Short messages among nodes that get the same at the same time. They may be lost, and nothing waits for them. */

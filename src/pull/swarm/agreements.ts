@@ -1,5 +1,5 @@
 import type { Logger } from '../../observe/log.ts'
-import type { Peer, PullExchange } from '../../routing/router.ts'
+import type { Peer, PullAdvice, PullExchange } from '../../routing/router.ts'
 import { SwitchedError, type ContentNotFoundError } from '../source.ts'
 import { unlessAborted } from '../unless-aborted.ts'
 import { Member, type Source, type Way } from './member.ts'
@@ -94,8 +94,9 @@ export class Agreements {
       advised: (from, advice) => {
         this.#silence.forget(from)
         const job = this.#jobs.get(advice.key)
-        job?.member.hear(from, advice, performance.now())
-        if (job !== undefined) this.#drive(job)
+        if (job === undefined) return
+        this.#hear(job, from, advice)
+        this.#drive(job)
       },
       met: (id) => {
         this.#silence.forget(id)
@@ -194,12 +195,7 @@ export class Agreements {
   takes(job: Job, source: Source, size?: number): void {
     const now = performance.now()
     job.member.takes(source, now, size)
-    if (!this.#roles.takes(job.key, source.kind === 'upstream', size, now)) return
-    for (const other of this.#jobs.values()) {
-      if (other === job) continue
-      other.member.changed(now)
-      this.#drive(other)
-    }
+    if (this.#roles.takes(job.key, source.kind === 'upstream', size, now)) this.#sayOfOthers(job)
   }
 
   /** It cannot be read from `ids`, or not any more. */
@@ -250,6 +246,23 @@ export class Agreements {
     return ids.flatMap((id) => all.find((peer) => peer.id === id) ?? [])
   }
 
+  #hear(job: Job, from: string, advice: PullAdvice): void {
+    const now = performance.now()
+    job.member.hear(from, advice, now)
+    // In other circles it gives what it leads here.
+    const isNearest = advice.circle === 0
+    if (isNearest && this.#roles.gives(job.key, advice.readers, now)) this.#sayOfOthers(job)
+  }
+
+  /** What this node gives of other things has changed. */
+  #sayOfOthers(job: Job): void {
+    for (const other of this.#jobs.values()) {
+      if (other === job) continue
+      other.member.changed(performance.now())
+      this.#drive(other)
+    }
+  }
+
   /** Takes the member's next step, and as many more as this node itself keeps the list for. */
   #drive(job: Job): void {
     if (job.ended) return
@@ -262,7 +275,7 @@ export class Agreements {
       const { reports, way, wakeAt } = job.member.step(now, circles)
       let own = false
       for (const { to, report } of reports) {
-        if (to === self) job.member.hear(self, this.#tracker.hear(self, report), now)
+        if (to === self) this.#hear(job, self, this.#tracker.hear(self, report))
         else this.#exchange.report(to, report)
         own ||= to === self
       }

@@ -2,6 +2,8 @@ import { hash } from './rendezvous.ts'
 
 /** What comes alone for so long after it was begun, in ms, is not one of several that a client asks for at once. */
 const ALONE = 250
+/** Who has been in the middle of something for so long, in ms, and gives it to nobody, gives other things, too. */
+const IDLE = 600
 /** What is smaller, in bytes, is over before it matters who gives it. */
 const SMALL = 1024 * 1024
 
@@ -19,7 +21,7 @@ export class Roles {
     const last = [...this.#parts.values()].at(-1)
     const edge =
       surplus !== 0 ? surplus > 0 : last === undefined ? hash(key, self) % 2 === 1 : !last.edge
-    this.#parts.set(key, { edge, leads: false, size: undefined, since: now })
+    this.#parts.set(key, { edge, leads: false, size: undefined, readers: undefined, since: now })
   }
 
   /**
@@ -29,9 +31,7 @@ export class Roles {
   takes(key: string, leads: boolean, size: number | undefined, now: number): boolean {
     const part = this.#parts.get(key)
     if (part === undefined) return false
-    const edges = (): string =>
-      Array.from(this.#parts.keys(), (each) => each === key || this.isAtEdge(each, now)).join()
-    const before = edges()
+    const before = this.#edges(key, now)
     part.leads = leads
     part.size = size ?? part.size
     // It has taken a part that counts for nothing: the last thing that has one too many of the same has the other.
@@ -42,7 +42,16 @@ export class Roles {
       )
       if (young !== undefined && now - young.since < ALONE) young.edge = !young.edge
     }
-    return edges() !== before
+    return this.#edges(key, now) !== before
+  }
+
+  /** So many nodes read it from this one, if that is known. @returns whether that has changed what is given of other things */
+  gives(key: string, readers: number | undefined, now: number): boolean {
+    const part = this.#parts.get(key)
+    if (part === undefined || part.readers === readers) return false
+    const before = this.#edges(key, now)
+    part.readers = readers
+    return this.#edges(key, now) !== before
   }
 
   end(key: string): void {
@@ -61,7 +70,21 @@ export class Roles {
       if (each.leads && each.size !== undefined) led += 1
     }
     if (led > 0) return !part.leads || led > 1
-    return part.edge && (count > 1 || now - part.since < ALONE)
+    return part.edge && (count > 1 || now - part.since < ALONE) && !this.#isIdle(now)
+  }
+
+  /** Which of the others are at the edge. */
+  #edges(key: string, now: number): string {
+    return Array.from(this.#parts.keys(), (each) => each === key || this.isAtEdge(each, now)).join()
+  }
+
+  /** It gives nothing that it is in the middle of: of few nodes chance may have put nearly all in the middle of the same, and none of another. */
+  #isIdle(now: number): boolean {
+    const middle = [...this.#parts.values()].filter((each) => !each.edge && !isSmall(each))
+    return (
+      middle.length > 0 &&
+      middle.every(({ readers, since }) => readers === 0 && now - since >= IDLE)
+    )
   }
 
   /** In the middle of so many more than at the edge */
@@ -76,6 +99,8 @@ interface Part {
   edge: boolean
   leads: boolean
   size: number | undefined
+  /** Nodes that read it here, once that is known */
+  readers: number | undefined
   readonly since: number
 }
 

@@ -104,7 +104,7 @@ export class Tracker {
     this.#bound()
     const advice = advise(list, entry, now)
     entry.pace = paceOf(list, entry, now)
-    return adviceFor(report, advice, entry.pace)
+    return { ...adviceFor(report, advice, entry.pace), readers: entry.readers.size }
   }
 
   /** A node is gone from the mesh: nobody is sent to it any more. */

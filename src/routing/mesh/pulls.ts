@@ -60,9 +60,10 @@ export function readReport(message: ReportMessage): PullReport {
 /** @throws {PeerProtocolError} */
 export function readAdvice(message: AdviceMessage): PullAdvice {
   const { circle, key } = readName(message)
-  const { number, lead, from, pace } = message
+  const { number, lead, from, pace, readers } = message
   if (from.length > MAX_FROM) throw new PeerProtocolError('too many nodes to read from')
-  return { circle, key, number, lead, from: from.map(readId), pace: Math.min(pace, MAX_PACE) }
+  const ids = from.map(readId)
+  return { circle, key, number, lead, from: ids, pace: Math.min(pace, MAX_PACE), readers }
 }
 
 export function reportMessage(report: PullReport): PeerMessage['message'] {
@@ -79,9 +80,11 @@ export function reportMessage(report: PullReport): PeerMessage['message'] {
   return { case: 'pullReport', value }
 }
 
-export function adviceMessage({ circle, key, from, ...rest }: PullAdvice): PeerMessage['message'] {
+export function adviceMessage(advice: PullAdvice): PeerMessage['message'] {
+  const { circle, key, from, readers, ...rest } = advice
   const value = create(PullAdviceSchema, {
     ...rest,
+    ...(readers !== undefined && { readers }),
     from: [...from],
     scope: circle,
     key: Buffer.from(key, 'latin1'),

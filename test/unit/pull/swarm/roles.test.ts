@@ -72,6 +72,25 @@ suite('what a node gives of several things it gets', () => {
     assert.equal(roles.isAtEdge('large', 5000), roles.isAtEdge('other', 5000))
   })
 
+  test('is all of it, after a moment in which nobody has read what it was to give', () => {
+    const roles = new Roles()
+    for (const key of ['a', 'b', 'c', 'd']) roles.begin(key, SELF, 0)
+    const edges = (now: number): string[] =>
+      ['a', 'b', 'c', 'd'].filter((key) => roles.isAtEdge(key, now))
+    const before = edges(0)
+    const [first = '', second = ''] = ['a', 'b', 'c', 'd'].filter((key) => !before.includes(key))
+    assert.deepEqual(edges(5000), before, 'nobody has said how many read it')
+    assert.equal(roles.gives(first, 0, 1000), false)
+    assert.deepEqual(edges(1000), before, 'of the other one nothing is known')
+    assert.equal(roles.gives(second, 0, 300), false)
+    assert.deepEqual(edges(300), before, 'there was hardly time for it')
+    assert.deepEqual(edges(1000), [])
+    assert.equal(roles.gives(second, 1, 1000), true, 'it has something to give now')
+    assert.deepEqual(edges(1000), before)
+    assert.equal(roles.gives(second, 2, 1000), false)
+    assert.equal(roles.gives('e', 0, 1000), false, 'it does not get that')
+  })
+
   test('of what it does not get it says nothing', () => {
     const roles = new Roles()
     assert.equal(roles.takes('a', true, LARGE, 0), false)

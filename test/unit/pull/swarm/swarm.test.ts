@@ -262,20 +262,23 @@ suite('what many want at once', () => {
       Array.from({ length: 5 }, (_, index) => SwarmNode.start(net, { id: `node-${index}` })),
     )
     for (const node of [first!, ...others]) stack.use(node)
-    const spreads = (holders: number): boolean => {
+    const hold = (holders: number): void => {
       const peers = net.peers().filter(({ id }) => id !== first!.id)
       net.holders.set(digest, peers.slice(0, holders))
+    }
+    const spreads = (holders: number): boolean => {
+      hold(holders)
       return first!.swarm.spreads(pull, {})
     }
     assert.equal(spreads(1), false)
     stack.use(await SwarmNode.start(net, { id: 'one-more' }))
     assert.deepEqual([0, 1, 2, 5].map(spreads), [false, true, false, false])
-    net.holders.set(digest, [net.peers()[1]!])
+    hold(1)
     const answer = {}
     assert.equal(first!.swarm.spreads(pull, answer), true)
-    net.holders.set(digest, net.peers())
+    hold(5)
     assert.equal(first!.swarm.spreads(pull, answer), true, 'it is counted once for an answer')
-    net.holders.set(digest, [net.peers()[1]!])
+    hold(1)
     assert.equal(first!.swarm.spreads({ ...pull, method: 'HEAD' }, {}), false)
     assert.equal(first!.swarm.spreads({ ...pull, kind: 'manifest' }, {}), false)
     await first!.swarm.close()
