@@ -92,6 +92,7 @@ interface Scenario {
   readonly places?: { readonly of: readonly Place[]; readonly links: PlaceLinks }
 }
 
+const SMALL = Array.from({ length: 24 }, () => 20_000)
 const FIVE = [20, 20, 20, 20, 20].map((mb) => mb * 1_000_000)
 const layouts = (count: number): NodeStore[] =>
   Array.from({ length: count }, () => 'layout' as const)
@@ -211,14 +212,22 @@ const scenarios: readonly Scenario[] = [
     title: '6 nodes, 24 layers of 20 kB, all at once, uplink 200 Mbit/s',
     stores: six,
     uplink: 200,
-    layers: Array.from({ length: 24 }, () => 20_000),
+    layers: SMALL,
   },
   {
     name: 'small-far',
     title: 'the same from an upstream 50 ms away',
     stores: six,
     uplink: 200,
-    layers: Array.from({ length: 24 }, () => 20_000),
+    layers: SMALL,
+    away: 50,
+  },
+  {
+    name: 'small-two',
+    title: 'the same, 2 nodes, each of which has a core',
+    stores: [binaries, binaries],
+    uplink: 200,
+    layers: SMALL,
     away: 50,
   },
   {
