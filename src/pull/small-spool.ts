@@ -1,6 +1,7 @@
 import { ContentTruncatedError, type ByteSink, type ContentBody } from '../oci/body.ts'
 import { rangeLength, type ByteRange } from '../oci/distribution.ts'
 import type { ArrivingContent, Growth, SpooledContent } from '../store/store.ts'
+import { unlessAborted } from './unless-aborted.ts'
 
 /** What is larger is read from a file: it takes so long that to find that costs nothing beside it. */
 const SMALL = 256 * 1024
@@ -83,22 +84,16 @@ class SmallContent implements ArrivingContent {
     sink: ByteSink,
     signal: AbortSignal,
   ): Promise<void> {
-    const onAbort = (): void => this.#wake()
-    signal.addEventListener('abort', onAbort, { once: true })
-    try {
-      for (let offset = start; offset <= end;) {
-        signal.throwIfAborted()
-        const there = Math.min(this.#there, growth.usable(), end + 1)
-        if (there > offset) {
-          await sink.write(this.#bytes.subarray(offset, there))
-          offset = there
-        } else {
-          if (this.#ended) throw new ContentTruncatedError('what is being received does not go on')
-          await this.#grown.promise
-        }
+    for (let offset = start; offset <= end;) {
+      signal.throwIfAborted()
+      const there = Math.min(this.#there, growth.usable(), end + 1)
+      if (there > offset) {
+        await sink.write(this.#bytes.subarray(offset, there))
+        offset = there
+      } else {
+        if (this.#ended) throw new ContentTruncatedError('what is being received does not go on')
+        await unlessAborted(this.#grown.promise, signal)
       }
-    } finally {
-      signal.removeEventListener('abort', onAbort)
     }
   }
 }

@@ -162,8 +162,14 @@ export class Entry {
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
   given(): number {
     if (!this.isSource()) return this.rate
-    const measured = [...this.readers].filter((each) => each.isMeasured())
-    return measured.length < 2 ? this.rate : Math.max(...measured.map(({ rate }) => rate))
+    let measured = 0
+    let most = 0
+    for (const reader of this.readers) {
+      if (!reader.isMeasured()) continue
+      measured += 1
+      most = Math.max(most, reader.rate)
+    }
+    return measured < 2 ? this.rate : most
   }
 }
 

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { suite, test } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
 import { bytesBody, ContentTruncatedError, type ByteSink } from '../../../src/oci/body.ts'
-import { digestOf } from '../../../src/oci/digest.ts'
+import { digestOf, type Digest } from '../../../src/oci/digest.ts'
 import { MEDIA_TYPE } from '../../../src/oci/manifest.ts'
 import { Inflight } from '../../../src/pull/inflight.ts'
 import { GrowingFile } from '../../../src/store/growing-file.ts'
@@ -41,6 +41,30 @@ function inflightOf({
   })
 }
 
+/** Comes in two pieces, of 700 bytes and the rest, for which others wait, too; `between` is done with the sink after the first. */
+function inTwo(content: Buffer, between: (sink: ByteSink) => Promise<void>) {
+  const body = {
+    length: content.length,
+    discard: async () => {},
+    writeTo: async (sink: ByteSink) => {
+      await sink.write(content.subarray(0, 700))
+      await between(sink)
+      await sink.write(content.subarray(700))
+    },
+  }
+  const of = { ...descriptor, digest: digestOf(content), size: content.length }
+  return async () => ({ source: 'peer', descriptor: of, body, awaited: true }) as const
+}
+
+/** What another node reads of it, as far as it has come. */
+async function reading(inflight: Inflight, of: Digest) {
+  const signal = AbortSignal.timeout(30_000)
+  const { body } = await inflight.open(blobRequest(of), { signal })
+  const read: Buffer[] = []
+  const write = async (chunk: Uint8Array) => void read.push(Buffer.from(chunk))
+  return { read, given: body?.writeTo({ write }, { signal }) }
+}
+
 suite('what a client is receiving', () => {
   test('goes to it before its file is found, where some node holds it anyway', async () => {
     let looks = 0
@@ -68,24 +92,10 @@ suite('what a client is receiving', () => {
     })
     const signal = AbortSignal.timeout(30_000)
     const rest = Promise.withResolvers<void>()
-    const body = {
-      length: bytes.length,
-      discard: async () => {},
-      writeTo: async (sink: ByteSink) => {
-        await sink.write(bytes.subarray(0, 700))
-        await rest.promise
-        await sink.write(bytes.subarray(700))
-      },
-    }
-    const awaited = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
+    const awaited = inTwo(bytes, async () => rest.promise)
     const content = await inflight.over(awaited, 'client')(request, { signal })
     const received = content.body?.writeTo({ write: async () => {} }, { signal })
-    const other = await inflight.open(request, { signal })
-    const read: Buffer[] = []
-    const given = other.body?.writeTo(
-      { write: async (chunk) => void read.push(Buffer.from(chunk)) },
-      { signal },
-    )
+    const { read, given } = await reading(inflight, digest)
     await until(() => Buffer.concat(read).equals(bytes.subarray(0, 700)))
     rest.resolve()
     await received
@@ -99,15 +109,7 @@ suite('what a client is receiving', () => {
     const inflight = inflightOf({ arriving: async () => undefined, given: () => false })
     const signal = AbortSignal.timeout(30_000)
     const rest = Promise.withResolvers<void>()
-    const body = {
-      length: bytes.length,
-      discard: async () => {},
-      writeTo: async (sink: ByteSink) => {
-        await sink.write(bytes.subarray(0, 700))
-        await rest.promise
-      },
-    }
-    const awaited = async () => ({ source: 'peer', descriptor, body, awaited: true }) as const
+    const awaited = inTwo(bytes, async () => rest.promise)
     const content = await inflight.over(awaited, 'client')(request, { signal })
     const received = content.body?.writeTo({ write: async () => {} }, { signal })
     const other = await inflight.open(request, { signal })
@@ -132,36 +134,18 @@ suite('what a client is receiving', () => {
     })
     const signal = AbortSignal.timeout(30_000)
     const rest = Promise.withResolvers<void>()
-    const body = {
-      length: large.length,
-      discard: async () => {},
-      writeTo: async (sink: ByteSink) => {
-        await sink.write(large.subarray(0, 700))
-        const carried = await sink.lend?.(async () => assert.fail('it goes past this thread'))
-        assert.equal(carried?.bytes, 0)
-        await rest.promise
-        await sink.write(large.subarray(700))
-      },
-    }
-    const awaited = async () =>
-      ({
-        source: 'peer',
-        descriptor: { ...descriptor, ...target, size: large.length },
-        body,
-        awaited: true,
-      }) as const
+    const awaited = inTwo(large, async (sink) => {
+      const carried = await sink.lend?.(async () => assert.fail('it goes past this thread'))
+      assert.equal(carried?.bytes, 0)
+      await rest.promise
+    })
     const content = await inflight.over(awaited, 'client')({ ...request, target }, { signal })
     const client = {
       write: async () => {},
       lend: async () => assert.fail('what comes slowly is not carried'),
     }
     const received = content.body?.writeTo(client, { signal })
-    const other = await inflight.open({ ...request, target }, { signal })
-    const read: Buffer[] = []
-    const given = other.body?.writeTo(
-      { write: async (chunk) => void read.push(Buffer.from(chunk)) },
-      { signal },
-    )
+    const { read, given } = await reading(inflight, target.digest)
     await until(() => Buffer.concat(read).equals(large.subarray(0, 700)))
     rest.resolve()
     await received
