@@ -10,6 +10,7 @@ import { createLibp2p, type Libp2pOptions } from 'libp2p'
 import { isPlausible, parseMultiaddr, toMultiaddr } from './addresses.ts'
 import { Arrivals } from './arrivals.ts'
 import { Sockets, type Transports } from './sockets.ts'
+import { tellingWindowsRarely } from './window-updates.ts'
 import { Handshakes, type HandshakeComponents } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
@@ -84,7 +85,9 @@ export async function createNode(init: NodeInit): Promise<RoutingNode> {
     // With tokens `handshakes` says which
     connectionEncrypters:
       init.tokens.length > 0 ? [] : [inOnePiece(noise({ crypto: NOISE_CRYPTO }))],
-    streamMuxers: [yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })],
+    streamMuxers: [
+      tellingWindowsRarely(yamux({ maxInboundStreams: init.maxStreams ?? MAX_STREAMS })),
+    ],
     datastore: book,
     ...init.carrier,
     connectionGater: {
