@@ -231,6 +231,21 @@ const scenarios: readonly Scenario[] = [
     away: 50,
   },
   {
+    name: 'small-thin',
+    title: '6 nodes, 24 layers of 20 kB, all at once, uplink 1 Mbit/s (bound 3.9 s)',
+    stores: six,
+    uplink: 1,
+    layers: SMALL,
+  },
+  {
+    name: 'mixed',
+    title:
+      '6 nodes, 3 layers of 20 MB and 20 of 5 kB, all at once, uplink 200 Mbit/s (bound 2.4 s)',
+    stores: six,
+    uplink: 200,
+    layers: [...FIVE.slice(2), ...Array.from({ length: 20 }, () => 5000)],
+  },
+  {
     name: 'sites',
     title:
       '3 sites of 4 nodes with their own store, each with a 20 Mbit/s way to the upstream and the other sites, 20 MB in 5 layers',

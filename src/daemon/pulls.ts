@@ -6,6 +6,7 @@ import type { PullPlan } from '../observe/explain.ts'
 import type { Logger } from '../observe/log.ts'
 import type { Metrics } from '../observe/metrics.ts'
 import { isDigestKey, type ContentKey, type Reference } from '../oci/reference.ts'
+import { Bundles } from '../pull/bundles.ts'
 import { chain, type OpenContent } from '../pull/chain.ts'
 import { explainPull } from '../pull/explain.ts'
 import { homeTags } from '../pull/home-tags.ts'
@@ -132,15 +133,16 @@ export function createPulls(
     { router, exchange: router.exchanges, client, log: component('pull') },
     { homeRegistry },
   )
+  const givenAlone = chain([
+    // Before the store, which would take what is announced and not in it for a mistake
+    roundTrips,
+    heard,
+    { name: here.name, open: rights.onlyShared(chain([here])) },
+    inflight,
+  ])
   const given = rights.whileSharing(
-    rights.unlessUpstreams(
-      chain([
-        // Before the store, which would take what is announced and not in it for a mistake
-        roundTrips,
-        heard,
-        { name: here.name, open: rights.onlyShared(chain([here])) },
-        inflight,
-      ]),
+    rights.unlessUpstreams((pull, options) =>
+      pull.kind === 'bundle' ? bundles.give(pull) : givenAlone(pull, options),
     ),
   )
   const peers = new PeersSource(
@@ -191,8 +193,10 @@ export function createPulls(
       peers,
       upstream: upstreams && {
         name: upstreams.name,
-        open: (pull, options) =>
-          'tag' in pull.target ? upstreams.open(pull, options) : abroad(pull, options),
+        open: (pull, options) => {
+          if (pull.kind === 'bundle') return bundles.assemble(pull)
+          return 'tag' in pull.target ? upstreams.open(pull, options) : abroad(pull, options)
+        },
       },
       heard,
       shares: isShared,
@@ -212,6 +216,7 @@ export function createPulls(
   const transfers = new Transfers({
     log: component('pull'),
     onWrongContent: (digest) => poisoned.note(digest),
+    onManifest: (repository, digest, manifest) => bundles.expect(repository, digest, manifest),
     linksOf: ({ id, peer }) => {
       if (id === THIS_NODE) return []
       return peer === undefined || router.isFar(peer)
@@ -220,6 +225,8 @@ export function createPulls(
     },
   })
   const near = holders('near')
+  // Nodes that are not ours know no bundles, and without an upstream nobody puts one together.
+  const bundled = config.mesh !== 'spegel' && upstreams !== undefined
   const nearIf = (spreads: boolean): ContentSource => ({
     name: near.name,
     open: async (pull, options) => {
@@ -229,9 +236,18 @@ export function createPulls(
       )
     },
   })
+  const bundles = new Bundles({
+    open: (pull, options) => swarm.open(pull, options),
+    goingOn: (open) => transfers.over(open),
+    openPart: transfers.over(chain([known, near, { name: upstream.name, open: abroad }])),
+    isHere: (digest) => store.holds(digest) === true,
+    shares: (name) => bundled && isShared(name),
+    gives: (pull, name) => images.mayGive(pull, [name]),
+    log: component('pull:bundles'),
+  })
   // Where few have it, straight from those only when there is no other way.
   const sources = transfers.over(
-    chain([known, nearIf(false), news, swarm, holders('far'), nearIf(true)]),
+    chain([known, bundles, nearIf(false), news, swarm, holders('far'), nearIf(true)]),
   )
   const fromNodes = transfers.over(chain([known, near, news, holders('far')]))
   const withTags = trustedTags(
@@ -305,6 +321,7 @@ export function createPulls(
         stop: async () => transfers.close(),
       },
       spool,
+      { start: async () => {}, stop: async () => bundles.close() },
       { start: async () => {}, stop: async () => swarm.close() },
       { start: async () => {}, stop: async () => upstream.close() },
     ],

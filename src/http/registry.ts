@@ -16,6 +16,7 @@ import {
   parsePullRequest,
   rangeLength,
   RangeNotSatisfiableError,
+  RouteUnknownError,
   type PullRequest,
   type RequestParts,
 } from '../oci/distribution.ts'
@@ -263,6 +264,8 @@ export function createRegistryServer(
     const { raw } = reply
     const started = performance.now()
     const parsed = parsePullRequest(parts, init.naming)
+    if (parsed.kind === 'bundle' && init.listener !== 'peer')
+      throw new RouteUnknownError('no such endpoint')
     door?.admit({ pull: parsed, authorization: header(parts.headers, 'authorization') })
     const gone = new AbortController()
     raw.once('close', () => {

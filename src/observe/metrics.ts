@@ -14,7 +14,7 @@ export function createMetrics() {
   return {
     pulls: new Counter({
       name: 'shoal_pulls_total',
-      help: 'Requests for manifests and blobs, by kind, by the source that answered, and by how they ended',
+      help: 'Requests for manifests, blobs and, between nodes, the small layers of an image as one (bundle), by kind, by the source that answered, and by how they ended',
       labelNames: ['kind', 'source', 'outcome'] as const,
       registers,
     }),

@@ -5,7 +5,7 @@ import { makeDirectory } from '../make-directory.ts'
 /** What a client of this node asks for; of the room that answers, as far as it matters here. */
 interface Asked {
   readonly method: string
-  readonly kind: 'manifest' | 'blob'
+  readonly kind: string
   readonly registry: string
   readonly repository: string
   readonly target: { readonly digest: string } | { readonly tag: string }
@@ -280,7 +280,7 @@ export class PullHistory {
     const contents = [...pull.contents.values()].map((content): ContentReport => {
       const { asked, answered, counted, outcome, startedAt, endedAt } = content
       return {
-        kind: asked.kind,
+        kind: asked.kind === 'manifest' ? asked.kind : 'blob',
         target: targetOf(asked),
         source: answered?.source,
         size: answered?.body?.length ?? answered?.descriptor.size ?? 0,

@@ -29,7 +29,8 @@ export type RangeRequest =
 /** A pull, taken apart. */
 export interface PullRequest {
   readonly method: 'GET' | 'HEAD'
-  readonly kind: 'manifest' | 'blob'
+  /** `bundle`: the small layers of the image whose manifest is the target, which nodes give each other */
+  readonly kind: 'manifest' | 'blob' | 'bundle'
   readonly registry: string
   readonly repository: string
   /** A digest, or for manifests a tag */
@@ -70,15 +71,28 @@ export class RangeNotSatisfiableError extends Error {
   }
 }
 
-const PATH = /^\/v2\/(?<name>.+)\/(?<kind>manifests|blobs)\/(?<target>[^/]+)$/
+const PATH = /^\/v2\/(?<name>.+)\/(?<kind>manifests|blobs|_shoal\/bundles)\/(?<target>[^/]+)$/
+const KINDS: Readonly<Record<string, PullRequest['kind']>> = {
+  manifests: 'manifest',
+  blobs: 'blob',
+  '_shoal/bundles': 'bundle',
+}
+
+/** Where a pull is asked for, without what names the registry. */
+export function pathOf({ repository, kind, target }: PullRequest): string {
+  const endpoint = kind === 'bundle' ? '_shoal/bundles' : `${kind}s`
+  return `/v2/${repository}/${endpoint}/${'digest' in target ? target.digest : target.tag}`
+}
 
 /**
- * Takes a pull apart: `/v2/<name>/manifests/<tag or digest>` or `/v2/<name>/blobs/<digest>`.
+ * Takes a pull apart: `/v2/<name>/manifests/<tag or digest>` or `/v2/<name>/blobs/<digest>`; between nodes also
+ * `/v2/<name>/_shoal/bundles/<digest of a manifest>`.
  *
  * The registry it means is named by `ns` (containerd), else the header `OCI-Namespace`, else a first path segment that
  * is a host name, else the `Host` header.
  *
  * @see https://github.com/opencontainers/distribution-spec/blob/v1.1.1/spec.md#pull
+ * @see https://github.com/opencontainers/distribution-spec/tree/v1.1.1/extensions
  * @see https://www.rfc-editor.org/rfc/rfc9110.html#section-13.1.5
  * @throws {RouteUnknownError | ReferenceInvalidError | DigestInvalidError}
  */
@@ -103,9 +117,9 @@ export function parsePullRequest(request: RequestParts, naming: HomeNaming): Pul
     ...(isBackground(header(request.headers, 'priority')) && { background: () => true }),
   } as const
   if (isDigest(target)) {
-    return { ...parsed, kind: kind === 'blobs' ? 'blob' : 'manifest', target: { digest: target } }
+    return { ...parsed, kind: KINDS[kind] ?? 'manifest', target: { digest: target } }
   }
-  if (kind === 'blobs' || target.includes(':')) throw new DigestInvalidError()
+  if (kind !== 'manifests' || target.includes(':')) throw new DigestInvalidError()
   if (!isTag(target)) throw new ReferenceInvalidError('tag must be up to 128 of [a-zA-Z0-9_.-]')
   return { ...parsed, kind: 'manifest', target: { tag: target } }
 }

@@ -64,7 +64,7 @@ export function methodNotAllowed(
  * What a client is told about a failure. Only messages written for clients get out; of anything unknown it learns no
  * more than that.
  */
-export function toDistributionError(error: unknown, kind?: 'manifest' | 'blob'): DistributionError {
+export function toDistributionError(error: unknown, kind?: string): DistributionError {
   if (error instanceof DistributionError) return error
   if (!(error instanceof Error))
     return new DistributionError('UNKNOWN', 'internal error', { cause: error })

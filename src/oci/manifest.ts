@@ -143,6 +143,11 @@ export function isManifestMediaType(mediaType: string): boolean {
   return MANIFEST_MEDIA_TYPES.includes(mediaType)
 }
 
+/** True for those of indexes alone. */
+export function isIndexMediaType(mediaType: string): boolean {
+  return INDEX.includes(mediaType)
+}
+
 function toDescriptor(value: unknown): Descriptor {
   const descriptor = parseDescriptor(value)
   if (descriptor !== undefined) return descriptor

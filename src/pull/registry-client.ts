@@ -4,6 +4,7 @@ import { isDigest, type Digest } from '../oci/digest.ts'
 import {
   BACKGROUND,
   parseContentRange,
+  pathOf,
   rangeLength,
   resolveRange,
   type ByteRange,
@@ -261,7 +262,7 @@ function render(
   const part = range === undefined ? '' : `Range: bytes=${renderRange(range)}\r\n`
   const priority = pull.background?.() === true ? `Priority: ${BACKGROUND}\r\n` : ''
   const host = origin.slice(origin.indexOf('//') + 2)
-  return `${pull.method} ${pathOf(pull)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}${priority}\r\n`
+  return `${pull.method} ${pathOf(pull)}?ns=${encodeURIComponent(pull.registry)} HTTP/1.1\r\nHost: ${host}\r\nUser-Agent: shoal\r\n${headers}${accept}${part}${priority}\r\n`
 }
 
 function renderRange(range: RangeRequest): string {
@@ -274,11 +275,6 @@ function translate(error: unknown): unknown {
     return new RegistryRequestError('untrusted', error.message, { cause: error })
   if (!(error instanceof ConnectionError)) return error
   return new RegistryRequestError('unreachable', error.message, { cause: error })
-}
-
-function pathOf(pull: PullRequest): string {
-  const target = 'digest' in pull.target ? pull.target.digest : pull.target.tag
-  return `/v2/${pull.repository}/${pull.kind}s/${target}?ns=${encodeURIComponent(pull.registry)}`
 }
 
 /** Checks everything about an answer that can be checked before its bytes come. */

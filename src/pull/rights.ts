@@ -81,11 +81,11 @@ export class Rights {
     }
   }
 
-  /** Manifests of some registries are given by the registries only. */
+  /** Manifests of some registries are given by the registries only, and what is had for a manifest alone. */
   unlessUpstreams(open: OpenContent): OpenContent {
     return async (pull, options) => {
       const { registry, repository, kind } = pull
-      if (kind === 'manifest' && this.#images.policyOf(registry, repository) === 'upstream')
+      if (kind !== 'blob' && this.#images.policyOf(registry, repository) === 'upstream')
         throw new ContentNotFoundError('the registry itself says who may pull it')
       return open(pull, options)
     }

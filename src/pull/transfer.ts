@@ -2,7 +2,13 @@ import type { Logger } from '../observe/log.ts'
 import { ContentTruncatedError, readBody, type ByteSink } from '../oci/body.ts'
 import { DigestMismatchError, type Digest } from '../oci/digest.ts'
 import type { PullRequest } from '../oci/distribution.ts'
-import { ManifestInvalidError, MAX_MANIFEST_BYTES, parseManifest } from '../oci/manifest.ts'
+import {
+  ManifestInvalidError,
+  MAX_MANIFEST_BYTES,
+  parseManifest,
+  type ManifestInfo,
+} from '../oci/manifest.ts'
+import type { RepositoryName } from '../oci/reference.ts'
 import type { Link } from '../traffic/link.ts'
 import { ShapedSink } from '../traffic/shaped-sink.ts'
 import type { OpenContent } from './chain.ts'
@@ -13,6 +19,8 @@ export interface TransfersComponents {
   readonly log: Logger
   /** Told when wrong bytes of a blob have gone to the client. */
   readonly onWrongContent?: (digest: Digest) => void
+  /** Told of each manifest that comes from elsewhere, before what it refers to is asked for. */
+  readonly onManifest?: (repository: RepositoryName, digest: Digest, manifest: ManifestInfo) => void
   /** What the bytes of a giver come over; nothing shapes them where it is not said. */
   readonly linksOf?: (giver: Giver) => readonly Link[]
   /** What blobs pass through */
@@ -32,12 +40,14 @@ const WORTH_A_CHANGE = 1024 * 1024
 export class Transfers {
   readonly #log: Logger
   readonly #onWrongContent: (digest: Digest) => void
+  readonly #onManifest: NonNullable<TransfersComponents['onManifest']>
   readonly #linksOf: (giver: Giver) => readonly Link[]
   readonly #passages: Passages
 
   constructor({
     log,
     onWrongContent = () => {},
+    onManifest = () => {},
     linksOf = () => [],
     passages = new Passages(),
   }: TransfersComponents) {
@@ -45,6 +55,7 @@ export class Transfers {
     this.#passages = passages
     this.#log = log
     this.#onWrongContent = onWrongContent
+    this.#onManifest = onManifest
   }
 
   /** Ends what runs beside: content that is on its way fails. */
@@ -61,8 +72,8 @@ export class Transfers {
       if (giver === undefined) return content
       const sent = new Map<SourceName, number>()
       const givenBy = new Map<string, number>()
-      // A part cannot be verified; who asks for one has the rest.
-      const whole = content.range === undefined
+      // A part cannot be verified; who asks for one has the rest. And who reads a bundle verifies what is in it.
+      const whole = content.range === undefined && request.kind === 'blob'
       return {
         ...content,
         ...(whole && { verified: true }),
@@ -101,9 +112,13 @@ export class Transfers {
           discard: () => body.discard(),
           writeTo: async (sink, { signal }) => {
             const bytes = await readBody(body, { maxBytes: MAX_MANIFEST_BYTES, signal })
+            const manifest = readManifest(bytes)
+            if (manifest !== undefined)
+              this.#onManifest(request, content.descriptor.digest, manifest)
             await sink.write(bytes)
+            const size = manifest?.children.reduce((sum, child) => sum + child.size, 0) ?? 0
             this.#passages
-              .foresee(sizeOfContent(bytes))
+              .foresee(size)
               .catch((error: unknown) => this.#log.debug({ err: error }, 'no thread was begun'))
           },
         },
@@ -187,7 +202,7 @@ export class Transfers {
           )
           if (doubted.length > 0) for (const each of doubted) each.doubted?.(error)
           else for (const each of givers.values()) each.failed(error)
-          this.#onWrongContent(digest)
+          if (request.kind === 'blob') this.#onWrongContent(digest)
           throw error
         }
         if (!changes) giver?.failed(error)
@@ -214,12 +229,12 @@ export class Transfers {
   }
 }
 
-/** Of all that a manifest refers to, in bytes; 0 for one that cannot be read. */
-function sizeOfContent(manifest: Uint8Array): number {
+/** Undefined for one that cannot be read. */
+function readManifest(manifest: Uint8Array): ManifestInfo | undefined {
   try {
-    return parseManifest(manifest).children.reduce((sum, { size }) => sum + size, 0)
+    return parseManifest(manifest)
   } catch (error) {
-    if (error instanceof ManifestInvalidError) return 0
+    if (error instanceof ManifestInvalidError) return undefined
     throw error
   }
 }

@@ -165,6 +165,38 @@ suite('nodes that pull the same cold image at once', { skip }, () => {
     }
   })
 
+  test('many small layers come in one answer, and each crosses the uplink once', async () => {
+    const sizes = Array.from({ length: 30 }, (_, index) => 3000 + index)
+    let attempts = 0
+    // On a busy machine a node may go its own way.
+    await inPeace(
+      async () => {
+        attempts += 1
+        const image = await buildImage({ layers: sizes, seed: `small ${attempts}` })
+        reference = await cluster.upstream.push(image, `small:${attempts}`)
+        const before = cluster.upstream.requests().length
+        const given = (): number =>
+          cluster.nodes
+            .flatMap(({ daemon }) => daemon.log().split('\n'))
+            .filter((line) => /"listener":"peer".*"kind":"bundle".*"outcome":"ok"/.test(line))
+            .length
+        const givenBefore = given()
+        await Promise.all(cluster.nodes.map(pull))
+        const expected = await cluster.nodes[0]!.rootfs(reference)
+        for (const node of cluster.nodes) assert.equal(await node.rootfs(reference), expected)
+        const blobs = cluster.upstream
+          .requests()
+          .slice(before)
+          .filter((request) => /^GET .*\/blobs\//.test(request))
+        // The config by itself
+        assert.equal(new Set(blobs).size, sizes.length + 1)
+        assert.equal(blobs.length, sizes.length + 1, blobs.join('\n'))
+        assert.equal(given() - givenBefore, cluster.nodes.length - 1)
+      },
+      { timeoutMs: 120_000 },
+    )
+  })
+
   test('over a thin uplink nobody waits until containerd has written its next 1 MiB', async () => {
     const size = 2_000_000
     const thin = 'tc qdisc change dev eth0 root tbf rate 2mbit burst 32kb latency 400ms'

@@ -87,5 +87,5 @@ function withoutPort(host: string): string {
 }
 
 function hides(policy: Policy, kind: PullRequest['kind']): boolean {
-  return policy === 'verify' || (policy === 'upstream' && kind === 'manifest')
+  return policy === 'verify' || (policy === 'upstream' && kind !== 'blob')
 }

@@ -57,6 +57,10 @@ suite('pull request', () => {
     ['/v2/a/b/c/manifests/V1_x', { ...manifest, repository: 'a/b/c', target: { tag: 'V1_x' } }],
     [`/v2/a/manifests/${digest}`, { ...manifest, repository: 'a', target: { digest } }],
     [`/v2/a/b/blobs/${digest}`, { ...blob, repository: 'a/b', target: { digest } }],
+    [
+      `/v2/a/b/_shoal/bundles/${digest}`,
+      { ...blob, kind: 'bundle', repository: 'a/b', target: { digest } },
+    ],
     ['/v2/blobs/manifests/1', { ...manifest, repository: 'blobs', target: { tag: '1' } }],
     [
       '/v2/a/manifests/manifests/1',
@@ -97,6 +101,7 @@ suite('pull request', () => {
     '/v2/a/manifests/',
     '/v2/a/tags/list',
     `/v2/a/referrers/${digest}`,
+    `/v2/a/bundles/${digest}`,
     '/v2/a/manifests/1/',
     '/v2/a/Manifests/1',
     '/v2/a/blobs/uploads/',
@@ -146,7 +151,8 @@ suite('pull request', () => {
     })
   }
   test('a blob has no tag', () => {
-    assert.throws(() => parse('/v2/a/blobs/latest'), DigestInvalidError)
+    for (const kind of ['blobs', '_shoal/bundles'])
+      assert.throws(() => parse(`/v2/a/${kind}/latest`), DigestInvalidError)
   })
 
   test('nothing but the named errors comes of any request', () => {

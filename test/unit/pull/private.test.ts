@@ -9,6 +9,8 @@ import { DistributionError } from '../../../src/oci/errors.ts'
 import { Doorkeeper } from '../../../src/pull/private/doorkeeper.ts'
 import { GRANT_LIFE, Grants } from '../../../src/pull/private/grants.ts'
 import { PrivateImages, type PrivateRule } from '../../../src/pull/private/policy.ts'
+import { Rights } from '../../../src/pull/rights.ts'
+import { ContentNotFoundError } from '../../../src/pull/source.ts'
 import { UpstreamClient } from '../../../src/pull/upstream/client.ts'
 import { UpstreamRegistry } from '../../fakes/upstream-registry.ts'
 
@@ -51,7 +53,7 @@ suite('policies of private images', () => {
     const verify: PrivateRule[] = [{ registry: 'reg.test', policy: 'verify' }]
     const upstream: PrivateRule[] = [{ registry: 'reg.test', policy: 'upstream' }]
     const origin = 'reg.test/org/app'
-    for (const kind of ['manifest', 'blob'] as const) {
+    for (const kind of ['manifest', 'blob', 'bundle'] as const) {
       assert.equal(may(verify, [origin], { kind }), false)
       assert.equal(may(verify, [origin], { kind, registry: 'reg.test' }), true)
       // A right to pull is for one repository
@@ -88,6 +90,26 @@ suite('policies of private images', () => {
     assert.equal(may(after, [origin]), true)
     assert.equal(may(after, ['other.test/org/app']), false)
   })
+})
+
+test('where the registry itself says who may pull, nodes give blobs only', async () => {
+  const rights = new Rights({
+    sharing: () => true,
+    registries: { has: () => true, hasKey: () => true },
+    images: new PrivateImages([{ registry: 'reg.test', policy: 'upstream' }]),
+    repositoriesOf: () => [],
+  })
+  const opened: PullRequest['kind'][] = []
+  const open = rights.unlessUpstreams(async ({ kind }) => {
+    opened.push(kind)
+    return { source: 'local', descriptor: { digest, mediaType: 'a/b', size: 1 } }
+  })
+  const { signal } = new AbortController()
+  for (const kind of ['manifest', 'bundle'] as const)
+    await assert.rejects(open(pull({ kind }), { signal }), ContentNotFoundError)
+  await open(pull({ kind: 'blob' }), { signal })
+  await open(pull({ kind: 'bundle', registry: 'open.test' }), { signal })
+  assert.deepEqual(opened, ['blob', 'bundle'])
 })
 
 suite('grants', () => {
