@@ -103,6 +103,16 @@ export class Bundle {
   }
 
   /**
+   * Bytes, from the first on, that others may be given if they are there: of a part all but the last one, until it is known to be right. So
+   * whoever gives all of a wrong part has not been deceived, but lies.
+   */
+  usable(): number {
+    for (const { start, size } of this.parts.values())
+      if (start === this.#verified) return start + size - 1
+    return this.size
+  }
+
+  /**
    * One part, as soon as it is there, and right.
    * @throws {ContentNotFoundError} when it will not come
    */

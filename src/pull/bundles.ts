@@ -122,12 +122,14 @@ export class Bundles implements ContentSource {
   async give(request: PullRequest): Promise<Content> {
     const bundle = this.#bundles.get(nameOf(request))
     const content = bundle?.content
-    if (bundle === undefined || content === undefined || request.method !== 'GET') throw NOT_BUNDLED
+    if (content === undefined || bundle?.failed !== false || request.method !== 'GET')
+      throw NOT_BUNDLED
     const { repository } = bundle
     if (!this.#shares(repository.registry) || !this.#gives(request, fullName(repository)))
       throw NOT_BUNDLED
     const { range, described } = inBundle(bundle, request)
-    return { ...described, source: 'inflight', pending: true, body: await content.open(range) }
+    const body = await content.open(range, bundle)
+    return { ...described, source: 'inflight', pending: true, body }
   }
 
   /** A bundle that this node puts together for all. */

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { suite, test, type TestContext } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
-import { bytesBody, readBody, type ByteSink } from '../../../src/oci/body.ts'
+import { bytesBody, ContentTruncatedError, readBody, type ByteSink } from '../../../src/oci/body.ts'
 import { digestOf, DigestMismatchError, type Digest } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE, type Descriptor, type ManifestInfo } from '../../../src/oci/manifest.ts'
@@ -213,6 +213,39 @@ suite('small layers', () => {
     assert.deepEqual(await bytesOf(await first!), layers[0]!.bytes)
     assert.equal(failures.length, 1)
     assert.ok(failures[0] instanceof DigestMismatchError)
+  })
+
+  test('of which one is wrong are passed on but for its last byte', async () => {
+    const layers = layersOf([1000, 2000, 3000])
+    const bytes = Buffer.concat(layers.map((each) => each.bytes))
+    bytes[2500]! ^= 1
+    const more = Promise.withResolvers<void>()
+    const bundles = node({
+      open: async () => ({
+        source: 'peer',
+        descriptor: { digest: MANIFEST, mediaType: MEDIA_TYPE.octets, size: bytes.length },
+        giver: { id: 'liar', failed() {} },
+        body: {
+          length: bytes.length,
+          discard: async () => {},
+          writeTo: async (sink) => {
+            await sink.write(bytes.subarray(0, 2000))
+            await more.promise
+            await sink.write(bytes.subarray(2000))
+          },
+        },
+      }),
+    })
+    bundles.expect(REPOSITORY, MANIFEST, manifestOf(layers))
+    await bundles.open(blob(layers[0]!.descriptor.digest), { signal })
+    const { body } = await bundles.give(BUNDLE)
+    const given: Uint8Array[] = []
+    const write = async (chunk: Uint8Array): Promise<void> => {
+      given.push(Buffer.from(chunk))
+      more.resolve()
+    }
+    await assert.rejects(body!.writeTo({ write }, { signal }), ContentTruncatedError)
+    assert.deepEqual(Buffer.concat(given), bytes.subarray(0, 2999))
   })
 
   test('go on with somebody else from where they broke off', async () => {
