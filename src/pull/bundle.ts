@@ -38,6 +38,8 @@ export class Bundle {
   /** Who gives it at the moment, and who gave a part where that is somebody else */
   from: BundleGiver = { source: 'peer' }
   readonly partsFrom = new Map<Digest, BundleGiver>()
+  /** Aborted when it is not wanted any more */
+  readonly abort = new AbortController()
   #content: GrowingBytes | undefined
   #verified = 0
   #failure: unknown

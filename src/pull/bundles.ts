@@ -25,8 +25,11 @@ const MAX_BUNDLES = 256
  * for longer than `most`.
  */
 const LIFE = { least: 30_000, most: 10 * 60_000 }
-/** Where no other node gets it, so many parts are on their way at a time, or so many bytes: the first must not come late because all do. */
-const AHEAD = { parts: 8, bytes: 128 * 1024 }
+/**
+ * Where no other node gets it, so many parts are on their way at a time, but no more bytes than that or what comes in so many ms: over a thin
+ * uplink the first must not come late because all do.
+ */
+const AHEAD = { parts: 12, bytes: 128 * 1024, ms: 500 }
 /** Nothing came for so long, in ms, from wherever: each part is got by itself. */
 const STALL = 10_000
 
@@ -204,13 +207,12 @@ export class Bundles implements ContentSource {
   }
 
   async #get(bundle: Bundle, request: PullRequest): Promise<void> {
-    const stalled = new AbortController()
-    const { signal } = stalled
+    const { signal } = bundle.abort
     let timer: NodeJS.Timeout | undefined
     const waitOn = (): void => {
       clearTimeout(timer)
       const error = new ContentNotFoundError(`nothing of it came for ${STALL / 1000} s`)
-      timer = setTimeout(() => stalled.abort(error), STALL)
+      timer = setTimeout(() => bundle.abort.abort(error), STALL).unref()
     }
     waitOn()
     try {
@@ -235,17 +237,21 @@ export class Bundles implements ContentSource {
   async #write(bundle: Bundle, from: number, sink: ByteSink, signal: AbortSignal): Promise<void> {
     const coming: { content: GrowingBytes; done: Promise<void> }[] = []
     const parts = [...bundle.parts.values()].filter(({ start, size }) => start + size > from)
+    const since = performance.now()
+    let come = 0
     let ahead = 0
     for (const [index, { start, size }] of parts.entries()) {
-      for (const next of parts.slice(coming.length)) {
-        const begun = coming.length - index
-        if (begun > 0 && (begun >= AHEAD.parts || ahead + next.size > AHEAD.bytes)) break
+      const rate = come / Math.max(1, performance.now() - since)
+      const most = Math.max(AHEAD.bytes, AHEAD.ms * rate)
+      for (const next of parts.slice(coming.length, index + AHEAD.parts)) {
+        if (coming.length > index && ahead + next.size > most) break
         ahead += next.size
         coming.push(this.#read(bundle, next, signal))
       }
       const { content, done } = coming[index]!
       const body = await content.open({ start: Math.max(0, from - start), end: size - 1 })
       await Promise.all([done, body.writeTo(sink, { signal })])
+      come += size
       ahead -= size
     }
   }
@@ -293,7 +299,9 @@ export class Bundles implements ContentSource {
     this.#bundles.delete(bundle.name)
     if (bundle.content === undefined) return
     this.#room += bundle.size
-    bundle.end(new ContentNotFoundError('it was not wanted any more'))
+    const error = new ContentNotFoundError('it was not wanted any more')
+    bundle.abort.abort(error)
+    bundle.end(error)
   }
 }
 
