@@ -1,13 +1,13 @@
 import { ContentTruncatedError } from '../oci/body.ts'
-import { digestOf, DigestMismatchError, type Digest } from '../oci/digest.ts'
+import { DigestVerifier, type Digest } from '../oci/digest.ts'
 import type { Descriptor } from '../oci/manifest.ts'
 import { fullName, type RepositoryName } from '../oci/reference.ts'
 import { GrowingBytes } from './growing-bytes.ts'
 import { isSmall } from './small-spool.ts'
-import { ContentNotFoundError, type SourceName } from './source.ts'
+import { ContentNotFoundError, type Content } from './source.ts'
 import { unlessAborted } from './unless-aborted.ts'
 
-/** Bytes of a bundle: what a link of 10 Mbit/s brings in a second. */
+/** Bytes of a bundle: what a link of 10 Mbit/s brings in a second. Nodes for which it is another number get such layers one by one from each other. */
 export const MAX_BUNDLE_BYTES = 1024 * 1024
 
 /** One of the blobs in a bundle, and where. */
@@ -16,8 +16,7 @@ export interface BundlePart extends Descriptor {
 }
 
 /** Where bytes come from. */
-export interface BundleGiver {
-  readonly source: SourceName
+export interface BundleGiver extends Pick<Content, 'source' | 'missed'> {
   readonly name?: string | undefined
 }
 
@@ -92,8 +91,9 @@ export class Bundle {
       const end = start + size
       if (start < this.#verified) continue
       if (end > content.there) break
-      const actual = digestOf(content.bytes(start, end))
-      if (actual !== digest) throw new DigestMismatchError(digest, actual)
+      const verifier = new DigestVerifier(digest)
+      verifier.update(content.bytes(start, end))
+      verifier.finish()
       this.#verified = end
     }
   }

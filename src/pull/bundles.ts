@@ -109,11 +109,12 @@ export class Bundles implements ContentSource {
     bundle.isUrgent ||= request.background?.() !== true
     if (bundle.content === undefined && !this.#begin(bundle)) throw NOT_BUNDLED
     const bytes = await bundle.part(part, signal)
-    const { source, name } = bundle.partsFrom.get(part.digest) ?? bundle.from
+    const { source, missed, name } = bundle.partsFrom.get(part.digest) ?? bundle.from
     const resolved = range && resolveRange(range, part.size)
     const asked = resolved ? bytes.subarray(resolved.start, resolved.end + 1) : bytes
     return {
       source,
+      ...(missed !== undefined && { missed }),
       descriptor: { digest: part.digest, mediaType: MEDIA_TYPE.octets, size: part.size },
       ...(resolved === undefined ? { verified: true } : { range: resolved }),
       ...(name !== undefined && { givenBy: new Map([[name, asked.length]]) }),
@@ -265,14 +266,17 @@ export class Bundles implements ContentSource {
     const read = async (): Promise<void> => {
       try {
         const request = requestOf(bundle, 'blob', digest)
-        const { body, descriptor, source, givenBy } = await this.#openPart(request, { signal })
+        const { body, descriptor, source, missed, givenBy } = await this.#openPart(request, {
+          signal,
+        })
         if (body?.length !== size || descriptor.size !== size) {
           await body?.discard()
           throw new ContentNotFoundError('a layer has another size than its manifest says')
         }
         const sink: ByteSink = { write: async (chunk) => void content.add(chunk) }
         await body.writeTo(sink, { signal })
-        bundle.partsFrom.set(digest, { source, name: [...(givenBy?.keys() ?? [])].at(-1) })
+        const name = [...(givenBy?.keys() ?? [])].at(-1)
+        bundle.partsFrom.set(digest, { source, name, ...(missed && { missed }) })
       } catch (error) {
         content.end()
         throw error

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import { suite, test, type TestContext } from 'node:test'
 import { createLogger } from '../../../src/observe/log.ts'
 import { bytesBody, ContentTruncatedError, readBody, type ByteSink } from '../../../src/oci/body.ts'
-import { digestOf, DigestMismatchError, type Digest } from '../../../src/oci/digest.ts'
+import { digestOf, DigestMismatchError, parseDigest, type Digest } from '../../../src/oci/digest.ts'
 import type { PullRequest } from '../../../src/oci/distribution.ts'
 import { MEDIA_TYPE, type Descriptor, type ManifestInfo } from '../../../src/oci/manifest.ts'
 import { MAX_BUNDLE_BYTES } from '../../../src/pull/bundle.ts'
@@ -74,6 +75,7 @@ function upstream(layers: ReturnType<typeof layersOf>): {
       asked.push(found.descriptor.digest)
       return {
         source: 'upstream',
+        missed: 'no holder',
         descriptor: found.descriptor,
         givenBy: new Map([['the registry', found.descriptor.size]]),
         body: bytesBody(found.bytes),
@@ -113,9 +115,12 @@ suite('small layers', () => {
       const { descriptor, bytes } = layers[index % layers.length]!
       assert.equal(content.descriptor.digest, descriptor.digest)
       assert.equal(content.verified, true)
-      const [source, giver] =
-        index < layers.length ? ['upstream', 'the registry'] : ['peer', 'leader']
+      const [source, giver, missed] =
+        index < layers.length
+          ? ['upstream', 'the registry', 'no holder']
+          : ['peer', 'leader', undefined]
       assert.equal(content.source, source)
+      assert.equal(content.missed, missed)
       assert.deepEqual(content.givenBy, new Map([[giver, descriptor.size]]))
       assert.deepEqual(await bytesOf(content), bytes)
     }
@@ -156,6 +161,17 @@ suite('small layers', () => {
     assert.equal(part.verified, undefined)
     assert.deepEqual(await bytesOf(part), first!.bytes.subarray(9000))
     assert.equal((await bundles.give(BUNDLE)).descriptor.size, 10_000 + 256 * 1024 + 7 + 8)
+  })
+
+  test('may have digests of another algorithm', async () => {
+    const layers = layersOf([1000, 2000, 3000])
+    const [first] = layers
+    const digest = parseDigest(`sha512:${createHash('sha512').update(first!.bytes).digest('hex')}`)
+    const other = { ...first!, descriptor: { ...first!.descriptor, digest } }
+    const all = [other, ...layers.slice(1)]
+    const bundles = node(upstream(all))
+    bundles.expect(REPOSITORY, MANIFEST, manifestOf(all))
+    assert.deepEqual(await bytesOf(await bundles.open(blob(digest), { signal })), first!.bytes)
   })
 
   test('come one by one where few are missing, and where nothing is shared', async () => {
