@@ -393,7 +393,12 @@ suite('a member that lies is refused, named and counted', () => {
     lie()
     const lies = setInterval(lie, 600)
     t.after(() => clearInterval(lies))
-    return { nodes: [a, b], liar, digests }
+    const nodes = [a, b]
+    for (const node of nodes)
+      await until(async () => (await node.metric('shoal_pull_lists')) >= keys.length, {
+        what: 'the lies are heard',
+      })
+    return { nodes, liar, digests }
   }
 
   test('about pulls: it leads whatever is asked for, floods the lists, and gives nothing', async (t) => {
