@@ -1,3 +1,4 @@
+import { BoundedMap } from '../bounded-map.ts'
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, type ByteSink } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
@@ -30,6 +31,8 @@ const LIFE = { least: 30_000, most: 10 * 60_000 }
  * uplink the first must not come late because all do.
  */
 const AHEAD = { parts: 12, bytes: 128 * 1024, ms: 500 }
+/** Registries of which is remembered how quickly the last bundle came. */
+const MAX_RATES = 64
 /** Nothing came for so long, in ms, from wherever: each part is got by itself. */
 const STALL = 10_000
 
@@ -63,6 +66,8 @@ export class Bundles implements ContentSource {
   readonly #log: Logger
   /** By their names, the oldest first */
   readonly #bundles = new Map<string, Bundle>()
+  /** What came from each registry's last bundle, in bytes a ms */
+  readonly #rates = new BoundedMap<string, number>(MAX_RATES)
   #room = ROOM
 
   constructor({ open, goingOn, openPart, isHere, shares, gives, log }: BundlesComponents) {
@@ -238,11 +243,12 @@ export class Bundles implements ContentSource {
   async #write(bundle: Bundle, from: number, sink: ByteSink, signal: AbortSignal): Promise<void> {
     const coming: { content: GrowingBytes; done: Promise<void> }[] = []
     const parts = [...bundle.parts.values()].filter(({ start, size }) => start + size > from)
+    const { registry } = bundle.repository
     const since = performance.now()
     let come = 0
     let ahead = 0
-    for (const [index, { start, size }] of parts.entries()) {
-      const rate = come / Math.max(1, performance.now() - since)
+    for (const [index, { digest, start, size }] of parts.entries()) {
+      const rate = this.#rates.get(registry) ?? 0
       const most = Math.max(AHEAD.bytes, AHEAD.ms * rate)
       for (const next of parts.slice(coming.length, index + AHEAD.parts)) {
         if (coming.length > index && ahead + next.size > most) break
@@ -252,8 +258,9 @@ export class Bundles implements ContentSource {
       const { content, done } = coming[index]!
       const body = await content.open({ start: Math.max(0, from - start), end: size - 1 })
       await Promise.all([done, body.writeTo(sink, { signal })])
-      come += size
+      if (bundle.partsFrom.get(digest)?.source === 'upstream') come += size
       ahead -= size
+      this.#rates.set(registry, come / Math.max(1, performance.now() - since))
     }
   }
 

@@ -407,6 +407,15 @@ suite('small layers', () => {
     now = 1
     given[2]!.resolve()
     await isAsked(3 + 12)
+
+    // The next one from there begins so.
+    const more = layersOf(Array.from({ length: 20 }, (_, index) => 51_000 + index))
+    layers.splice(0, layers.length, ...more)
+    given.splice(0, given.length, ...more.map(() => Promise.withResolvers<void>()))
+    asked.length = 0
+    bundles.expect(REPOSITORY, digestOf(Buffer.from('the next manifest')), manifestOf(more))
+    bundles.open(blob(more[0]!.descriptor.digest), { signal }).catch(() => {})
+    await isAsked(12)
     bundles.close()
   })
 
