@@ -213,6 +213,7 @@ const scenarios: readonly Scenario[] = [
     stores: six,
     uplink: 200,
     layers: SMALL,
+    direct: true,
   },
   {
     name: 'small-far',
@@ -220,6 +221,7 @@ const scenarios: readonly Scenario[] = [
     stores: six,
     uplink: 200,
     layers: SMALL,
+    direct: true,
     away: 50,
   },
   {
@@ -228,7 +230,19 @@ const scenarios: readonly Scenario[] = [
     stores: [binaries, binaries],
     uplink: 200,
     layers: SMALL,
+    direct: true,
     away: 50,
+  },
+  {
+    name: 'small-slow-leader',
+    title:
+      'the same, 6 nodes; one on a 5 Mbit/s link asks first, and the others half a second later',
+    stores: six,
+    uplink: 200,
+    layers: SMALL,
+    startsAt: (index) => (index === 2 ? 0 : 500),
+    prepare: ({ nodes }) => nodes[2]!.link.shape(5),
+    counted: (index) => index !== 2,
   },
   {
     name: 'small-thin',

@@ -295,7 +295,7 @@ export class Swarm implements ContentSource {
     return this.#agreements.join({
       key,
       what: keyOf(request),
-      small: request.kind !== 'blob',
+      small: request.kind === 'manifest',
       spreads,
       noUpstream: this.#upstream === undefined && !spreads,
       have,

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
+import { test, type TestContext } from 'node:test'
 import { createLogger } from '../../../../src/observe/log.ts'
 import { bytesBody } from '../../../../src/oci/body.ts'
 import { DigestMismatchError, digestOf } from '../../../../src/oci/digest.ts'
@@ -13,15 +13,18 @@ import { PullNet } from '../../../fakes/swarm-nodes.ts'
 
 const IDS = ['me', 'other']
 
-/** The `index`th blob of which the other node keeps the list */
-const requests = Array.from({ length: 5000 }, (_, index): PullRequest => {
-  const base = { method: 'GET', kind: 'blob', registry: 'up.test', repository: 'app' } as const
-  return { ...base, target: { digest: digestOf(Buffer.from(`${index}`)) } }
-}).filter((request) => winner(pullKey(request), IDS) === 'other')
+/** What of `count` things of one kind the other node keeps the lists of */
+function requestsFor(kind: PullRequest['kind'], count: number): PullRequest[] {
+  return Array.from({ length: count }, (_, index): PullRequest => {
+    const base = { method: 'GET', kind, registry: 'up.test', repository: 'app' } as const
+    return { ...base, target: { digest: digestOf(Buffer.from(`${index}`)) } }
+  }).filter((request) => winner(pullKey(request), IDS) === 'other')
+}
 
 const peer = (id: string) => ({ id, name: id, origins: [] })
 
-test('of 1,024 blobs it is remembered that they came wrong, and of those that came last', async (t) => {
+/** A node that is told by another to get from the upstream whatever it asks for. */
+function leader(t: TestContext): { swarm: Swarm; net: PullNet } {
   const net = new PullNet()
   const exchange = net.join(peer('me'))
   const other = net.join(peer('other'))
@@ -52,6 +55,11 @@ test('of 1,024 blobs it is remembered that they came wrong, and of those that ca
     log: createLogger({ level: 'silent' }),
   })
   t.after(() => swarm.close())
+  return { swarm, net }
+}
+
+test('of 1,024 blobs it is remembered that they came wrong, and of those that came last', async (t) => {
+  const { swarm, net } = leader(t)
   /** @returns what it says when it asks for it: whether it came wrong before */
   const comesWrong = async (request: PullRequest): Promise<boolean | undefined> => {
     const before = net.reports.length
@@ -60,10 +68,25 @@ test('of 1,024 blobs it is remembered that they came wrong, and of those that ca
     giver?.failed(new DigestMismatchError(digestOf(Buffer.from('')), 'sha256:other'))
     return net.reports.slice(before).find(({ key }) => key === pullKey(request))?.wrong
   }
+  const requests = requestsFor('blob', 5000)
   assert.ok(requests.length > 1025)
   const [first, second] = requests
   assert.ok(first !== undefined && second !== undefined)
   for (const request of requests.slice(0, 1025)) assert.equal(await comesWrong(request), false)
   assert.equal(await comesWrong(second), true)
   assert.equal(await comesWrong(first), false)
+})
+
+// One whose link is slow would keep all others waiting.
+test('manifests alone are so small that one node gives them to many, small layers together are not', async (t) => {
+  const { swarm, net } = leader(t)
+  const small = new Map<string, boolean | undefined>()
+  for (const kind of ['manifest', 'blob', 'bundle'] as const) {
+    const [request] = requestsFor(kind, 100)
+    assert.ok(request)
+    const { body } = await swarm.open(request, { signal: AbortSignal.timeout(10_000) })
+    await body?.discard()
+    small.set(kind, net.reports.find(({ key }) => key === pullKey(request))?.small)
+  }
+  assert.deepEqual(Object.fromEntries(small), { manifest: true, blob: false, bundle: false })
 })
