@@ -1,7 +1,7 @@
 import { ContentTruncatedError } from '../oci/body.ts'
 import { DigestVerifier, type Digest } from '../oci/digest.ts'
 import type { Descriptor } from '../oci/manifest.ts'
-import { fullName, type RepositoryName } from '../oci/reference.ts'
+import { contentName, type RepositoryName } from '../oci/reference.ts'
 import { GrowingBytes } from './growing-bytes.ts'
 import { isSmall } from './small-spool.ts'
 import { ContentNotFoundError, type Content } from './source.ts'
@@ -65,7 +65,7 @@ export class Bundle {
   }
 
   get name(): string {
-    return bundleName(this.repository, this.manifest)
+    return contentName(this.repository, this.manifest)
   }
 
   /** Undefined before it {@link begin}s. */
@@ -126,8 +126,4 @@ export class Bundle {
       throw new ContentNotFoundError('it did not come with the others', { cause: this.#failure })
     return content.bytes(start, start + size)
   }
-}
-
-export function bundleName(repository: RepositoryName, manifest: Digest): string {
-  return `${fullName(repository)} ${manifest}`
 }

@@ -2,10 +2,16 @@ import { BoundedMap } from '../bounded-map.ts'
 import type { Logger } from '../observe/log.ts'
 import { bytesBody, type ByteSink } from '../oci/body.ts'
 import type { Digest } from '../oci/digest.ts'
-import { rangeLength, resolveRange, type PullRequest } from '../oci/distribution.ts'
+import {
+  rangeLength,
+  resolveRange,
+  type ByteRange,
+  type PullRequest,
+  type RangeRequest,
+} from '../oci/distribution.ts'
 import { isIndexMediaType, MEDIA_TYPE, type ManifestInfo } from '../oci/manifest.ts'
-import { fullName, type RepositoryName } from '../oci/reference.ts'
-import { Bundle, bundleName, type BundlePart } from './bundle.ts'
+import { contentName, fullName, type RepositoryName } from '../oci/reference.ts'
+import { Bundle, type BundlePart } from './bundle.ts'
 import type { OpenContent } from './chain.ts'
 import { GrowingBytes } from './growing-bytes.ts'
 import {
@@ -136,7 +142,7 @@ export class Bundles implements ContentSource {
     const { repository } = bundle
     if (!this.#shares(repository.registry) || !this.#gives(request, fullName(repository)))
       throw NOT_BUNDLED
-    const { range, described } = inBundle(bundle, request)
+    const { range, described } = inBundle(bundle, request.range)
     const body = await content.open(range, bundle)
     return { ...described, source: 'inflight', pending: true, body }
   }
@@ -145,7 +151,7 @@ export class Bundles implements ContentSource {
   async assemble(request: PullRequest): Promise<Content> {
     const bundle = this.#bundles.get(nameOf(request))
     if (bundle === undefined) throw NOT_BUNDLED
-    const { range, described } = inBundle(bundle, request)
+    const { range, described } = inBundle(bundle, request.range)
     return {
       ...described,
       source: 'upstream',
@@ -217,8 +223,9 @@ export class Bundles implements ContentSource {
     let timer: NodeJS.Timeout | undefined
     const waitOn = (): void => {
       clearTimeout(timer)
-      const error = new ContentNotFoundError(`nothing of it came for ${STALL / 1000} s`)
-      timer = setTimeout(() => bundle.abort.abort(error), STALL).unref()
+      timer = setTimeout(() => {
+        bundle.abort.abort(new ContentNotFoundError(`nothing of it came for ${STALL / 1000} s`))
+      }, STALL).unref()
     }
     waitOn()
     try {
@@ -324,19 +331,18 @@ function requestOf(bundle: Bundle, kind: PullRequest['kind'], digest: Digest): P
 }
 
 function nameOf(request: PullRequest): string {
-  return 'digest' in request.target ? bundleName(request, request.target.digest) : ''
+  return 'digest' in request.target ? contentName(request, request.target.digest) : ''
 }
 
 function inBundle(
-  { size }: Bundle,
-  { target, range }: PullRequest,
-): { range: { start: number; end: number }; described: Pick<Content, 'descriptor' | 'range'> } {
-  if (!('digest' in target)) throw NOT_BUNDLED
+  { manifest, size }: Bundle,
+  range: RangeRequest | undefined,
+): { range: ByteRange; described: Pick<Content, 'descriptor' | 'range'> } {
   const resolved = range && resolveRange(range, size)
   return {
     range: resolved ?? { start: 0, end: size - 1 },
     described: {
-      descriptor: { digest: target.digest, mediaType: MEDIA_TYPE.octets, size },
+      descriptor: { digest: manifest, mediaType: MEDIA_TYPE.octets, size },
       ...(resolved !== undefined && { range: resolved }),
     },
   }

@@ -10,7 +10,6 @@ import { createLibp2p, type Libp2pOptions } from 'libp2p'
 import { isPlausible, parseMultiaddr, toMultiaddr } from './addresses.ts'
 import { Arrivals } from './arrivals.ts'
 import { Sockets, type Transports } from './sockets.ts'
-import { tellingWindowsRarely } from './window-updates.ts'
 import { Handshakes, type HandshakeComponents } from './cluster-token.ts'
 import { DialGuard } from './dial-guard.ts'
 import { withProviders } from './dht/provider-addresses.ts'
@@ -19,6 +18,7 @@ import { countRequests } from './dht/requests.ts'
 import { NOISE_CRYPTO } from './noise-crypto.ts'
 import { inOnePiece } from './one-piece.ts'
 import { PeerBook } from './peer-book.ts'
+import { tellingWindowsRarely } from './window-updates.ts'
 
 const MINUTE = 60_000
 /** Streams that another node may have open on a connection, unless something else is said; kad-dht has 32 at most. */

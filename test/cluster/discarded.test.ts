@@ -61,6 +61,7 @@ for (const major of [1, 2] as const) {
         // Manifest, configuration, and the tag
         await until(async () => (await known()) === left.length + 1)
         for (const digest of left) assert.equal(await asked(`blobs/${digest}`), 200, digest)
+        for (const digest of layers) assert.equal(await asked(`blobs/${digest}`), 404, digest)
 
         await b.ctr('images', 'pull', '--hosts-dir', CERTS, reference)
         // Each layer was asked for twice at the upstream, everything else once
