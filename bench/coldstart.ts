@@ -13,12 +13,13 @@ import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contende
  * node has it. Nodes are network namespaces with their own containerd (or Shoal's own store) and daemon, the uplink is
  * shaped by tc; a contender's daemon stands in front of the upstream in containerd's hosts.toml.
  *
- *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--verbose]
+ *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--cri] [--verbose]
  *
  * With --containerd all nodes have that in place of their own store, also where they would not: Spegel has no other.
  *
  * The nodes of all scenarios share one machine's processors, so content is fetched and committed (`ctr content fetch`), but
- * not unpacked: that is the same with every contender.
+ * not unpacked: that is the same with every contender. With --cri it is pulled as for a pod, by containerd's CRI plugin: three
+ * layers at a time, and unpacked.
  */
 const { values: flags } = parseArgs({
   options: {
@@ -26,6 +27,7 @@ const { values: flags } = parseArgs({
     only: { type: 'string', default: '' },
     vs: { type: 'string' },
     containerd: { type: 'boolean', default: false },
+    cri: { type: 'boolean', default: false },
     verbose: { type: 'boolean', default: false },
   },
 })
@@ -234,6 +236,15 @@ const scenarios: readonly Scenario[] = [
     away: 50,
   },
   {
+    name: 'small-one',
+    title: 'the same, a single node',
+    stores: [binaries],
+    uplink: 200,
+    layers: SMALL,
+    direct: true,
+    away: 50,
+  },
+  {
     name: 'small-slow-leader',
     title:
       'the same, 6 nodes; one on a 5 Mbit/s link asks first, and the others half a second later',
@@ -380,8 +391,9 @@ for (const each of scenarios) {
   const contenders: Contender[] = [new Shoal()]
   const [kind, path] = flags.vs?.split('=') ?? []
   if (scenario.direct === true) contenders.push(NOBODY)
-  if (kind === 'spegel' && path !== undefined && !scenario.stores.includes('layout'))
-    contenders.push(new Spegel(path))
+  // Spegel is not ready before it has met another.
+  const fits = scenario.stores.length > 1 && !scenario.stores.includes('layout')
+  if (kind === 'spegel' && path !== undefined && fits) contenders.push(new Spegel(path))
   process.stdout.write(`\n${scenario.name}: ${scenario.title}\n`)
   for (const contender of contenders) {
     const runs = await measure(scenario, contender)
@@ -528,6 +540,10 @@ async function pull(
   name: string,
   signal: AbortSignal,
 ): Promise<void> {
+  if (flags.cri && store !== 'layout') {
+    await node.cri.pull(`${Upstream.host}/${name}`)
+    return
+  }
   const argv =
     store === 'layout'
       ? [
