@@ -153,6 +153,21 @@ const scenarios: readonly Scenario[] = [
     },
   },
   {
+    name: 'leader-restarted',
+    title:
+      '6 nodes with containerd; its daemon is killed at 30 %, and started again a second later, as by systemd',
+    stores: six,
+    uplink: 200,
+    layers: FIVE,
+    meanwhile: async (cluster, bytes, contender) => {
+      const leader = await leaderAt(cluster, 0.3 * bytes, contender)
+      await contender.kill(leader)
+      await delay(1000)
+      await contender.revive(leader)
+      return { undo: async () => {} }
+    },
+  },
+  {
     name: 'leader-cut',
     title: 'the same; its link is cut at 30 %, and nobody is told',
     stores: layouts(6),
