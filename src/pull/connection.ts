@@ -20,8 +20,8 @@ const RECORD_BYTES = 16 * 1024
 const MAX_HEAD_BYTES = 16 * 1024
 /** An idle connection is closed before most servers would do it under us. */
 const IDLE_MS = 4000
-/** Connections kept open to one origin while nothing is asked of it. */
-const MAX_IDLE = 8
+/** Connections kept open to one origin while nothing is asked of it: as many as bring small layers at a time. */
+const MAX_IDLE = 12
 
 const NOTHING = Buffer.alloc(0)
 
