@@ -260,6 +260,16 @@ const scenarios: readonly Scenario[] = [
     away: 50,
   },
   {
+    name: 'small-held',
+    title: 'the same, 3 nodes; one has it, and the others want it at once',
+    stores: [binaries, binaries, binaries],
+    uplink: 200,
+    layers: SMALL,
+    away: 50,
+    held: true,
+    counted: (index) => index > 0,
+  },
+  {
     name: 'small-slow-leader',
     title:
       'the same, 6 nodes; one on a 5 Mbit/s link asks first, and the others half a second later',
