@@ -13,13 +13,13 @@ import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contende
  * node has it. Nodes are network namespaces with their own containerd (or Shoal's own store) and daemon, the uplink is
  * shaped by tc; a contender's daemon stands in front of the upstream in containerd's hosts.toml.
  *
- *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--cri] [--verbose]
+ *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--cri] [--away MS] [--verbose]
  *
  * With --containerd all nodes have that in place of their own store, also where they would not: Spegel has no other.
  *
  * The nodes of all scenarios share one machine's processors, so content is fetched and committed (`ctr content fetch`), but
  * not unpacked: that is the same with every contender. With --cri it is pulled as for a pod, by containerd's CRI plugin: three
- * layers at a time, and unpacked.
+ * layers at a time, and unpacked. With --away the upstream is so far away in all scenarios.
  */
 const { values: flags } = parseArgs({
   options: {
@@ -28,6 +28,7 @@ const { values: flags } = parseArgs({
     vs: { type: 'string' },
     containerd: { type: 'boolean', default: false },
     cri: { type: 'boolean', default: false },
+    away: { type: 'string' },
     verbose: { type: 'boolean', default: false },
   },
 })
@@ -438,8 +439,8 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
   // What was pulled before makes room: all stores are in the memory of one machine.
   const all = scenario.layers.reduce((sum, bytes) => sum + bytes, 0)
   const room = `${Math.ceil((1.5 * all) / 2 ** 20)}MiB`
-  const endpoint =
-    scenario.away === undefined ? Upstream.host : await moveAway(cluster, scenario.away)
+  const away = flags.away === undefined ? scenario.away : Number(flags.away)
+  const endpoint = away === undefined ? Upstream.host : await moveAway(cluster, away)
   for (const [index, node] of cluster.nodes.entries()) {
     await configure(node, contender, endpoint)
     if (scenario.stores[index] === 'layout')
