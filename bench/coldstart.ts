@@ -377,7 +377,7 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'deep',
     title:
-      '10 nodes with their own store, a tree of depth 3, 100 MB in one layer, uplink 200 Mbit/s',
+      '10 nodes with their own store, a chain of depth 9, 100 MB in one layer, uplink 200 Mbit/s',
     stores: layouts(10),
     uplink: 200,
     layers: [100_000_000],

@@ -98,6 +98,17 @@ for (const [layers, name] of [
     uplink: 300_000,
     link: 300_000,
   })
+// Up to 16 are a chain, and more a tree.
+for (const layers of [1, 5])
+  for (const nodes of [8, 16, 17, 100])
+    run({
+      ...usual,
+      name: `100 MB in ${layers === 1 ? 'one layer' : `${layers} layers`}, 200 Mbit/s each way`,
+      nodes,
+      blobs: Array.from({ length: layers }, () => (100 * MB) / layers),
+      uplink: 25_000,
+      link: 25_000,
+    })
 for (const nodes of [100, 1000])
   run({
     ...usual,

@@ -17,6 +17,13 @@ const MEASURES = 400
  */
 export const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6, crawl: 0.2 }
 
+/**
+ * So many nodes are a chain, in which each gives what it gets once, as fast as it comes also where a link is no faster than the uplink. In a tree
+ * each gives it twice, at half of that: where more want it that is better than so many in a row, of which each costs some ms, and holds up
+ * all below it when it stands still.
+ */
+const CHAIN = 16
+
 /** A node on a list, as it was when it reported last. */
 export class Entry {
   readonly id: string
@@ -35,7 +42,7 @@ export class Entry {
   noUpstream = false
   /** It had wrong bytes, and waits until somebody has all of it */
   wary = false
-  /** Others had better not read from it */
+  /** It says that others had better not read from it */
   edge = false
   /** How often it was sent elsewhere to make room */
   moves = 0
@@ -154,11 +161,6 @@ export class Entry {
     return this.#isMeasured
   }
 
-  /** It is not to give it to anybody, and does not. */
-  isLast(): boolean {
-    return this.edge && this.readers.size === 0
-  }
-
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
   given(): number {
     if (!this.isSource()) return this.rate
@@ -193,6 +195,7 @@ export class List {
   readonly entries = new Map<string, Entry>()
   readonly #disgrace: Disgrace
   #order = 0
+  #isChain = true
   prunedAt = 0
   trial: Trial | undefined
   /** When the next trial may begin, and how long after the last one that is */
@@ -211,7 +214,13 @@ export class List {
     this.#order += 1
     const entry = new Entry(id, this.#order, now)
     this.entries.set(id, entry)
+    if (this.entries.size > CHAIN) this.#isChain = false
     return entry
+  }
+
+  /** Each gives it to one other, whatever else it gives. What is small is over before it matters, and what has become a tree stays one. */
+  get isChain(): boolean {
+    return this.#isChain && !this.small
   }
 
   /** @returns whether it was on the list */
@@ -269,6 +278,16 @@ export class List {
     for (let at: Entry | undefined = entry; at !== undefined && at !== root; at = at.from)
       if (this.lags(at, { root })) return true
     return false
+  }
+
+  /** Others had better not read from it. */
+  isAtEdge({ edge }: Entry): boolean {
+    return edge && !this.isChain
+  }
+
+  /** It is not to give it to anybody, and does not. */
+  isLast(entry: Entry): boolean {
+    return this.isAtEdge(entry) && entry.readers.size === 0
   }
 
   /** As far as is known it can be read from: it is alive, `by` has not tried in vain, nor have too many others. */

@@ -12,8 +12,16 @@ class Bench {
   now = 1000
   readonly tracker: Tracker
 
-  constructor(init: { maxEntries?: number } = {}) {
+  constructor({ isTree = false, ...init }: { maxEntries?: number; isTree?: boolean } = {}) {
     this.tracker = new Tracker({ now: () => this.now, ...init })
+    if (isTree) this.crowd()
+  }
+
+  /** More ask than are a chain, and go; one is left, which never gets anything, so that the list is not forgotten. */
+  crowd(): void {
+    const ids = Array.from({ length: 17 }, (_, index) => `crowd-${index}`)
+    for (const id of ids) this.hear(id, { noUpstream: true })
+    for (const id of ids.slice(1)) this.hear(id, { state: 'gone' })
   }
 
   hear(id: string, report: Partial<PullReport> = {}): PullAdvice {
@@ -65,6 +73,10 @@ class Bench {
   }
 }
 
+function ids(count: number): string[] {
+  return Array.from({ length: count }, (_, index) => `n${index}`)
+}
+
 suite('who keeps a list', () => {
   test('is the same whoever asks, and another one only where that one is gone', () => {
     const ids = Array.from({ length: 50 }, (_, index) => `node-${index}`)
@@ -100,11 +112,75 @@ suite('who keeps a list', () => {
 })
 
 suite('a list of who gets what', () => {
-  test('one leads, and the others form a tree in which nobody gives to more than two', () => {
+  test('one leads, and few others form a chain in which each gives it once, whatever else it gives', () => {
+    const list = new Bench()
+    const edges = new Set(['n2', 'n3', 'n7'])
+    const nodes = ids(16)
+    const from = nodes.map((id) => list.join(id, { edge: edges.has(id) }))
+    assert.deepEqual(from, ['', ...nodes.slice(0, -1)])
+  })
+
+  test('one more, and it is a tree from then on, also when there are few again', () => {
+    const list = new Bench()
+    for (const id of ids(16)) list.join(id)
+    assert.deepEqual(
+      ['a', 'b', 'c'].map((id) => list.join(id)),
+      ['n0', 'a', 'n1'],
+    )
+    for (const id of [...ids(16).slice(1), 'c']) list.hear(id, { state: 'gone' })
+    assert.deepEqual(
+      ['d', 'e', 'f'].map((id) => list.join(id)),
+      ['n0', 'd', 'a'],
+    )
+  })
+
+  test('of two that read from one in a chain, because what was between is gone, one comes to its end', () => {
+    const list = new Bench()
+    list.join('leader')
+    const nodes = new Map(['a', 'b', 'c', 'd'].map((id) => [id, list.join(id)]))
+    list.tracker.forget('b')
+    nodes.delete('b')
+    // Where it asked before the list knew of that
+    nodes.set('c', 'leader')
+    for (let round = 0; round < 4; round += 1) list.reportAll(nodes, () => false)
+    const from = [...nodes.values()]
+    assert.equal(new Set(from).size, from.length, JSON.stringify([...nodes]))
+  })
+
+  test('in a chain one on a slow link keeps nobody back, wherever it is', () => {
+    for (const slow of ['a', 'b', 'd']) {
+      const list = new Bench()
+      list.join('leader')
+      const from = new Map(['a', 'b', 'c', 'd', 'e'].map((id) => [id, list.join(id)]))
+      const have = new Map<string, number>()
+      for (let step = 1; step <= 16; step += 1) {
+        list.now += 250
+        have.set('leader', step * 1.5 * MB)
+        list.hear('leader', { state: 'leads', have: step * 1.5 * MB })
+        for (const [id, source] of from) {
+          const gains = id === slow ? 20_000 : 5 * MB
+          const has = Math.min((have.get(id) ?? 0) + gains, have.get(source) ?? 0)
+          have.set(id, has)
+          const [to = source] = list.hear(id, { state: 'follows', from: source, have: has }).from
+          from.set(id, to)
+        }
+      }
+      for (const id of from.keys())
+        if (id !== slow)
+          assert.ok(
+            (have.get(id) ?? 0) > 20 * MB,
+            `${id} below ${slow}: ${JSON.stringify([...from])}`,
+          )
+    }
+  })
+
+  test('one leads, and many others form a tree in which nobody gives to more than two', () => {
     const list = new Bench()
     const readers = new Map<string, number>()
+    const depths = new Map<string, number>()
     for (let index = 0; index < 100; index += 1) {
       const from = list.join(`n${index}`)
+      depths.set(`n${index}`, index === 0 ? 0 : (depths.get(from) ?? NaN) + 1)
       if (index === 0) assert.equal(from, '')
       else readers.set(from, (readers.get(from) ?? 0) + 1)
     }
@@ -113,7 +189,12 @@ suite('a list of who gets what', () => {
       99,
     )
     assert.ok(Math.max(...readers.values()) <= 2)
-    assert.equal(list.tracker.trees()[0]?.depth, 6)
+    // The first ones were a chain.
+    const later = ids(100).slice(16)
+    assert.ok(
+      Math.max(...later.map((id) => depths.get(id) ?? NaN)) <= 8,
+      JSON.stringify([...depths]),
+    )
   })
 
   test('who gives other things reads it at the edge, and gives it to nobody where the others have room', () => {
@@ -135,7 +216,7 @@ suite('a list of who gets what', () => {
   })
 
   test('who leads several things gives each of them once', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     list.join('leader', { edge: true })
     assert.deepEqual(
       ['a', 'b', 'c'].map((id) => list.join(id)),
@@ -144,7 +225,7 @@ suite('a list of who gets what', () => {
   })
 
   test('where all who get it give other things, each gives it once before one gives it twice', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     for (const id of ['leader', 'a', 'b', 'c', 'd']) list.join(id, { edge: true })
     const reads = list.tracker.trees()[0]?.reads ?? []
     const from = reads.map((each) => each.from)
@@ -152,7 +233,7 @@ suite('a list of who gets what', () => {
   })
 
   test('who gives it without room for that is relieved when somebody comes who has room', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     const isAtEdge = (id: string): boolean => id !== 'late'
     const nodes = new Map<string, string>()
     list.join('leader', { edge: true })
@@ -164,7 +245,7 @@ suite('a list of who gets what', () => {
   })
 
   test('nobody is sent away to make room more than four times, or after five seconds', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     const nodes = new Map<string, string>()
     list.join('leader')
     for (let index = 0; index < 12; index += 1) nodes.set(`n${index}`, list.join(`n${index}`))
@@ -186,7 +267,7 @@ suite('a list of who gets what', () => {
   })
 
   test('nobody is sent to one that gets it more slowly to make room', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     list.join('leader', { edge: true })
     list.join('slow')
     list.hear('fast', { state: 'follows', from: 'leader' })
@@ -218,7 +299,7 @@ suite('a list of who gets what', () => {
   })
 
   test('the leader is silent: who stands still waits until that is sure, then one leads', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     for (const id of ['leader', 'a', 'b']) list.join(id)
     const stalled = { state: 'follows', from: 'leader', have: MB, stalled: true } as const
     list.now += 1000
@@ -229,7 +310,7 @@ suite('a list of who gets what', () => {
   })
 
   test('who vanishes after its source has is missed as soon as one that never stood still', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     for (const id of ['leader', 'a', 'b']) list.join(id)
     for (const [id, from] of Object.entries({ c: 'a', e: 'c' }))
       list.hear(id, { state: 'follows', from })
@@ -294,7 +375,7 @@ suite('a list of who gets what', () => {
   })
 
   test('a node in the middle vanishes: who read from it goes on elsewhere, and all below stay where they are', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     for (const id of ['leader', 'a', 'b']) list.join(id)
     for (const [id, from] of Object.entries({ c: 'a', d: 'a', e: 'c', f: 'c' }))
       list.hear(id, { state: 'follows', from })
@@ -367,7 +448,7 @@ suite('a list of who gets what', () => {
     // It comes as far within a second, or nearly
     list.hear('leader', { state: 'leads', have: 49 * MB })
     assert.deepEqual(list.hear('a', lost).from, ['leader'])
-    const other = new Bench()
+    const other = new Bench({ isTree: true })
     other.join('leader')
     other.hear('leader', { state: 'leads', have: 20 * MB })
     assert.equal(other.hear('a', lost).lead, true)
@@ -459,7 +540,7 @@ suite('a list of who gets what', () => {
   })
 
   test('nor does one that gets nothing at all: who stands still below it is given another one, and nobody leads', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     let advice = list.belowSlow()
     for (let step = 1; step <= 12 && advice.from[0] === 'slow'; step += 1) {
       list.now += 250
@@ -473,7 +554,7 @@ suite('a list of who gets what', () => {
 
   test('one on a slow link takes no room: those below it are given whom it reads from, also if that one has room for one only, and all of it', () => {
     for (const done of [false, true]) {
-      const list = new Bench()
+      const list = new Bench({ isTree: true })
       list.join('leader', { edge: true })
       assert.deepEqual(
         ['slow', 'a', 'b'].map((id) => list.join(id)),
@@ -529,7 +610,7 @@ suite('a list of who gets what', () => {
   })
 
   test('who has left one on a slow link is not sent back below it to make room where it reads now', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     const size = 20 * MB
     list.join('leader', { edge: true })
     const edges = new Set(['last', 'end'])
@@ -595,7 +676,7 @@ suite('a list of who gets what', () => {
   })
 
   test('who gets nothing from a source that goes on is given another one, and does not lead', () => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     list.join('leader')
     assert.equal(list.join('starves'), 'leader')
     assert.equal(list.join('b'), 'leader')
@@ -615,7 +696,7 @@ suite('a list of who gets what', () => {
 
   for (const others of [0, 1])
     test(`who gets nothing stays where it is, with ${others} others that have no more than it has`, () => {
-      const list = new Bench()
+      const list = new Bench({ isTree: true })
       list.join('leader')
       list.join('starves')
       for (let step = 1; step <= 8; step += 1) {
@@ -736,7 +817,7 @@ suite('a list of who gets what', () => {
 
   /** The leader gets 4 MB in each step, `a` so much less from others, and so much alone. @returns what `a` did in each step */
   const slowReader = (shared: number, alone: number): string[] => {
-    const list = new Bench()
+    const list = new Bench({ isTree: true })
     list.join('leader', { size: 1000 * MB })
     let from = list.join('a', { size: 1000 * MB })
     list.hear('b', { state: 'follows', from: 'leader', size: 1000 * MB })
