@@ -66,7 +66,7 @@ function place(list: List, me: Entry, now: number): Advice {
   )
   if (me.state === 'follows' && me.readsFrom !== '' && stalled.length >= MAX_STALLED) return STAY
   if (me.noUpstream) return {}
-  me.lead()
+  list.lead(me)
   return LEAD
 }
 

@@ -73,7 +73,7 @@ export function startTrial(list: List, me: Entry, now: number): boolean {
   list.trialPause = Math.min(TRIAL.again.most, 2 * list.trialPause || TRIAL.again.first)
   list.nextTrial = now + list.trialPause
   list.trial = { by: me, of, begun: false, ...markOf(me, of, now) }
-  me.lead()
+  list.lead(me)
   return true
 }
 
@@ -89,7 +89,7 @@ export function tryOwnWay(list: List, me: Entry, now: number): boolean {
   if (others > OWN.share * entries.size) return false
   list.nextOwn = now + OWN.again
   me.own = { at: now, have: me.have, rate: me.rate }
-  me.lead()
+  list.lead(me)
   return true
 }
 

@@ -42,7 +42,7 @@ export class Entry {
   noUpstream = false
   /** It had wrong bytes, and waits until somebody has all of it */
   wary = false
-  /** It says that others had better not read from it */
+  /** Others had better not read from it */
   edge = false
   /** How often it was sent elsewhere to make room */
   moves = 0
@@ -110,7 +110,6 @@ export class Entry {
     if (!stalled) this.starves = undefined
     this.noUpstream = report.noUpstream
     this.wary = report.wrong
-    this.edge = report.edge
     this.failed = new Set(report.failed)
     this.readsFrom = report.from === this.id ? '' : report.from
   }
@@ -132,8 +131,6 @@ export class Entry {
     if (this.state !== 'leads') this.#beginToLead(this.have)
     this.state = 'leads'
     this.stalledAt = undefined
-    // Who has only just come may be told to lead other things, too: it says so next.
-    if (this.have === 0) this.edge = true
   }
 
   #beginToLead(have: number): void {
@@ -159,6 +156,11 @@ export class Entry {
   /** It is there, and reads from where it does, for long enough that it is known how fast it gets it. */
   isMeasured(): boolean {
     return this.#isMeasured
+  }
+
+  /** It is not to give it to anybody, and does not. */
+  isLast(): boolean {
+    return this.edge && this.readers.size === 0
   }
 
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
@@ -231,11 +233,20 @@ export class List {
 
   hear(entry: Entry, report: PullReport, now: number): void {
     entry.hear(report, now)
+    // What is a tree now has room for two at its root until the leader, which was the first of a chain, says more.
+    entry.edge = report.edge && !this.isChain
     const { state } = report
     const from = this.entries.get(report.from)
     if (state === 'leads' || state === 'done') entry.attach(undefined)
     else if (state === 'follows' && from !== undefined && this.wayTo(from, entry) !== undefined)
       entry.attach(from)
+  }
+
+  /** `entry` is told to get it for the others. */
+  lead(entry: Entry): void {
+    entry.lead()
+    // Who has only just come may be told to lead other things, too: it says so next.
+    if (entry.have === 0) entry.edge = !this.isChain
   }
 
   /**
@@ -278,16 +289,6 @@ export class List {
     for (let at: Entry | undefined = entry; at !== undefined && at !== root; at = at.from)
       if (this.lags(at, { root })) return true
     return false
-  }
-
-  /** Others had better not read from it. */
-  isAtEdge({ edge }: Entry): boolean {
-    return edge && !this.isChain
-  }
-
-  /** It is not to give it to anybody, and does not. */
-  isLast(entry: Entry): boolean {
-    return this.isAtEdge(entry) && entry.readers.size === 0
   }
 
   /** As far as is known it can be read from: it is alive, `by` has not tried in vain, nor have too many others. */

@@ -80,18 +80,18 @@ function placeAt(
   entry: Entry,
   { root, depth }: { root: Entry; depth: number },
 ): Place {
-  const last = list.isLast(me)
+  const last = me.isLast()
   const room = roomOf(list, entry)
   let all = 0
   let inner = 0
   for (const each of entry.readers) {
     if (each === me || !takesRoom(list, each, root)) continue
     all += 1
-    if (!list.isLast(each)) inner += 1
+    if (!each.isLast()) inner += 1
   }
   const used = last ? all : inner
   const crowds = used >= room
-  const reluctance = (list.isAtEdge(entry) ? AS_IF_MORE : 0) + (last && inner > 0 ? AS_IF_MORE : 0)
+  const reluctance = (entry.edge ? AS_IF_MORE : 0) + (last && inner > 0 ? AS_IF_MORE : 0)
   const waits = entry !== root && entry.stalledAt !== undefined
   const isLate = (): boolean =>
     entry.crawls || list.isHeldBack(entry, root) || entry.have + LAG.bytes < me.have
@@ -121,10 +121,8 @@ export function relieve(list: List, me: Entry, parent: Entry, now: number): Entr
   const [first] = findPlaces(list, me, now, will)
   if (first === undefined) return undefined
   const { entry: to, crowding } = first
-  const isNearer =
-    !list.isLast(me) || (countInner(list, parent, me) === 0 && !list.isAtEdge(parent))
-  const helps = !isNearer && countInner(list, to, me) === 0 && !list.isAtEdge(to)
-  if (crowding > 0 && !helps) return undefined
+  const isNearer = !me.isLast() || (countInner(parent, me) === 0 && !parent.edge)
+  if (crowding > 0 && (isNearer || countInner(to, me) > 0 || to.edge)) return undefined
   me.moves += 1
   me.attach(to)
   return to
@@ -135,8 +133,7 @@ export function isToMove(list: List, me: Entry, now: number): boolean {
   const { from } = me
   if (from === undefined || now - me.enteredAt > MOVES.within) return false
   const room = roomOf(list, from)
-  if (from.readers.size <= room || (!list.isLast(me) && countInner(list, from, me) < room))
-    return false
+  if (from.readers.size <= room || (!me.isLast() && countInner(from, me) < room)) return false
   const root = list.wayTo(from)?.root
   const taken = Array.from(from.readers).filter((each) => takesRoom(list, each, root)).length
   return taken > room
@@ -147,19 +144,18 @@ function takesRoom(list: List, reader: Entry, root: Entry | undefined): boolean 
   return !list.lags(reader, { root, share: LAG.crawl })
 }
 
-/** How many are to read from it. At the edge of a tree it is nobody, but for who is its root, and may be that of several. */
-function roomOf(list: List, entry: Entry): number {
-  const { state } = entry
-  if (list.small) return CHILDREN_OF_SMALL
-  if (list.isChain || state === 'done') return 1
-  if (!list.isAtEdge(entry)) return CHILDREN
+/** How many are to read from it. At the edge it is nobody, but for who is the root of a tree, which may be that of several. */
+function roomOf({ small, isChain }: List, { state, edge }: Entry): number {
+  if (small) return CHILDREN_OF_SMALL
+  if (state === 'done' || isChain) return 1
+  if (!edge) return CHILDREN
   return state === 'leads' ? 1 : 0
 }
 
 /** Of those who read from it, but for `me`, who give it to others. */
-function countInner(list: List, { readers }: Entry, me: Entry): number {
+function countInner({ readers }: Entry, me: Entry): number {
   let count = 0
-  for (const each of readers) if (each !== me && !list.isLast(each)) count += 1
+  for (const each of readers) if (each !== me && !each.isLast()) count += 1
   return count
 }
 
