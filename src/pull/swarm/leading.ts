@@ -5,7 +5,7 @@ const NOT_WORTH_IT = { bytes: 1024 * 1024, ms: 1000 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
- * needs long; or very long for so many bytes, for `soon`: of less the trial would be a good part. It begins with the first bytes that the
+ * needs long; or very long for so many bytes, for `soon`: of less the trial would be a good part, and who reads from it must not have got more than it says. It begins with the first bytes that the
  * other one gets, which has so long to get any, and is over when either has got so many bytes that it is clear. That one has won only if
  * who has more, such as the leader, would not have to wait for longer than `waits` until it has caught up. The next one is `again` later,
  * and twice as long each time: what else crossed the uplink may have decided it.
@@ -67,7 +67,7 @@ export function startTrial(list: List, me: Entry, now: number): boolean {
   if (of === undefined || of.state !== 'leads' || me.noUpstream) return false
   if (of.slowSince === undefined || now < list.nextTrial || list.trial !== undefined) return false
   const { soon } = TRIAL
-  const isSoon = needs(of) >= soon.worth && of.size - of.have >= soon.bytes
+  const isSoon = needs(of) >= soon.worth && of.size - of.have >= soon.bytes && !isLateToSay(of)
   if (now - of.slowSince < (isSoon ? soon : TRIAL).after) return false
   if (list.lags(me)) return false
   list.trialPause = Math.min(TRIAL.again.most, 2 * list.trialPause || TRIAL.again.first)
@@ -110,6 +110,12 @@ function isOver(trial: Trial, now: number): boolean {
   of.crawls = of.outdone && gains.by > TRIAL.better * gains.of
   by.outdone = still && !of.outdone
   return true
+}
+
+/** Who reads from it has more than it could have by its own word: it is busy, and says late how far it is. */
+function isLateToSay({ have, rate, readers }: Entry): boolean {
+  const most = have + rate * NOT_WORTH_IT.ms + NOT_WORTH_IT.bytes
+  return readers.values().some((reader) => reader.have > most)
 }
 
 function markOf(by: Entry, of: Entry, now: number): Pick<Trial, 'at' | 'haveBy' | 'haveOf'> {

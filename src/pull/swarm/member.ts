@@ -167,9 +167,19 @@ export class Member {
     this.#fresh = size === 0
     this.#grewAt = now
     if (goesOn) return
+    if (size > 0) this.#answered(source)
     this.#current = source
     this.#taken = this.#number
     this.changed(now)
+  }
+
+  /** Of those it was told not the one that was asked first has answered: it is read from there, also if it was told meanwhile to stay with that one. */
+  #answered(source: Source): void {
+    const asked = this.#current
+    if (source.kind !== 'peer' || asked?.kind !== 'peer') return
+    for (const circle of this.#circles)
+      if (circle.advice?.from.includes(asked.id) === true)
+        circle.advice = { ...circle.advice, from: [source.id] }
   }
 
   /** What it says has changed. */

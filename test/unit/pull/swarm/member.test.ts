@@ -97,6 +97,22 @@ suite("one node's part", () => {
     assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b', 'c'] }, 'it did not ask again')
   })
 
+  test('where the second of two answers first it is read from there, though the first was named again meanwhile', () => {
+    const bench = new Bench()
+    bench.step()
+    bench.answer({ from: ['b', 'c'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['b', 'c'] })
+    bench.member.takes({ kind: 'peer', id: 'b' }, bench.now)
+    bench.step()
+    // By what it has said it reads from there.
+    bench.answer({ from: ['b'] })
+    bench.member.takes({ kind: 'peer', id: 'c' }, bench.now, 1000)
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['c'] })
+    assert.equal(bench.reports.at(-1)?.report.from, 'c')
+    bench.answer({ from: ['a'] })
+    assert.deepEqual(bench.step(), { kind: 'peers', ids: ['a'] }, 'but it does as it is told then')
+  })
+
   test('of a zone it leads it asks the region, and tells both', () => {
     const bench = new Bench([
       ['a', 'b'],

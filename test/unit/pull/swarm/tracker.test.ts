@@ -791,6 +791,23 @@ suite('a list of who gets what', () => {
     assert.ok(small !== undefined && small >= 3000 && small < 4000, `${small} ms`)
   })
 
+  test('nor is it slow soon that says late how far it is, when who reads from it has more; but nobody can keep it from being found slow at last', () => {
+    const ledAfter = (pace: number): number => {
+      const list = new Bench()
+      list.join('leader')
+      for (let ms = 0; ms < 5000; ms += 100) {
+        list.now += 100
+        list.hear('leader', { state: 'leads', have: 65_000 })
+        const report = { state: 'follows', from: 'leader', have: 65_000 + pace * ms } as const
+        if (list.hear('a', report).lead) return ms
+      }
+      return Infinity
+    }
+    const [slow, late] = [100, 8000].map(ledAfter)
+    assert.ok(slow !== undefined && slow < 1500, `${slow} ms`)
+    assert.ok(late !== undefined && late >= 3000 && late < 4000, `${late} ms`)
+  })
+
   test('a trial is not won by one that gets more meanwhile, but has far less: the others would stand still until it has caught up', () => {
     const list = new Bench()
     for (const id of ['leader', 'a', 'b']) list.join(id)
