@@ -68,7 +68,8 @@ export function startTrial(list: List, me: Entry, now: number): boolean {
   if (of.slowSince === undefined || now < list.nextTrial || list.trial !== undefined) return false
   const { soon } = TRIAL
   const isSoon = needs(of) >= soon.worth && of.size - of.have >= soon.bytes && !isLateToSay(of)
-  if (now - of.slowSince < (isSoon ? soon : TRIAL).after) return false
+  // By its own word: since that this process may have stood still, and what it has said since not been heard.
+  if (of.at - of.slowSince < (isSoon ? soon : TRIAL).after) return false
   if (list.lags(me)) return false
   list.trialPause = Math.min(TRIAL.again.most, 2 * list.trialPause || TRIAL.again.first)
   list.nextTrial = now + list.trialPause
