@@ -18,6 +18,8 @@ const BEGIN = 8000
 const HEDGE = 1000
 /** Who comes or goes, or holds something, is known to all so soon, in ms. */
 const VIEW = 500
+/** A process that stands still does not notice so much of it, in ms. */
+const UNNOTICED = 100
 /** A node whose network is cut is missed after so long, in ms. */
 const MISSED = 14_000
 
@@ -48,9 +50,10 @@ export interface Conditions {
 export interface Outcome {
   /** Bytes over the uplink, by those of all blobs */
   readonly egress: number
-  /** Seconds from the first start until so many have all of it */
+  /** Seconds that it took so many nodes, each from its own start */
   readonly p50: number
   readonly p99: number
+  /** Seconds from the first start until all have it; of nodes that come and go, what it took the slowest */
   readonly last: number
   /** The uplink's own time, or that of the slowest link */
   readonly bound: number
@@ -115,6 +118,8 @@ class Node {
   heard = 0
   /** Until when it stands still, and what has arrived meanwhile */
   stillUntil = 0
+  /** For how long in all, as the daemon's clock has it */
+  stoodStill = 0
   readonly inbox: (() => void)[] = []
   /** What passes its link in this tick */
   readonly gives: Flow[] = []
@@ -130,7 +135,7 @@ class Node {
     this.id = id
     this.link = link
     this.starts = starts
-    this.tracker = new Tracker({ now })
+    this.tracker = new Tracker({ now: () => now() - this.stoodStill })
     this.pulls = blobs.map((size, blob) => new Pull(this, blob, size))
   }
 }
@@ -440,8 +445,9 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
       for (const node of nodes) {
         if (node.stillUntil > now) continue
         for (const deliver of node.inbox.splice(0)) if (!node.gone) deliver()
-        if (random() < TICK / still.every)
-          node.stillUntil = now - Math.log(1 - random()) * still.lasts
+        if (random() >= TICK / still.every) continue
+        node.stillUntil = now - Math.log(1 - random()) * still.lasts
+        node.stoodStill += Math.max(0, node.stillUntil - now - UNNOTICED)
       }
     for (const node of nodes) {
       node.gives.length = 0
@@ -488,20 +494,20 @@ export function simulate(conditions: Conditions, seed: number): Outcome {
     }
     if (open === 0) break
   }
-  const times = nodes
+  const counted = nodes
     .slice(slow === undefined ? held.length : 1)
-    .flatMap(({ done, gone, starts }) =>
-      done === undefined ? (gone ? [] : [LIMIT]) : [done - (churn > 0 ? starts : 0)],
-    )
+    .filter(({ done, gone }) => done !== undefined || !gone)
+  const own = counted
+    .map(({ done, starts }) => (done === undefined ? LIMIT : done - starts))
     .toSorted((a, b) => a - b)
-  const at = (part: number): number =>
-    (times[Math.floor((times.length - 1) * part)] ?? LIMIT) / 1000
+  const at = (part: number): number => (own[Math.floor((own.length - 1) * part)] ?? LIMIT) / 1000
+  const last = Math.max(...counted.map(({ done = LIMIT }) => done)) / 1000
   const size = blobs.reduce((sum, bytes) => sum + bytes)
   return {
     egress: egress / size,
     p50: at(0.5),
     p99: at(0.99),
-    last: at(1),
+    last: churn > 0 ? at(1) : last,
     bound: size / Math.min(uplink, link) / 1000,
     messages: messages / nodes.length,
     busiest,

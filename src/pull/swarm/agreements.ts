@@ -6,6 +6,7 @@ import { Member, type Source, type Way } from './member.ts'
 import { Roles } from './roles.ts'
 import { Silence } from './silence.ts'
 import { Tracker } from './tracker.ts'
+import { WakingTime } from './waking-time.ts'
 
 /** A pull that broke off goes on within this, in ms, or the others are told that it does not. */
 const REST = 3000
@@ -80,7 +81,8 @@ export class Agreements {
   /** `maxEntries` bounds the lists that this node keeps, all together. */
   constructor(components: AgreementsComponents, init: { maxEntries?: number } = {}) {
     const { exchange, onMet, onAgreed, log } = components
-    this.#tracker = new Tracker({ now: () => performance.now(), ...init })
+    const time = new WakingTime()
+    this.#tracker = new Tracker({ now: () => time.now(), ...init })
     this.#exchange = exchange
     this.#onAgreed = onAgreed
     this.#log = log

@@ -50,7 +50,7 @@ export class Tracker {
 
   /** Lists that are kept, and nodes on them. */
   get size(): { lists: number; entries: number } {
-    this.#sweep(this.#now())
+    if (this.#lists.size > 0) this.#sweep(this.#now())
     return { lists: this.#lists.size, entries: this.#entries }
   }
 
