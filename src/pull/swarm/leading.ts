@@ -5,10 +5,11 @@ const NOT_WORTH_IT = { bytes: 1024 * 1024, ms: 1000 }
 /**
  * Whether another node would get it sooner than the leader only a trial tells: a second leader goes on at its own byte.
  * That costs the uplink what both get twice, so it is tried only where the leader has been slow for `after`, in ms, without a break, and
- * needs long; or very long for so many bytes, for `soon`: of less the trial would be a good part, and who reads from it must not have got more than it says. It begins with the first bytes that the
- * other one gets, which has so long to get any, and is over when either has got so many bytes that it is clear. That one has won only if
- * who has more, such as the leader, would not have to wait for longer than `waits` until it has caught up. The next one is `again` later,
- * and twice as long each time: what else crossed the uplink may have decided it.
+ * needs long; or very long for so many bytes, for `soon`: of less the trial would be a good part. That soon it counts for nothing where who
+ * reads from it has got more than it says. It begins with the first bytes that the other one gets, which has so long to get any, and is over
+ * when either has got so many bytes that it is clear. That one has won only if who has more, such as the leader, would not have to wait for
+ * longer than `waits` until it has caught up. The next one is `again` later, and twice as long each time: what else crossed the uplink may have
+ * decided it.
  */
 const TRIAL = {
   after: 3000,
