@@ -364,6 +364,23 @@ const scenarios: readonly Scenario[] = [
     prepare: narrow,
   },
   {
+    name: 'narrow-many',
+    title:
+      '20 nodes with their own store, 10 MB in one layer, uplink and node links 10 Mbit/s each way',
+    stores: layouts(20),
+    uplink: 10,
+    layers: [10_000_000],
+    prepare: (cluster) => narrow(cluster, 10),
+  },
+  {
+    name: 'narrow-many-five',
+    title: 'the same in 5 layers',
+    stores: layouts(20),
+    uplink: 10,
+    layers: Array.from({ length: 5 }, () => 2_000_000),
+    prepare: (cluster) => narrow(cluster, 10),
+  },
+  {
     name: 'held',
     title:
       '10 nodes with their own store, 100 MB in 5 layers, node links 200 Mbit/s each way: one has it, and the others want it at once',
@@ -393,8 +410,8 @@ const scenarios: readonly Scenario[] = [
 ]
 
 /** What nodes give each other is as slow as the uplink. */
-async function narrow({ nodes }: Cluster): Promise<void> {
-  for (const node of nodes) await node.link.shape(200)
+async function narrow({ nodes }: Cluster, mbits = 200): Promise<void> {
+  for (const node of nodes) await node.link.shape(mbits)
 }
 
 /** containerd asks the upstream itself. */

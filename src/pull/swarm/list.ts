@@ -11,6 +11,8 @@ const DONE = 20_000
 const STALLED = 600
 /** How fast a node is is told from what comes in so long, in ms. */
 const MEASURES = 400
+/** And supposed of what came in so long. */
+const BEGINS = 100
 /**
  * A node is slow whose parent is ahead by what comes in so many ms, and some pieces of the file, and that is slower by so much. One that
  * crawls is told from a quarter of the time: no wait explains that.
@@ -42,7 +44,7 @@ export class Entry {
   noUpstream = false
   /** It had wrong bytes, and waits until somebody has all of it */
   wary = false
-  /** Others had better not read from it */
+  /** It says that others had better not read from it */
   edge = false
   /** How often it was sent elsewhere to make room */
   moves = 0
@@ -76,6 +78,7 @@ export class Entry {
   /** Since when the rate is measured anew, and how much it had then; what it got from another source does not count */
   #mark: { readonly at: number; readonly have: number }
   #isMeasured = false
+  #isNew = true
 
   constructor(id: string, order: number, now: number) {
     this.id = id
@@ -102,6 +105,7 @@ export class Entry {
       this.rate = this.#isMeasured && this.rate > 0 ? (this.rate + rate) / 2 : rate
       this.#mark = { at: now, have }
       this.#isMeasured = true
+      this.#isNew = false
     }
     this.have = have
     this.at = now
@@ -158,9 +162,16 @@ export class Entry {
     return this.#isMeasured
   }
 
-  /** It is not to give it to anybody, and does not. */
-  isLast(): boolean {
-    return this.edge && this.readers.size === 0
+  /** It has never been measured. */
+  isNew(): boolean {
+    return this.#isNew
+  }
+
+  /** Bytes a ms as far as is known, wherever it reads; undefined of one that has said nothing since it came that tells */
+  known(): number | undefined {
+    if (!this.#isNew) return this.rate
+    const ms = this.at - this.enteredAt
+    return ms < BEGINS ? undefined : this.have / ms
   }
 
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
@@ -233,8 +244,7 @@ export class List {
 
   hear(entry: Entry, report: PullReport, now: number): void {
     entry.hear(report, now)
-    // What is a tree now has room for two at its root until the leader, which was the first of a chain, says more.
-    entry.edge = report.edge && !this.isChain
+    entry.edge = report.edge
     const { state } = report
     const from = this.entries.get(report.from)
     if (state === 'leads' || state === 'done') entry.attach(undefined)
@@ -246,7 +256,17 @@ export class List {
   lead(entry: Entry): void {
     entry.lead()
     // Who has only just come may be told to lead other things, too: it says so next.
-    if (entry.have === 0) entry.edge = !this.isChain
+    if (entry.have === 0) entry.edge = true
+  }
+
+  /** Others had better not read from it; in a chain there is no choice. */
+  isAtEdge(entry: Entry): boolean {
+    return entry.edge && !this.isChain
+  }
+
+  /** It is not to give it to anybody, and does not. */
+  isLast(entry: Entry): boolean {
+    return this.isAtEdge(entry) && entry.readers.size === 0
   }
 
   /**

@@ -16,10 +16,10 @@ const AS_IF_MORE = 4
 /** Who gives it to others and displaces one that does not comes so many nodes nearer to the leader. */
 const NEARER = 6
 /**
- * Where too many read from one, some are sent elsewhere: each so many times at most and within so long after it came, in ms, and there it waits
- * for what comes in `waits` ms at most.
+ * Where too many read from one, some are sent elsewhere: each so many times at most, so long after it came at the earliest and within so long, in
+ * ms, and there it waits for what comes in `waits` ms at most.
  */
-const MOVES = { most: 4, within: 5000, waits: 900 }
+const MOVES = { most: 4, after: 250, within: 5000, waits: 900 }
 
 /** Where a node could read it. */
 export interface Place {
@@ -32,7 +32,10 @@ export interface Place {
   readonly late: boolean
   /** Nodes that it is from where it is best to be: the root, or the far end */
   readonly distance: number
-  /** The share of its room that is taken; without room that is said already */
+  /**
+   * The share of its room that is taken, less than nothing for who gives it to nobody: it fills up who gives it already, as who does not
+   * can give other things. Without room that is said already
+   */
   readonly taken: number
 }
 
@@ -58,13 +61,16 @@ export function findPlaces(
   will: (entry: Entry) => boolean = () => true,
 ): Place[] {
   const best: Place[] = []
+  const root = list.wayTo(me)?.root
+  const above = edgesAbove(list, me)
   for (const entry of list.entries.values()) {
     if (entry === me || entry.state === 'asks' || entry.readers.size >= MOST_CHILDREN) continue
     if (!list.isReadable(entry, me, now) || !will(entry)) continue
     const way = list.wayTo(entry, me)
     if (way === undefined || !way.root.isSource() || way.root.outdone) continue
-    if (way.root.hasStalled(now) || isBehind(way.root, me, now)) continue
-    const place = placeAt(list, me, entry, way)
+    // Of what it gets already it knows more than that one has said until now.
+    if (way.root.hasStalled(now) || (way.root !== root && isBehind(way.root, me, now))) continue
+    const place = placeAt(list, me, entry, { ...way, above })
     const worst = best.at(OFFERED - 1)
     if (worst !== undefined && compare(worst, place) <= 0) continue
     best.push(place)
@@ -78,20 +84,20 @@ function placeAt(
   list: List,
   me: Entry,
   entry: Entry,
-  { root, depth }: { root: Entry; depth: number },
+  { root, depth, above }: { root: Entry; depth: number; above: ReadonlySet<Entry> },
 ): Place {
-  const last = me.isLast()
+  const last = list.isLast(me)
   const room = roomOf(list, entry)
   let all = 0
   let inner = 0
   for (const each of entry.readers) {
-    if (each === me || !takesRoom(list, each, root)) continue
+    if (each === me || above.has(each) || !takesRoom(list, each, root)) continue
     all += 1
-    if (!each.isLast()) inner += 1
+    if (!list.isLast(each)) inner += 1
   }
   const used = last ? all : inner
   const crowds = used >= room
-  const reluctance = (entry.edge ? AS_IF_MORE : 0) + (last && inner > 0 ? AS_IF_MORE : 0)
+  const reluctance = (list.isAtEdge(entry) ? AS_IF_MORE : 0) + (last && inner > 0 ? AS_IF_MORE : 0)
   const waits = entry !== root && entry.stalledAt !== undefined
   const isLate = (): boolean =>
     entry.crawls || list.isHeldBack(entry, root) || entry.have + LAG.bytes < me.have
@@ -101,7 +107,7 @@ function placeAt(
     crowding: crowds ? used + 1 - room + reluctance : 0,
     late: !waits && isLate(),
     distance: last ? -depth : depth + (all >= room ? NEARER : 0),
-    taken: crowds ? 0 : used / room,
+    taken: crowds ? 0 : last ? -used / room : used / room,
   }
 }
 
@@ -110,22 +116,32 @@ function placeAt(
  * room anywhere that is the far end, where only the last are slower for it.
  */
 export function relieve(list: List, me: Entry, parent: Entry, now: number): Entry | undefined {
-  if (!isToMove(list, me, now) || me.moves >= MOVES.most || !me.isMeasured()) return undefined
+  if (!isToMove(list, me, now) || me.moves >= MOVES.most) return undefined
+  // Who has only just come to a tree has not much to wait for elsewhere, and whoever comes next would come below it. Whether it gets several
+  // things at once it has said by then.
+  const isNew = !list.isChain && me.isNew() && now - me.enteredAt >= MOVES.after
+  if (!me.isMeasured() && !isNew) return undefined
   const least = me.have - LAG.bytes - me.rate * MOVES.waits
+  const isAsFast = (each: Entry): boolean =>
+    each.isMeasured() && each.have >= least && each.rate >= LAG.share * me.rate
   const will = (each: Entry): boolean =>
-    each !== parent &&
-    each.isMeasured() &&
-    each.have >= least &&
-    each.rate >= LAG.share * me.rate &&
-    !list.isHeldBack(each)
+    each !== parent && (isNew ? !isSlower(each, me) : isAsFast(each)) && !list.isHeldBack(each)
   const [first] = findPlaces(list, me, now, will)
   if (first === undefined) return undefined
   const { entry: to, crowding } = first
-  const isNearer = !me.isLast() || (countInner(parent, me) === 0 && !parent.edge)
-  if (crowding > 0 && (isNearer || countInner(to, me) > 0 || to.edge)) return undefined
+  const isNearer =
+    !list.isLast(me) || (countInner(list, parent, me) === 0 && !list.isAtEdge(parent))
+  const isNoBetter = isNearer || countInner(list, to, me) > 0 || list.isAtEdge(to)
+  if (crowding > 0 && isNoBetter) return undefined
   me.moves += 1
   me.attach(to)
   return to
+}
+
+/** By what both have said so far, if they have. */
+function isSlower(entry: Entry, than: Entry): boolean {
+  const rate = entry.known()
+  return rate !== undefined && rate < LAG.share * (than.known() ?? 0)
 }
 
 /** It has come lately, and there are too many where it reads: those who give it to nobody go first. */
@@ -133,10 +149,26 @@ export function isToMove(list: List, me: Entry, now: number): boolean {
   const { from } = me
   if (from === undefined || now - me.enteredAt > MOVES.within) return false
   const room = roomOf(list, from)
-  if (from.readers.size <= room || (!me.isLast() && countInner(from, me) < room)) return false
+  if (from.readers.size <= room || (!list.isLast(me) && countInner(list, from, me) < room))
+    return false
   const root = list.wayTo(from)?.root
   const taken = Array.from(from.readers).filter((each) => takesRoom(list, each, root)).length
   return taken > room
+}
+
+/**
+ * Those above `me` from whom others had better not read it: as `me` gives it on, it takes the place of the first of them, and they have nobody
+ * to give it to any more. A chain that became a tree has them between nodes that give it on.
+ */
+function edgesAbove(list: List, me: Entry): ReadonlySet<Entry> {
+  const above = new Set<Entry>()
+  if (list.isAtEdge(me)) return above
+  let at = me.from
+  while (at !== undefined && list.isAtEdge(at) && !at.isSource() && !above.has(at)) {
+    above.add(at)
+    at = at.from
+  }
+  return above
 }
 
 /** Who crawls takes next to nothing of what is given where it reads. */
@@ -153,9 +185,9 @@ function roomOf({ small, isChain }: List, { state, edge }: Entry): number {
 }
 
 /** Of those who read from it, but for `me`, who give it to others. */
-function countInner({ readers }: Entry, me: Entry): number {
+function countInner(list: List, { readers }: Entry, me: Entry): number {
   let count = 0
-  for (const each of readers) if (each !== me && !each.isLast()) count += 1
+  for (const each of readers) if (each !== me && !list.isLast(each)) count += 1
   return count
 }
 

@@ -6,6 +6,8 @@ import { Tracker } from '../../../../src/pull/swarm/tracker.ts'
 import type { PullAdvice, PullReport } from '../../../../src/routing/router.ts'
 
 const MB = 1_000_000
+/** Nodes of the longest chain */
+const CHAIN = 16
 
 /** A list and the time, both in a test's hand. */
 class Bench {
@@ -19,7 +21,7 @@ class Bench {
 
   /** More ask than are a chain, and go; one is left, which never gets anything, so that the list is not forgotten. */
   #crowd(): void {
-    const ids = Array.from({ length: 17 }, (_, index) => `crowd-${index}`)
+    const ids = Array.from({ length: CHAIN + 1 }, (_, index) => `crowd-${index}`)
     for (const id of ids) this.hear(id, { noUpstream: true })
     for (const id of ids.slice(1)) this.hear(id, { state: 'gone' })
   }
@@ -51,11 +53,18 @@ class Bench {
     return first
   }
 
-  /** All get 5 MB in half a second and report it, and go where they are told to. @param nodes whom each reads from */
-  reportAll(nodes: Map<string, string>, isAtEdge: (id: string) => boolean): void {
-    this.now += 500
+  /**
+   * All get 10 MB a second, report it after `ms`, and go where they are told to; the leader says nothing if it is `late`.
+   * @param nodes whom each reads from
+   */
+  reportAll(
+    nodes: Map<string, string>,
+    isAtEdge: (id: string) => boolean,
+    { ms = 500, late = false }: { ms?: number; late?: boolean } = {},
+  ): void {
+    this.now += ms
     const have = (this.now - 1000) * 10_000
-    this.hear('leader', { state: 'leads', have, edge: isAtEdge('leader') })
+    if (!late) this.hear('leader', { state: 'leads', have, edge: isAtEdge('leader') })
     for (const [id, from] of nodes) {
       const said = { state: 'follows', edge: isAtEdge(id), have } as const
       const [to = from] = this.hear(id, { ...said, from }).from
@@ -115,24 +124,49 @@ suite('a list of who gets what', () => {
   test('one leads, and few others form a chain in which each gives it once, whatever else it gives', () => {
     const list = new Bench()
     const edges = new Set(['n2', 'n3', 'n7'])
-    const nodes = ids(16)
+    const nodes = ids(CHAIN)
     const from = nodes.map((id) => list.join(id, { edge: edges.has(id) }))
     assert.deepEqual(from, ['', ...nodes.slice(0, -1)])
   })
 
   test('one more, and it is a tree from then on, also when there are few again', () => {
     const list = new Bench()
-    // That the leader gives other things, too, counts with its next word only: until then there is room for two at the root.
-    for (const id of ids(16)) list.join(id, { edge: id === 'n0' })
+    for (const id of ids(CHAIN)) list.join(id)
     assert.deepEqual(
       ['a', 'b', 'c'].map((id) => list.join(id)),
       ['n0', 'a', 'n1'],
     )
-    for (const id of [...ids(16).slice(1), 'c']) list.hear(id, { state: 'gone' })
+    for (const id of [...ids(CHAIN).slice(1), 'c']) list.hear(id, { state: 'gone' })
     assert.deepEqual(
       ['d', 'e', 'f'].map((id) => list.join(id)),
       ['n0', 'd', 'a'],
     )
+  })
+
+  test('who was told to lead in a chain, and has not said since that it leads nothing else, has room for one when it is a tree', () => {
+    const list = new Bench()
+    list.hear('leader')
+    const from = ids(CHAIN).map((id) => list.join(id))
+    assert.deepEqual([from[0], from.at(-1)], ['leader', 'n0'])
+  })
+
+  test('in a tree that was a chain who gives it on goes past those above it who do not, before it is known how fast anything comes', () => {
+    const list = new Bench()
+    const nodes = new Map<string, string>()
+    const isAtEdge = (id: string): boolean =>
+      id === 'leader' || ['n0', 'n1', 'n2', 'n5', 'n6'].includes(id)
+    list.join('leader', { edge: true })
+    for (const id of ids(CHAIN + 4)) nodes.set(id, list.join(id, { edge: isAtEdge(id) }))
+    // It has said in the chain already that it gives other things.
+    assert.deepEqual(
+      ids(CHAIN + 4).filter((id) => nodes.get(id) === 'leader'),
+      ['n0'],
+    )
+    list.reportAll(nodes, isAtEdge, { ms: 250, late: true })
+    assert.equal(nodes.get('n3'), 'leader')
+    for (let round = 0; round < 3; round += 1) list.reportAll(nodes, isAtEdge)
+    const givers = [...nodes.values()].filter(isAtEdge)
+    assert.deepEqual(givers, ['leader'], JSON.stringify([...nodes]))
   })
 
   test('of two that read from one in a chain, because what was between is gone, one comes to its end', () => {
@@ -178,8 +212,8 @@ suite('a list of who gets what', () => {
   test('one leads, and many others form a tree in which nobody gives to more than two', () => {
     for (const [isTree, depth] of [
       [true, 6],
-      // The first 16 were a chain.
-      [false, 15],
+      // The first were a chain.
+      [false, CHAIN - 1],
     ] as const) {
       const list = new Bench({ isTree })
       const readers = new Map<string, number>()
@@ -266,18 +300,32 @@ suite('a list of who gets what', () => {
     assert.deepEqual(moves, before)
   })
 
-  test('nobody is sent to one that gets it more slowly to make room', () => {
+  test('nobody is sent to one that gets it more slowly to make room, also before that is sure', () => {
+    for (const ms of [500, 250]) {
+      const list = new Bench({ isTree: true })
+      list.join('leader', { edge: true })
+      list.join('slow')
+      list.hear('fast', { state: 'follows', from: 'leader' })
+      for (let round = 1; round <= 6; round += 1) {
+        list.now += ms
+        const have = round * ms * 10_000
+        list.hear('leader', { state: 'leads', edge: true, have })
+        list.hear('slow', { state: 'follows', from: 'leader', have: have / 50 })
+        const advice = list.hear('fast', { state: 'follows', from: 'leader', have })
+        assert.deepEqual(advice.from, ['leader'], `after ${round * ms} ms`)
+      }
+    }
+  })
+
+  test('who gives it to nobody reads it where somebody does already: who has no readers can give other things', () => {
     const list = new Bench({ isTree: true })
     list.join('leader', { edge: true })
-    list.join('slow')
-    list.hear('fast', { state: 'follows', from: 'leader' })
-    for (let round = 1; round <= 6; round += 1) {
-      list.now += 500
-      list.hear('leader', { state: 'leads', edge: true, have: round * 5 * MB })
-      list.hear('slow', { state: 'follows', from: 'leader', have: round * 100_000 })
-      const advice = list.hear('fast', { state: 'follows', from: 'leader', have: round * 5 * MB })
-      assert.deepEqual(advice.from, ['leader'])
-    }
+    assert.deepEqual(
+      ['a', 'b', 'c'].map((id) => list.join(id)),
+      ['leader', 'a', 'a'],
+    )
+    const from = ['d', 'e', 'f', 'g'].map((id) => list.join(id, { edge: true }))
+    assert.deepEqual(from, ['b', 'b', 'c', 'c'])
   })
 
   test('what is small one node gives to many', () => {
