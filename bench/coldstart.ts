@@ -56,8 +56,8 @@ interface Run {
   /** Bytes that have come into sites from outside, and into zones from others of their region, by those of the image; 0 without places */
   readonly wan: number
   readonly zones: number
-  /** CPU time of the daemons, in seconds for each GB that a node got */
-  readonly cpu: number
+  /** CPU time of the daemons, in seconds for each GB that a node got; undefined where some of them may have been killed meanwhile */
+  readonly cpu: number | undefined
 }
 
 interface Scenario {
@@ -547,8 +547,8 @@ async function once(
       throw new Error(`${node.name} did not get it`, { cause })
   }
   const counted = each.filter(({ node }, index) => node !== without && isCounted(scenario, index))
-  const took = scenario.meanwhile === undefined ? cpuOf() : cpuBefore
-  const cpu = took.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
+  const took = scenario.meanwhile === undefined ? cpuOf() : undefined
+  const cpu = took?.reduce((sum, seconds, index) => sum + seconds - (cpuBefore[index] ?? 0), 0)
   const crossed = await places?.crossed()
   const run = {
     wan: ((crossed?.wan ?? 0) - (crossedBefore?.wan ?? 0)) / size,
@@ -559,7 +559,7 @@ async function once(
     after:
       (Math.max(...counted.map(({ to }) => to)) - Math.min(...counted.map(({ to }) => to))) / 1000,
     each: each.map(({ from, to }) => (to - from) / 1000),
-    cpu: (cpu * 1e9) / (size * counted.length),
+    cpu: cpu === undefined ? undefined : (cpu * 1e9) / (size * counted.length),
     manifests:
       cluster.upstream.requests().filter((line) => line.includes('/manifests/')).length - asked,
   }
@@ -567,7 +567,7 @@ async function once(
   // What was cut off comes back, and its node takes the upstream for down a little longer.
   if (undo !== undefined) await delay(15_000)
   process.stdout.write(
-    `  ${contender.name}: egress ${run.egress.toFixed(3)}${alone === undefined ? '' : `, ${run.alone.toFixed(3)} of it by the killed daemon's containerd`}${places === undefined ? '' : `, into sites ${run.wan.toFixed(3)}, into zones from others ${run.zones.toFixed(3)}`}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}, CPU ${run.cpu.toFixed(2)} s/GB\n`,
+    `  ${contender.name}: egress ${run.egress.toFixed(3)}${alone === undefined ? '' : `, ${run.alone.toFixed(3)} of it by the killed daemon's containerd`}${places === undefined ? '' : `, into sites ${run.wan.toFixed(3)}, into zones from others ${run.zones.toFixed(3)}`}, last ${run.last.toFixed(2)} s, ${run.after.toFixed(2)} s after the first, each ${run.each.map((seconds) => seconds.toFixed(2)).join(' ')}, manifest requests ${run.manifests}${run.cpu === undefined ? '' : `, CPU ${run.cpu.toFixed(2)} s/GB`}\n`,
   )
   return run
 }
