@@ -118,7 +118,7 @@ function placeAt(
 export function relieve(list: List, me: Entry, parent: Entry, now: number): Entry | undefined {
   if (!isToMove(list, me, now) || me.moves >= MOVES.most) return undefined
   // Who has only just come to a tree has not much to wait for elsewhere, and whoever comes next would come below it. Whether it gets several
-  // things at once it has said by then.
+  // things at once it has said by then: `after` is as long as `roles.ts` leaves that open.
   const isNew = !list.isChain && me.isNew() && now - me.enteredAt >= MOVES.after
   if (!me.isMeasured() && !isNew) return undefined
   const least = me.have - LAG.bytes - me.rate * MOVES.waits
