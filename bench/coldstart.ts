@@ -6,20 +6,21 @@ import { Cluster, Upstream, type ClusterNode, type NodeStore } from '../test/har
 import { Places, type Place, type PlaceLinks } from '../test/harness/places.ts'
 import { containerdBinaries } from '../test/harness/tools.ts'
 import { moveAway } from './far-upstream.ts'
-import { cpuSeconds, forgetAll, Shoal, Spegel, type Contender } from './contender.ts'
+import { cpuSeconds, forgetAll, Shoal, ShoalUnits, Spegel, type Contender } from './contender.ts'
 
 /**
  * What happens when many nodes want the same image that none of them has: how often it crosses the uplink, and when the last
  * node has it. Nodes are network namespaces with their own containerd (or Shoal's own store) and daemon, the uplink is
  * shaped by tc; a contender's daemon stands in front of the upstream in containerd's hosts.toml.
  *
- *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--cri] [--away MS] [--verbose]
+ *     npm run bench:coldstart -- [--only NAME,...] [--runs N] [--vs spegel=BINARY] [--containerd] [--cri] [--systemd] [--away MS] [--verbose]
  *
  * With --containerd all nodes have that in place of their own store, also where they would not: Spegel has no other.
  *
  * The nodes of all scenarios share one machine's processors, so content is fetched and committed (`ctr content fetch`), but
  * not unpacked: that is the same with every contender. With --cri it is pulled as for a pod, by containerd's CRI plugin: three
- * layers at a time, and unpacked. With --away the upstream is so far away in all scenarios.
+ * layers at a time, and unpacked. With --systemd each node has one, which holds the local listener's socket (shoal.socket) and starts a
+ * daemon that was killed again after a second. With --away the upstream is so far away in all scenarios.
  */
 const { values: flags } = parseArgs({
   options: {
@@ -28,6 +29,7 @@ const { values: flags } = parseArgs({
     vs: { type: 'string' },
     containerd: { type: 'boolean', default: false },
     cri: { type: 'boolean', default: false },
+    systemd: { type: 'boolean', default: false },
     away: { type: 'string' },
     verbose: { type: 'boolean', default: false },
   },
@@ -156,7 +158,7 @@ const scenarios: readonly Scenario[] = [
   {
     name: 'leader-restarted',
     title:
-      '6 nodes with containerd; its daemon is killed at 30 %, and started again a second later, as by systemd',
+      '6 nodes with containerd; its daemon is killed at 30 %, and started again a second later',
     stores: six,
     uplink: 200,
     layers: FIVE,
@@ -423,6 +425,7 @@ const NOBODY: Contender = {
   pid: () => 0,
   async kill() {},
   async revive() {},
+  log: async () => '',
 }
 
 let size = 0
@@ -431,7 +434,7 @@ for (const each of scenarios) {
   const scenario = flags.containerd
     ? { ...each, stores: each.stores.map((): NodeStore => binaries) }
     : each
-  const contenders: Contender[] = [new Shoal()]
+  const contenders: Contender[] = [flags.systemd ? new ShoalUnits() : new Shoal()]
   const [kind, path] = flags.vs?.split('=') ?? []
   if (scenario.direct === true) contenders.push(NOBODY)
   // Spegel is not ready before it has met another.
@@ -490,9 +493,9 @@ async function measure(scenario: Scenario, contender: Contender): Promise<Run[]>
     await delay(1000)
   }
   if (contender instanceof Shoal) process.stdout.write(await agreement(cluster))
-  if (flags.verbose && contender !== NOBODY)
+  if (flags.verbose)
     for (const node of cluster.nodes)
-      process.stderr.write(`--- ${node.name}\n${node.daemon.log()}\n`)
+      process.stderr.write(`--- ${node.name}\n${await contender.log(node)}\n`)
   await contender.stop()
   return runs
 }

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { execFileSync } from 'node:child_process'
 import { Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import type { Program } from '../test/harness/machine.ts'
+import { ServiceManager } from '../test/harness/service-manager.ts'
 import { until } from '../test/wait.ts'
 import type { LoadResult } from './load.ts'
 
@@ -24,9 +25,11 @@ export interface Contender {
   /** The daemon of one node dies, and is started again. */
   kill(node: ClusterNode): Promise<void>
   revive(node: ClusterNode): Promise<void>
+  /** The end of what the daemon on a node has printed */
+  log(node: ClusterNode): Promise<string>
 }
 
-/** This project's daemon as its systemd unit starts it; with a token, nodes speak TLS among each other. */
+/** This project's daemon, started as its systemd unit says; with a token, nodes speak TLS among each other. */
 export class Shoal implements Contender {
   readonly name: string
   readonly port = 5001
@@ -72,6 +75,62 @@ export class Shoal implements Contender {
   async revive(node: ClusterNode): Promise<void> {
     await node.startDaemon()
   }
+
+  async log(node: ClusterNode): Promise<string> {
+    return node.daemon.log()
+  }
+}
+
+/** The same under a systemd of each node, by both of its units: who dies is started again by that, and containerd is not refused meanwhile. */
+export class ShoalUnits extends Shoal {
+  override readonly name: string = 'Shoal, shoal.socket'
+  readonly #managers = new Map<ClusterNode, { systemd: ServiceManager; pid: number }>()
+
+  override async start(nodes: readonly ClusterNode[]): Promise<void> {
+    for (const node of nodes) {
+      const systemd = await ServiceManager.start(node.machine)
+      this.#managers.set(node, { systemd, pid: 0 })
+      for (const unit of ['shoal.socket', 'shoal.service'])
+        await node.exec(['cp', `/opt/shoal/deploy/systemd/${unit}`, '/etc/systemd/system/'])
+      await systemd.systemctl('daemon-reload')
+      await systemd.systemctl('start', 'shoal.socket', 'shoal.service')
+    }
+    for (const node of nodes) await this.revive(node)
+  }
+
+  override async stop(): Promise<void> {
+    for (const { systemd } of this.#managers.values()) await systemd[Symbol.asyncDispose]()
+    this.#managers.clear()
+  }
+
+  override pid(node: ClusterNode): number {
+    return this.#managerOf(node).pid
+  }
+
+  override async kill(node: ClusterNode): Promise<void> {
+    const { systemd } = this.#managerOf(node)
+    await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+  }
+
+  /** systemd does it. */
+  override async revive(node: ClusterNode): Promise<void> {
+    const { systemd } = this.#managerOf(node)
+    await until(
+      async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200,
+      { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
+    )
+    this.#managers.set(node, { systemd, pid: await systemd.pidOf('shoal.service') })
+  }
+
+  override async log(node: ClusterNode): Promise<string> {
+    return this.#managerOf(node).systemd.log()
+  }
+
+  #managerOf(node: ClusterNode): { systemd: ServiceManager; pid: number } {
+    const manager = this.#managers.get(node)
+    if (manager === undefined) throw new Error(`no systemd on ${node.name}`)
+    return manager
+  }
 }
 
 /** Spegel with its own defaults. */
@@ -113,6 +172,10 @@ export class Spegel implements Contender {
       [...this.#programs.keys()].find((other) => other !== node),
     )
     await this.#ready(node)
+  }
+
+  async log(node: ClusterNode): Promise<string> {
+    return this.#programs.get(node)?.log() ?? ''
   }
 
   #run(node: ClusterNode, other: ClusterNode | undefined): void {

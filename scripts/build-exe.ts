@@ -27,7 +27,7 @@ const files = new Map(
         // Of this machine's V8
         ...(architecture === process.arch ? bundle.map((name) => `dist/${name}.cache`) : []),
         'dist/dashboard/*',
-        'deploy/systemd/shoal.service',
+        'deploy/systemd/shoal.{service,socket}',
       ],
     },
     {

@@ -41,8 +41,9 @@ try {
   process.exit(1)
 }
 process.env.SHOAL_PROGRAM = process.execPath
-// The C library reads it before anything of ours runs; bin/shoal says why.
-if (process.argv[2] === 'serve' && process.env.MALLOC_ARENA_MAX === undefined)
+// The C library reads it before anything of ours runs; bin/shoal says why. The systemd unit sets it: a socket that is passed would be lost here.
+const { LISTEN_PID, MALLOC_ARENA_MAX } = process.env
+if (process.argv[2] === 'serve' && MALLOC_ARENA_MAX === undefined && LISTEN_PID === undefined)
   process.execve(process.execPath, process.argv.toSpliced(1, 1), {
     ...process.env,
     MALLOC_ARENA_MAX: '2',

@@ -73,6 +73,8 @@ export interface Daemon extends Startable {
 export interface DaemonComponents {
   readonly log: Logger
   readonly serviceAccount?: ServiceAccount | undefined
+  /** The descriptor of the local listener's socket, where a service manager holds it */
+  readonly heldSocket?: number | undefined
   /** Another node has the identity of this one, which must not run */
   readonly onTwin?: (twin: TwinError) => void
   /** Reads K3s' configuration anew and says what holds then; without it changes of K3s' configuration are not followed. */
@@ -97,7 +99,7 @@ const WELL_KNOWN: ReadonlySet<string> = new Set([
 /** Puts a node together: the one place, with the rooms of `daemon/`, that knows concrete classes. */
 export function createDaemon(
   config: EffectiveConfig,
-  { log, serviceAccount, onTwin, reconsider, written, recordLifeMs }: DaemonComponents,
+  { log, serviceAccount, heldSocket, onTwin, reconsider, written, recordLifeMs }: DaemonComponents,
 ): Daemon {
   const metrics = createMetrics()
   const component = (name: string): Logger => log.child({ component: name })
@@ -362,6 +364,7 @@ export function createDaemon(
     new Listener(registry('local', { ...forLocal, secure: loopbackTls }), {
       key: 'listen.local',
       listen: localAddress,
+      held: heldSocket,
       drainTimeout,
     })
   const socketListener =
@@ -460,6 +463,7 @@ export function createDaemon(
       metrics,
       notReady,
       addresses: () => (running ? addresses() : undefined),
+      socketHeld: heldSocket !== undefined,
       followed,
       sharedRegistries,
       store,

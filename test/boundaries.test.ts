@@ -32,6 +32,7 @@ const COMPOSITION = [
 const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   oci: [],
   'lifecycle.ts': [],
+  'held-socket.ts': [], // what the process is started with, for the command, and the listener that serves it
   'make-directory.ts': ['system-error.ts'], // for every room that has files of its own
   'system-error.ts': [], // what the system says of files, which every room that has some reads
   'alarm.ts': [], // for rooms that work at something from time to time
@@ -138,6 +139,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   http: [
     'oci',
     'lifecycle.ts',
+    'held-socket.ts',
     'bounded-map.ts',
     'kernel',
     'observe',
@@ -151,6 +153,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   cli: [
     'oci',
     'lifecycle.ts',
+    'held-socket.ts',
     'observe',
     'config',
     'mirror',

@@ -151,3 +151,16 @@ test('the systemd unit starts the daemon by arguments that exist', () => {
   checkArguments(argv.slice(1))
   assert.deepEqual(directories, ['/var/lib/shoal'])
 })
+
+test('systemd holds the socket at which the daemon listens, and gives up a daemon that does not stay up', () => {
+  const unit = readFileSync(new URL('deploy/systemd/shoal.socket', root), 'utf8')
+  const settings = new Map(
+    unit.matchAll(/^(\w+)=(.*)$/gm).map(([, key = '', value = '']) => [key, value]),
+  )
+  const { address } = configSchema.parse({}).listen.local
+  assert.ok(address)
+  assert.equal(settings.get('ListenStream'), formatAddress(address))
+  // By default systemd would go on for ever: it counts 20 within 2 s, and a start takes a second.
+  assert.equal(settings.get('TriggerLimitIntervalSec'), '1min')
+  assert.equal(settings.get('TriggerLimitBurst'), '4')
+})

@@ -11,6 +11,8 @@ const REMEDIES: Readonly<Record<string, string>> = {
   ERR_CONFIG_INVALID: 'correct what is named; shoal config check says when all is right',
   ERR_DAEMON_REFUSED: "the daemon's log says more: journalctl -u shoal",
   ERR_DEMO_FAILED: 'run it with --log-level info: the log of the nodes says why',
+  ERR_HELD_SOCKET:
+    'have one ListenStream= in shoal.socket, the same as listen.local, or do without it: systemctl disable --now shoal.socket',
   ERR_HOSTS_TOML: 'mend or remove that file, and run it again',
   ERR_IDENTITY_INVALID: 'restore that file, or remove it: then this node gets a new identity',
   ERR_LAYOUT_INDEX_INVALID:

@@ -1,25 +1,29 @@
-import { execFile } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { readdir, rm } from 'node:fs/promises'
-import { promisify } from 'node:util'
+import { isIP } from 'node:net'
 import { Command } from 'commander'
+import { formatAddress } from '../config/addresses.ts'
 import type { EffectiveConfig } from '../config/effective.ts'
 import { DEFAULT_CONFIG_FILE, printFlags } from '../config/load.ts'
 import { InstallError, Journal } from '../install/journal.ts'
+import {
+  assertSystemd,
+  installedUnits,
+  reloadUnits,
+  socketUnit,
+  startUnits,
+  stopUnits,
+  writeUnits,
+} from '../install/units.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 import { applyMirror, restoreMirror } from './mirror.ts'
 import { addProgressOptions, progressOf } from './progress.ts'
 
-/** Where the program, its unit, and what takes them away again are put. */
+/** Where the program, and what takes all of it away again are put. */
 const PROGRAM = '/usr/local/bin/shoal'
-const UNIT = '/etc/systemd/system/shoal.service'
 const JOURNAL = 'install.json'
-/** The unit as it comes with the program: seen from the bundle, and from the sources. */
-const UNIT_SOURCES = ['../deploy/systemd/shoal.service', '../../deploy/systemd/shoal.service']
 /** Where the single executable has unpacked itself */
 const CACHE = '/var/cache/shoal'
-/** How long systemd may take, in ms: a stop waits for transfers. */
-const SYSTEMCTL = 60_000
 
 /** Tells of a step, in one line. */
 type Say = NonNullable<Parameters<typeof applyMirror>[2]>
@@ -28,7 +32,7 @@ type Say = NonNullable<Parameters<typeof applyMirror>[2]>
 export function installCommand(): Command {
   const install = new Command('install')
     .description(
-      'put Shoal on this host: the program, its configuration, a systemd unit, and hosts.toml for containerd; shoal uninstall takes all of it away',
+      'put Shoal on this host: the program, its configuration, systemd units, and hosts.toml for containerd; shoal uninstall takes all of it away',
     )
     .option('--no-start', 'leave the service as it is: neither enable nor start it')
     .action(async () => {
@@ -42,13 +46,10 @@ export function installCommand(): Command {
       const journal = await Journal.open(journalOf(config))
       const first = journal.empty
       try {
-        await put(journal, renderConfig(config, source), say)
+        const before = await socketUnit()
+        await put(journal, config, renderConfig(config, source), say)
         await applyMirror(config, [], say)
-        if (start) {
-          await systemctl('daemon-reload')
-          await systemctl('enable', 'shoal')
-          await systemctl('restart', 'shoal')
-        }
+        if (start) await startUnits(before)
       } catch (error) {
         // Half an installation is worse than none; of one that was there before, the old half is as good.
         if (first)
@@ -58,7 +59,7 @@ export function installCommand(): Command {
       progress.result(
         start
           ? 'installed and started; shoal doctor says how it is'
-          : 'installed; systemctl enable --now shoal starts it',
+          : `installed; systemctl enable --now ${installedUnits().join(' ')} starts it`,
         { installed: true, started: start },
       )
     })
@@ -97,7 +98,12 @@ export function uninstallCommand(): Command {
   ])
 }
 
-async function put(journal: Journal, config: string, say: Say): Promise<void> {
+async function put(
+  journal: Journal,
+  { listen }: EffectiveConfig,
+  config: string,
+  say: Say,
+): Promise<void> {
   const program = realProgram()
   if (program !== PROGRAM) await journal.link(PROGRAM, program)
   if (existsSync(DEFAULT_CONFIG_FILE)) {
@@ -106,8 +112,11 @@ async function put(journal: Journal, config: string, say: Say): Promise<void> {
     await journal.write(DEFAULT_CONFIG_FILE, config)
     say(`${DEFAULT_CONFIG_FILE}: created`)
   }
-  await journal.write(UNIT, unitText())
-  say(`${UNIT}: written`)
+  const { address } = listen.local
+  const held = address !== undefined && isIP(address.host) !== 0 && address.port !== 0
+  // systemd takes addresses only, and what is chosen anew at each start cannot be held.
+  for (const path of await writeUnits(journal, held ? formatAddress(address) : undefined))
+    say(`${path}: written`)
 }
 
 /** @returns what was left, and why */
@@ -117,12 +126,12 @@ async function takeAway(
   { force, stop, state, say }: { force: boolean; stop: boolean; state: boolean; say: Say },
 ): Promise<string[]> {
   // The daemon first: it would put hosts.toml right again.
-  if (stop && existsSync(UNIT)) await systemctl('disable', '--now', 'shoal')
+  if (stop) await stopUnits()
   await restoreMirror(config, say)
   const left = (await journal.undo({ force })).map(
     (path) => `${path}: left, it was changed; shoal uninstall --purge would not`,
   )
-  if (stop) await systemctl('daemon-reload').catch(() => {})
+  if (stop) await reloadUnits().catch(() => {})
   if (!state) return left
   await rm(CACHE, { recursive: true, force: true })
   const store = config.layout.path
@@ -144,17 +153,6 @@ function renderConfig(config: EffectiveConfig, source: (name: string) => string)
 ${config.bootstrap.length === 0 ? hint : ''}${printFlags(config, source)}`
 }
 
-function unitText(): string {
-  for (const source of UNIT_SOURCES) {
-    const url = new URL(source, import.meta.url)
-    if (existsSync(url)) return readFileSync(url, 'utf8')
-  }
-  throw new InstallError(
-    `the systemd unit that belongs to this program is missing: ${UNIT_SOURCES[0]}`,
-    'unpack Shoal anew',
-  )
-}
-
 /** What was started: the launcher, or the single executable, which say so; else the launcher beside the bundle. */
 function realProgram(): string {
   const said = process.env['SHOAL_PROGRAM']
@@ -168,27 +166,4 @@ function assertRoot(what: string): void {
       `shoal ${what} changes files in /etc`,
       `run it as root (sudo shoal ${what})`,
     )
-}
-
-async function assertSystemd(): Promise<void> {
-  await systemctl('--version').catch((error: unknown) => {
-    throw new InstallError(
-      'this host has no systemd',
-      'use --no-start, and have another supervisor run shoal serve',
-      { cause: error },
-    )
-  })
-}
-
-async function systemctl(...args: readonly string[]): Promise<void> {
-  try {
-    await promisify(execFile)('systemctl', args, { timeout: SYSTEMCTL })
-  } catch (error) {
-    const reason = error instanceof Error ? error.message.trim() : String(error)
-    throw new InstallError(
-      `systemctl ${args.join(' ')} failed: ${reason}`,
-      'its log says why: journalctl -u shoal',
-      { cause: error },
-    )
-  }
 }

@@ -1,5 +1,6 @@
 import { Command } from 'commander'
 import type { ServiceAccount } from '../config/kubernetes.ts'
+import { takeHeldSocket } from '../held-socket.ts'
 import { createLogger } from '../observe/log.ts'
 import { addConfigOptions, loadFromCommand } from './config.ts'
 
@@ -19,6 +20,7 @@ export function serveCommand(): Command {
       const daemon = createDaemon(config, {
         log,
         serviceAccount: serviceAccount(),
+        heldSocket: takeHeldSocket(process, config.listen.local.address),
         reconsider,
         written,
         onTwin: (twin) => {

@@ -50,7 +50,7 @@ export function statusCommand(): Command {
 
 /** The same in words, a line for each thing. */
 export function describeStatus(status: NodeStatus): string {
-  const { sharing, store, mesh, upstream, mirror, listen } = status
+  const { sharing, store, mesh, upstream, mirror, listen, socketHeld } = status
   const lines: [name: string, text: string][] = [
     ['node', `${status.name}, Shoal ${status.version}`],
     ['ready', status.notReady === null ? 'yes' : `no: ${status.notReady}`],
@@ -78,6 +78,9 @@ export function describeStatus(status: NodeStatus): string {
           `${name} listener`,
           at === '' ? 'none yet: this node has no address that others could reach' : at,
         ])),
+    ...(socketHeld
+      ? [['', 'pulls wait there while Shoal is started again'] as [string, string]]
+      : []),
     ...describeTogether(status.together),
     ['upstream', describeUpstream(upstream)],
     ...describeTraffic(status.traffic),

@@ -23,6 +23,7 @@ export interface NodeStatusComponents {
   readonly notReady: () => string | undefined
   /** Undefined before everything has started */
   readonly addresses: () => NonNullable<NodeStatus['listen']> | undefined
+  readonly socketHeld: boolean
   readonly followed: FollowedConfig
   readonly sharedRegistries: SharedRegistries
   readonly store: HotStore
@@ -43,6 +44,7 @@ export async function nodeStatus(
     metrics,
     notReady,
     addresses,
+    socketHeld,
     followed,
     sharedRegistries,
     store,
@@ -67,6 +69,7 @@ export async function nodeStatus(
     notReady: notReady() ?? null,
     id: listen === undefined ? null : router.self().id,
     listen: listen ?? null,
+    socketHeld,
     sharing: {
       on: router.sharing,
       configured: followed.current.sharing,

@@ -6,6 +6,8 @@ export interface DaemonFacts {
   readonly origin: string
   /** Undefined when no daemon answers there */
   readonly status: NodeStatus | undefined
+  /** Whether systemd has been told to hold the local listener's socket */
+  readonly socketUnit: boolean
   /** The version of this program */
   readonly version: string
 }
@@ -13,7 +15,7 @@ export interface DaemonFacts {
 const { pass, warn, fail } = findings('daemon')
 
 /** Is the daemon there, and ready? */
-export function checkDaemon({ origin, status, version }: DaemonFacts): Finding[] {
+export function checkDaemon({ origin, status, socketUnit, version }: DaemonFacts): Finding[] {
   if (status === undefined)
     return [
       fail(
@@ -35,6 +37,13 @@ export function checkDaemon({ origin, status, version }: DaemonFacts): Finding[]
       warn(
         `the daemon is of version ${status.version}, this program of ${version}`,
         'restart it, so that both are the same: systemctl restart shoal',
+      ),
+    ]
+  if (socketUnit && !status.socketHeld)
+    return [
+      warn(
+        'shoal.socket is installed, but the daemon opened its socket itself: pulls go on to the next host while it is started again',
+        'systemctl stop shoal && systemctl start shoal.socket shoal; if it was so before, the log says why Shoal did not stay up: journalctl -u shoal',
       ),
     ]
   return [pass(`${status.name} runs Shoal ${status.version} and is ready`)]

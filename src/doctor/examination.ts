@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import type { EffectiveConfig } from '../config/effective.ts'
 import type { RoundTrip } from '../observe/round-trip.ts'
 import type { NodeStatus } from '../observe/status.ts'
@@ -15,6 +16,9 @@ import { checkReachable, checkRoundTrip } from './round-trip.ts'
 import { checkToken, lookAtToken } from './token.ts'
 import { listeningSockets } from './sockets.ts'
 import { checkUpstream, lookAtUpstream } from './upstream.ts'
+
+/** Where shoal install puts it, and an administrator */
+const SOCKET_UNIT = '/etc/systemd/system/shoal.socket'
 
 /** What the daemon said of itself, as far as it runs. */
 export interface DaemonSays {
@@ -67,7 +71,7 @@ export async function examine(init: ExaminationInit): Promise<Finding[]> {
     },
   })
   const found = [
-    ...checkDaemon({ origin, status, version }),
+    ...checkDaemon({ origin, status, socketUnit: existsSync(SOCKET_UNIT), version }),
     ...checkSharing({ status }),
     ...checkRights(host),
     ...(containerd === undefined || mirror === undefined

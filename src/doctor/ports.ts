@@ -8,7 +8,7 @@ import {
   type SocketAddress,
 } from '../config/addresses.ts'
 import { findings, type Finding } from './finding.ts'
-import { listeningSockets, type ListeningSocket } from './sockets.ts'
+import { listeningSockets, SERVICE_MANAGER, type ListeningSocket } from './sockets.ts'
 
 export interface PortFacts {
   /** What this node listens at, by key, or is to; several ports where the first that is free will do */
@@ -55,7 +55,13 @@ export async function lookAtPorts(
 const { pass, fail, notApplicable } = findings('ports')
 
 /** Are the ports of this node its own? */
-export function checkPorts({ wanted, sockets, daemon }: PortFacts): Finding[] {
+export function checkPorts({ wanted, sockets: all, daemon }: PortFacts): Finding[] {
+  const local = wanted.find(({ key }) => key === 'listen.local')
+  // shoal.socket, while there is no daemon
+  const sockets = all.filter(
+    ({ host, port, process }) =>
+      process?.pid !== SERVICE_MANAGER || host !== local?.host || !local.ports.includes(port),
+  )
   const holders = (host: string, port: number) =>
     sockets.filter((socket) => socket.port === port && overlap(socket.host, host))
   const found = wanted.flatMap(({ key, host, ports }): Finding[] => {

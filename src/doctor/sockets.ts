@@ -44,21 +44,24 @@ function parseAddress(hex: string): string {
   return new URL(`http://[${groups.join(':')}]`).hostname.slice(1, -1)
 }
 
-/** Which process has a socket open: its descriptors are links that name it. */
+/** The process of the service manager, which holds sockets that services are given */
+export const SERVICE_MANAGER = 1
+
+/** Which process has a socket open: its descriptors are links that name it. The service manager comes last: a service that it gives one to has it, too. */
 async function ownersOf(
   inodes: ReadonlySet<string>,
 ): Promise<Map<string, { pid: number; name: string }>> {
   const owners = new Map<string, { pid: number; name: string }>()
-  for (const entry of await readdir('/proc')) {
+  const processes = (await readdir('/proc')).map(Number).filter((pid) => pid > SERVICE_MANAGER)
+  for (const pid of [...processes, SERVICE_MANAGER]) {
     if (owners.size === inodes.size) break
-    if (!/^\d+$/.test(entry)) continue
-    const descriptors = await readdir(`/proc/${entry}/fd`).catch(() => [])
+    const descriptors = await readdir(`/proc/${pid}/fd`).catch(() => [])
     for (const descriptor of descriptors) {
-      const link = await readlink(`/proc/${entry}/fd/${descriptor}`).catch(() => '')
+      const link = await readlink(`/proc/${pid}/fd/${descriptor}`).catch(() => '')
       const [, inode = ''] = /^socket:\[(\d+)\]$/.exec(link) ?? []
       if (!inodes.has(inode) || owners.has(inode)) continue
-      const name = await readFile(`/proc/${entry}/comm`, 'utf8').catch(() => '')
-      owners.set(inode, { pid: Number(entry), name: name.trim() })
+      const name = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')
+      owners.set(inode, { pid, name: name.trim() })
     }
   }
   return owners

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import { ListenError, type Startable } from '../lifecycle.ts'
+import { assertHeldAt, HeldSocketError } from '../held-socket.ts'
 
 /** A host and a port to listen on. */
 export interface ListenAddress {
@@ -24,13 +25,19 @@ export class Listener implements Startable {
     return { host, port: typeof bound === 'object' && bound !== null ? bound.port : port }
   }
 
-  /** @throws {ListenError} */
+  /** @throws {ListenError | HeldSocketError} */
   async start(): Promise<void> {
-    const { key, listen } = this.#init
+    const { key, listen, held } = this.#init
+    // Where there is a descriptor Node listens on that.
+    const at = held === undefined ? { ...listen } : { host: listen.host, fd: held }
     try {
-      await this.#server.listen({ ...listen })
+      await this.#server.listen(at)
+      const bound = this.#server.server.address()
+      if (held !== undefined && typeof bound === 'object' && bound !== null)
+        assertHeldAt(bound, listen)
     } catch (error) {
-      throw new ListenError(key, listen, error)
+      await this.stop()
+      throw error instanceof HeldSocketError ? error : new ListenError(key, listen, error)
     }
   }
 
@@ -50,6 +57,8 @@ export interface ListenerInit {
   /** The configuration key this comes from, for messages */
   readonly key: string
   readonly listen: ListenAddress
+  /** The descriptor of a socket that listens there already, from {@link takeHeldSocket} */
+  readonly held?: number | undefined
   /** How long requests may go on after `stop`, in ms */
   readonly drainTimeout: number
 }

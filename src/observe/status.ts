@@ -8,6 +8,8 @@ export interface NodeStatus {
   readonly id: string | null
   /** As `host:port`, several separated by commas, by listener */
   readonly listen: Readonly<Record<'local' | 'peer' | 'p2p' | 'admin', string>> | null
+  /** Whether a service manager holds the socket of the local listener, so that pulls wait while this node is started again */
+  readonly socketHeld: boolean
   readonly sharing: {
     readonly on: boolean
     /** `auto` follows K3s' servers */

@@ -158,10 +158,13 @@ suite('the commands of the documents', { skip }, () => {
         // The daemon has to run before doctor can look at it.
         replace: { '10.0.0.11': holder.address, ...other, 'shoal doctor': '' },
       })
-      assert.deepEqual(calls.slice(-3), [
+      assert.deepEqual(calls.slice(-6), [
         'systemctl daemon-reload',
-        'systemctl enable shoal',
-        'systemctl restart shoal',
+        'systemctl enable shoal.socket shoal.service',
+        'systemctl is-active shoal.socket',
+        'systemctl stop shoal.socket shoal.service',
+        'systemctl start shoal.socket',
+        'systemctl restart shoal.service',
       ])
       await node.startDaemon()
       configs.set(node, await node.exec(['cat', CONFIG]))

@@ -11,6 +11,7 @@ import { buildImage, imageArchive } from '../../src/cli/demo-image.ts'
 import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
 import { commandsUnder } from '../harness/docs.ts'
 import { pauseArchive, PodRunner, type PodSpec, type RunningPod } from '../harness/pod.ts'
+import { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -22,6 +23,7 @@ const PAGE = 'docs/how-to/air-gap.md'
 const run = promisify(execFile)
 const skip = skipWithout(
   'namespaces',
+  'systemd',
   'registry',
   'buildah',
   'runc',
@@ -66,9 +68,17 @@ suite(
   () => {
     let directory: string
     let cluster: Cluster
+    /** Where it runs as a service */
     let holder: ClusterNode
+    let systemd: ServiceManager
     /** By whose manifests it runs, with vanilla containerd 1.x and with K3s' 2.x */
     const nodes: PodNode[] = []
+
+    const ready = (node: ClusterNode) =>
+      until(
+        async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200 && true,
+        { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
+      )
 
     /** A machine that has nothing of Shoal but the bundle, and no route that leads out of its network. */
     async function seclude(node: ClusterNode, bundle: string): Promise<void> {
@@ -77,14 +87,16 @@ suite(
       await node.exec(['umount', '/opt/shoal'])
       await node.exec(['mount', '-t', 'tmpfs', 'tmpfs', '/var/cache'])
       await node.exec(['ln', '-s', bundle, '/run/shoal-k3s-x64.tar'])
-      const notes = '#!/bin/sh\necho "$@" >> /run/systemctl.log\n'
-      await node.writeFile('/usr/local/bin/systemctl', notes)
       await node.writeFile('/usr/local/bin/k3s', '#!/bin/sh\nexec "$@"\n')
-      await node.exec(['chmod', '+x', '/usr/local/bin/systemctl', '/usr/local/bin/k3s'])
+      await node.exec(['chmod', '+x', '/usr/local/bin/k3s'])
     }
 
     /** What the page says, in a directory that has the bundle, with what differs from network to network. */
-    function follow(node: ClusterNode, heading: string, block = 0): Promise<string> {
+    function follow(
+      node: ClusterNode,
+      heading: string,
+      { block = 0, within = node as Pick<ClusterNode, 'exec'> } = {},
+    ): Promise<string> {
       const commands = commandsUnder(PAGE, heading)[block] ?? ''
       const ours = commands
         .replace(
@@ -92,7 +104,7 @@ suite(
           `--bootstrap ${node.address} --node-address ${node.address}`,
         )
         .replaceAll('k3s ctr', 'k3s ctr -n k8s.io')
-      return node.exec(['sh', '-euc', `cd /run\n${ours}`], { timeoutMs: 220_000 })
+      return within.exec(['sh', '-euc', `cd /run\n${ours}`], { timeoutMs: 220_000 })
     }
 
     before(async () => {
@@ -117,8 +129,9 @@ suite(
         if (node !== vanilla) await follow(node, 'What is shared')
         await node.startContainerd()
       }
-      await follow(holder, 'As a service')
-      await holder.startDaemon()
+      systemd = await ServiceManager.start(holder.machine)
+      await follow(holder, 'As a service', { within: systemd })
+      await ready(holder)
       await writeFile(
         holder.machine.path('/run/app.tar'),
         imageArchive(await buildImage({ layers: [200_000, 1000] }), [IMAGE]),
@@ -133,7 +146,7 @@ suite(
         await follow(node, 'As pods')
         // As K3s does, at its start and when a file comes
         await node.ctr('images', 'import', '/var/lib/rancher/k3s/agent/images/shoal-image.tar')
-        if (node === pods) await follow(node, 'As pods', 1)
+        if (node === pods) await follow(node, 'As pods', { block: 1 })
         const made = manifests(
           node === pods
             ? await node.exec(['cat', '/var/lib/rancher/k3s/server/manifests/shoal.yaml'])
@@ -149,16 +162,11 @@ suite(
     })
     after(async () => {
       for (const { running } of nodes) await running.remove(0).catch(() => {})
+      await systemd?.[Symbol.asyncDispose]()
       await cluster?.[Symbol.asyncDispose]()
       await PodRunner.removeCgroups()
       await rm(directory, { recursive: true, force: true })
     })
-
-    const ready = (node: ClusterNode) =>
-      until(
-        async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200 && true,
-        { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
-      )
 
     test('a pull on its node comes from a peer, and whole', async () => {
       for (const { node } of nodes) {
@@ -170,6 +178,12 @@ suite(
         // Not that it could have come from elsewhere.
         await assert.rejects(node.exec(['ip', 'route', 'get', '192.0.2.1']), /unreachable/)
       }
+    })
+
+    test('the one of the service is started again when it is killed, and who asks meanwhile waits', async () => {
+      await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+      await holder.exec(['curl', '--silent', '--fail', 'http://127.0.0.1:5001/v2/'])
+      assert.equal(await systemd.property('shoal.service', 'NRestarts'), '1')
     })
 
     test('it has none of root’s rights, writes to nothing of its image, and needs no shell', async () => {

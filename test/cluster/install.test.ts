@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { after, before, suite, test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
-import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -11,12 +12,13 @@ const README = readFileSync(new URL('../../README.md', import.meta.url), 'utf8')
 const [INSTALL = ''] =
   /^\/opt\/shoal\/bin\/shoal install --bootstrap 10\.0\.0\.11/m.exec(README) ?? []
 const IMAGE = 'ksd.test.com/ksd/nginx:1.27'
-const skip = skipWithout('namespaces', 'registry', 'containerd 1.x', 'containerd 2.x')
+const skip = skipWithout('namespaces', 'systemd', 'registry', 'containerd 1.x', 'containerd 2.x')
 
 suite('shoal install and uninstall', { skip }, () => {
   let cluster: Cluster
   let holder: ClusterNode
   let hosts: ClusterNode[]
+  const managers: ServiceManager[] = []
 
   before(async () => {
     const [old, recent] = containerdBinaries()
@@ -31,12 +33,8 @@ suite('shoal install and uninstall', { skip }, () => {
     await holder.import(await buildImage({ layers: [200_000, 1000] }), IMAGE)
     for (const node of hosts) {
       // A host as it comes: nothing of Shoal but an unpacked archive.
-      await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal', UNIT])
-      await node.writeFile(
-        '/usr/local/bin/systemctl',
-        '#!/bin/sh\necho "$@" >> /run/systemctl.log\n',
-      )
-      await node.exec(['chmod', '+x', '/usr/local/bin/systemctl'])
+      await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal'])
+      managers.push(await ServiceManager.start(node.machine))
       await node.writeFile(
         `${node.paths.certs}/docker.io/hosts.toml`,
         'server = "https://registry-1.docker.io"\n\n[host."https://mirror.test"]\n',
@@ -48,7 +46,10 @@ suite('shoal install and uninstall', { skip }, () => {
     )
     await hosts[1]?.writeFile('/etc/rancher/k3s/config.yaml', 'embedded-registry: true\n')
   })
-  after(() => cluster[Symbol.asyncDispose]())
+  after(async () => {
+    for (const systemd of managers) await systemd[Symbol.asyncDispose]()
+    await cluster?.[Symbol.asyncDispose]()
+  })
 
   /** Every file that an installation could touch: type, mode, owner, path, where a link leads, and the hash of its bytes. */
   const files = (node: ClusterNode) =>
@@ -63,43 +64,50 @@ suite('shoal install and uninstall', { skip }, () => {
     const name = index === 0 ? 'vanilla containerd' : "K3s' containerd"
     test(`${name}: one command, and a pull comes from a peer; one more, and there is no trace`, async () => {
       const node = hosts[index]
-      assert.ok(node)
+      const systemd = managers[index]
+      assert.ok(node && systemd)
       const before = await files(node)
-      const said = await node.exec(['sh', '-euc', INSTALL.replace('10.0.0.11', holder.address)])
+      const said = await systemd.exec(['sh', '-euc', INSTALL.replace('10.0.0.11', holder.address)])
       assert.match(said, /installed and started; shoal doctor says how it is/)
-      assert.equal(
-        await node.exec(['cat', '/run/systemctl.log']),
-        '--version\ndaemon-reload\nenable shoal\nrestart shoal\n',
-      )
+      for (const unit of ['shoal.socket', 'shoal.service'])
+        assert.deepEqual(
+          [
+            await systemd.property(unit, 'ActiveState'),
+            await systemd.property(unit, 'UnitFileState'),
+          ],
+          ['active', 'enabled'],
+        )
       assert.match(
         await node.exec(['cat', '/etc/shoal/config.yaml']),
         new RegExp(`^bootstrap:\n *- ${holder.address}$`, 'm'),
       )
-      await node.startDaemon()
       await until(
-        async () => (await node.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
+        async () =>
+          (await systemd.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
         { timeoutMs: 60_000, what: 'doctor finds nothing that fails' },
-      )
+      ).catch(async (error: unknown) => {
+        throw new Error(`${String(error)}\n${await systemd.log()}`, { cause: error })
+      })
       await node.knows(IMAGE)
       await node.cri.pull(IMAGE)
       assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
       // Again, as an upgrade does it.
-      await node.exec(['shoal', 'install'])
-      await node.daemon.stop()
-      await node.exec(['shoal', 'uninstall'])
-      const log = await node.exec(['cat', '/run/systemctl.log'])
-      assert.match(log, /disable --now shoal\ndaemon-reload\n$/)
+      await systemd.exec(['shoal', 'install'])
+      await systemd.exec(['shoal', 'uninstall'])
+      for (const unit of ['shoal.socket', 'shoal.service'])
+        assert.equal(await systemd.property(unit, 'ActiveState'), 'inactive')
       assert.equal(await files(node), before)
     })
   }
 
   test('says what is in the way, and leaves nothing behind', async () => {
     const [node] = hosts
-    assert.ok(node)
+    const [systemd] = managers
+    assert.ok(node && systemd)
     const before = await files(node)
     const refused = async (command: string): Promise<string> => {
       const shell = `${command} 2>&1 >/dev/null; echo "status $?"`
-      return node.exec(['sh', '-c', shell])
+      return systemd.exec(['sh', '-c', shell])
     }
     assert.match(
       await refused(
@@ -111,31 +119,33 @@ suite('shoal install and uninstall', { skip }, () => {
       await refused('/opt/shoal/bin/shoal uninstall'),
       /nothing is installed here[^]*status 1/,
     )
-    await node.writeFile('/usr/local/bin/systemctl', '#!/bin/sh\n[ "$1" != restart ]\n')
+    const listen = `require('node:net').createServer().listen(5001, '127.0.0.1', () => console.log('there'))`
+    const squatter = node.machine.run([process.execPath, '-e', listen])
+    await until(() => squatter.log().includes('there'))
     assert.match(
       await refused('/opt/shoal/bin/shoal install'),
-      /systemctl restart shoal failed[^]*status 1/,
+      /systemctl start shoal\.socket failed[^]*status 1/,
     )
-    await node.writeFile('/usr/local/bin/systemctl', '#!/bin/sh\necho "$@" >> /run/systemctl.log\n')
+    await squatter.kill()
     assert.equal(await files(node), before)
   })
 
   test('a configuration that was changed since is left, and goes with --purge', async () => {
-    const [node] = hosts
-    assert.ok(node)
-    await node.exec(['/opt/shoal/bin/shoal', 'install', '--no-start'])
-    await node.exec(['sh', '-c', 'echo "upstream: off" >> /etc/shoal/config.yaml'])
+    const [systemd] = managers
+    assert.ok(systemd)
+    await systemd.exec(['/opt/shoal/bin/shoal', 'install', '--no-start'])
+    await systemd.exec(['sh', '-c', 'echo "upstream: off" >> /etc/shoal/config.yaml'])
     assert.match(
-      await node.exec(['/opt/shoal/bin/shoal', 'uninstall']),
+      await systemd.exec(['/opt/shoal/bin/shoal', 'uninstall']),
       /config\.yaml: left, it was changed/,
     )
-    assert.match(await node.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
+    assert.match(await systemd.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
     // Now it is somebody's own, and a new installation does not touch it.
     assert.match(
-      await node.exec(['sh', '-c', '/opt/shoal/bin/shoal install --no-start 2>&1']),
+      await systemd.exec(['sh', '-c', '/opt/shoal/bin/shoal install --no-start 2>&1']),
       /config\.yaml: kept as it is/,
     )
-    await node.exec(['/opt/shoal/bin/shoal', 'uninstall', '--purge'])
-    assert.match(await node.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
+    await systemd.exec(['/opt/shoal/bin/shoal', 'uninstall', '--purge'])
+    assert.match(await systemd.exec(['cat', '/etc/shoal/config.yaml']), /upstream: off/)
   })
 })

@@ -55,7 +55,7 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
     await node.exec(['sh', '-euc', ours])
     assert.equal(
       await node.exec(['cat', '/run/systemctl.log']),
-      'daemon-reload\nenable --now shoal\n',
+      'daemon-reload\nenable --now shoal.socket shoal\n',
     )
     await node.startDaemon()
     await until(

@@ -48,6 +48,7 @@ export function dashboardNode({
     version: '0.1.0',
     name: 'node-001',
     notReady: null,
+    socketHeld: false,
     id: '12D3KooWExample',
     listen: {
       local: '127.0.0.1:5001',

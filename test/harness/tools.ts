@@ -51,6 +51,8 @@ export const tools = {
   registry: find('docker-registry'),
   curl: find('curl'),
   chromium: find('chromium'),
+  /** Not in the path of anybody */
+  systemd: executable('/usr/lib/systemd/systemd'),
   /** The library it needs lies beside it where it is unpacked: {@link sshdEnvironment} */
   sshd: find('sshd'),
 }
@@ -88,6 +90,7 @@ const WHENCE: Readonly<Record<keyof typeof tools, string>> = {
   curl: 'curl (Debian package curl)',
   chromium: 'chromium (Debian package chromium)',
   sshd: 'sshd (Debian package openssh-server)',
+  systemd: 'systemd (Debian package systemd)',
   crane: 'crane (built where Go is installed)',
   oras: 'oras (built where Go is installed)',
   helm: 'helm (built where Go is installed)',

@@ -7,6 +7,7 @@ const READY: NodeStatus = {
   version: '1.2.3',
   name: 'a',
   notReady: null,
+  socketHeld: false,
   id: '12D3',
   listen: {
     local: '127.0.0.1:5001',

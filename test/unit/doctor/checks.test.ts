@@ -230,9 +230,17 @@ suite('the checks of shoal doctor', () => {
   })
 
   test('daemon: another version is said', () => {
-    const facts = { origin: 'http://x', status: STATUS, version: '2.0.0' }
+    const facts = { origin: 'http://x', status: STATUS, socketUnit: false, version: '2.0.0' }
     assert.match(only(checkDaemon(facts)).said, /version 1\.2\.3, this program of 2\.0\.0/)
     assert.equal(only(checkDaemon({ ...facts, version: '1.2.3' })).verdict, 'pass')
+  })
+
+  test('daemon: a socket that systemd was to hold, and does not', () => {
+    const facts = { origin: 'http://x', socketUnit: true, version: STATUS.version }
+    const about = (socketHeld: boolean) =>
+      only(checkDaemon({ ...facts, status: { ...STATUS, socketHeld } }))
+    assert.equal(about(true).verdict, 'pass')
+    assert.equal(about(false).verdict, 'warn')
   })
 
   test('prefetch: a list that cannot be used, what cannot be got, and what is still to come', () => {
@@ -339,6 +347,20 @@ suite('the checks of shoal doctor', () => {
     } finally {
       server.close()
     }
+  })
+
+  test('ports: what the service manager holds for Shoal is free, at another address it is not', () => {
+    const process = { pid: 1, name: 'systemd' }
+    const wanted = [
+      { key: 'listen.local', host: '127.0.0.1', ports: [5001] },
+      { key: 'listen.admin', host: '127.0.0.1', ports: [9090] },
+    ]
+    const about = (port: number) =>
+      only(
+        checkPorts({ wanted, sockets: [{ host: '127.0.0.1', port, process }], daemon: undefined }),
+      )
+    assert.equal(about(5001).verdict, 'pass')
+    assert.match(about(9090).said, /^127\.0\.0\.1:9090 is taken by systemd, process 1$/)
   })
 
   test('the tables of the kernel are understood', () => {
@@ -454,6 +476,7 @@ const STATUS = {
   version: '1.2.3',
   name: 'a',
   notReady: null,
+  socketHeld: false,
   id: '12D3',
   listen: null,
   sharing: {
