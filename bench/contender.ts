@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { execFileSync } from 'node:child_process'
 import { Upstream, type ClusterNode } from '../test/harness/cluster.ts'
 import type { Program } from '../test/harness/machine.ts'
-import { ServiceManager } from '../test/harness/service-manager.ts'
+import type { ServiceManager } from '../test/harness/service-manager.ts'
 import { until } from '../test/wait.ts'
 import type { LoadResult } from './load.ts'
 
@@ -88,7 +88,7 @@ export class ShoalUnits extends Shoal {
 
   override async start(nodes: readonly ClusterNode[]): Promise<void> {
     for (const node of nodes) {
-      const systemd = await ServiceManager.start(node.machine)
+      const systemd = await node.startSystemd()
       this.#managers.set(node, { systemd, pid: 0 })
       for (const unit of ['shoal.socket', 'shoal.service'])
         await node.exec(['cp', `/opt/shoal/deploy/systemd/${unit}`, '/etc/systemd/system/'])
@@ -115,10 +115,7 @@ export class ShoalUnits extends Shoal {
   /** systemd does it. */
   override async revive(node: ClusterNode): Promise<void> {
     const { systemd } = this.#managerOf(node)
-    await until(
-      async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200,
-      { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
-    )
+    await node.ready()
     this.#managers.set(node, { systemd, pid: await systemd.pidOf('shoal.service') })
   }
 

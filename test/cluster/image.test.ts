@@ -11,7 +11,7 @@ import { buildImage, imageArchive } from '../../src/cli/demo-image.ts'
 import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
 import { commandsUnder } from '../harness/docs.ts'
 import { pauseArchive, PodRunner, type PodSpec, type RunningPod } from '../harness/pod.ts'
-import { ServiceManager } from '../harness/service-manager.ts'
+import type { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -74,12 +74,6 @@ suite(
     /** By whose manifests it runs, with vanilla containerd 1.x and with K3s' 2.x */
     const nodes: PodNode[] = []
 
-    const ready = (node: ClusterNode) =>
-      until(
-        async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200 && true,
-        { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
-      )
-
     /** A machine that has nothing of Shoal but the bundle, and no route that leads out of its network. */
     async function seclude(node: ClusterNode, bundle: string): Promise<void> {
       await node.exec(['ip', 'route', 'delete', 'default'])
@@ -129,9 +123,9 @@ suite(
         if (node !== vanilla) await follow(node, 'What is shared')
         await node.startContainerd()
       }
-      systemd = await ServiceManager.start(holder.machine)
+      systemd = await holder.startSystemd()
       await follow(holder, 'As a service', { within: systemd })
-      await ready(holder)
+      await holder.ready()
       await writeFile(
         holder.machine.path('/run/app.tar'),
         imageArchive(await buildImage({ layers: [200_000, 1000] }), [IMAGE]),
@@ -162,7 +156,6 @@ suite(
     })
     after(async () => {
       for (const { running } of nodes) await running.remove(0).catch(() => {})
-      await systemd?.[Symbol.asyncDispose]()
       await cluster?.[Symbol.asyncDispose]()
       await PodRunner.removeCgroups()
       await rm(directory, { recursive: true, force: true })
@@ -170,7 +163,7 @@ suite(
 
     test('a pull on its node comes from a peer, and whole', async () => {
       for (const { node } of nodes) {
-        await ready(node)
+        await node.ready()
         await node.knows(IMAGE)
         await node.cri.pull(IMAGE)
         assert.equal(await node.rootfs(IMAGE), await holder.rootfs(IMAGE))
@@ -209,7 +202,7 @@ suite(
         await running.remove()
         assert.equal(await node.exec(['cat', path]), before)
         entry.running = await runner.start('shoal', pod)
-        await ready(node)
+        await node.ready()
         assert.equal(await node.exec(['cat', path]), before)
       }
     })

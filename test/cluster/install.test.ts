@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { after, before, suite, test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
-import { ServiceManager } from '../harness/service-manager.ts'
+import type { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -34,7 +34,7 @@ suite('shoal install and uninstall', { skip }, () => {
     for (const node of hosts) {
       // A host as it comes: nothing of Shoal but an unpacked archive.
       await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal'])
-      managers.push(await ServiceManager.start(node.machine))
+      managers.push(await node.startSystemd())
       await node.writeFile(
         `${node.paths.certs}/docker.io/hosts.toml`,
         'server = "https://registry-1.docker.io"\n\n[host."https://mirror.test"]\n',
@@ -46,10 +46,7 @@ suite('shoal install and uninstall', { skip }, () => {
     )
     await hosts[1]?.writeFile('/etc/rancher/k3s/config.yaml', 'embedded-registry: true\n')
   })
-  after(async () => {
-    for (const systemd of managers) await systemd[Symbol.asyncDispose]()
-    await cluster?.[Symbol.asyncDispose]()
-  })
+  after(() => cluster?.[Symbol.asyncDispose]())
 
   /** Every file that an installation could touch: type, mode, owner, path, where a link leads, and the hash of its bytes. */
   const files = (node: ClusterNode) =>
@@ -69,14 +66,10 @@ suite('shoal install and uninstall', { skip }, () => {
       const before = await files(node)
       const said = await systemd.exec(['sh', '-euc', INSTALL.replace('10.0.0.11', holder.address)])
       assert.match(said, /installed and started; shoal doctor says how it is/)
-      for (const unit of ['shoal.socket', 'shoal.service'])
-        assert.deepEqual(
-          [
-            await systemd.property(unit, 'ActiveState'),
-            await systemd.property(unit, 'UnitFileState'),
-          ],
-          ['active', 'enabled'],
-        )
+      assert.deepEqual(await systemd.statesOf('shoal.socket', 'shoal.service'), [
+        'active enabled',
+        'active enabled',
+      ])
       assert.match(
         await node.exec(['cat', '/etc/shoal/config.yaml']),
         new RegExp(`^bootstrap:\n *- ${holder.address}$`, 'm'),

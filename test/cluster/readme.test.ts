@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import { after, before, suite, test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
-import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
+import type { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -17,13 +18,21 @@ function commandsOf(heading: string): string {
   return block
 }
 
-const skip = skipWithout('namespaces', 'registry', 'curl', 'containerd 1.x', 'containerd 2.x')
+const skip = skipWithout(
+  'namespaces',
+  'systemd',
+  'registry',
+  'curl',
+  'containerd 1.x',
+  'containerd 2.x',
+)
 
 suite('nodes set up by hand, with the commands of README', { skip }, () => {
   let cluster: Cluster
   let holder: ClusterNode
   let vanilla: ClusterNode
   let k3s: ClusterNode
+  const managers = new Map<ClusterNode, ServiceManager>()
 
   before(async () => {
     const [old, recent] = containerdBinaries()
@@ -40,24 +49,23 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
   })
   after(() => cluster[Symbol.asyncDispose]())
 
-  /** Runs the commands on a node that has nothing of Shoal but this repository; its systemd only notes what it is told. */
+  /** Runs the commands on a node that has nothing of Shoal but this repository. */
   async function followReadme(node: ClusterNode, heading: string): Promise<void> {
     const commands = commandsOf(heading)
     const lines = commands.split('\n').filter((line) => line.trim() !== '')
     assert.ok(lines.length < 10, 'README promises under ten lines')
-    await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal', UNIT])
-    const systemctl = '#!/bin/sh\necho "$@" >> /run/systemctl.log\n'
-    await node.writeFile('/usr/local/bin/systemctl', systemctl)
-    await node.exec(['chmod', '+x', '/usr/local/bin/systemctl'])
+    await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal'])
+    const systemd = await node.startSystemd()
+    managers.set(node, systemd)
     // The one thing that differs from network to network.
     const ours = commands.replace('10.0.0.11, 10.0.0.12', holder.address)
     assert.notEqual(ours, commands)
-    await node.exec(['sh', '-euc', ours])
-    assert.equal(
-      await node.exec(['cat', '/run/systemctl.log']),
-      'daemon-reload\nenable --now shoal.socket shoal\n',
-    )
-    await node.startDaemon()
+    await systemd.exec(['sh', '-euc', ours])
+    assert.deepEqual(await systemd.statesOf('shoal.socket', 'shoal.service'), [
+      'active enabled',
+      'active enabled',
+    ])
+    await node.ready()
     await until(
       async () =>
         /^shoal_peers [1-9]/m.test((await node.machine.get('http://127.0.0.1:9090/metrics')).body),
@@ -86,11 +94,11 @@ suite('nodes set up by hand, with the commands of README', { skip }, () => {
   })
 
   test('after a boot they share again, although the daemon is faster than containerd', async () => {
-    for (const [number, node] of [vanilla, k3s].entries()) {
-      await node.daemon.kill()
+    for (const [number, [node, systemd]] of [...managers].entries()) {
+      await systemd.systemctl('stop', 'shoal.socket', 'shoal.service')
       await node.containerd.kill()
       await node.exec(['rm', node.paths.socket])
-      await node.startDaemon({ ready: false })
+      await systemd.systemctl('start', 'shoal.socket', 'shoal.service')
       await until(
         async () => (await node.machine.get('http://127.0.0.1:9090/livez')).status === 200,
       )

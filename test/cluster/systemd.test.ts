@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { after, before, suite, test } from 'node:test'
 import { buildImage } from '../../src/cli/demo-image.ts'
 import { Cluster, type ClusterNode } from '../harness/cluster.ts'
-import { ServiceManager } from '../harness/service-manager.ts'
+import type { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -27,25 +27,13 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     await holder.startDaemon()
     hosts = []
     for (const node of others) {
-      const systemd = await ServiceManager.start(node.machine)
+      const systemd = await node.startSystemd()
       hosts.push([node, systemd])
       await systemd.exec(['sh', '-c', '/opt/shoal/bin/shoal install 2>&1'])
-      await ready(node, systemd)
+      await node.ready()
     }
   })
-  after(async () => {
-    for (const [, systemd] of hosts ?? []) await systemd[Symbol.asyncDispose]()
-    await cluster?.[Symbol.asyncDispose]()
-  })
-
-  async function ready(node: ClusterNode, systemd: ServiceManager): Promise<void> {
-    await until(
-      async () => (await node.machine.get('http://127.0.0.1:9090/readyz')).status === 200,
-      { timeoutMs: 60_000, what: `the daemon of ${node.name} is ready` },
-    ).catch(async (error: unknown) => {
-      throw new Error(`${String(error)}; the log:\n${await systemd.log()}`, { cause: error })
-    })
-  }
+  after(() => cluster?.[Symbol.asyncDispose]())
 
   /** Bytes that have come in over its link so far, headers of all layers included. */
   async function received(node: ClusterNode): Promise<number> {
@@ -91,7 +79,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
 
   test('a restart, and an installation of another version: nobody is refused', async () => {
     for (const [node, systemd] of hosts) {
-      await ready(node, systemd)
+      await node.ready()
       for (const command of ['systemctl restart shoal', 'shoal install']) {
         const pid = await systemd.property('shoal.service', 'MainPID')
         const answers = await answersDuring(node, systemd.exec(['sh', '-c', command]))
@@ -103,7 +91,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
 
   test('a daemon that does not stay up keeps nobody waiting for long, and does its work again when it can', async () => {
     const [node, systemd] = hosts[1]!
-    await ready(node, systemd)
+    await node.ready()
     await systemd.exec(['cp', CONFIG, '/run/config.yaml'])
     await systemd.exec(['sh', '-c', `printf '\\nnonsense: 1\\n' >> ${CONFIG}`])
     await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
@@ -119,7 +107,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     await assert.rejects(node.exec(curl), (error: Error & { code?: unknown }) => error.code === 7)
 
     await systemd.exec(['cp', '/run/config.yaml', CONFIG])
-    await ready(node, systemd)
+    await node.ready()
     await node.exec(curl)
     const doctor = () => systemd.exec(['sh', '-c', 'shoal doctor --json || true'])
     assert.match(
@@ -127,14 +115,14 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
       /shoal\.socket is installed, but the daemon opened its socket itself/,
     )
     await systemd.exec(['shoal', 'install'])
-    await ready(node, systemd)
+    await node.ready()
     assert.equal(await systemd.property('shoal.socket', 'ActiveState'), 'active')
     assert.doesNotMatch(await doctor(), /opened its socket itself/)
   })
 
   test('a socket at another address than listen.local: it is said, and the daemon listens where it is to', async () => {
     const [node, systemd] = hosts[0]!
-    await ready(node, systemd)
+    await node.ready()
     await systemd.exec(['sh', '-c', `printf '\\nlisten: {local: 127.0.0.1:5010}\\n' >> ${CONFIG}`])
     const restart = systemd.systemctl('restart', 'shoal')
     await answersDuring(
@@ -146,7 +134,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
         }),
       ),
     )
-    await ready(node, systemd)
+    await node.ready()
     await node.exec(['curl', '--silent', 'http://127.0.0.1:5010/v2/'])
     assert.match(
       await systemd.log(),
@@ -154,7 +142,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     )
     // From then on systemd holds that one.
     await systemd.exec(['shoal', 'install'])
-    await ready(node, systemd)
+    await node.ready()
     assert.match(await systemd.exec(['cat', SOCKET]), /^ListenStream=127\.0\.0\.1:5010$/m)
     assert.equal(await systemd.property('shoal.socket', 'ActiveState'), 'active')
     await node.exec(['curl', '--silent', '--fail', 'http://127.0.0.1:5010/v2/'])
@@ -167,6 +155,6 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     await assert.rejects(node.exec(curl), (error: Error & { code?: unknown }) => error.code === 7)
     assert.equal(await systemd.property('shoal.service', 'ActiveState'), 'inactive')
     await systemd.systemctl('start', 'shoal.socket', 'shoal.service')
-    await ready(node, systemd)
+    await node.ready()
   })
 })

@@ -7,6 +7,7 @@ import { until } from '../wait.ts'
 import type { PullPlan } from '../../src/observe/explain.ts'
 import { CriImages } from '../../src/store/containerd/cri/images.ts'
 import { Machine, type ExecOptions, type Program } from './machine.ts'
+import { ServiceManager } from './service-manager.ts'
 import { tools, type ContainerdBinaries } from './tools.ts'
 import { readUnitStart } from './unit-file.ts'
 
@@ -263,6 +264,7 @@ export class ClusterNode implements AsyncDisposable {
   readonly #binaries: ContainerdBinaries | undefined
   #containerd: Program | undefined
   #daemon: Program | undefined
+  #systemd: ServiceManager | undefined
   #views = 0
 
   constructor(
@@ -377,6 +379,12 @@ export class ClusterNode implements AsyncDisposable {
     return files
   }
 
+  /** Starts a systemd, which ends with this node. It has no unit yet. */
+  async startSystemd(): Promise<ServiceManager> {
+    this.#systemd = await ServiceManager.start(this.machine)
+    return this.#systemd
+  }
+
   /** Starts the daemon as its systemd unit on this node does. With `ready` (the default) it resolves when the daemon says it is. */
   async startDaemon(options: { ready?: boolean } = {}): Promise<void> {
     const unit = readUnitStart(this.machine.path(UNIT))
@@ -431,29 +439,30 @@ export class ClusterNode implements AsyncDisposable {
     })
   }
 
-  /** Resolves when the daemon says that it is ready. */
+  /** Resolves when the daemon says that it is ready, also one that systemd starts. */
   async ready(): Promise<void> {
-    const { daemon } = this
+    const daemon = this.#daemon
+    const said = async () => (await this.#systemd?.log()) ?? daemon?.tail() ?? ''
     await until(
       async () => {
-        if (!daemon.running()) return 'ended'
+        if (daemon?.running() === false) return 'ended'
         const { status } = await this.machine.get('http://127.0.0.1:9090/readyz')
         return status === 200 && 'ready'
       },
       { timeoutMs: 60_000, what: `the daemon of ${this.name} is ready` },
     ).then(
-      (state) => {
-        if (state === 'ended')
-          throw new Error(`the daemon of ${this.name} ended:\n${daemon.tail()}`)
+      async (state) => {
+        if (state === 'ended') throw new Error(`the daemon of ${this.name} ended:\n${await said()}`)
       },
-      (error: unknown) => {
-        throw new Error(`${String(error)}; its log:\n${daemon.tail()}`, { cause: error })
+      async (error: unknown) => {
+        throw new Error(`${String(error)}; its log:\n${await said()}`, { cause: error })
       },
     )
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.cri[Symbol.dispose]()
+    await this.#systemd?.[Symbol.asyncDispose]()
     await this.machine[Symbol.asyncDispose]()
   }
 }

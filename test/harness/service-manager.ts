@@ -95,6 +95,17 @@ export class ServiceManager implements AsyncDisposable {
     return (await this.systemctl('show', '--value', '--property', name, unit)).trim()
   }
 
+  /** Of some units, whether each runs, and at boots: `active enabled` */
+  async statesOf(...units: readonly string[]): Promise<string[]> {
+    const states = await Promise.all(
+      units.map(async (unit) => [
+        await this.property(unit, 'ActiveState'),
+        await this.property(unit, 'UnitFileState'),
+      ]),
+    )
+    return states.map((each) => each.join(' '))
+  }
+
   /** The process of a service, as this machine's other programs see it. */
   async pidOf(service: string): Promise<number> {
     const processes = `${this.#group}/system.slice/${service}/cgroup.procs`
