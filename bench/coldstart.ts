@@ -383,6 +383,14 @@ const scenarios: readonly Scenario[] = [
     prepare: (cluster) => narrow(cluster, 10),
   },
   {
+    name: 'narrow-many-large',
+    title: 'the same, 60 MB in one layer',
+    stores: layouts(20),
+    uplink: 10,
+    layers: [60_000_000],
+    prepare: (cluster) => narrow(cluster, 10),
+  },
+  {
     name: 'held',
     title:
       '10 nodes with their own store, 100 MB in 5 layers, node links 200 Mbit/s each way: one has it, and the others want it at once',

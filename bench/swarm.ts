@@ -98,7 +98,7 @@ for (const [layers, name] of [
     uplink: 300_000,
     link: 300_000,
   })
-// Up to 16 are a chain, and more a tree.
+// Up to 16 are a chain, and more a tree, until that proves narrow.
 for (const layers of [1, 5])
   for (const nodes of [8, 16, 17, 100])
     run({
@@ -109,6 +109,14 @@ for (const layers of [1, 5])
       uplink: 25_000,
       link: 25_000,
     })
+for (const nodes of [30, 100])
+  run({
+    ...usual,
+    name: '5 GB in one layer, 1 Gbit/s each way',
+    nodes,
+    blobs: [5000 * MB],
+    link: 125_000,
+  })
 for (const nodes of [100, 1000])
   run({
     ...usual,

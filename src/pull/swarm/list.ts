@@ -25,6 +25,12 @@ export const LAG = { ms: 1000, bytes: 2 * 1024 * 1024, share: 0.6, crawl: 0.2 }
  * all below it when it stands still.
  */
 const CHAIN = 16
+/**
+ * A tree is narrow where two who read from one near the leader get no more than so much of what that one gets, for so many ms: it gives it once as fast as it
+ * comes, but not twice. Then more are a chain, too, as long as there is so much to come for each of them, in bytes. What containerd gets is given
+ * on when it has written it, 1 MiB at a time, so that costs at most half of what it gains.
+ */
+const NARROW = { share: 0.7, ms: 600, bytes: 2 * 1024 * 1024, most: 256 }
 
 /** A node on a list, as it was when it reported last. */
 export class Entry {
@@ -73,6 +79,8 @@ export class Entry {
   /** With how much it began to lead, and since when it has been too slow for it */
   ledFrom = 0
   slowSince: number | undefined
+  /** Since when two who read from it get less of it than it gets */
+  narrowSince: number | undefined
   /** It stands still, though its source has what it lacks */
   starves: { readonly by: Entry; readonly since: number } | undefined
   /** Since when the rate is measured anew, and how much it had then; what it got from another source does not count */
@@ -174,6 +182,16 @@ export class Entry {
     return ms < BEGINS ? undefined : this.have / ms
   }
 
+  /** It cannot give two all that it gets. Who stands still, or crawls, says nothing of its link. */
+  isNarrow(): boolean {
+    if (!this.isMeasured() || this.readers.size < 2) return false
+    const rates = Array.from(this.readers)
+      .filter((each) => each.isMeasured() && each.stalledAt === undefined)
+      .map(({ rate }) => rate)
+      .filter((rate) => rate > LAG.crawl * this.rate)
+    return rates.length >= 2 && Math.max(...rates) < NARROW.share * this.rate
+  }
+
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
   given(): number {
     if (!this.isSource()) return this.rate
@@ -209,6 +227,10 @@ export class List {
   readonly #disgrace: Disgrace
   #order = 0
   #isChain = true
+  /** So many nodes may be a chain */
+  #longest = CHAIN
+  /** When it was made a chain again */
+  straightenedAt = Number.NEGATIVE_INFINITY
   prunedAt = 0
   trial: Trial | undefined
   /** When the next trial may begin, and how long after the last one that is */
@@ -227,11 +249,11 @@ export class List {
     this.#order += 1
     const entry = new Entry(id, this.#order, now)
     this.entries.set(id, entry)
-    if (this.entries.size > CHAIN) this.#isChain = false
+    if (this.entries.size > this.#longest) this.#isChain = false
     return entry
   }
 
-  /** Each gives it to one other, whatever else it gives. What is small is over before it matters, and what has become a tree stays one. */
+  /** Each gives it to one other, whatever else it gives. What is small is over before it matters, and what has become a tree stays one that is not narrow. */
   get isChain(): boolean {
     return this.#isChain && !this.small
   }
@@ -245,11 +267,27 @@ export class List {
   hear(entry: Entry, report: PullReport, now: number): void {
     entry.hear(report, now)
     entry.edge = report.edge
+    this.#straighten(entry, now)
     const { state } = report
     const from = this.entries.get(report.from)
     if (state === 'leads' || state === 'done') entry.attach(undefined)
     else if (state === 'follows' && from !== undefined && this.wayTo(from, entry) !== undefined)
       entry.attach(from)
+  }
+
+  /** A tree that has proved narrow at its top is a chain from now on, if that is better. */
+  #straighten(top: Entry, now: number): void {
+    const isTop = top.state === 'leads' || top.from?.state === 'leads'
+    if (this.isChain || this.small || !isTop || !top.isNarrow()) {
+      top.narrowSince = undefined
+      return
+    }
+    top.narrowSince ??= now
+    const longest = Math.min(NARROW.most, (top.size - top.have) / NARROW.bytes)
+    if (now - top.narrowSince < NARROW.ms || this.entries.size > longest) return
+    this.#isChain = true
+    this.#longest = longest
+    this.straightenedAt = now
   }
 
   /** `entry` is told to get it for the others. */

@@ -17,9 +17,10 @@ const AS_IF_MORE = 4
 const NEARER = 6
 /**
  * Where too many read from one, some are sent elsewhere: each so many times at most, so long after it came at the earliest and within so long, in
- * ms, and there it waits for what comes in `waits` ms at most.
+ * ms, or `straightens` after the tree was made a chain, of which the many that report seldom have to hear; and there it waits for what comes in
+ * `waits` ms at most.
  */
-const MOVES = { most: 4, after: 250, within: 5000, waits: 900 }
+const MOVES = { most: 4, after: 250, within: 5000, straightens: 20_000, waits: 900 }
 
 /** Where a node could read it. */
 export interface Place {
@@ -144,10 +145,11 @@ function isSlower(entry: Entry, than: Entry): boolean {
   return rate !== undefined && rate < LAG.share * (than.known() ?? 0)
 }
 
-/** It has come lately, and there are too many where it reads: those who give it to nobody go first. */
+/** It has come lately, or the tree has become a chain, and there are too many where it reads: those who give it to nobody go first. */
 export function isToMove(list: List, me: Entry, now: number): boolean {
   const { from } = me
-  if (from === undefined || now - me.enteredAt > MOVES.within) return false
+  const isLate = now - me.enteredAt > MOVES.within
+  if (from === undefined || (isLate && now - list.straightenedAt > MOVES.straightens)) return false
   const room = roomOf(list, from)
   if (from.readers.size <= room || (!list.isLast(me) && countInner(list, from, me) < room))
     return false

@@ -73,6 +73,42 @@ class Bench {
     }
   }
 
+  /**
+   * The leader gets 25 MB a second, and each node gives `gives` MB a second to all who read from it, until all have everything; every
+   * quarter of a second all report it, and go where they are told to.
+   * @param nodes whom each reads from
+   * @returns to how many one gave it at most, each time, and after how many s all had it
+   */
+  passOn(
+    nodes: Map<string, string>,
+    { gives, size }: { gives: number; size: number },
+  ): { most: number[]; s: number } {
+    const have = new Map<string, number>([['leader', 0]])
+    const most: number[] = []
+    for (let step = 1; [...nodes.keys()].some((id) => (have.get(id) ?? 0) < size); step += 1) {
+      assert.ok(step < 4000, JSON.stringify([...have]))
+      this.now += 25
+      const readers = Map.groupBy(nodes, ([, from]) => from)
+      have.set('leader', Math.min(size, (have.get('leader') ?? 0) + 0.625 * MB))
+      for (const [id, from] of nodes) {
+        const share = Math.min(25, gives / (readers.get(from)?.length ?? 1)) * 0.025 * MB
+        have.set(id, Math.min((have.get(id) ?? 0) + share, have.get(from) ?? 0))
+      }
+      if (step % 10 > 0) continue
+      most.push(Math.max(...readers.values().map(({ length }) => length)))
+      const said = (id: string) => {
+        const has = have.get(id) ?? 0
+        return { size, have: has, ...(has === size && ({ state: 'done' } as const)) }
+      }
+      this.hear('leader', { state: 'leads', ...said('leader') })
+      for (const [id, from] of nodes) {
+        const [to = from] = this.hear(id, { state: 'follows', from, ...said(id) }).from
+        nodes.set(id, to)
+      }
+    }
+    return { most, s: (this.now - 1000) / 1000 }
+  }
+
   /** `slow` and `a` read from `leader`, and `b` from `slow`. @returns what `b` is told, which is to stay there */
   belowSlow(report: Partial<PullReport> = {}): PullAdvice {
     for (const id of ['leader', 'slow', 'a']) this.join(id, report)
@@ -229,6 +265,23 @@ suite('a list of who gets what', () => {
       assert.ok(Math.max(...readers.values()) <= 2)
       assert.equal(list.tracker.trees()[0]?.depth, depth)
     }
+  })
+
+  test('a tree becomes a chain where nobody can give it twice as fast as it comes, and enough is to come', () => {
+    const passOn = (count: number, gives: number, size: number) => {
+      const list = new Bench()
+      list.join('leader', { size })
+      const nodes = new Map(ids(count).map((id) => [id, list.join(id, { size })]))
+      return list.passOn(nodes, { gives, size })
+    }
+    // In a tree it would take 20 s, and 10 where links are wider.
+    const narrow = passOn(30, 25, 250 * MB)
+    assert.deepEqual([narrow.most[0], narrow.most.at(-1)], [2, 1], JSON.stringify(narrow))
+    assert.ok(narrow.s < 22, `${narrow.s} s`)
+    const wide = passOn(30, 125, 250 * MB)
+    assert.equal(Math.min(...wide.most), 2, JSON.stringify(wide))
+    const little = passOn(30, 25, 60 * MB)
+    assert.equal(Math.min(...little.most), 2, JSON.stringify(little))
   })
 
   test('who gives other things reads it at the edge, and gives it to nobody where the others have room', () => {
