@@ -1,4 +1,3 @@
-import { rm } from 'node:fs/promises'
 import { until } from '../wait.ts'
 import type { ExecOptions, Machine, Program } from './machine.ts'
 import { tools } from './tools.ts'
@@ -125,6 +124,5 @@ export class ServiceManager implements AsyncDisposable {
       timeoutMs: 30_000,
       what: 'the control group of systemd is empty',
     })
-    await rm(this.#machine.path('/run/systemd'), { recursive: true, force: true })
   }
 }
