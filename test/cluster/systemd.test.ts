@@ -157,4 +157,29 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     await systemd.systemctl('start', 'shoal.socket', 'shoal.service')
     await node.ready()
   })
+
+  test('a held socket speaks TLS where logins are shown to it', async () => {
+    const [node, systemd] = hosts[1]!
+    const verify = 'private: [{registry: private.test, policy: verify}]'
+    const token = 'tokenFile: /etc/shoal/token'
+    await systemd.exec([
+      'sh',
+      '-ec',
+      `shoal token new > /etc/shoal/token; chmod 600 /etc/shoal/token; printf '\\n${verify}\\n${token}\\n' >> ${CONFIG}`,
+    ])
+    const url = 'https://127.0.0.1:5001/v2/'
+    const ask = () => node.exec(['curl', '--silent', '--insecure', '--max-time', '60', '-i', url])
+    for (const command of [
+      ['restart', 'shoal'],
+      ['kill', '--kill-whom=main', '--signal=KILL', 'shoal.service'],
+    ]) {
+      await systemd.systemctl(...command)
+      assert.match(await ask(), /^docker-distribution-api-version: registry\/2\.0\r?$/im)
+      await node.ready()
+      assert.match(
+        (await node.machine.get('http://127.0.0.1:9090/status')).body,
+        /"socketHeld":true/,
+      )
+    }
+  })
 })
