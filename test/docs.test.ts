@@ -12,7 +12,7 @@ import { blocksOf, pages, readPage } from './harness/docs.ts'
 const ROOT = new URL('../', import.meta.url).pathname
 
 /**
- * Where the commands of each page are run. What they need and a test has not got (systemd, an API server, docker) is a stand-in there that
+ * Where the commands of each page are run. What they need and a test has not got (an API server) is a stand-in there that
  * notes how it was called.
  */
 const RUN_IN: Readonly<Record<string, Readonly<Record<string, string>>>> = {

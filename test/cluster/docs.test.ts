@@ -1,6 +1,6 @@
 /**
- * The commands of README and of the pages in docs/, as they stand there, on nodes with real containerds. What has no place here (systemd, an
- * API server, systemd-resolved) is a stand-in that notes how it was called; that the words are right is
+ * The commands of README and of the pages in docs/, as they stand there, on nodes with real containerds. What has no place here (an API server,
+ * systemd-resolved) is a stand-in that notes how it was called, and what is called by way of one, systemd too, is noted; that the words are right is
  * checked by test/docs.test.ts.
  */
 import assert from 'node:assert/strict'
@@ -9,9 +9,10 @@ import { after, before, suite, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { hashSync } from 'bcryptjs'
 import { buildImage, type DemoImage } from '../../src/cli/demo-image.ts'
-import { Cluster, UNIT, type ClusterNode } from '../harness/cluster.ts'
+import { Cluster, type ClusterNode } from '../harness/cluster.ts'
 import { commandsUnder } from '../harness/docs.ts'
 import { Machine } from '../harness/machine.ts'
+import type { ServiceManager } from '../harness/service-manager.ts'
 import { containerdBinaries, skipWithout, tools } from '../harness/tools.ts'
 import { until } from '../wait.ts'
 
@@ -23,6 +24,7 @@ const PASSWORD = 'correct horse'
 const VFS = { env: { STORAGE_DRIVER: 'vfs' } }
 const skip = skipWithout(
   'namespaces',
+  'systemd',
   'registry',
   'curl',
   'skopeo',
@@ -54,6 +56,7 @@ suite('the commands of the documents', { skip }, () => {
   let k3s: ClusterNode
   let image: DemoImage
   const configs = new Map<ClusterNode, string>()
+  const managers = new Map<ClusterNode, ServiceManager>()
 
   before(async () => {
     const [old, recent] = containerdBinaries()
@@ -62,7 +65,10 @@ suite('the commands of the documents', { skip }, () => {
     ;[holder, vanilla, k3s] = cluster.nodes as [ClusterNode, ClusterNode, ClusterNode]
     for (const node of cluster.nodes) {
       configs.set(node, await node.exec(['cat', CONFIG]))
-      for (const name of ['systemctl', 'kubectl', 'resolvectl', 'npm']) await standIn(node, name)
+      const systemd = await node.startSystemd()
+      managers.set(node, systemd)
+      await standIn(node, 'systemctl', `exec ${systemd.enter.join(' ')} /usr/bin/systemctl "$@"`)
+      for (const name of ['kubectl', 'resolvectl', 'npm']) await standIn(node, name)
       await standIn(node, 'docker', `exec ${tools.docker} "$@"`)
       await standIn(node, 'podman', `exec ${tools.podman} --conmon ${tools.conmon} "$@"`)
       // As apache2-utils' does with these arguments
@@ -76,7 +82,12 @@ suite('the commands of the documents', { skip }, () => {
     }
     await Promise.all(cluster.nodes.map((node) => node.startContainerd()))
     await fresh(holder)
-    await holder.startDaemon()
+    await holder.exec([
+      'sh',
+      '-euc',
+      'cp /opt/shoal/deploy/systemd/shoal.* /etc/systemd/system/; systemctl daemon-reload',
+    ])
+    await restart(holder)
     image = await buildImage({ layers: [200_000, 1000] })
     await holder.import(image, IMAGE)
     const copy = ['copy', '--quiet', '--insecure-policy', 'oci-archive:/run/import.tar']
@@ -135,10 +146,9 @@ suite('the commands of the documents', { skip }, () => {
       await node.exec([tool, 'load', '-i', '/run/app.tar'], VFS)
   }
 
-  /** What `systemctl restart shoal` does. */
   async function restart(node: ClusterNode): Promise<void> {
-    await node.daemon.stop()
-    await node.startDaemon()
+    await managers.get(node)?.systemctl('restart', 'shoal')
+    await node.ready()
   }
 
   /** A configuration of which nothing is left that an earlier page has put in. */
@@ -152,10 +162,10 @@ suite('the commands of the documents', { skip }, () => {
   ] as const)
     test(`quick start: ${heading}`, async () => {
       const node = of()
-      await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal', UNIT])
+      await node.exec(['rm', '-r', '/usr/local/bin/shoal', '/etc/shoal'])
       const other = heading === 'K3s' ? {} : { '--bootstrap 10.0.0.12': '' }
       const { calls } = await follow(node, 'docs/quick-start.md', heading, {
-        // The daemon has to run before doctor can look at it.
+        // That is looked at below, when the nodes have met.
         replace: { '10.0.0.11': holder.address, ...other, 'shoal doctor': '' },
       })
       assert.deepEqual(calls.slice(-6), [
@@ -166,10 +176,12 @@ suite('the commands of the documents', { skip }, () => {
         'systemctl start shoal.socket',
         'systemctl restart shoal.service',
       ])
-      await node.startDaemon()
       configs.set(node, await node.exec(['cat', CONFIG]))
       await until(
-        async () => (await node.exec(['sh', '-c', 'shoal doctor || true'])).endsWith(' 0 failed\n'),
+        async () =>
+          (await managers.get(node)?.exec(['sh', '-c', 'shoal doctor || true']))?.endsWith(
+            ' 0 failed\n',
+          ),
         { timeoutMs: 60_000, what: 'doctor finds nothing that fails' },
       )
     })
@@ -249,7 +261,7 @@ suite('the commands of the documents', { skip }, () => {
     const page = 'docs/how-to/push-from-ci.md'
     const { calls } = await follow(holder, page, 'On a node')
     assert.deepEqual(calls, ['systemctl restart shoal'])
-    await restart(holder)
+    await holder.ready()
     await startDocker(holder)
     await load(holder)
     for (const tool of ['docker', 'podman'])
@@ -276,7 +288,7 @@ suite('the commands of the documents', { skip }, () => {
     assert.match(output, /\{"name":"team\/app","tags":\["v1"\]\}/)
     const { calls } = await follow(holder, page, 'Keep the name', { replace })
     assert.deepEqual(calls, ['systemctl restart shoal'])
-    await restart(holder)
+    await holder.ready()
     await cluster.upstream.stop()
     const push = ['push', 'app.tar', '127.0.0.1:5001/team/app:v2']
     await holder.exec(['sh', '-euc', `cd /run && crane ${push.join(' ')}`])
@@ -290,7 +302,7 @@ suite('the commands of the documents', { skip }, () => {
     await fresh(holder)
     const { calls } = await follow(holder, page, 'From other machines')
     assert.deepEqual(calls, [`htpasswd -nbB ci ${PASSWORD}`, 'systemctl restart shoal'])
-    await restart(holder)
+    await holder.ready()
     await vanilla.exec(['sh', '-c', `echo '${holder.address} push.example.com' >> /etc/hosts`])
     await vanilla.writeFile('/run/ca.pem', await holder.exec(['cat', '/etc/shoal/push.crt']))
     await vanilla.writeFile('/run/app.tar', await readFile(holder.machine.path('/run/app.tar')))
@@ -342,7 +354,7 @@ suite('the commands of the documents', { skip }, () => {
   test('an upgrade', async () => {
     await fresh(vanilla)
     const { calls } = await follow(vanilla, 'docs/upgrade.md', 'Upgrading', {
-      // It looks at the daemon that systemd would have started again.
+      // It would look at a daemon that has only just been started.
       replace: { 'shoal doctor': 'shoal doctor --help' },
     })
     assert.deepEqual(calls, ['systemctl restart shoal'])
@@ -356,7 +368,7 @@ suite('the commands of the documents', { skip }, () => {
       'A thin or metered uplink',
     )
     assert.deepEqual(calls, ['systemctl restart shoal'])
-    await restart(vanilla)
+    await vanilla.ready()
     await fresh(vanilla)
   })
 
@@ -368,7 +380,7 @@ suite('the commands of the documents', { skip }, () => {
       env: { HOME: '/run/home' },
     })
     assert.deepEqual(login.calls, ['systemctl restart shoal'])
-    await restart(vanilla)
+    await vanilla.ready()
     await follow(vanilla, page, 'Only those who may')
     await restart(vanilla)
     assert.match(
@@ -390,7 +402,7 @@ suite('the commands of the documents', { skip }, () => {
     const heading = 'A private registry with no registry server'
     const { calls } = await follow(holder, 'README.md', heading)
     assert.deepEqual(calls, ['systemctl restart shoal'])
-    await restart(holder)
+    await holder.ready()
     const { output } = await follow(holder, 'README.md', heading, { block: 1 })
     assert.match(output, /^v1: digest: sha256:[0-9a-f]{64} size: \d+$/m, 'docker has pushed it')
   })

@@ -18,14 +18,14 @@ export class ServiceManager implements AsyncDisposable {
   readonly #machine: Machine
   readonly #program: Program
   readonly #group: string
-  /** Of systemd, outside */
-  readonly #pid: number
+  /** What starts a program where the services run, from any program of the machine */
+  readonly enter: readonly string[]
 
   private constructor(machine: Machine, program: Program, group: string, pid: number) {
     this.#machine = machine
     this.#program = program
     this.#group = group
-    this.#pid = pid
+    this.enter = ['nsenter', '--target', String(pid), '--pid', '--mount', '--']
   }
 
   static async start(machine: Machine): Promise<ServiceManager> {
@@ -80,13 +80,12 @@ export class ServiceManager implements AsyncDisposable {
 
   /** Runs a program where the services run, which sees only what they see. */
   exec(argv: readonly string[], options?: ExecOptions): Promise<string> {
-    const enter = ['nsenter', '--target', String(this.#pid), '--pid', '--mount', '--']
-    return this.#machine.exec([...enter, ...argv], options)
+    return this.#machine.exec([...this.enter, ...argv], options)
   }
 
   /** @throws with what it says when its exit status is not 0 */
   systemctl(...args: readonly string[]): Promise<string> {
-    return this.exec(['systemctl', ...args])
+    return this.exec(['/usr/bin/systemctl', ...args])
   }
 
   /** A property of a unit, as `systemctl show` has it. */
