@@ -147,10 +147,10 @@ const scenarios: readonly Scenario[] = [
     meanwhile: async (cluster, bytes, contender) => {
       const leader = await leaderAt(cluster, 0.3 * bytes, contender)
       await contender.kill(leader)
-      const before = await received(leader)
+      const before = await leader.received()
       return {
         without: leader,
-        alone: async () => (await received(leader)) - before,
+        alone: async () => (await leader.received()) - before,
         undo: () => contender.revive(leader),
       }
     },
@@ -654,11 +654,6 @@ async function agreement(cluster: Cluster): Promise<string> {
     `${within.entries().find(([, count]) => count >= share * all)?.[0]} s`
   const parts = [0.5, 0.9, 0.99, 1].map((share) => `${100 * share} % within ${boundOf(share)}`)
   return `  agreed ${all} times, ${parts.join(', ')}\n`
-}
-
-/** Bytes that have arrived at a node. */
-async function received(node: ClusterNode): Promise<number> {
-  return Number(/eth0:\s*(\d+)/.exec(await node.exec(['cat', '/proc/net/dev']))?.[1])
 }
 
 async function untilSent(cluster: Cluster, bytes: number): Promise<void> {

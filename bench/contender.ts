@@ -99,7 +99,8 @@ export class ShoalUnits extends Shoal {
   }
 
   override async stop(): Promise<void> {
-    for (const { systemd } of this.#managers.values()) await systemd[Symbol.asyncDispose]()
+    for (const { systemd } of this.#managers.values())
+      await systemd.systemctl('stop', 'shoal.socket', 'shoal.service')
     this.#managers.clear()
   }
 
@@ -108,8 +109,7 @@ export class ShoalUnits extends Shoal {
   }
 
   override async kill(node: ClusterNode): Promise<void> {
-    const { systemd } = this.#managerOf(node)
-    await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+    await this.#managerOf(node).systemd.kill('shoal.service')
   }
 
   /** systemd does it. */

@@ -174,7 +174,7 @@ suite(
     })
 
     test('the one of the service is started again when it is killed, and who asks meanwhile waits', async () => {
-      await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+      await systemd.kill('shoal.service')
       await holder.exec(['curl', '--silent', '--fail', 'http://127.0.0.1:5001/v2/'])
       assert.equal(await systemd.property('shoal.service', 'NRestarts'), '1')
     })

@@ -10,6 +10,7 @@ const skip = skipWithout('namespaces', 'systemd', 'registry', 'containerd 1.x', 
 const CONFIG = '/etc/shoal/config.yaml'
 const SOCKET = '/etc/systemd/system/shoal.socket'
 const LAYER = 40_000_000
+const CURL = ['curl', '--silent', '--max-time', '10', 'http://127.0.0.1:5001/v2/']
 
 suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => {
   let cluster: Cluster
@@ -35,10 +36,8 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
   })
   after(() => cluster?.[Symbol.asyncDispose]())
 
-  /** Bytes that have come in over its link so far, headers of all layers included. */
-  async function received(node: ClusterNode): Promise<number> {
-    const devices = await node.exec(['cat', '/proc/net/dev'])
-    return Number(/eth0:\s+(\d+)/.exec(devices)?.[1])
+  async function assertRefused(node: ClusterNode): Promise<void> {
+    await assert.rejects(node.exec(CURL), (error: Error & { code?: unknown }) => error.code === 7)
   }
 
   /** One request after the other, as long as `during` takes. @returns the status of each, `000` for one that was refused or cut */
@@ -65,11 +64,11 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
       await holder.import(image, name)
       await node.knows(name)
       await node.link.shape(100)
-      const before = await received(node)
+      const before = await node.received()
       let over = false
       const pull = node.cri.pull(name).finally(() => (over = true))
-      await until(async () => (await received(node)) > before + LAYER / 4)
-      await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+      await until(async () => (await node.received()) > before + LAYER / 4)
+      await systemd.kill('shoal.service')
       assert.equal(over, false)
       await pull
       assert.equal(await node.rootfs(name), await holder.rootfs(name))
@@ -94,7 +93,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     await node.ready()
     await systemd.exec(['cp', CONFIG, '/run/config.yaml'])
     await systemd.exec(['sh', '-c', `printf '\\nnonsense: 1\\n' >> ${CONFIG}`])
-    await systemd.systemctl('kill', '--kill-whom=main', '--signal=KILL', 'shoal.service')
+    await systemd.kill('shoal.service')
     const waited = await answersDuring(
       node,
       until(
@@ -103,12 +102,11 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
       ),
     )
     assert.deepEqual([...new Set(waited)], ['000'])
-    const curl = ['curl', '--silent', '--max-time', '10', 'http://127.0.0.1:5001/v2/']
-    await assert.rejects(node.exec(curl), (error: Error & { code?: unknown }) => error.code === 7)
+    await assertRefused(node)
 
     await systemd.exec(['cp', '/run/config.yaml', CONFIG])
     await node.ready()
-    await node.exec(curl)
+    await node.exec(CURL)
     const doctor = () => systemd.exec(['sh', '-c', 'shoal doctor --json || true'])
     assert.match(
       await doctor(),
@@ -151,8 +149,7 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
   test('who stops both has stopped it', async () => {
     const [node, systemd] = hosts[1]!
     await systemd.systemctl('stop', 'shoal.socket', 'shoal.service')
-    const curl = ['curl', '--silent', '--max-time', '10', 'http://127.0.0.1:5001/v2/']
-    await assert.rejects(node.exec(curl), (error: Error & { code?: unknown }) => error.code === 7)
+    await assertRefused(node)
     assert.equal(await systemd.property('shoal.service', 'ActiveState'), 'inactive')
     await systemd.systemctl('start', 'shoal.socket', 'shoal.service')
     await node.ready()
@@ -169,11 +166,11 @@ suite('systemd starts the daemon again, and pulls wait for it', { skip }, () => 
     ])
     const url = 'https://127.0.0.1:5001/v2/'
     const ask = () => node.exec(['curl', '--silent', '--insecure', '--max-time', '60', '-i', url])
-    for (const command of [
-      ['restart', 'shoal'],
-      ['kill', '--kill-whom=main', '--signal=KILL', 'shoal.service'],
+    for (const start of [
+      () => systemd.systemctl('restart', 'shoal'),
+      () => systemd.kill('shoal.service'),
     ]) {
-      await systemd.systemctl(...command)
+      await start()
       assert.match(await ask(), /^docker-distribution-api-version: registry\/2\.0\r?$/im)
       await node.ready()
       assert.match(

@@ -395,6 +395,11 @@ export class ClusterNode implements AsyncDisposable {
     if (options.ready !== false) await this.ready()
   }
 
+  /** Bytes that have come in over its link so far, headers of all layers included. */
+  async received(): Promise<number> {
+    return Number(/eth0:\s*(\d+)/.exec(await this.exec(['cat', '/proc/net/dev']))?.[1])
+  }
+
   /** Bytes of content that this node's daemon has given to its own clients, by where it had them from. */
   async bytesFrom(source: 'local' | 'peer' | 'upstream'): Promise<number> {
     const { body } = await this.machine.get('http://127.0.0.1:9090/metrics')

@@ -88,6 +88,11 @@ export class ServiceManager implements AsyncDisposable {
     return this.exec(['/usr/bin/systemctl', ...args])
   }
 
+  /** The process of a service dies, as in a crash. */
+  async kill(service: string): Promise<void> {
+    await this.systemctl('kill', '--kill-whom=main', '--signal=KILL', service)
+  }
+
   /** A property of a unit, as `systemctl show` has it. */
   async property(unit: string, name: string): Promise<string> {
     return (await this.systemctl('show', '--value', '--property', name, unit)).trim()

@@ -185,11 +185,11 @@ export class Entry {
   /** It cannot give two all that it gets. Who stands still, or crawls, says nothing of its link. */
   isNarrow(): boolean {
     if (!this.isMeasured() || this.readers.size < 2) return false
-    const rates = Array.from(this.readers)
-      .filter((each) => each.isMeasured() && each.stalledAt === undefined)
-      .map(({ rate }) => rate)
-      .filter((rate) => rate > LAG.crawl * this.rate)
-    return rates.length >= 2 && Math.max(...rates) < NARROW.share * this.rate
+    const readers = Array.from(this.readers).filter(
+      (each) =>
+        each.isMeasured() && each.stalledAt === undefined && each.rate > LAG.crawl * this.rate,
+    )
+    return readers.length >= 2 && readers.every(({ rate }) => rate < NARROW.share * this.rate)
   }
 
   /** Bytes a ms that come from it: where the upstream is as fast as its link, of several who read from it each gets less than it got itself. */
